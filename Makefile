@@ -1,0 +1,37 @@
+# make demo | test | lint [STACK=openmmlab] [TORCH_INDEX=https://download.pytorch.org/whl/cpu]
+STACK ?= onedl
+PYTHON ?= python3
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+
+VENV := .venv$(if $(filter-out onedl,$(STACK)),-$(STACK))
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint install clean
+.DELETE_ON_ERROR:
+
+install: $(INSTALLED)
+
+# torch first and alone: with TORCH_INDEX it comes from an index that has nothing else
+$(INSTALLED): setup.py requirements/$(STACK).txt
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	    v in ((3, 11), (3, 12)) or sys.exit("Python 3.11 or 3.12 is needed, this is %d.%d; try make PYTHON=python3.12" % v)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	$(PIP) --constraint requirements/$(STACK).txt --editable '.[$(STACK),dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python tools/demo.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .venv-* build *.egg-info mmwsl/.mim

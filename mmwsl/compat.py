@@ -1,0 +1,209 @@
+"""Every workaround that today's stack needs, one function each.
+
+Importing :mod:`mmwsl` calls them once. Each leaves alone what already works, and each docstring names the symptom, the
+versions in which it was seen, and what has to happen upstream before the function can be deleted.
+"""
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import pickle
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mmcv
+import mmengine.runner.checkpoint as mmengine_checkpoint
+import numpy as np
+import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import HistoryBuffer
+
+# What torchvision's Python files expect of its compiled library while they are imported.
+_TORCHVISION_OPERATORS = (
+    'nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
+    'qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
+)
+_MMRAZOR_NEWEST_MMCV = '2.1.0'
+_libraries: list[torch.library.Library] = []  # a Library undoes its definitions when it is collected
+
+
+class UnsafeCheckpointError(RuntimeError):
+    """A checkpoint holds more than weights and what mmengine stores beside them."""
+
+
+def ready_the_stack() -> None:
+    """Make mmpretrain and mmrazor importable, and mmengine's checkpoints loadable."""
+    make_torchvision_importable()
+    make_mmrazor_importable()
+    load_only_weights()
+
+
+def make_torchvision_importable() -> None:
+    """Define two operator schemas where torchvision's compiled library cannot be loaded.
+
+    Symptom: ``RuntimeError: operator torchvision::nms does not exist`` from ``import torchvision`` (and so from
+    ``import mmpretrain``), with a torchvision wheel built for CUDA beside a CPU build of torch (0.28.0 beside
+    2.13.0+cpu). The image transforms are plain Python and need no operator. Upstream: a CPU wheel of torchvision on the
+    package index, or an import that tolerates a missing library.
+    """
+    if importlib.util.find_spec('torchvision') is None:
+        return
+    try:
+        importlib.import_module('torchvision')
+    except RuntimeError as error:
+        if 'torchvision::' not in str(error):
+            raise
+        _forget_modules('torchvision')
+        library = torch.library.Library('torchvision', 'FRAGMENT')
+        for schema in _TORCHVISION_OPERATORS:
+            name = schema.partition('(')[0]
+            if not hasattr(torch.ops.torchvision, name):
+                library.define(schema)
+        _libraries.append(library)
+        importlib.import_module('torchvision')
+
+
+def make_mmrazor_importable() -> None:
+    """Import mmrazor past its version check and past its quantization package."""
+    with _mmcv_as_mmrazor_expects():
+        importlib.import_module('mmrazor')
+    _stand_in_for_quantization()
+
+
+@contextmanager
+def _mmcv_as_mmrazor_expects() -> Iterator[None]:
+    """Show mmrazor, while it is imported, an mmcv version that it accepts.
+
+    Symptom: ``AssertionError: MMCV==2.3.6 is used but incompatible`` from ``import mmrazor`` (1.0.0, which asserts
+    mmcv <= 2.1.0 and works with later ones). Upstream: a release of mmrazor with a wider range.
+    """
+    version = mmcv.__version__
+    from mmengine.utils import digit_version
+    if digit_version(version) <= digit_version(_MMRAZOR_NEWEST_MMCV):
+        yield
+        return
+    mmcv.__version__ = _MMRAZOR_NEWEST_MMCV
+    try:
+        yield
+    finally:
+        mmcv.__version__ = version
+
+
+def _stand_in_for_quantization() -> None:
+    """Put a placeholder where mmrazor's quantization package cannot be imported.
+
+    Symptom: ``ImportError: `torch>=1.13` is not installed properly`` from ``import mmrazor.models`` (1.0.0 with torch
+    >= 2.0, in which torch.ao.quantization lost the names that mmrazor imports). Distillation never uses the package.
+    Upstream: mmrazor would have to follow torch, or import it only when a quantizer is built.
+    """
+    name = 'mmrazor.structures.quantization'
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        _forget_modules('mmrazor.structures')
+        placeholder = types.ModuleType(name, 'Stands in for a package that this torch cannot import.')
+        # what mmrazor's own modules import from it by name
+        vars(placeholder).update(BackendConfigs={}, QConfigHandler=_NoQuantization)
+        sys.modules[name] = placeholder
+
+
+class _NoQuantization:
+    """Says why it cannot be used, when it is."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise ImportError(f'mmrazor 1.0.0 cannot quantize with torch {torch.__version__}: its quantization package '
+                          'needs torch 1.13. Distillation, pruning and search are not affected.')
+
+
+def _forget_modules(package: str) -> None:
+    """Drop the remains of an import that failed half way."""
+    for name in list(sys.modules):
+        if name == package or name.startswith(f'{package}.'):
+            del sys.modules[name]
+
+
+def load_only_weights() -> None:
+    """Let mmengine load its own checkpoints under ``weights_only=True``, and nothing that needs more.
+
+    Symptom: mmengine 0.10.7 cannot resume with torch >= 2.6 (``Weights only load failed``), because its message hub is
+    not on torch's list; the maintained fork (0.10.12) falls back to unpickling whatever the file holds, which runs code
+    from an untrusted file; both download with ``weights_only=False``. Upstream: a fixed list without a fallback.
+    """
+    loader = _WeightsOnlyTorch()
+    for name, replacement in (('torch', loader), ('_safe_torch_load', loader.load), ('load_url', loader.load_url)):
+        if hasattr(mmengine_checkpoint, name):
+            setattr(mmengine_checkpoint, name, replacement)
+
+
+class _WeightsOnlyTorch(types.ModuleType):
+    """torch as mmengine's checkpoint module sees it: the same, but ``load`` refuses to run code."""
+
+    def __init__(self) -> None:
+        super().__init__('torch')
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def load(self, f: Any, map_location: Any = None, **_: Any) -> Any:
+        return _only_weights(functools.partial(torch.load, f, map_location=map_location), f)
+
+    def load_url(self, url: str, *args: Any, **kwargs: Any) -> Any:
+        return _only_weights(functools.partial(torch.hub.load_state_dict_from_url, url, *args, **kwargs), url)
+
+
+def _only_weights(load: Callable[..., Any], source: Any) -> Any:
+    with torch.serialization.safe_globals(_stored_by_mmengine()):
+        try:
+            return load(weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise UnsafeCheckpointError(
+                f'{source} was not loaded: it is damaged, or holds more than weights and what mmengine stores, and '
+                f'reading that could run code. Save its state_dict alone, e.g. torch.save(checkpoint["state_dict"], '
+                f'...), where you trust it. torch says: {error}') from error
+
+
+def _stored_by_mmengine() -> list[Any]:
+    """The classes in a checkpoint of mmengine beside weights: logged histories, made of numpy arrays."""
+    core = np._core if hasattr(np, '_core') else np.core  # numpy 2 renamed it
+    return [
+        HistoryBuffer, np.ndarray, np.dtype, core.multiarray._reconstruct, core.multiarray.scalar,
+        (core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
+        (core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
+        *{type(np.dtype(kind)) for kind in ('float32', 'float64', 'int32', 'int64', 'uint32', 'bool')},
+        (_history_statistic, 'builtins.getattr'),
+    ]
+
+
+def _history_statistic(owner: type, name: str) -> Any:
+    """What a stored history needs of ``getattr``, and no more: one of its own statistics."""
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
+        raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not among what mmengine stores')
+    return getattr(owner, name)
+
+
+def distribute_without_cuda(cfg: ConfigDict) -> None:
+    """Start the process group that mmengine cannot start on a CPU build of torch.
+
+    Symptom: with ``--launcher`` and no CUDA, ``init_dist`` calls ``torch.cuda.set_device`` and the Runner hands
+    ``device_ids=[LOCAL_RANK]`` to DistributedDataParallel (mmengine 0.10.7 and 0.10.12). A group that exists already is
+    left as it is by the Runner. Upstream: a branch for CPU in both places.
+
+    Args:
+        cfg: The config of the run; ``model_wrapper_cfg`` is set in it.
+    """
+    if cfg.get('launcher', 'none') == 'none' or torch.cuda.is_available():
+        return
+    wrapper = dict(cfg.get('model_wrapper_cfg') or dict(type='MMDistributedDataParallel', broadcast_buffers=False))
+    wrapper.setdefault('find_unused_parameters', cfg.get('find_unused_parameters', False))
+    wrapper['device_ids'] = None
+    cfg.model_wrapper_cfg = wrapper
+    if cfg.launcher == 'slurm':
+        os.environ.setdefault('RANK', os.environ['SLURM_PROCID'])
+        os.environ.setdefault('WORLD_SIZE', os.environ['SLURM_NTASKS'])
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from mmpretrain.datasets import BaseDataset
+
+from mmwsl.registry import DATASETS
+
+
+@DATASETS.register_module()
+class Digits(BaseDataset):
+    """Handwritten digits that come with scikit-learn: 1,797 grey images of 8x8 pixels, values 0 to 16, ten classes.
+
+    Source: ``sklearn.datasets.load_digits``, the test set of the UCI ML hand-written digits data. Nothing is
+    downloaded. The split is fixed and stratified: 600 images to train on, 1,197 to test on.
+
+    Args:
+        split: 'train' or 'test'.
+        kwargs: As of mmpretrain's ``BaseDataset``: ``pipeline``, ``indices``, ``test_mode`` and so on.
+    """
+    METAINFO = {'classes': tuple('0123456789')}
+    TRAIN_SIZE = 600
+
+    def __init__(self, split: str = 'train', **kwargs: Any) -> None:
+        if split not in ('train', 'test'):
+            raise ValueError(f"split should be 'train' or 'test', got {split!r}")
+        self.split = split
+        super().__init__(ann_file='', **kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        """Images as uint8 arrays of shape (8, 8, 1), with labels."""
+        from sklearn.datasets import load_digits  # slow to import, and needed by nobody else
+        from sklearn.model_selection import train_test_split
+        images, labels = load_digits().images, load_digits().target
+        train, test = train_test_split(
+            np.arange(len(labels)), train_size=self.TRAIN_SIZE, stratify=labels, random_state=0)
+        chosen = np.sort(train if self.split == 'train' else test)
+        return [dict(img=images[i].astype(np.uint8)[..., None], gt_label=int(labels[i])) for i in chosen]

@@ -1,0 +1,81 @@
+"""Views (augmented images) that depend on the seed, the epoch and the image alone.
+
+mmengine seeds each worker once from a fixed number: workers that are made anew repeat their augmentations each epoch,
+and a resumed run draws others than an unbroken one. Here the sampler hands out *views*, an index with the epoch and the
+seed, and the dataset draws from them, so neither workers nor restarts matter.
+"""
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmengine.dataset import DefaultSampler
+from torch.utils.data import get_worker_info
+
+from mmwsl.registry import DATA_SAMPLERS, DATASETS
+
+
+class View(NamedTuple):
+    """One augmented look at one image."""
+    index: int
+    epoch: int
+    seed: int
+
+
+@DATA_SAMPLERS.register_module()
+class ViewSampler(DefaultSampler):
+    """mmengine's DefaultSampler, yielding a :class:`View` for each index."""
+
+    def __iter__(self) -> Iterator[View]:  # type: ignore[override]
+        return (View(index, self.epoch, self.seed) for index in super().__iter__())
+
+
+@DATASETS.register_module()
+class SeededViews:
+    """A dataset whose pipeline draws from the view it is asked for.
+
+    Args:
+        dataset: Config of the dataset, or the dataset. Asked for a plain index, it answers as without this wrapper.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, view: View | int) -> Any:
+        if not isinstance(view, View):
+            return self.dataset[view]
+        with seeded_generators(view.seed, view.epoch, view.index):
+            return self.dataset[view.index]
+
+    def __getattr__(self, name: str) -> Any:  # metainfo, full_init, pipeline, ...
+        if name == 'dataset':  # not there yet while a copy is being made
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+@contextmanager
+def seeded_generators(*key: int) -> Iterator[None]:
+    """Seed Python's, numpy's and torch's CPU generators from a key of non-negative integers; restore them after.
+
+    In a worker of a DataLoader nobody else draws from them, and they are not restored: that takes most of the time.
+    """
+    nobody_else = get_worker_info() is not None
+    states = None if nobody_else else (random.getstate(), np.random.get_state(), torch.get_rng_state())
+    words = np.random.SeedSequence(key).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    torch.default_generator.manual_seed(int(words[2]))
+    try:
+        yield
+    finally:
+        if states is not None:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.set_rng_state(states[2])

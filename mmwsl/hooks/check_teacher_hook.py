@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor
+
+from mmwsl.registry import HOOKS
+
+
+@HOOKS.register_module()
+class CheckTeacherHook(Hook):
+    """Before the first step, score the teacher on validation data, and stop a run that cannot succeed.
+
+    A wrong checkpoint, other class order or other normalisation all show as a teacher that knows no more than chance.
+    The figure is logged. It is the teacher's in eval mode, whatever ``teacher_norm_eval`` says.
+
+    Args:
+        max_batches: Validation batches to look at, at most.
+        min_accuracy: Top-1 in [0, 1] below which the run stops. None: twice chance, 2 / C (for two classes, halfway
+            between chance and perfect). 0 never stops it.
+
+    Raises:
+        RuntimeError: If the teacher scores less.
+        ValueError: If teacher and student predict different numbers of classes.
+    """
+
+    def __init__(self, max_batches: int = 10, min_accuracy: float | None = None) -> None:
+        self.max_batches = max_batches
+        self.min_accuracy = min_accuracy
+
+    def before_train(self, runner: Runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if getattr(model, 'teacher', None) is None:
+            return
+        if runner.val_loop is None:
+            runner.logger.warning('The teacher was not checked: there is no validation data (val_dataloader).')
+            return
+        was_training = model.training
+        model.eval()
+        with torch.no_grad(), torch.random.fork_rng():  # a check must not change what training draws
+            correct, total, classes = self._score(model, runner.val_loop.dataloader)
+        model.train(was_training)
+        if total == 0:
+            runner.logger.warning('The teacher was not checked: its outputs and the validation targets are not one '
+                                  'score per class and one class per image.')
+            return
+        self._judge(runner, correct / total, total, classes)
+
+    def _score(self, model: Any, dataloader: Any) -> tuple[int, int, int]:
+        """Images that the teacher gets right, images seen, classes."""
+        counts, classes = torch.zeros(2, dtype=torch.int64), 0
+        for batch_idx, batch in enumerate(islice(dataloader, self.max_batches)):
+            batch = model.data_preprocessor(batch, False)
+            logits = model.teacher(batch['inputs'], batch['data_samples'], mode='tensor')
+            target = _single_labels(batch['data_samples'])
+            if not isinstance(logits, Tensor) or logits.dim() != 2 or target is None:
+                break
+            if batch_idx == 0:
+                classes = logits.shape[1]
+                _check_classes(model.student(batch['inputs'], batch['data_samples'], mode='tensor'), classes)
+            counts += torch.tensor([(logits.argmax(1).cpu() == target).sum(), len(target)])
+        all_reduce(counts)
+        return int(counts[0]), int(counts[1]), classes
+
+    def _judge(self, runner: Runner, accuracy: float, total: int, classes: int) -> None:
+        chance = 1 / classes
+        least = min(2 * chance, (1 + chance) / 2) if self.min_accuracy is None else self.min_accuracy
+        runner.logger.info(f'Teacher: {100 * accuracy:.2f} % top-1 on {total} validation images.')
+        if accuracy < least:
+            raise RuntimeError(
+                f'The teacher gets {100 * accuracy:.2f} % of {total} validation images right; chance is '
+                f'{100 * chance:.2f} % and {100 * least:.2f} % is required. Is teacher_ckpt the right file, and do '
+                'data_preprocessor (mean, std, to_rgb) and the order of the classes fit it? If it is meant to be so, '
+                "set min_accuracy of the hook 'mmwsl.CheckTeacherHook' in custom_hooks to 0.")
+
+
+def _single_labels(data_samples: Any) -> Tensor | None:
+    labels = [getattr(sample, 'gt_label', None) for sample in data_samples or [None]]
+    if any(label is None or label.numel() != 1 for label in labels):
+        return None
+    return torch.cat([label.reshape(1).cpu() for label in labels])
+
+
+def _check_classes(student_logits: Any, classes: int) -> None:
+    if isinstance(student_logits, Tensor) and student_logits.dim() == 2 and student_logits.shape[1] != classes:
+        raise ValueError(f'the teacher predicts {classes} classes and the student {student_logits.shape[1]}: set '
+                         'num_classes of the heads (and of data_preprocessor) to the same number')

@@ -1,0 +1,3 @@
+from mmwsl.models.algorithms.wsl_distill import WSLDistill
+
+__all__ = ['WSLDistill']

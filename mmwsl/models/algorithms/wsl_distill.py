@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from mmengine.structures import BaseDataElement
+from mmrazor.models.algorithms import SingleTeacherDistill
+from mmrazor.models.utils import add_prefix
+from torch import Tensor, nn
+
+from mmwsl.models.algorithms.teacher import freeze, set_teacher_mode, share_inputs
+from mmwsl.registry import MODELS
+from mmwsl.utils.checkpoint import load_network
+
+
+@MODELS.register_module()
+class WSLDistill(SingleTeacherDistill):
+    """Distil a frozen teacher into a student, over MMRazor's SingleTeacherDistill.
+
+    The teacher is wholly frozen: eval mode (dropout and drop-path too), no gradient, no loss of its own. It follows the
+    model's device but is no part of it: no checkpoint, optimiser or DistributedDataParallel sees it. Resuming reads it
+    from ``teacher_ckpt`` again.
+
+    Args:
+        distiller: Config of the distiller, e.g. ``dict(type='mmwsl.WSLDistiller')``.
+        teacher: Config of the teacher, or the built network. With a data_preprocessor of its own it sees its own kind
+            of input (mean, std, channel order).
+        teacher_ckpt: Its checkpoint, loaded strictly. None builds an untrained teacher, with a warning.
+        teacher_norm_eval: False lets its BatchNorm predict with batch statistics while the student trains, as the
+            authors' code does; its running statistics stay as loaded either way.
+        kwargs: As of SingleTeacherDistill: ``architecture`` (the student), ``data_preprocessor``,
+            ``student_trainable``, ``calculate_student_loss``, ``init_cfg`` and so on.
+
+    Raises:
+        ValueError: If the checkpoint does not fit the teacher, or ``teacher_trainable`` is asked for.
+    """
+
+    def __init__(self, distiller: dict, teacher: Any, teacher_ckpt: str | None = None, teacher_norm_eval: bool = True,
+                 teacher_trainable: bool = False, **kwargs: Any) -> None:
+        if teacher_trainable:
+            raise ValueError('WSLDistill keeps its teacher frozen, got teacher_trainable=True. MMRazor has '
+                             'SingleTeacherDistill for a teacher that learns')
+        super().__init__(distiller, teacher, teacher_norm_eval=teacher_norm_eval, **kwargs)
+        network = self._modules.pop('teacher')
+        # no submodule: see the class's docstring. deepcopy, pickle and _apply still reach it
+        object.__setattr__(self, 'teacher', freeze(network, teacher_norm_eval))
+        self._load_teacher(teacher, teacher_ckpt)
+        share_inputs(self.teacher, self.data_preprocessor)
+        self._teacher_mode = 'tensor'
+        self._teacher_mode_is_known = False
+        self._register_load_state_dict_pre_hook(_drop_teacher)
+        self.train(self.training)
+
+    def _load_teacher(self, teacher: Any, teacher_ckpt: str | None) -> None:
+        init_cfg = getattr(self.teacher, 'init_cfg', None)
+        if teacher_ckpt is None and isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+            teacher_ckpt = init_cfg['checkpoint']
+        self._teacher_is_trained = teacher_ckpt is not None or not isinstance(teacher, dict) or bool(
+            teacher.get('pretrained'))
+        if teacher_ckpt is not None:
+            load_network(self.teacher, teacher_ckpt)
+        elif not self._teacher_is_trained:
+            warnings.warn('teacher_ckpt is None: the teacher is untrained, and a student learns nothing from it. Name '
+                          'its checkpoint in model.teacher_ckpt', UserWarning, stacklevel=2)
+
+    def init_weights(self) -> None:
+        """Initialise the student, and a teacher that has no checkpoint."""
+        super().init_weights()
+        if not self._teacher_is_trained:
+            self.teacher.init_weights()
+
+    def loss(self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None = None) -> dict[str, Tensor]:
+        """The student's losses under ``student.``, the distiller's losses and statistics under ``distill.``."""
+        if not self.distillation_stopped or self.distiller.deliveries.deliveries:
+            self._teach(batch_inputs, data_samples)
+        self.distiller.set_deliveries_override(True)
+        learns = self.calculate_student_loss or self.student_trainable
+        with self.distiller.student_recorders, self.distiller.deliveries, torch.set_grad_enabled(learns):
+            student_losses = self.student(batch_inputs, data_samples, mode='loss')
+        losses = add_prefix(student_losses, 'student') if self.calculate_student_loss else {}
+        if not self.distillation_stopped:
+            losses.update(add_prefix(self.distiller.compute_distill_losses(), 'distill'))
+        return losses
+
+    def _teach(self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None) -> None:
+        """Run the teacher for what recorders and deliveries take from it.
+
+        Logits come from ``mode='tensor'``. Only where that leaves a recorder or a delivery with nothing, because its
+        source lies in the head's loss, does the teacher run in ``mode='loss'``; the first batch finds it out.
+        """
+        self._run_teacher(batch_inputs, data_samples)
+        if not self._teacher_mode_is_known:
+            self._teacher_mode_is_known = True
+            if self._something_is_missing():
+                self._teacher_mode = 'loss'
+                for delivery in self.distiller.deliveries.deliveries.values():
+                    delivery.data_queue.clear()
+                self._run_teacher(batch_inputs, data_samples)
+
+    @torch.no_grad()
+    def _run_teacher(self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None) -> None:
+        self.distiller.set_deliveries_override(False)
+        with self.distiller.teacher_recorders, self.distiller.deliveries:
+            self.teacher(batch_inputs, data_samples, mode=self._teacher_mode)
+
+    def _something_is_missing(self) -> bool:
+        recorders = self.distiller.teacher_recorders.recorders.values()
+        deliveries = self.distiller.deliveries.deliveries.values()
+        return (any(len(recorder.data_buffer) == 0 for recorder in recorders)
+                or any(len(delivery.data_queue) == 0 for delivery in deliveries))
+
+    def train(self, mode: bool = True) -> WSLDistill:
+        """Set the student's mode; the teacher stays in eval mode, but for BatchNorm with teacher_norm_eval=False."""
+        nn.Module.train(self, mode)
+        if 'teacher' in self.__dict__:  # not yet while the base class is being made
+            set_teacher_mode(self.teacher, use_batch_statistics=mode and not self.teacher_norm_eval)
+        return self
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> WSLDistill:
+        super()._apply(fn, *args, **kwargs)
+        self.teacher._apply(fn, *args, **kwargs)
+        return self
+
+
+def _drop_teacher(state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Skip the teacher in a checkpoint of MMRazor's SingleTeacherDistill, which holds one."""
+    for key in [key for key in state_dict if key.startswith(f'{prefix}teacher.')]:
+        del state_dict[key]

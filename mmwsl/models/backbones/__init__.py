@@ -1,0 +1,3 @@
+from mmwsl.models.backbones.cifar_resnet import CIFARResNet
+
+__all__ = ['CIFARResNet']

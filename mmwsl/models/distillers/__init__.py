@@ -1,0 +1,3 @@
+from mmwsl.models.distillers.wsl_distiller import WSLDistiller
+
+__all__ = ['WSLDistiller']

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmwsl.models.losses import functional
+from mmwsl.registry import MODELS
+
+_REDUCTIONS = ('none', 'mean', 'sum')
+
+
+@MODELS.register_module()
+class WSLLoss(nn.Module):
+    r"""Weighted soft labels (arXiv 2102.00650): :math:`\alpha \cdot w_i \tau^2 H(\sigma(z_t/\tau), \sigma(z_s/\tau))`.
+
+    It knows no number of classes, no device and no network, so any distiller of MMRazor can carry it. The hard loss is
+    the student's own and keeps weight 1.
+
+    Args:
+        tau: Temperature of the soft labels. The paper: 4 on CIFAR-100, 2 on ImageNet.
+        loss_weight: The paper's alpha: 2.25 on CIFAR-100, 2.5 on ImageNet.
+        ignore_index: Class index whose targets do not count.
+        reduction: 'mean' over the targets that are kept (0 where none is), 'sum' or 'none'.
+
+    Attributes:
+        statistics: Of the last forward, without gradient: ``wsl_weight``, the mean weight of the targets kept, and for
+            class indices ``regularization_share``, the share of them with |b| > |a|.
+
+    Examples:
+        >>> loss = WSLLoss(tau=4.0, loss_weight=2.25)
+        >>> student, teacher = torch.randn(8, 100, requires_grad=True), torch.randn(8, 100)
+        >>> loss(student, teacher, torch.randint(100, (8, ))).backward()
+    """
+
+    def __init__(self, tau: float = 2.0, loss_weight: float = 2.5, ignore_index: int = functional.IGNORE_INDEX,
+                 reduction: str = 'mean') -> None:
+        super().__init__()
+        functional.check_temperature(tau)
+        self.tau = tau
+        self.loss_weight = loss_weight
+        self.ignore_index = ignore_index
+        self.reduction = _checked_reduction(reduction)
+        self.statistics: dict[str, Tensor] = {}
+
+    def forward(self, preds_S: Tensor, preds_T: Tensor, gt_labels: Tensor, weight: Tensor | None = None,
+                avg_factor: float | None = None, reduction_override: str | None = None) -> Tensor:
+        r"""Loss of a batch.
+
+        Args:
+            preds_S: Student logits. Shape: (N, C) or (N, C, \*).
+            preds_T: Teacher logits. Shape: as preds_S.
+            gt_labels: Class indices, (N, \*), or class scores of the logits' shape.
+            weight: A further weight for each target. Shape: (N, \*).
+            avg_factor: What the sum is divided by instead of the number of targets kept.
+            reduction_override: Replaces ``reduction`` for this call.
+
+        Returns:
+            A scalar, or with reduction 'none' one value for each target, (N, \*).
+
+        Raises:
+            TypeError: If logits are not floating point, or gt_labels are neither int64 nor floating point.
+            ValueError: If shapes do not belong together, an index is not in [0, C), or avg_factor comes with 'sum'.
+        """
+        sample_weight = functional.wsl_weight(preds_S, preds_T, gt_labels, self.ignore_index)
+        loss = self.loss_weight * sample_weight * functional.soft_cross_entropy(preds_S, preds_T, self.tau)
+        kept = functional.kept_targets(gt_labels, self.ignore_index)
+        self.statistics = self._statistics(sample_weight, kept, preds_S, preds_T, gt_labels)
+        if weight is not None:
+            loss = loss * _checked_weight(weight, loss)
+        return _reduce(loss, kept, _checked_reduction(reduction_override or self.reduction), avg_factor)
+
+    @torch.no_grad()
+    def _statistics(self, sample_weight: Tensor, kept: Tensor, preds_S: Tensor, preds_T: Tensor,
+                    gt_labels: Tensor) -> dict[str, Tensor]:
+        count = kept.sum().clamp(min=1)
+        statistics = {'wsl_weight': sample_weight.sum() / count}
+        if not gt_labels.is_floating_point():
+            a, b = functional.bias_and_variance_gradients(preds_S, preds_T, gt_labels, self.tau)
+            statistics['regularization_share'] = ((b.abs() > a.abs()) & kept).sum() / count
+        return statistics
+
+    def extra_repr(self) -> str:
+        return (f'tau={self.tau}, loss_weight={self.loss_weight}, ignore_index={self.ignore_index}, '
+                f'reduction={self.reduction!r}')
+
+
+def _checked_reduction(reduction: str) -> str:
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f'reduction should be one of {_REDUCTIONS}, got {reduction!r}')
+    return reduction
+
+
+def _checked_weight(weight: Tensor, loss: Tensor) -> Tensor:
+    if weight.shape != loss.shape:
+        raise ValueError(f'weight should have one value per target, {tuple(loss.shape)}, got {tuple(weight.shape)}')
+    return weight.to(loss.dtype)
+
+
+def _reduce(loss: Tensor, kept: Tensor, reduction: str, avg_factor: float | None) -> Tensor:
+    if reduction == 'none':
+        return loss
+    if reduction == 'sum':
+        if avg_factor is not None:
+            raise ValueError(f"avg_factor belongs to reduction 'mean', got avg_factor={avg_factor} with 'sum'")
+        return loss.sum()
+    return loss.sum() / (kept.sum().clamp(min=1) if avg_factor is None else avg_factor)

@@ -1,0 +1,14 @@
+"""Registries of mmwsl: direct children of mmengine's roots, so that ``type='mmwsl.X'`` resolves from every scope.
+
+A child of mmrazor's or mmpretrain's registries would not be found from the root.
+"""
+from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
+from mmengine.registry import DATASETS as ROOT_DATASETS
+from mmengine.registry import HOOKS as ROOT_HOOKS
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import Registry
+
+MODELS = Registry('model', parent=ROOT_MODELS, scope='mmwsl', locations=['mmwsl.models'])
+DATASETS = Registry('dataset', parent=ROOT_DATASETS, scope='mmwsl', locations=['mmwsl.datasets'])
+DATA_SAMPLERS = Registry('data sampler', parent=ROOT_DATA_SAMPLERS, scope='mmwsl', locations=['mmwsl.datasets'])
+HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='mmwsl', locations=['mmwsl.hooks'])

@@ -1,0 +1,93 @@
+"""Networks and files: strict, and never more than weights."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor, nn
+
+_STUDENT = 'architecture.'  # MMRazor's name for the student
+
+
+def load_network(model: nn.Module, path: str) -> None:
+    """Load a network strictly from a file.
+
+    Args:
+        model: The network.
+        path: File or URL of a checkpoint of mmengine (of a distillation, its student is taken), or of a state dict.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        UnsafeCheckpointError: If it holds more than weights and what mmengine stores.
+        ValueError: As of :func:`load_weights`.
+    """
+    weights = read_weights(path)
+    load_weights(model, student_weights(weights) or weights, path)
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Load a state dict strictly.
+
+    Raises:
+        ValueError: If a key is missing, unexpected or of another shape; the source and all of them are named.
+    """
+    problems = _mismatches(model, weights)
+    if problems:
+        raise ValueError(f'the checkpoint {source!r} does not belong to this {type(model).__name__}. '
+                         + '; '.join(problems) + '. If it comes from other code, convert it with '
+                         'tools/model_converters/import_teacher.py')
+    model.load_state_dict(weights, strict=False)  # checked; old files lack a counter that nothing reads
+
+
+def read_weights(path: str) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file holds no state dict.
+    """
+    try:
+        checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f'there is no checkpoint {str(path)!r}. Train the network with its config in configs/vanilla/, or convert a '
+            'published file with tools/model_converters/import_teacher.py') from error
+    for key in ('state_dict', 'model', 'net'):
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
+            checkpoint = checkpoint[key]
+            break
+    if not isinstance(checkpoint, dict) or not checkpoint or not all(
+            isinstance(value, Tensor) for value in checkpoint.values()):
+        raise ValueError(f'{str(path)!r} holds no state dict: expected tensors by name, alone or under state_dict, '
+                         f'model or net, got {_describe(checkpoint)}')
+    return checkpoint
+
+
+def student_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The student's part of a distillation's state dict; empty for any other state dict."""
+    return {key[len(_STUDENT):]: value for key, value in weights.items() if key.startswith(_STUDENT)}
+
+
+def save_weights(weights: dict[str, Tensor], path: str) -> None:
+    """Write a state dict as mmpretrain loads it; a file is there whole or not at all."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f'{target.name}.partial')
+    torch.save({'meta': {}, 'state_dict': weights}, partial)
+    partial.replace(target)
+
+
+def _mismatches(model: nn.Module, weights: dict[str, Tensor]) -> list[str]:
+    expected = model.state_dict()
+    missing = {key for key in expected.keys() - weights.keys() if not key.endswith('num_batches_tracked')}
+    misshapen = {f'{key} ({tuple(weights[key].shape)} instead of {tuple(expected[key].shape)})'
+                 for key in expected.keys() & weights.keys() if weights[key].shape != expected[key].shape}
+    found = (('missing', missing), ('unexpected', weights.keys() - expected.keys()), ('of another shape', misshapen))
+    return [f'{what}: {", ".join(sorted(keys))}' for what, keys in found if keys]
+
+
+def _describe(checkpoint: object) -> str:
+    if isinstance(checkpoint, dict):
+        return f'a dict with the keys {sorted(map(str, checkpoint))[:8]}'
+    return type(checkpoint).__name__

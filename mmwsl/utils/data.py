@@ -1,0 +1,64 @@
+"""Look for the data before a run is built, and say what is missing in the user's terms."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS, init_default_scope
+
+_CIFAR = {
+    'CIFAR10': ('cifar-10-batches-py', 'data_batch_1 ... data_batch_5, test_batch, batches.meta'),
+    'CIFAR100': ('cifar-100-python', 'train, test, meta'),
+}
+_FOLDERS = ('ImageNet', 'ImageNet21k', 'CustomDataset')
+
+
+def check_data(cfg: Config, dataloaders: tuple[str, ...]) -> None:
+    """Raise FileNotFoundError for the first dataset whose files are not there and cannot be downloaded.
+
+    CIFAR is downloaded. A folder dataset cannot be. A dataset of another type is left to its own checks.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    for field in dataloaders:
+        dataset = (cfg.get(field) or {}).get('dataset')
+        while isinstance(dataset, dict) and isinstance(dataset.get('dataset'), dict):  # wrappers
+            dataset = dataset['dataset']
+        if not isinstance(dataset, dict):
+            continue
+        name = str(dataset.get('type')).rpartition('.')[2]
+        if name in _CIFAR:
+            _check_cifar(name, dataset, field)
+        elif name in _FOLDERS:
+            _check_folder(dataset, field)
+
+
+def _check_cifar(name: str, dataset: dict[str, Any], field: str) -> None:
+    folder, files = _CIFAR[name]
+    root = Path(dataset.get('data_root') or dataset.get('data_prefix') or '')
+    if (root / folder).is_dir():
+        return
+    layout = f'{field}: {name} is not in {root}. Expected: {root / folder}/ with the files {files}.'
+    if not dataset.get('download', True):
+        raise FileNotFoundError(f'{layout} Set download=True in the dataset to fetch it')
+    print_log(f'{layout} It is being downloaded.', logger='current')
+    try:
+        DATASETS.build(dataset)
+    except Exception as error:  # whatever a network can raise
+        raise FileNotFoundError(f'{layout} Downloading it failed ({error}). Unpack {DATASETS.get(name).filename} from '
+                                f'{DATASETS.get(name).url} there') from error
+
+
+def _check_folder(dataset: dict[str, Any], field: str) -> None:
+    root = Path(dataset.get('data_root') or '')
+    split, prefix = dataset.get('split', ''), dataset.get('data_prefix')
+    if isinstance(prefix, dict):
+        prefix = prefix.get('img_path')
+    folder = root / (prefix or split or '')
+    if folder.is_dir() or '://' in str(dataset.get('data_root')):
+        return
+    raise FileNotFoundError(
+        f'{field}: {folder} is not there. Expected: one folder for each class with its images, as in '
+        f'{folder}/<class>/<image>.JPEG (or data_prefix with an annotation file in ann_file). It cannot be downloaded '
+        f'by itself: ImageNet-1k needs a registration at image-net.org. Set {field}.dataset...data_root to where it is')

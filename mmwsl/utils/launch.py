@@ -1,0 +1,64 @@
+"""What tools/train.py and tools/test.py share."""
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+
+from mmwsl.compat import distribute_without_cuda
+from mmwsl.utils.data import check_data
+
+_DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+def launcher_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the options that training and testing have in common."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='where logs and checkpoints go; default: work_dirs/<name of the config>')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='settings of the config to override, e.g. optim_wrapper.optimizer.lr=0.01; lists as '
+                        'key="[a,b]", without white space')
+    parser.add_argument('--no-pin-memory', action='store_true', help='switch pinned memory of the dataloaders off')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    # torch.distributed.launch passes one of the two, depending on its version
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, ...] = _DATALOADERS) -> None:
+    """Apply the common options to a config, and check what can be checked before anything is built.
+
+    Args:
+        cfg: The config, changed in place.
+        args: Of :func:`launcher_parser`.
+        dataloaders: Fields whose data have to be there.
+
+    Raises:
+        FileNotFoundError: If data are missing; the message says which layout is expected where.
+        ValueError: If mixed precision is asked for without a GPU.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg.launcher = args.launcher
+    if args.work_dir or not cfg.get('work_dir'):
+        cfg.work_dir = args.work_dir or f'work_dirs/{Path(args.config).stem}'
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    for field in _DATALOADERS:
+        if cfg.get(field):
+            _set_dataloader_defaults(cfg[field], pin_memory=not args.no_pin_memory)
+    if args.amp and not torch.cuda.is_available():
+        raise ValueError('--amp needs a GPU, and torch sees none here; leave it out to train in float32')
+    check_data(cfg, dataloaders)
+    distribute_without_cuda(cfg)
+
+
+def _set_dataloader_defaults(dataloader: ConfigDict, pin_memory: bool) -> None:
+    dataloader.pin_memory = pin_memory and dataloader.get('pin_memory', True) and torch.cuda.is_available()
+    dataloader.setdefault('collate_fn', dict(type='default_collate'))
+    # without workers there is nothing to keep alive, and torch refuses the option
+    dataloader.persistent_workers = dataloader.get('num_workers', 0) > 0 and dataloader.get('persistent_workers', True)

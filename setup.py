@@ -1,0 +1,68 @@
+"""The package, with configs and tools inside it as ``mmwsl/.mim``, where OpenMIM looks for them."""
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+TRAVELS = ('configs', 'tools', 'model-index.yml')
+
+# Either set installs the same import names, so neither can be a plain requirement.
+STACKS = {
+    'onedl': ['onedl-mmengine>=0.10.12', 'onedl-mmcv>=2.3.6', 'onedl-mmpretrain>=1.3.6'],
+    'openmmlab': ['mmengine>=0.10.7', 'mmcv-lite>=2.1.0,<2.2.0', 'mmpretrain>=1.2.0'],
+}
+
+
+class BuildWithMim(build_py):
+    """Copies what travels into a wheel, and links it in an editable install.
+
+    OpenMMLab's own ``add_mim_extension`` looks for 'develop' in sys.argv and misses today's editable installs.
+    """
+
+    def run(self) -> None:
+        super().run()
+        mim = (ROOT if self.editable_mode else Path(self.build_lib).resolve()) / 'mmwsl' / '.mim'
+        shutil.rmtree(mim, ignore_errors=True)
+        mim.mkdir(parents=True)
+        for name in TRAVELS:
+            source, target = ROOT / name, mim / name
+            if self.editable_mode:
+                target.symlink_to(source, target_is_directory=source.is_dir())
+            elif source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__'))
+            else:
+                shutil.copy(source, target)
+
+
+def version() -> str:
+    scope: dict = {}
+    exec((ROOT / 'mmwsl' / 'version.py').read_text(), scope)
+    return scope['__version__']
+
+
+setup(
+    name='mmwsl',
+    version=version(),
+    description='Knowledge distillation with weighted soft labels (ICLR 2021) for OpenMMLab',
+    long_description=(ROOT / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=find_packages(include=['mmwsl', 'mmwsl.*']),
+    cmdclass=dict(build_py=BuildWithMim),
+    install_requires=[
+        'torch>=2.6',  # the network, and loading weights without running code
+        'torchvision',  # mmpretrain imports it
+        'mmrazor==1.0.0',  # the distillation machinery; compat.py fits this release
+        'joblib',  # mmrazor needs it and does not declare it
+        'setuptools<81',  # mmengine 0.10.7 imports pkg_resources, which 81 warns of and 82 removed
+        'timm',  # MobileNetV1
+        'scikit-learn',  # the digits
+    ],
+    extras_require={
+        **STACKS,
+        'dev': ['pytest', 'hypothesis', 'ruff', 'mypy'],
+    },
+)

@@ -1,0 +1,33 @@
+import os
+from pathlib import Path
+
+import mmwsl  # noqa: F401  readies the stack before a test imports mmrazor
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    """Small tensors gain nothing from threads, and results do not depend on the machine's cores."""
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def cifar100():
+    """The folder with the real CIFAR-100."""
+    folder = ROOT / 'data/cifar100'
+    if not (folder / 'cifar-100-python/train').exists():
+        pytest.skip(f'needs CIFAR-100 in {folder}')
+    return folder
+
+
+@pytest.fixture
+def published_teacher():
+    """Path of a published CIFAR-100 ResNet of chenyaofo/pytorch-cifar-models, by depth."""
+    folder = os.environ.get('MMWSL_TEACHERS')
+    if not folder:
+        pytest.skip('needs MMWSL_TEACHERS: the folder with chenyaofo_cifar100_resnet56.pth and its like')
+    return lambda depth: Path(folder) / f'chenyaofo_cifar100_resnet{depth}.pth'

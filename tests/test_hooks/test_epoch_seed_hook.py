@@ -1,0 +1,83 @@
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import HOOKS
+from mmengine.runner import get_priority
+
+from mmwsl.hooks import epoch_seed_hook
+from mmwsl.hooks.epoch_seed_hook import EpochSeedHook
+
+
+@pytest.fixture(autouse=True)
+def callers_generators():
+    """The hook seeds the process it runs in; give the other tests their generators back."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+
+
+def runner_with(seed=5, epoch=2, sampler=None, **randomness):
+    return SimpleNamespace(
+        seed=seed, epoch=epoch, _randomness_cfg=randomness,
+        train_dataloader=SimpleNamespace(sampler=sampler or SimpleNamespace(seed=0)))
+
+
+@pytest.fixture
+def draws(monkeypatch):
+    """What each generator gives after the hook."""
+    def after(seed=5, epoch=2, rank=0):
+        monkeypatch.setattr(epoch_seed_hook, 'get_rank', lambda: rank)
+        EpochSeedHook().before_train_epoch(runner_with(seed, epoch))
+        return random.random(), np.random.rand(), torch.rand(()).item()
+    return after
+
+
+def test_draws_repeat_whatever_was_drawn_before(draws):
+    wanted = draws()
+    for seed in (0, 1):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        assert draws() == wanted
+
+
+@pytest.mark.parametrize('change', [dict(seed=6), dict(epoch=3), dict(rank=1), dict(seed=2, epoch=5),
+                                    dict(epoch=0, rank=2)], ids=str)
+def test_seed_epoch_and_rank_change_the_draws_of_each_generator(draws, change):
+    for a, b in zip(draws(), draws(**change)):
+        assert a != b
+
+
+def test_the_rank_is_mmengines(draws):
+    wanted = draws(rank=0)
+    EpochSeedHook().before_train_epoch(runner_with())
+    assert (random.random(), np.random.rand(), torch.rand(()).item()) == wanted
+
+
+def test_the_sampler_follows_the_seed_of_the_run():
+    runner = runner_with(seed=5, sampler=SimpleNamespace(seed=123))
+    EpochSeedHook().before_train_epoch(runner)
+    assert runner.train_dataloader.sampler.seed == 5
+
+
+def test_the_sampler_keeps_its_seed_where_ranks_have_their_own():
+    runner = runner_with(seed=5, sampler=SimpleNamespace(seed=123), diff_rank_seed=True)
+    EpochSeedHook().before_train_epoch(runner)
+    assert runner.train_dataloader.sampler.seed == 123  # the ranks must share one to share out the images
+
+
+@pytest.mark.parametrize('sampler', [torch.utils.data.SequentialSampler([0]), SimpleNamespace(seed=None)])
+def test_a_sampler_without_a_seed_gets_none(sampler):
+    EpochSeedHook().before_train_epoch(runner_with(sampler=sampler))
+    assert getattr(sampler, 'seed', None) is None
+
+
+def test_comes_before_hooks_of_normal_priority():
+    hook = HOOKS.build(dict(type='mmwsl.EpochSeedHook'))
+    assert type(hook) is EpochSeedHook
+    assert get_priority(hook.priority) < get_priority('NORMAL')  # a lower number is called earlier

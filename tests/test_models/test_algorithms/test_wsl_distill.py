@@ -1,0 +1,281 @@
+import copy
+import os
+
+import pytest
+import torch
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from mmwsl.compat import UnsafeCheckpointError
+from tests.tiny import PREPROCESSOR, batch, build, distillation, losses, network, run_digits, save_teacher
+
+
+@pytest.fixture
+def model():
+    with pytest.warns(UserWarning, match='untrained'):
+        return build(distillation())
+
+
+def test_losses_are_those_of_the_parts(model):
+    data = batch()
+    model.student.eval()  # so that the student can be asked twice
+    results = losses(model, data)
+    prepared = model.data_preprocessor(data, True)
+    labels = torch.cat([sample.gt_label for sample in prepared['data_samples']])
+    student = model.student(prepared['inputs'])
+    teacher = model.teacher(prepared['inputs'])
+    loss = model.distiller.distill_losses['loss_wsl']
+    torch.testing.assert_close(results['student.loss'], nn.functional.cross_entropy(student, labels))
+    torch.testing.assert_close(results['distill.loss_wsl'], loss(student, teacher, labels))
+    total, logged = model.parse_losses(results)
+    # the weight and the share are logged, and are no part of the sum
+    torch.testing.assert_close(total, results['student.loss'] + results['distill.loss_wsl'])
+    assert {'distill.wsl_weight', 'distill.regularization_share'} <= logged.keys()
+
+
+def test_teacher_is_in_eval_mode_down_to_dropout_and_drop_path():
+    head = dict(type='StackedLinearClsHead', num_classes=10, in_channels=16, mid_channels=[8], dropout_rate=0.5)
+    teacher = {**network(4), 'head': head}
+    model = build(distillation(teacher=teacher))
+    model.eval()
+    model.train()
+    assert not any(module.training for module in model.teacher.modules())
+    assert any(isinstance(module, nn.Dropout) for module in model.teacher.modules())
+    inputs = model.data_preprocessor(batch(), False)['inputs']
+    torch.testing.assert_close(model.teacher(inputs), model.teacher(inputs), rtol=0, atol=0)
+
+
+def test_batch_statistics_leave_the_running_ones_as_loaded():
+    model = build(distillation(teacher_norm_eval=False))
+    before = copy.deepcopy(model.teacher.state_dict())
+    inputs = model.data_preprocessor(batch(), True)['inputs']
+    model.train()
+    losses(model, batch())
+    training = model.teacher(inputs)
+    torch.testing.assert_close(model.teacher.state_dict(), before, rtol=0, atol=0)
+    norm = model.teacher.backbone.bn1
+    features = norm(model.teacher.backbone.conv1(inputs))
+    torch.testing.assert_close(features.mean((0, 2, 3)), torch.zeros(4), atol=1e-5, rtol=0)
+    model.eval()  # and validation uses the running ones
+    torch.testing.assert_close(model.teacher(inputs), reference_teacher(before)(inputs))
+    assert not torch.allclose(training, model.teacher(inputs))
+
+
+def reference_teacher(weights):
+    teacher = MODELS.build(network(4))
+    teacher.load_state_dict(weights)
+    teacher.eval()
+    return teacher
+
+
+def test_teacher_is_no_part_of_the_model_but_follows_it(model):
+    assert not any('teacher' in name for name in model.state_dict())
+    assert not any('teacher' in name for name, _ in model.named_modules())
+    mine = {id(parameter) for parameter in model.parameters()}
+    assert not any(id(parameter) in mine or parameter.requires_grad for parameter in model.teacher.parameters())
+    model.to(torch.float64)
+    assert next(model.teacher.parameters()).dtype == torch.float64
+    assert next(model.student.parameters()).dtype == torch.float64
+
+
+def test_copy_has_a_teacher_of_its_own_that_works(model):
+    clone = copy.deepcopy(model)
+    model.student.eval(), clone.student.eval()
+    torch.testing.assert_close(losses(clone, batch()), losses(model, batch()))
+    assert clone.teacher is not model.teacher
+
+
+def test_no_loss_is_computed_for_the_teacher(model, monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError('the teacher computed a loss')
+    monkeypatch.setattr(model.teacher.head, 'loss', fail)
+    losses(model, batch())
+
+
+def test_recorder_in_the_teachers_loss_makes_it_run_in_loss_mode():
+    recorders = dict(logits=dict(type='ModuleInputs', source='head.loss_module'))
+    mappings = dict(loss_wsl=dict(
+        preds_S=dict(recorder='hard_loss', from_student=True, data_idx=0),
+        preds_T=dict(recorder='logits', from_student=False, data_idx=0),
+        gt_labels=dict(recorder='hard_loss', from_student=True, data_idx=1)))
+    distiller = dict(type='mmwsl.WSLDistiller', teacher_recorders=recorders, loss_forward_mappings=mappings)
+    torch.manual_seed(0)
+    through_loss = build(distillation(distiller=distiller))
+    torch.manual_seed(0)
+    plain = build(distillation())
+    for _ in range(2):  # the first batch finds out, the second knows
+        torch.testing.assert_close(losses(through_loss, batch()), losses(plain, batch()))
+
+
+def test_delivery_in_the_head_makes_the_student_see_what_the_teacher_saw():
+    method = 'mmpretrain.models.heads.cls_head.ClsHead._get_loss'
+    deliveries = dict(loss=dict(type='MethodOutputs', max_keep_data=1, method_path=method))
+    distiller = dict(type='mmwsl.WSLDistiller', distill_deliveries=deliveries, distill_losses={
+        'loss_kd': dict(type='KLDivergence', tau=4.0)}, loss_forward_mappings=dict(loss_kd=dict(
+            preds_S=dict(recorder='logits', from_student=True), preds_T=dict(recorder='logits', from_student=False))),
+        student_recorders=dict(logits=dict(type='ModuleOutputs', source='head')))
+    model = build(distillation(distiller=distiller))
+    for step in range(2):
+        data = batch(seed=step)
+        prepared = model.data_preprocessor(data, True)
+        labels = torch.cat([sample.gt_label for sample in prepared['data_samples']])
+        teacher = nn.functional.cross_entropy(model.teacher(prepared['inputs']), labels)
+        torch.testing.assert_close(losses(model, data)['student.loss'], teacher)
+
+
+@pytest.mark.parametrize('own', [
+    dict(mean=[100.0, 110.0, 120.0], std=[50.0, 60.0, 70.0], to_rgb=False),
+    dict(mean=[100.0, 110.0, 120.0], std=[50.0, 60.0, 70.0], to_rgb=True),
+    dict(mean=[120.0, 110.0, 100.0], std=[70.0, 60.0, 50.0], to_rgb=True),
+])
+def test_teacher_with_its_own_preprocessor_sees_its_own_kind_of_input(own):
+    def three_channels(cfg):
+        cfg['backbone']['in_channels'] = 3
+        return cfg
+    own = dict(type='mmpretrain.ClsDataPreprocessor', **own)
+    student = dict(type='mmpretrain.ClsDataPreprocessor', mean=[90.0, 100.0, 105.0], std=[40.0, 41.0, 42.0])
+    torch.manual_seed(0)
+    model = build(distillation(
+        architecture=three_channels(network(2)), teacher=three_channels(network(4, data_preprocessor=own)),
+        data_preprocessor=student))
+    data = batch(channels=3)
+    reference = MODELS.build(three_channels(network(4)))
+    reference.load_state_dict(model.teacher.state_dict())
+    reference.eval()
+    expected = reference(MODELS.build(own)(data, False)['inputs'])
+    inputs = model.data_preprocessor(data, False)['inputs']
+    torch.testing.assert_close(model.teacher(inputs), expected)
+    torch.testing.assert_close(model.teacher(inputs=inputs), expected)  # as val_step calls it
+
+
+def test_teacher_that_normalises_needs_a_student_that_does():
+    with pytest.raises(ValueError, match='give the student mean and std too'):
+        build(distillation(teacher=network(4, data_preprocessor=PREPROCESSOR),
+                           data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor')))
+
+
+def test_preprocessors_of_other_channels_are_refused():
+    own = dict(type='mmpretrain.ClsDataPreprocessor', mean=[1.0] * 3, std=[2.0] * 3)
+    with pytest.raises(ValueError, match="teacher's data_preprocessor is for 3 channels and the student's for 1"):
+        build(distillation(teacher=network(4, data_preprocessor=own)))
+
+
+def test_checkpoint_of_mmrazor_that_holds_a_teacher_loads(model):
+    init_default_scope('mmpretrain')
+    distiller = dict(type='mmrazor.ConfigurableDistiller')
+    theirs = MODELS.build(dict(type='mmrazor.SingleTeacherDistill', architecture=network(2), teacher=network(4),
+                               data_preprocessor=PREPROCESSOR, distiller=distiller))
+    assert any(key.startswith('teacher.') for key in theirs.state_dict())
+    model.load_state_dict(theirs.state_dict(), strict=True)
+    torch.testing.assert_close(model.student.state_dict(), theirs.student.state_dict())
+
+
+def test_teacher_is_loaded_and_stays_through_init_weights(tmp_path):
+    path = save_teacher(tmp_path / 'teacher.pth')
+    torch.manual_seed(5)
+    model = build(distillation(teacher_ckpt=path))
+    torch.testing.assert_close(dict(model.teacher.state_dict()), dict(torch.load(path)['state_dict']), rtol=0, atol=0)
+
+
+def test_init_cfg_of_the_teacher_is_loaded_as_strictly(tmp_path):
+    path = save_teacher(tmp_path / 'teacher.pth')
+    model = build(distillation(teacher=network(4, init_cfg=dict(type='Pretrained', checkpoint=path))))
+    torch.testing.assert_close(dict(model.teacher.state_dict()), dict(torch.load(path)['state_dict']), rtol=0, atol=0)
+
+
+def test_student_of_a_distillation_can_be_the_next_teacher(tmp_path, model):
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'distilled.pth')
+    following = build(distillation(teacher=network(2), teacher_ckpt=str(tmp_path / 'distilled.pth')))
+    torch.testing.assert_close(following.teacher.state_dict(), model.student.state_dict())
+
+
+def test_teacher_that_does_not_fit_is_refused_with_every_key(tmp_path):
+    path = tmp_path / 'teacher.pth'
+    weights = build(network(4)).state_dict()
+    weights['head.fc.other'] = weights.pop('head.fc.bias')
+    weights['backbone.conv1.weight'] = torch.zeros(4, 3, 3, 3)
+    torch.save(weights, path)
+    with pytest.raises(ValueError) as error:
+        build(distillation(teacher_ckpt=str(path)))
+    for text in (str(path), 'missing: head.fc.bias', 'unexpected: head.fc.other',
+                 'of another shape: backbone.conv1.weight ((4, 3, 3, 3) instead of (4, 1, 3, 3))', 'import_teacher.py'):
+        assert text in str(error.value)
+
+
+def test_missing_teacher_file_says_what_to_do():
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint 'nowhere\.pth'.*configs/vanilla/"):
+        build(distillation(teacher_ckpt='nowhere.pth'))
+
+
+def test_file_without_weights_says_what_it_holds(tmp_path):
+    torch.save(dict(epoch=3), tmp_path / 'x.pth')
+    with pytest.raises(ValueError, match=r"holds no state dict.*keys \['epoch'\]"):
+        build(distillation(teacher_ckpt=str(tmp_path / 'x.pth')))
+
+
+class _RunsCode:
+    def __reduce__(self):
+        return os.mkdir, (self.target, )
+
+
+def test_teacher_that_would_run_code_is_refused(tmp_path):
+    _RunsCode.target = str(tmp_path / 'it-ran')
+    torch.save(dict(state_dict=_RunsCode()), tmp_path / 'teacher.pth')
+    with pytest.raises(UnsafeCheckpointError, match='could run code'):
+        build(distillation(teacher_ckpt=str(tmp_path / 'teacher.pth')))
+    assert not (tmp_path / 'it-ran').exists()
+
+
+def test_trainable_teacher_is_refused():
+    with pytest.raises(ValueError, match='keeps its teacher frozen'):
+        build(distillation(teacher_trainable=True))
+
+
+def test_stop_distill_hook_stops_the_distillation(tmp_path):
+    hooks = [dict(type='mmrazor.StopDistillHook', stop_epoch=1)]
+    runner = run_digits(tmp_path, distillation(), epochs=2, custom_hooks=hooks)
+    assert runner.model.distillation_stopped
+    logged = runner.message_hub.log_scalars
+    assert len(logged['train/distill.loss_wsl'].data[0]) == 6
+    assert len(logged['train/student.loss'].data[0]) == 12
+
+
+def test_validation_loop_of_mmrazor_scores_the_teacher_with_its_own_input(tmp_path):
+    path = save_teacher(tmp_path / 'teacher.pth')
+    own = dict(type='mmpretrain.ClsDataPreprocessor', mean=[3.0], std=[2.0])
+    model = distillation(teacher=network(4, data_preprocessor=own), teacher_ckpt=path)
+    runner = run_digits(tmp_path, model, custom_hooks=[],
+                        val_cfg=dict(type='mmrazor.SingleTeacherDistillValLoop', _delete_=True))
+    teacher = runner.message_hub.get_scalar('val/teacher.accuracy/top1').current()
+    alone = run_digits(tmp_path / 'alone', network(4, data_preprocessor=own), load_from=path, custom_hooks=[],
+                       optim_wrapper=dict(optimizer=dict(lr=0.0)))
+    alone.load_checkpoint(path)
+    assert teacher == pytest.approx(alone.val_loop.run()['accuracy/top1'])
+
+
+def test_ema_hook_holds_no_teacher(tmp_path):
+    runner = run_digits(tmp_path, distillation(), custom_hooks=[dict(type='EMAHook')])
+    checkpoint = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
+    assert 'ema_state_dict' in checkpoint
+    assert not any('teacher' in key for part in ('state_dict', 'ema_state_dict') for key in checkpoint[part])
+    assert runner.iter == 6
+
+
+def test_mixed_precision_trains(tmp_path, monkeypatch):
+    # mmengine asks for a GPU; on a CPU the same code runs in bfloat16
+    monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
+    runner = run_digits(tmp_path, distillation(), custom_hooks=[],
+                        optim_wrapper=dict(type='AmpOptimWrapper', dtype='bfloat16'))
+    logged = runner.message_hub.get_scalar('train/distill.loss_wsl').data[0]
+    assert len(logged) == 6 and all(0 < value < 1e3 for value in logged)
+
+
+def test_learning_rate_scales_with_the_batch(tmp_path):
+    runner = run_digits(tmp_path, distillation(), custom_hooks=[], auto_scale_lr=dict(enable=True))
+    assert runner.optim_wrapper.optimizer.param_groups[0]['initial_lr'] == pytest.approx(0.2)  # 100 / 50 * 0.1
+
+
+def test_every_step_is_logged(tmp_path):
+    runner = run_digits(tmp_path, distillation(), custom_hooks=[])
+    for name in ('student.loss', 'distill.loss_wsl', 'distill.wsl_weight', 'distill.regularization_share'):
+        assert len(runner.message_hub.get_scalar(f'train/{name}').data[0]) == 6

@@ -1,0 +1,447 @@
+import math
+from typing import NamedTuple
+
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+
+from mmwsl.models.losses import WSLLoss, functional
+
+SHAPES = [(1, 2), (5, 7), (64, 100), (2, 5, 3), (2, 19, 4, 4), (3, 4, 2, 2, 2), (0, 5)]
+# rtol and atol of the loss and of its gradient. Half-precision logits are computed in float32, so that only the
+# gradient, which takes the logits' own type, is rounded to half precision.
+TOLERANCES = {
+    torch.float64: (dict(rtol=1e-9, atol=1e-12), dict(rtol=1e-9, atol=1e-12)),
+    torch.float32: (dict(rtol=1e-5, atol=1e-6), dict(rtol=1e-5, atol=1e-6)),
+    torch.float16: (dict(rtol=1e-5, atol=1e-6), dict(rtol=6e-4, atol=1e-6)),
+    torch.bfloat16: (dict(rtol=1e-5, atol=1e-6), dict(rtol=5e-3, atol=1e-6)),
+}
+
+
+class Reference(NamedTuple):
+    """What the loss should be, with one value for each target, and its gradient if the targets are summed up."""
+    losses: list[float]
+    weights: list[float]
+    regularizing: list[bool]
+    kept: int
+    gradient: Tensor
+
+    @property
+    def count(self):
+        return max(self.kept, 1)
+
+
+def log_softmax(logits, tau=1.0):
+    scaled = [logit / tau for logit in logits]
+    largest = max(scaled)
+    log_sum = largest + math.log(math.fsum(math.exp(logit - largest) for logit in scaled))
+    return [logit - log_sum for logit in scaled]
+
+
+def cross_entropy(scores, log_probabilities):
+    return -math.fsum(score * log_p for score, log_p in zip(scores, log_probabilities, strict=True))
+
+
+def class_vectors(tensor):
+    """One list of class values for each target, in the order of an index target's elements."""
+    return tensor.detach().double().movedim(1, -1).reshape(-1, tensor.shape[1]).tolist()
+
+
+def reference(preds_S, preds_T, target, tau, ignore_index=-100):
+    """The paper's formulas, one target after the other, in plain Python."""
+    losses, weights, regularizing, gradients, kept = [], [], [], [], 0
+    targets = class_vectors(target) if target.is_floating_point() else target.flatten().tolist()
+    for z_s, z_t, y in zip(class_vectors(preds_S), class_vectors(preds_T), targets, strict=True):
+        if y == ignore_index:
+            losses.append(0.0), weights.append(0.0), regularizing.append(False), gradients.append([0.0] * len(z_s))
+            continue
+        kept += 1
+        scores = y if isinstance(y, list) else [float(y == c) for c in range(len(z_s))]
+        hard_loss_s, hard_loss_t = cross_entropy(scores, log_softmax(z_s)), cross_entropy(scores, log_softmax(z_t))
+        weight = 1 - math.exp(-hard_loss_s / (hard_loss_t + 1e-7))
+        log_p_s = log_softmax(z_s, tau)
+        p_s = [math.exp(log_p) for log_p in log_p_s]
+        p_t = [math.exp(log_p) for log_p in log_softmax(z_t, tau)]
+        losses.append(weight * tau**2 * cross_entropy(p_t, log_p_s))
+        weights.append(weight)
+        gradients.append([weight * tau * (s - t) for s, t in zip(p_s, p_t, strict=True)])
+        if not isinstance(y, list):
+            a = math.exp(log_softmax(z_s)[y]) - 1
+            regularizing.append(abs(tau * (p_s[y] - p_t[y]) - a) > abs(a))
+    batch, classes, *dense = preds_S.shape
+    gradient = torch.tensor(gradients, dtype=torch.float64).reshape(batch, *dense, classes).movedim(-1, 1)
+    return Reference(losses, weights, regularizing, kept, gradient)
+
+
+def example(shape=(8, 5), dtype=torch.float64, kind='indices', ignore_index=-100, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    preds_S, preds_T = (2 * torch.randn(2, *shape, generator=generator, dtype=torch.float64)).to(dtype)
+    if kind == 'scores':
+        target = torch.rand(shape, generator=generator, dtype=torch.float64).softmax(1).to(dtype)
+    else:
+        target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
+    if kind == 'some ignored':
+        target.view(-1)[1::3] = ignore_index
+    return preds_S.requires_grad_(), preds_T, target
+
+
+def gradient(loss, preds, upstream=None):
+    return torch.autograd.grad(loss, preds, upstream, retain_graph=True)[0]
+
+
+def assert_near(actual, expected, **tolerance):
+    torch.testing.assert_close(actual.detach().double(), torch.as_tensor(expected, dtype=torch.float64), **tolerance)
+
+
+# ---- against the reference
+
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+@pytest.mark.parametrize('tau', [0.5, 1, 2, 4])
+@pytest.mark.parametrize('dtype', TOLERANCES, ids=str)
+@pytest.mark.parametrize('kind', ['indices', 'some ignored', 'scores'])
+def test_loss_and_gradient_against_the_reference(shape, tau, dtype, kind):
+    preds_S, preds_T, target = example(shape, dtype, kind)
+    loss_tolerance, gradient_tolerance = TOLERANCES[dtype]
+    expected = reference(preds_S, preds_T, target, tau)
+
+    loss = WSLLoss(tau=tau, loss_weight=2.25)(preds_S, preds_T, target)
+    assert_near(loss, 2.25 * math.fsum(expected.losses) / expected.count, **loss_tolerance)
+    loss.backward()
+    assert preds_S.grad.dtype == dtype
+    assert_near(preds_S.grad, 2.25 * expected.gradient / expected.count, **gradient_tolerance)
+
+
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+@pytest.mark.parametrize('kind', ['indices', 'some ignored', 'scores'])
+def test_reductions_against_the_reference(shape, kind):
+    preds_S, preds_T, target = example(shape, kind=kind)
+    expected = reference(preds_S, preds_T, target, tau=2.0)
+    losses = 2.5 * torch.tensor(expected.losses, dtype=torch.float64).reshape(shape[0], *shape[2:])
+
+    none, total, mean = (WSLLoss(reduction=reduction)(preds_S, preds_T, target)
+                         for reduction in ('none', 'sum', 'mean'))
+    assert_near(none, losses)
+    assert_near(total, losses.sum())
+    assert_near(mean, losses.sum() / expected.count)
+    assert_near(gradient(none, preds_S, torch.ones_like(none)), 2.5 * expected.gradient)
+    assert_near(gradient(total, preds_S), 2.5 * expected.gradient)
+
+
+def test_the_defaults_are_those_of_the_paper_on_imagenet():
+    preds_S, preds_T, target = example(kind='some ignored')
+    expected = reference(preds_S, preds_T, target, tau=2.0)
+    assert_near(WSLLoss()(preds_S, preds_T, target), 2.5 * math.fsum(expected.losses) / expected.count)
+
+
+@pytest.mark.parametrize('kind', ['indices', 'some ignored', 'scores'])
+def test_the_module_is_the_function_with_a_weight_and_a_reduction(kind):
+    preds_S, preds_T, target = example((2, 5, 3), kind=kind)
+    torch.testing.assert_close(WSLLoss(tau=4, loss_weight=3.0, reduction='none')(preds_S, preds_T, target),
+                               3 * functional.wsl_loss(preds_S, preds_T, target, tau=4))
+
+
+# ---- gradients
+
+@pytest.mark.parametrize('reduction', ['none', 'sum', 'mean'])
+def test_gradient_with_the_weight_held_fixed(monkeypatch, reduction):
+    preds_S, preds_T, target = example((2, 5, 3), kind='some ignored')
+    weight = functional.wsl_weight(preds_S, preds_T, target)
+    # A numerical gradient moves the logits, and the weight with them unless it is a constant.
+    monkeypatch.setattr(functional, 'wsl_weight', lambda *args: weight)
+    loss = WSLLoss(tau=3.0, reduction=reduction)
+    assert torch.autograd.gradcheck(lambda preds: loss(preds, preds_T, target), preds_S)
+
+
+@pytest.mark.parametrize('kind', ['indices', 'scores'])
+def test_the_teacher_gets_no_gradient(kind):
+    preds_S, preds_T, target = example(kind=kind)
+    preds_T.requires_grad_()
+    WSLLoss()(preds_S, preds_T, target).backward()
+    assert preds_T.grad is None
+    assert not WSLLoss()(preds_S.detach(), preds_T, target).requires_grad
+
+
+@pytest.mark.parametrize('scale', [-1.5, 0.0, 1024.0])
+def test_an_upstream_gradient_scales_the_gradient(scale):
+    preds_S, preds_T, target = example()
+    loss = WSLLoss()(preds_S, preds_T, target)
+    expected = reference(preds_S, preds_T, target, tau=2.0)
+    assert_near(gradient(scale * loss, preds_S), scale * 2.5 * expected.gradient / expected.count)
+
+
+def test_an_upstream_gradient_for_each_target():
+    preds_S, preds_T, target = example((2, 5, 3))
+    upstream = torch.arange(6, dtype=torch.float64).reshape(2, 3) - 2
+    loss = WSLLoss(reduction='none')(preds_S, preds_T, target)
+    expected = reference(preds_S, preds_T, target, tau=2.0)
+    assert_near(gradient(loss, preds_S, upstream), 2.5 * upstream.unsqueeze(1) * expected.gradient)
+
+
+# ---- extreme logits and precision
+
+@pytest.mark.parametrize('dtype', TOLERANCES, ids=str)
+@pytest.mark.parametrize('tau', [0.5, 2.0, 4.0])
+def test_logits_of_ten_thousand(dtype, tau):
+    # The student is sure of the wrong class (z_y is 2e4 below it), then of the right one; the teacher of the right one.
+    # Row 0: L_s = 2e4 and L_t = 0, so w = 1; H = 2e4 / tau, so the loss is tau * 2e4. Row 1: L_s = L_t = 0, so w = 0.
+    preds_S = torch.tensor([[1e4, -1e4], [-1e4, 1e4]], dtype=dtype, requires_grad=True)
+    preds_T = torch.tensor([[-1e4, 1e4], [-1e4, 1e4]], dtype=dtype)
+    gap = (preds_S[0, 0] - preds_T[0, 0].double()).item()  # 2e4 as rounded by the dtype
+    loss = WSLLoss(tau, loss_weight=1.0, reduction='none')(preds_S, preds_T, torch.tensor([1, 1]))
+    assert loss.tolist() == [pytest.approx(tau * gap), 0]
+    assert gradient(loss, preds_S, torch.ones_like(loss)).tolist() == [[tau, -tau], [0, 0]]
+
+
+@pytest.mark.parametrize('dtype, expected', [(torch.float16, torch.float32), (torch.bfloat16, torch.float32),
+                                             (torch.float32, torch.float32), (torch.float64, torch.float64)])
+@pytest.mark.parametrize('reduction', ['none', 'sum', 'mean'])
+def test_type_of_the_loss(dtype, expected, reduction):
+    assert WSLLoss(reduction=reduction)(*example(dtype=dtype)).dtype == expected
+
+
+def test_autocast_computes_in_float32():
+    features, preds_T, target = example((8, 5), torch.float32)
+    layer = nn.Linear(5, 5)
+    with torch.no_grad():
+        layer.weight.copy_(torch.linspace(-1, 1, 25).reshape(5, 5))
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        logits = layer(features)
+        loss = WSLLoss()(logits, preds_T, target)
+        loss_of_float32 = WSLLoss()(preds_T.flip(1), preds_T, target)
+    assert logits.dtype == torch.bfloat16
+    assert loss.dtype == loss_of_float32.dtype == torch.float32
+    assert torch.equal(loss, WSLLoss()(logits.float(), preds_T, target))
+    assert torch.equal(loss_of_float32, WSLLoss()(preds_T.flip(1), preds_T, target))
+    loss.backward()
+    assert layer.weight.grad.dtype == torch.float32 and layer.weight.grad.isfinite().all()
+
+
+# ---- ignored targets, weights and reductions
+
+@pytest.mark.parametrize('ignore_index', [-100, 255, 0])
+def test_the_mean_is_over_the_targets_kept(ignore_index):
+    preds_S, preds_T, target = example()
+    target = target.clamp(min=1)
+    kept = torch.tensor([True, False, True, True, False, False, True, True])
+    loss = WSLLoss(ignore_index=ignore_index)
+    alone = loss(preds_S[kept], preds_T[kept], target[kept])
+    among_ignored = loss(preds_S, preds_T, torch.where(kept, target, ignore_index))
+    torch.testing.assert_close(among_ignored, alone)
+    torch.testing.assert_close(gradient(among_ignored, preds_S), gradient(alone, preds_S))
+    assert not gradient(among_ignored, preds_S)[~kept].any()
+
+
+@pytest.mark.parametrize('shape', [(8, 5), (2, 5, 3, 3), (0, 5)], ids=str)
+@pytest.mark.parametrize('reduction', ['none', 'sum', 'mean'])
+@pytest.mark.parametrize('ignore_index', [-100, 255])
+def test_no_target_kept(shape, reduction, ignore_index):
+    preds_S, preds_T, target = example(shape)
+    loss = WSLLoss(ignore_index=ignore_index, reduction=reduction)
+    result = loss(preds_S, preds_T, torch.full_like(target, ignore_index))
+    assert torch.equal(result, torch.zeros(target.shape if reduction == 'none' else (), dtype=torch.float64))
+    assert torch.equal(gradient(result, preds_S, torch.ones_like(result)), torch.zeros_like(preds_S))
+    assert {name: value.item() for name, value in loss.statistics.items()} == dict(wsl_weight=0,
+                                                                                   regularization_share=0)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.int64, torch.bool])
+def test_weight_multiplies_the_loss_of_each_target(dtype):
+    preds_S, preds_T, target = example((2, 5, 3), torch.float32, kind='some ignored')
+    weight = torch.tensor([[0, 1, 2], [3, 4, 5]]).to(dtype)
+    each = WSLLoss(reduction='none')(preds_S, preds_T, target)
+    expected = each * weight.float()
+
+    result = WSLLoss(reduction='none')(preds_S, preds_T, target, weight=weight)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(WSLLoss(reduction='sum')(preds_S, preds_T, target, weight=weight), expected.sum())
+    # As everywhere in OpenMMLab, the mean counts targets, not weights.
+    torch.testing.assert_close(WSLLoss()(preds_S, preds_T, target, weight=weight), expected.sum() / 4)
+
+
+@pytest.mark.parametrize('avg_factor', [1, 3, 0.5])
+def test_avg_factor_replaces_the_number_of_targets(avg_factor):
+    preds_S, preds_T, target = example(kind='some ignored')
+    total = WSLLoss(reduction='sum')(preds_S, preds_T, target)
+    torch.testing.assert_close(WSLLoss()(preds_S, preds_T, target, avg_factor=avg_factor), total / avg_factor)
+
+
+def test_avg_factor_leaves_single_losses_alone():
+    inputs, loss = example(), WSLLoss(reduction='none')
+    torch.testing.assert_close(loss(*inputs, avg_factor=3), loss(*inputs))
+
+
+@pytest.mark.parametrize('loss, override', [(WSLLoss(reduction='sum'), None), (WSLLoss(), 'sum')])
+def test_avg_factor_does_not_go_with_a_sum(loss, override):
+    with pytest.raises(ValueError, match="^avg_factor belongs to reduction 'mean', got avg_factor=3 with 'sum'$"):
+        loss(*example(), avg_factor=3, reduction_override=override)
+
+
+@pytest.mark.parametrize('override', ['none', 'sum', 'mean'])
+@pytest.mark.parametrize('reduction', ['none', 'sum', 'mean'])
+def test_reduction_override_holds_for_one_call(reduction, override):
+    inputs, loss = example(), WSLLoss(reduction=reduction)
+    usual = loss(*inputs)
+    assert torch.equal(loss(*inputs, reduction_override=override), WSLLoss(reduction=override)(*inputs))
+    assert torch.equal(loss(*inputs), usual)
+
+
+# ---- statistics
+
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+@pytest.mark.parametrize('tau', [0.5, 2.0, 4.0])
+@pytest.mark.parametrize('kind', ['indices', 'some ignored'])
+def test_statistics_against_the_reference(shape, tau, kind):
+    preds_S, preds_T, target = example(shape, kind=kind)
+    loss = WSLLoss(tau)
+    loss(preds_S, preds_T, target)
+    expected = reference(preds_S, preds_T, target, tau)
+    assert set(loss.statistics) == {'wsl_weight', 'regularization_share'}
+    assert_near(loss.statistics['wsl_weight'], math.fsum(expected.weights) / expected.count)
+    assert loss.statistics['regularization_share'].item() == pytest.approx(
+        sum(expected.regularizing) / expected.count)
+    assert not any(value.requires_grad for value in loss.statistics.values())
+
+
+def test_statistics_are_those_of_the_last_batch():
+    loss = WSLLoss()
+    assert loss.statistics == {}
+    loss(*example())
+    preds_S, preds_T, scores = example(kind='scores')
+    loss(preds_S, preds_T, scores)
+    # Scores have no true class, so the share of the batch before must not stay.
+    assert set(loss.statistics) == {'wsl_weight'}
+    assert_near(loss.statistics['wsl_weight'], math.fsum(reference(preds_S, preds_T, scores, 2.0).weights) / 8)
+
+
+def test_a_tie_is_no_regularization_sample():
+    # A student equal to its teacher has b = -a exactly.
+    preds, _, target = example()
+    loss = WSLLoss()
+    loss(preds, preds.detach(), target)
+    assert loss.statistics['regularization_share'].item() == 0
+
+
+def test_a_weight_does_not_change_the_statistics():
+    inputs, loss = example(), WSLLoss()
+    loss(*inputs)
+    expected = dict(loss.statistics)
+    loss(*inputs, weight=torch.zeros(8), reduction_override='sum')
+    assert loss.statistics == expected
+
+
+# ---- errors
+
+LOGITS = torch.zeros(4, 5)
+LABELS = torch.zeros(4, dtype=torch.int64)
+
+
+@pytest.mark.parametrize('preds_S, preds_T, target, error, message', [
+    (LOGITS.long(), LOGITS, LABELS, TypeError, r'^preds_S should be floating-point logits, got torch\.int64$'),
+    (LOGITS, LOGITS.long(), LABELS, TypeError, r'^preds_T should be floating-point logits, got torch\.int64$'),
+    (LOGITS[0], LOGITS[0], LABELS, ValueError, r'^preds_S should have shape \(N, C\) or \(N, C, \*\), got \(5,\)$'),
+    (LOGITS, torch.zeros(4, 7), LABELS, ValueError, 'got 5 from the student and 7 from the teacher$'),
+    (LOGITS, LOGITS[:3], LABELS, ValueError, r'should have the same shape, got \(4, 5\) and \(3, 5\)$'),
+    (LOGITS, LOGITS, LABELS.int(), TypeError, r'^target should hold class indices .* got torch\.int32$'),
+    (LOGITS, LOGITS, LABELS[:3], ValueError, r'^class indices should have shape \(4,\) .* got \(3,\)$'),
+    (LOGITS, LOGITS, LABELS + 5, ValueError, r'^class indices should lie in \[0, 5\) .*=-100, got 5$'),
+    (LOGITS, LOGITS, LABELS - 1, ValueError, r'^class indices should lie in \[0, 5\) .*=-100, got -1$'),
+    (LOGITS, LOGITS, LOGITS[:, :4], ValueError, r'^class scores .* \(4, 5\), got \(4, 4\)$'),
+])
+def test_inputs_that_do_not_belong_together(preds_S, preds_T, target, error, message):
+    with pytest.raises(error, match=message):
+        WSLLoss()(preds_S, preds_T, target)
+
+
+def test_only_its_own_ignore_index_is_ignored():
+    with pytest.raises(ValueError, match=r'ignore_index=255, got -100$'):
+        WSLLoss(ignore_index=255)(LOGITS, LOGITS, LABELS - 100)
+
+
+@pytest.mark.parametrize('tau', [0, -1.0, math.nan, math.inf])
+def test_a_temperature_that_is_not_positive(tau):
+    with pytest.raises(ValueError, match=f'^tau should be a positive number, got {tau}$'):
+        WSLLoss(tau=tau)
+
+
+@pytest.mark.parametrize('shape', [(), (1, ), (3, ), (4, 1), (4, 5)])
+def test_weight_of_another_shape(shape):
+    # (1,) and (4, 1) would broadcast, and be wrong without a word.
+    with pytest.raises(ValueError, match=r'^weight should have one value per target, \(4,\), got \('):
+        WSLLoss()(LOGITS, LOGITS, LABELS, weight=torch.ones(shape))
+
+
+def test_an_unknown_reduction():
+    message = r"^reduction should be one of \('none', 'mean', 'sum'\), got 'average'$"
+    with pytest.raises(ValueError, match=message):
+        WSLLoss(reduction='average')
+    with pytest.raises(ValueError, match=message):
+        WSLLoss()(LOGITS, LOGITS, LABELS, reduction_override='average')
+
+
+# ---- other devices
+
+@pytest.mark.parametrize('reduction', ['none', 'sum', 'mean'])
+@pytest.mark.parametrize('kind', ['indices', 'scores'])
+def test_nothing_waits_for_a_device(kind, reduction):
+    preds_S, preds_T, target = (tensor.detach().to('meta') for tensor in example((2, 5, 3), torch.float32, kind))
+    preds_S.requires_grad_()
+    # A meta tensor has no values: to read one, which on CUDA waits for the device, raises.
+    loss = WSLLoss(reduction=reduction)(preds_S, preds_T, target, weight=torch.ones(2, 3, device='meta'))
+    loss.sum().backward()
+    assert loss.shape == ((2, 3) if reduction == 'none' else ())
+    assert preds_S.grad.is_meta and preds_S.grad.shape == (2, 5, 3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+@pytest.mark.parametrize('kind', ['indices', 'some ignored', 'scores'])
+def test_cuda_agrees_with_the_cpu_and_is_not_waited_for(kind):
+    inputs = example((2, 5, 3), torch.float32, kind)
+    on_device = [tensor.detach().cuda() for tensor in inputs]
+    on_device[0].requires_grad_()
+    module = WSLLoss()
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        loss = module(*on_device)
+        loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    expected = WSLLoss()(*inputs)
+    torch.testing.assert_close(loss.cpu(), expected)
+    torch.testing.assert_close(on_device[0].grad.cpu(), gradient(expected, inputs[0]))
+
+
+# ---- beside OpenMMLab
+
+@pytest.mark.parametrize('tau', [1.0, 2.0, 4.0])
+@pytest.mark.parametrize('loss_weight', [0.5, 2.5])
+@pytest.mark.parametrize('shape', [(5, 7), (64, 100)], ids=str)
+def test_equal_to_mmrazor(tau, loss_weight, shape):
+    from mmrazor.models.losses import WSLD  # imported here, for it needs mmwsl's import before its own
+    preds_S, preds_T, target = example(shape, torch.float32)
+    ours = WSLLoss(tau, loss_weight)(preds_S, preds_T, target)
+    theirs = WSLD(tau, loss_weight, num_classes=shape[1])(preds_S, preds_T, target)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradient(ours, preds_S), gradient(theirs, preds_S), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize('scope', [None, 'mmengine', 'mmpretrain', 'mmrazor', 'mmwsl'])
+@pytest.mark.parametrize('package', ['mmengine', 'mmpretrain', 'mmrazor', 'mmwsl'])
+def test_built_from_any_registry_in_any_scope(package, scope):
+    registry = pytest.importorskip(f'{package}.registry').MODELS
+    with DefaultScope.overwrite_default_scope(scope):
+        loss = registry.build(dict(type='mmwsl.WSLLoss', tau=4.0, loss_weight=2.25, ignore_index=255,
+                                   reduction='sum'))
+    assert type(loss) is WSLLoss
+    assert (loss.tau, loss.loss_weight, loss.ignore_index, loss.reduction) == (4.0, 2.25, 255, 'sum')
+
+
+def test_repr_names_the_settings():
+    assert repr(WSLLoss(tau=4.0)) == "WSLLoss(tau=4.0, loss_weight=2.5, ignore_index=-100, reduction='mean')"
+
+
+def test_it_has_nothing_to_train_or_to_save():
+    loss = WSLLoss()
+    loss(*example())
+    assert not list(loss.parameters()) and not loss.state_dict()

@@ -1,0 +1,79 @@
+"""Small networks, data and runs for the tests."""
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
+from mmpretrain.structures import DataSample
+
+ROOT = Path(__file__).resolve().parent.parent
+PREPROCESSOR = dict(type='mmpretrain.ClsDataPreprocessor', mean=[5.0], std=[6.0], num_classes=10)
+
+
+def network(channels=4, classes=10, depth=8, **kwargs):
+    """A classifier for images of one channel."""
+    return dict(
+        type='ImageClassifier', _scope_='mmpretrain',
+        backbone=dict(type='mmwsl.CIFARResNet', depth=depth, in_channels=1, stem_channels=channels,
+                      base_channels=channels),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=classes, in_channels=4 * channels), **kwargs)
+
+
+def distillation(**kwargs):
+    """A WSLDistill over two of them, with an untrained teacher."""
+    return {**dict(type='mmwsl.WSLDistill', architecture=network(2), teacher=network(4),
+                   data_preprocessor=PREPROCESSOR, distiller=dict(type='mmwsl.WSLDistiller')), **kwargs}
+
+
+def build(cfg):
+    init_default_scope('mmpretrain')
+    model = MODELS.build(cfg)
+    model.init_weights()
+    return model
+
+
+def batch(size=6, seed=0, channels=1, classes=10):
+    """What a dataloader hands to ``train_step``: uint8 images and their labels."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 17, (size, channels, 8, 8), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, classes, (size, ), generator=generator)
+    return dict(inputs=images, data_samples=[DataSample().set_gt_label(label) for label in labels])
+
+
+def losses(model, data):
+    return model(**model.data_preprocessor(data, True), mode='loss')
+
+
+def save_teacher(path, cfg=None, seed=1):
+    """A teacher's checkpoint, with weights that depend on the seed alone."""
+    torch.manual_seed(seed)
+    torch.save(dict(state_dict=build(cfg or network(4)).state_dict()), path)
+    return str(path)
+
+
+def digits_config(work_dir, model, epochs=1, **kwargs):
+    """A short run on the digits."""
+    cfg = Config.fromfile(ROOT / 'configs/vanilla/digits_student.py')
+    cfg.merge_from_dict(dict(
+        work_dir=str(work_dir), train_cfg=dict(max_epochs=epochs), randomness=dict(seed=0),
+        train_dataloader=dict(batch_size=100), default_hooks=dict(logger=dict(interval=1)), **kwargs))
+    cfg.model = model
+    return cfg
+
+
+def run_digits(work_dir, model, epochs=1, **kwargs):
+    runner = Runner.from_cfg(digits_config(work_dir, model, epochs, **kwargs))
+    runner.train()
+    return runner
+
+
+def tool(name, *args, check=True, **kwargs):
+    """Run a tool as a user does, and return the finished process; its output is in ``stdout``."""
+    command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / name), *map(str, args)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **kwargs)
+    assert not check or done.returncode == 0, done.stdout[-4000:]
+    return done

@@ -1,0 +1,63 @@
+"""Test a checkpoint: of a distillation (its student), of a network alone, or of a config's teacher."""
+import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
+
+import argparse
+
+import mmengine
+from mmengine.config import Config
+from mmengine.evaluator import DumpResults
+from mmengine.model import is_model_wrapper
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmwsl.utils import launcher_parser, load_network, prepare_run
+
+
+def parse_args() -> argparse.Namespace:
+    parser = launcher_parser(__doc__)
+    parser.add_argument('checkpoint', nargs='?', help='checkpoint file; with --teacher, the default is teacher_ckpt')
+    parser.add_argument('--teacher', action='store_true', help="test the config's teacher instead of its student")
+    parser.add_argument('--out', help='file for the results: .pkl or .json')
+    parser.add_argument('--out-item', choices=['metrics', 'pred'], help='what --out takes; default: pred')
+    args = parser.parse_args()
+    if args.out_item and not args.out:
+        parser.error('--out-item needs --out')
+    if not args.checkpoint and not args.teacher:
+        parser.error('a checkpoint is needed, unless --teacher is given')
+    return args
+
+
+def choose_model(cfg: Config, args: argparse.Namespace) -> None:
+    """Leave in the config the one network that is tested: a teacher is not built to test its student."""
+    if 'teacher' not in cfg.model:
+        if args.teacher:
+            raise ValueError(f'{args.config} has no teacher: its model is a {cfg.model.type}')
+        return
+    if args.teacher:
+        args.checkpoint = args.checkpoint or cfg.model.get('teacher_ckpt')
+        if not args.checkpoint:
+            raise ValueError(f'{args.config} names no teacher_ckpt: give the checkpoint on the command line')
+    cfg.model = cfg.model.teacher if args.teacher else cfg.model.architecture
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options:  # before the model is chosen, since they may concern it
+        cfg.merge_from_dict(args.cfg_options)
+        args.cfg_options = None
+    choose_model(cfg, args)
+    if args.amp:
+        cfg.test_cfg.fp16 = True
+    prepare_run(cfg, args, ('test_dataloader', ))
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    load_network(runner.model.module if is_model_wrapper(runner.model) else runner.model, args.checkpoint)
+    if args.out and args.out_item != 'metrics':
+        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+    metrics = runner.test()
+    if args.out and args.out_item == 'metrics':
+        mmengine.dump(metrics, args.out)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,55 @@
+"""Train a config: a student with its teacher, or a network alone."""
+import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
+
+import argparse
+
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmwsl.utils import launcher_parser, prepare_run
+
+
+def parse_args() -> argparse.Namespace:
+    parser = launcher_parser(__doc__)
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='CKPT',
+                        help='go on from a checkpoint; without a value, from the latest in the work dir, if any')
+    parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
+    parser.add_argument('--auto-scale-lr', action='store_true',
+                        help='scale the learning rate with the batch size of all processes together')
+    parser.add_argument('--no-persistent-workers', action='store_true', help='make workers anew for each epoch')
+    return parser.parse_args()
+
+
+def apply_training_options(cfg: Config, args: argparse.Namespace) -> None:
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+        cfg.default_hooks.checkpoint.pop('save_best', None)  # there is nothing to choose by
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise ValueError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: the batch '
+                             'size for which its learning rate was chosen')
+        cfg.auto_scale_lr.enable = True
+    if args.no_persistent_workers:
+        for field in ('train_dataloader', 'val_dataloader'):
+            if cfg.get(field):
+                cfg[field].persistent_workers = False
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = Config.fromfile(args.config)
+    apply_training_options(cfg, args)
+    prepare_run(cfg, args, ('train_dataloader', 'val_dataloader'))
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.train()
+
+
+if __name__ == '__main__':
+    main()
