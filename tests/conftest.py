@@ -1,9 +1,10 @@
 import os
 from pathlib import Path
 
-import mmwsl  # noqa: F401  readies the stack before a test imports mmrazor
 import pytest
 import torch
+
+import mmwsl  # noqa: F401  readies the stack before a test imports mmrazor
 
 ROOT = Path(__file__).resolve().parent.parent
 

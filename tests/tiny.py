@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 
 ROOT = Path(__file__).resolve().parent.parent
-PREPROCESSOR = dict(type='mmpretrain.ClsDataPreprocessor', mean=[5.0], std=[6.0], num_classes=10)
+PREPROCESSOR = dict(type='mmpretrain.ClsDataPreprocessor', mean=[4.9], std=[6.0], num_classes=10)
 
 
 def network(channels=4, classes=10, depth=8, **kwargs):
@@ -55,12 +55,12 @@ def save_teacher(path, cfg=None, seed=1):
     return str(path)
 
 
-def digits_config(work_dir, model, epochs=1, **kwargs):
+def digits_config(work_dir, model, epochs=1, checkpoint=None, **kwargs):
     """A short run on the digits."""
     cfg = Config.fromfile(ROOT / 'configs/vanilla/digits_student.py')
     cfg.merge_from_dict(dict(
         work_dir=str(work_dir), train_cfg=dict(max_epochs=epochs), randomness=dict(seed=0),
-        train_dataloader=dict(batch_size=100), default_hooks=dict(logger=dict(interval=1)), **kwargs))
+        train_dataloader=dict(batch_size=100), default_hooks=dict(logger=dict(interval=1), checkpoint=checkpoint or {}), **kwargs))
     cfg.model = model
     return cfg
 

@@ -21,7 +21,7 @@ from mmwsl.registry import DATA_SAMPLERS, DATASETS
 
 class View(NamedTuple):
     """One augmented look at one image."""
-    index: int
+    image: int
     epoch: int
     seed: int
 
@@ -51,8 +51,8 @@ class SeededViews:
     def __getitem__(self, view: View | int) -> Any:
         if not isinstance(view, View):
             return self.dataset[view]
-        with seeded_generators(view.seed, view.epoch, view.index):
-            return self.dataset[view.index]
+        with seeded_generators(view.seed, view.epoch, view.image):
+            return self.dataset[view.image]
 
     def __getattr__(self, name: str) -> Any:  # metainfo, full_init, pipeline, ...
         if name == 'dataset':  # not there yet while a copy is being made

@@ -82,9 +82,8 @@ class CheckTeacherHook(Hook):
 
 def _single_labels(data_samples: Any) -> Tensor | None:
     labels = [getattr(sample, 'gt_label', None) for sample in data_samples or [None]]
-    if any(label is None or label.numel() != 1 for label in labels):
-        return None
-    return torch.cat([label.reshape(1).cpu() for label in labels])
+    single = [label.reshape(1).cpu() for label in labels if label is not None and label.numel() == 1]
+    return torch.cat(single) if len(single) == len(labels) else None
 
 
 def _check_classes(student_logits: Any, classes: int) -> None:

@@ -8,9 +8,10 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, init_default_scope
 
-_CIFAR = {
-    'CIFAR10': ('cifar-10-batches-py', 'data_batch_1 ... data_batch_5, test_batch, batches.meta'),
-    'CIFAR100': ('cifar-100-python', 'train, test, meta'),
+_CIFAR = {  # folder, its files, archive
+    'CIFAR10': ('cifar-10-batches-py', 'data_batch_1 ... data_batch_5, test_batch, batches.meta',
+                'cifar-10-python.tar.gz'),
+    'CIFAR100': ('cifar-100-python', 'train, test, meta', 'cifar-100-python.tar.gz'),
 }
 _FOLDERS = ('ImageNet', 'ImageNet21k', 'CustomDataset')
 
@@ -35,7 +36,7 @@ def check_data(cfg: Config, dataloaders: tuple[str, ...]) -> None:
 
 
 def _check_cifar(name: str, dataset: dict[str, Any], field: str) -> None:
-    folder, files = _CIFAR[name]
+    folder, files, archive = _CIFAR[name]
     root = Path(dataset.get('data_root') or dataset.get('data_prefix') or '')
     if (root / folder).is_dir():
         return
@@ -46,8 +47,8 @@ def _check_cifar(name: str, dataset: dict[str, Any], field: str) -> None:
     try:
         DATASETS.build(dataset)
     except Exception as error:  # whatever a network can raise
-        raise FileNotFoundError(f'{layout} Downloading it failed ({error}). Unpack {DATASETS.get(name).filename} from '
-                                f'{DATASETS.get(name).url} there') from error
+        raise FileNotFoundError(f'{layout} Downloading it failed ({error}). Unpack {archive} from '
+                                'https://www.cs.toronto.edu/~kriz/ there') from error
 
 
 def _check_folder(dataset: dict[str, Any], field: str) -> None:

@@ -170,7 +170,7 @@ def test_the_sampler_covers_every_index_once_and_carries_epoch_and_seed():
         views = views_of(sampler, epoch)
         assert all(type(view) is View for view in views)
         assert sorted(views) == [View(index, epoch, 4) for index in range(50)]
-        orders.append([view.index for view in views])
+        orders.append([view.image for view in views])
     assert orders[0] != orders[1]
     assert orders[0] != sorted(orders[0])
 

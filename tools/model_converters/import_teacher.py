@@ -36,8 +36,8 @@ def convert(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
         if not strangers[name]:
             return {_renamed(key, renames): value for key, value in weights.items()}, name
     nearest = min(strangers, key=lambda name: len(strangers[name]))
-    raise ValueError(f'unknown layout of {len(weights)} keys. Known: {"; ".join(LAYOUTS)}. The nearest is {nearest}, but '
-                     f'it has no {", ".join(strangers[nearest][:8])}')
+    raise ValueError(f'unknown layout of {len(weights)} keys. Known: {"; ".join(LAYOUTS)}. The nearest is '
+                     f'{nearest}, but it has no {", ".join(strangers[nearest][:8])}')
 
 
 def _renamed(key: str, renames: tuple[tuple[str, str], ...]) -> str:

@@ -64,8 +64,10 @@ def _normalisation(preprocessor: nn.Module) -> tuple[Tensor, Tensor, bool] | Non
     """Mean, std and whether channels are swapped, of mmpretrain's and of mmengine's preprocessors."""
     if getattr(preprocessor, 'mean', None) is None:
         return None
-    swap = getattr(preprocessor, 'to_rgb', False) or getattr(preprocessor, '_channel_conversion', False)
-    return preprocessor.mean.float().cpu(), preprocessor.std.float().cpu(), swap
+    swap = bool(getattr(preprocessor, 'to_rgb', False) or getattr(preprocessor, '_channel_conversion', False))
+    mean, std = (torch.as_tensor(value, dtype=torch.float32, device='cpu')
+                 for value in (preprocessor.mean, preprocessor.std))
+    return mean, std, swap
 
 
 class _InputAdapter:

@@ -9,7 +9,7 @@ arXiv 2102.00650. For a sample with target y, student logits z_s and teacher log
 
 where H is the cross-entropy, and L_s and L_t are taken at temperature 1 whatever tau is.
 
-Shapes: logits are (N, C) or dense (N, C, \*). A target is either int64 class indices of shape (N, \*), or soft: class
+Shapes: logits are finite, (N, C) or dense (N, C, \*). A target is either int64 class indices of shape (N, \*), or soft: class
 scores of the logits' shape (label smoothing, mixup, cutmix). Results have one value per target, (N, \*), in float32 for
 half-precision logits and in the logits' own precision otherwise.
 """
@@ -114,6 +114,8 @@ def bias_and_variance_gradients(preds_S: Tensor, preds_T: Tensor, target: Tensor
     Returns:
         a and b, without gradient. Shape: (N, \*) each.
     """
+    check_logits(preds_S, preds_T)
+    check_temperature(tau)
     index = target.clamp(0, preds_S.shape[1] - 1).unsqueeze(1)
 
     def true_class_probability(preds: Tensor, temperature: float) -> Tensor:

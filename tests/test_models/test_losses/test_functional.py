@@ -114,7 +114,8 @@ def test_gradient_of_the_hard_loss(soft):
 def test_no_gradient_through_the_weight_or_to_the_teacher(soft):
     preds_S, preds_T, target = example()
     target = soft_target(preds_S) if soft else target
-    preds_S.requires_grad_(), preds_T.requires_grad_()
+    preds_S.requires_grad_()
+    preds_T.requires_grad_()
     weight = functional.wsl_weight(preds_S, preds_T, target)
     assert not weight.requires_grad
 

@@ -54,7 +54,10 @@ def reference(preds_S, preds_T, target, tau, ignore_index=-100):
     targets = class_vectors(target) if target.is_floating_point() else target.flatten().tolist()
     for z_s, z_t, y in zip(class_vectors(preds_S), class_vectors(preds_T), targets, strict=True):
         if y == ignore_index:
-            losses.append(0.0), weights.append(0.0), regularizing.append(False), gradients.append([0.0] * len(z_s))
+            losses.append(0.0)
+            weights.append(0.0)
+            regularizing.append(False)
+            gradients.append([0.0] * len(z_s))
             continue
         kept += 1
         scores = y if isinstance(y, list) else [float(y == c) for c in range(len(z_s))]
@@ -274,7 +277,7 @@ def test_avg_factor_leaves_single_losses_alone():
 
 @pytest.mark.parametrize('loss, override', [(WSLLoss(reduction='sum'), None), (WSLLoss(), 'sum')])
 def test_avg_factor_does_not_go_with_a_sum(loss, override):
-    with pytest.raises(ValueError, match="^avg_factor belongs to reduction 'mean', got avg_factor=3 with 'sum'$"):
+    with pytest.raises(ValueError, match=r"^avg_factor belongs to reduction 'mean', got avg_factor=3 with 'sum'$"):
         loss(*example(), avg_factor=3, reduction_override=override)
 
 

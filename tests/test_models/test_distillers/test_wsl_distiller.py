@@ -1,0 +1,130 @@
+import pytest
+import torch
+from mmengine.registry import MODELS, init_default_scope
+from mmrazor.models.losses import KLDivergence
+
+from mmwsl.models import WSLLoss
+from tests.tiny import PREPROCESSOR, batch, build, distillation, losses, network
+
+LOGITS = dict(type='mmrazor.ModuleOutputs', source='head.fc')
+TARGETS = dict(type='mmrazor.ModuleInputs', source='head.loss_module')
+WIRING = dict(
+    preds_S=dict(recorder='fc', from_student=True),
+    preds_T=dict(recorder='fc', from_student=False),
+    gt_labels=dict(recorder='targets', from_student=True, data_idx=1))
+WSL = dict(type='mmwsl.WSLLoss', tau=3.0, loss_weight=2.0)
+
+
+def step(model, data=None):
+    """One real training step; returns what is logged, and whether each parameter of the student moved."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = [parameter.clone() for parameter in model.architecture.parameters()]
+    total, logged = model.parse_losses(losses(model, data or batch()))
+    total.backward()
+    optimizer.step()
+    pairs = zip(before, model.architecture.parameters(), strict=True)
+    return logged, [not torch.equal(old, new) for old, new in pairs]
+
+
+def mmrazors(distiller):
+    init_default_scope('mmpretrain')
+    return build(dict(type='mmrazor.SingleTeacherDistill', architecture=network(2), teacher=network(4),
+                      data_preprocessor=PREPROCESSOR, distiller=distiller))
+
+
+def test_loss_by_config_alone_in_mmrazors_own_distiller():
+    model = mmrazors(dict(
+        type='mmrazor.ConfigurableDistiller', student_recorders=dict(fc=LOGITS, targets=TARGETS),
+        teacher_recorders=dict(fc=LOGITS), distill_losses=dict(loss_wsl=WSL),
+        loss_forward_mappings=dict(loss_wsl=WIRING)))
+    logged, moved = step(model)
+    assert logged['distill.loss_wsl'] > 0 and all(moved)
+
+
+def test_loss_in_a_byot_distiller():
+    # the deepest classifier teaches an exit after the first stage, which a connector makes of its features
+    connector = [dict(type='torch.nn.AdaptiveAvgPool2d', output_size=1), dict(type='torch.nn.Flatten'),
+                 dict(type='torch.nn.Linear', in_features=2, out_features=10)]
+    for cfg in connector:
+        name = cfg['type'].rpartition('.')[2]
+        if name not in MODELS:
+            MODELS.register_module(module=getattr(torch.nn, name), name=name)
+        cfg['type'] = name
+    stage = dict(type='mmrazor.ModuleOutputs', source='backbone.layer1.0.relu')
+    wiring = dict(
+        preds_S=dict(recorder='stage', from_student=True, connector='exit'),
+        preds_T=dict(recorder='fc', from_student=False),
+        gt_labels=dict(recorder='targets', from_student=False, data_idx=1))
+    init_default_scope('mmpretrain')
+    model = build(dict(
+        type='mmrazor.SelfDistill', architecture=network(2), data_preprocessor=PREPROCESSOR, distiller=dict(
+            type='mmrazor.BYOTDistiller', student_recorders=dict(stage=stage),
+            teacher_recorders=dict(fc=LOGITS, targets=TARGETS), connectors=dict(exit=connector),
+            distill_losses=dict(loss_wsl=WSL), loss_forward_mappings=dict(loss_wsl=wiring))))
+    logged, moved = step(model)
+    assert logged['distill.loss_wsl'] > 0 and all(moved)
+    assert model.distiller.connectors['exit'][2].weight.grad.abs().sum() > 0
+
+
+def test_loss_beside_a_feature_loss_with_a_connector():
+    features = dict(type='ModuleOutputs', source='backbone.layer3.0.bn2')
+    distiller = dict(
+        type='mmwsl.WSLDistiller', student_recorders=dict(features=features), teacher_recorders=dict(features=features),
+        connectors=dict(widen=dict(type='ConvModuleConnector', in_channel=8, out_channel=16, norm_cfg=dict(type='BN'))),
+        distill_losses=dict(loss_wsl=WSL, loss_features=dict(type='L2Loss', loss_weight=0.5)),
+        loss_forward_mappings=dict(loss_features=dict(
+            s_feature=dict(recorder='features', from_student=True, connector='widen'),
+            t_feature=dict(recorder='features', from_student=False))))
+    model = build(distillation(distiller=distiller))
+    logged, moved = step(model)
+    assert logged['distill.loss_wsl'] > 0 and logged['distill.loss_features'] > 0 and all(moved)
+    assert any(parameter.grad.abs().sum() > 0 for parameter in model.distiller.connectors.parameters())
+
+
+def test_default_is_the_paper_on_imagenet():
+    loss = build(distillation()).distiller.distill_losses['loss_wsl']
+    assert isinstance(loss, WSLLoss) and (loss.tau, loss.loss_weight) == (2.0, 2.5)
+
+
+def test_another_logit_loss_is_wired_by_the_names_of_its_arguments():
+    kd = dict(loss_kd=dict(type='KLDivergence', tau=4.0))
+    model = build(distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=kd)))
+    model.student.eval()
+    data = batch()
+    inputs = model.data_preprocessor(data, True)['inputs']
+    expected = KLDivergence(tau=4.0)(model.student(inputs), model.teacher(inputs))
+    torch.testing.assert_close(losses(model, data)['distill.loss_kd'], expected)
+
+
+def test_mixed_targets_are_those_that_the_student_sees():
+    mixed = dict(PREPROCESSOR, batch_augments=dict(augments=[dict(type='Mixup', alpha=0.8)]))
+    model = build(distillation(data_preprocessor=mixed))
+    logged, moved = step(model)
+    targets = model.distiller.student_recorders.get_recorder('hard_loss').get_record_data(0, 1)
+    assert targets.shape == (6, 10) and (targets.max(1).values < 1).any()
+    assert logged['distill.loss_wsl'] > 0 and all(moved)
+    assert 'distill.regularization_share' not in logged  # it is defined by one true class
+
+
+def test_label_smoothing_is_the_students_alone():
+    student = network(2)
+    student['head']['loss'] = dict(type='LabelSmoothLoss', label_smooth_val=0.1, num_classes=10)
+    logged, moved = step(build(distillation(architecture=student)))
+    assert logged['distill.loss_wsl'] > 0 and all(moved)
+
+
+def test_teacher_without_a_head_is_recorded_as_a_whole():
+    teacher = dict(network(4), head=dict(type='LinearClsHead', num_classes=10, in_channels=16))
+    whole = dict(type='mmwsl.WSLDistiller', teacher_recorders=dict(logits=dict(type='ModuleOutputs', source='')))
+    torch.manual_seed(0)
+    expected = losses(build(distillation(teacher=teacher)), batch())
+    torch.manual_seed(0)
+    torch.testing.assert_close(losses(build(distillation(teacher=teacher, distiller=whole)), batch()), expected)
+
+
+def test_wiring_that_names_no_recorder_is_refused():
+    mappings = dict(loss_wsl=dict(WIRING, preds_T=dict(recorder='nowhere', from_student=False)))
+    with pytest.raises(AssertionError, match='"nowhere" must be in'):
+        build(distillation(distiller=dict(
+            type='mmwsl.WSLDistiller', student_recorders=dict(fc=LOGITS, targets=TARGETS),
+            loss_forward_mappings=mappings)))

@@ -1,0 +1,145 @@
+"""The parsers of tools/train.py and tools/test.py, without training."""
+import importlib.util
+import sys
+
+import pytest
+from mmengine.config import Config
+
+from mmwsl.utils import check_data, prepare_run
+from tests.tiny import ROOT
+
+
+def load_tool(name):
+    spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / f'tools/{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def prepared(monkeypatch, *arguments, config='wsl_digits'):
+    train = load_tool('train')
+    monkeypatch.setattr(sys, 'argv', ['train.py', f'configs/{config}.py', *arguments])
+    args = train.parse_args()
+    cfg = Config.fromfile(ROOT / args.config)
+    train.apply_training_options(cfg, args)
+    prepare_run(cfg, args, ('train_dataloader', 'val_dataloader'))
+    return cfg
+
+
+def test_work_dir_is_named_after_the_config(monkeypatch):
+    assert prepared(monkeypatch).work_dir == 'work_dirs/wsl_digits'
+    assert prepared(monkeypatch, '--work-dir', 'here').work_dir == 'here'
+
+
+@pytest.mark.parametrize('arguments, resume, load_from', [
+    ((), False, None), (('--resume', ), True, None), (('--resume', 'a.pth'), True, 'a.pth')])
+def test_resume(monkeypatch, arguments, resume, load_from):
+    cfg = prepared(monkeypatch, *arguments)
+    assert (cfg.resume, cfg.load_from) == (resume, load_from)
+
+
+def test_no_validate_leaves_nothing_to_choose_a_best_checkpoint_by(monkeypatch):
+    cfg = prepared(monkeypatch, '--no-validate')
+    assert cfg.val_cfg is None and cfg.val_dataloader is None and 'save_best' not in cfg.default_hooks.checkpoint
+
+
+def test_options_of_the_config_win(monkeypatch):
+    cfg = prepared(monkeypatch, '--cfg-options', 'optim_wrapper.optimizer.lr=0.5', 'train_dataloader.num_workers=2')
+    assert cfg.optim_wrapper.optimizer.lr == 0.5
+    assert cfg.train_dataloader.persistent_workers
+
+
+def test_workers_may_be_made_anew(monkeypatch):
+    cfg = prepared(monkeypatch, '--no-persistent-workers', '--cfg-options', 'train_dataloader.num_workers=2')
+    assert not cfg.train_dataloader.persistent_workers
+
+
+def test_learning_rate_scaling_needs_its_base(monkeypatch):
+    assert prepared(monkeypatch, '--auto-scale-lr').auto_scale_lr.enable
+    train = load_tool('train')
+    monkeypatch.setattr(sys, 'argv', ['train.py', 'x.py', '--auto-scale-lr'])
+    with pytest.raises(ValueError, match='needs auto_scale_lr=dict'):
+        train.apply_training_options(Config(dict()), train.parse_args())
+
+
+def test_mixed_precision_without_a_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    with pytest.raises(ValueError, match='--amp needs a GPU'):
+        prepared(monkeypatch, '--amp')
+
+
+def test_mixed_precision_with_a_gpu(monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    cfg = prepared(monkeypatch, '--amp')
+    assert (cfg.optim_wrapper.type, cfg.optim_wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
+
+
+@pytest.mark.parametrize('option', ['--local_rank', '--local-rank'])
+def test_both_spellings_of_local_rank(monkeypatch, option):
+    import os
+    monkeypatch.delenv('LOCAL_RANK', raising=False)
+    prepared(monkeypatch, option, '3')
+    assert os.environ.pop('LOCAL_RANK') == '3'
+
+
+def cifar(tmp_path, **kwargs):
+    dataset = dict(type='mmwsl.SeededViews', dataset=dict(type='CIFAR100', data_root=str(tmp_path), **kwargs))
+    return Config(dict(train_dataloader=dict(dataset=dataset)))
+
+
+def test_missing_cifar_names_the_layout(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'cifar-100-python/ with the files train, test, meta\. Set download'):
+        check_data(cifar(tmp_path, download=False), ('train_dataloader', ))
+
+
+def test_failed_download_names_the_layout_and_the_source(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError('no network')
+    monkeypatch.setattr('mmpretrain.datasets.cifar.download_and_extract_archive', fail)
+    with pytest.raises(FileNotFoundError, match=r'Downloading it failed \(no network\).*cifar-100-python\.tar\.gz'):
+        check_data(cifar(tmp_path), ('train_dataloader', ))
+
+
+def test_cifar_that_is_there_is_not_touched(tmp_path):
+    (tmp_path / 'cifar-100-python').mkdir()
+    check_data(cifar(tmp_path), ('train_dataloader', ))
+
+
+def test_missing_imagenet_names_the_layout(tmp_path):
+    cfg = Config.fromfile(ROOT / 'configs/wsl_r34_r18_in1k.py')
+    cfg.train_dataloader.dataset.dataset.data_root = str(tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf'{tmp_path}/train is not there.*one folder for each class.*cannot be '
+                       'downloaded'):
+        check_data(cfg, ('train_dataloader', ))
+    (tmp_path / 'train').mkdir()
+    check_data(cfg, ('train_dataloader', ))
+
+
+def chosen(monkeypatch, *arguments, config='wsl_digits'):
+    test = load_tool('test')
+    monkeypatch.setattr(sys, 'argv', ['test.py', str(ROOT / f'configs/{config}.py'), *arguments])
+    args = test.parse_args()
+    cfg = Config.fromfile(args.config)
+    test.choose_model(cfg, args)
+    return cfg.model, args.checkpoint
+
+
+def test_a_student_is_tested_without_its_teacher(monkeypatch):
+    model, checkpoint = chosen(monkeypatch, 'a.pth')
+    assert model.type == 'ImageClassifier' and model.backbone.depth == 8 and checkpoint == 'a.pth'
+
+
+def test_a_teacher_is_tested_with_its_own_checkpoint(monkeypatch):
+    model, checkpoint = chosen(monkeypatch, '--teacher')
+    assert model.backbone.depth == 14 and checkpoint == 'checkpoints/digits_teacher.pth'
+
+
+def test_config_without_a_teacher_says_so(monkeypatch):
+    with pytest.raises(ValueError, match='has no teacher: its model is a ImageClassifier'):
+        chosen(monkeypatch, '--teacher', config='vanilla/digits_student')
+
+
+def test_nothing_to_test_is_an_error_of_use(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        chosen(monkeypatch)
+    assert 'a checkpoint is needed' in capsys.readouterr().err
