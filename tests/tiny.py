@@ -60,7 +60,8 @@ def digits_config(work_dir, model, epochs=1, checkpoint=None, **kwargs):
     cfg = Config.fromfile(ROOT / 'configs/vanilla/digits_student.py')
     cfg.merge_from_dict(dict(
         work_dir=str(work_dir), train_cfg=dict(max_epochs=epochs), randomness=dict(seed=0),
-        train_dataloader=dict(batch_size=100), default_hooks=dict(logger=dict(interval=1), checkpoint=checkpoint or {}), **kwargs))
+        train_dataloader=dict(batch_size=100), default_hooks=dict(logger=dict(interval=1), checkpoint=checkpoint or {}),
+        **kwargs))
     cfg.model = model
     return cfg
 

@@ -1,4 +1,4 @@
-# Plain soft labels (arXiv 1503.02531) at the temperature and weight of wsl_cifar.py, so that the weights are all that
+# Plain soft labels (arXiv 1503.02531) at the temperature and weight of wsl_cifar.py: the sample weights are all that
 # differs.
 kd = dict(
     type='mmwsl.WSLDistiller',

@@ -44,8 +44,8 @@ def share_inputs(teacher: BaseModel, data_preprocessor: nn.Module) -> None:
         return
     student = _normalisation(data_preprocessor)
     if student is None:
-        raise ValueError('the teacher comes with a data_preprocessor that normalises and the student with one that does '
-                         'not: give the student mean and std too (mean 0 and std 1 change nothing)')
+        raise ValueError('the teacher comes with a data_preprocessor that normalises and the student with one that '
+                         'does not: give the student mean and std too (mean 0 and std 1 change nothing)')
     mean, std, to_rgb = student
     own_mean, own_std, own_to_rgb = _normalisation(own)  # type: ignore[misc]
     if own_mean.shape != mean.shape:
