@@ -123,6 +123,22 @@ def test_torchvision_that_is_already_imported_is_left_alone(monkeypatch):
     assert compat._libraries == []
 
 
+def test_torchvision_that_fails_half_way_is_imported_afresh(fake_torchvision):
+    fake_torchvision("""
+import pathlib, sys, types
+attempted = pathlib.Path(__file__).with_name('attempted')
+if 'torchvision.half' in sys.modules:
+    raise RuntimeError('remains of the first attempt')
+if not attempted.exists():
+    attempted.touch()
+    sys.modules['torchvision.half'] = types.ModuleType('torchvision.half')
+    raise RuntimeError('operator torchvision::nms does not exist')
+""")
+    compat.make_torchvision_importable()
+    assert 'torchvision' in sys.modules
+    assert len(compat._libraries) == 1  # kept: the operators go with it
+
+
 def test_other_errors_of_torchvision_are_not_hidden(fake_torchvision):
     fake_torchvision('raise RuntimeError("something else")')
     with pytest.raises(RuntimeError, match='something else'):
@@ -164,6 +180,12 @@ def test_quantization_that_imports_is_left_alone(monkeypatch):
     compat._stand_in_for_quantization()
     assert sys.modules[QUANTIZATION] is real
     assert sys.modules['mmrazor.structures'] is structures
+
+
+def test_nothing_is_left_of_quantization_that_fails_half_way():
+    if sys.modules[QUANTIZATION].__doc__ != 'Stands in for a package that this torch cannot import.':
+        pytest.skip(f'{QUANTIZATION} imports here')
+    assert not [name for name in sys.modules if name.startswith(f'{QUANTIZATION}.')]
 
 
 def test_forgets_a_package_but_not_its_namesakes(monkeypatch):

@@ -10,8 +10,8 @@ arXiv 2102.00650. For a sample with target y, student logits z_s and teacher log
 where H is the cross-entropy, and L_s and L_t are taken at temperature 1 whatever tau is.
 
 Shapes: logits are finite, (N, C) or dense (N, C, \*). A target is either int64 class indices of shape (N, \*), or soft:
-class scores of the logits' shape (label smoothing, mixup, cutmix). Results have one value per target, (N, \*), in float32
-for half-precision logits and in the logits' own precision otherwise.
+class scores of the logits' shape (label smoothing, mixup, cutmix). Results have one value per target, (N, \*), in
+float32 for half-precision logits and in the logits' own precision otherwise.
 """
 from __future__ import annotations
 
