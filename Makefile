@@ -1,4 +1,4 @@
-# make demo | test | lint [STACK=openmmlab] [TORCH_INDEX=https://download.pytorch.org/whl/cpu]
+# make demo | test | lint [STACK=openmmlab] [PYTHON=python3.12] [TORCH_INDEX=address of an index with other builds of torch]
 STACK ?= onedl
 PYTHON ?= python3
 TORCH_INDEX ?=
