@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 import pickle
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -156,8 +157,20 @@ class _WeightsOnlyTorch(types.ModuleType):
         return _only_weights(functools.partial(torch.hub.load_state_dict_from_url, url, *args, **kwargs), url)
 
 
+@contextmanager
+def _allowed(classes: list[Any]) -> Iterator[None]:
+    """torch's ``safe_globals``, which on leaving also takes back what the caller had allowed before."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(classes)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
 def _only_weights(load: Callable[..., Any], source: Any) -> Any:
-    with torch.serialization.safe_globals(_stored_by_mmengine()):
+    with _allowed(_stored_by_mmengine()):
         try:
             return load(weights_only=True)
         except pickle.UnpicklingError as error:
@@ -202,8 +215,19 @@ def distribute_without_cuda(cfg: ConfigDict) -> None:
     wrapper.setdefault('find_unused_parameters', cfg.get('find_unused_parameters', False))
     wrapper['device_ids'] = None
     cfg.model_wrapper_cfg = wrapper
-    if cfg.launcher == 'slurm':
-        os.environ.setdefault('RANK', os.environ['SLURM_PROCID'])
-        os.environ.setdefault('WORLD_SIZE', os.environ['SLURM_NTASKS'])
+    _name_the_processes(cfg.launcher)
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
+
+
+def _name_the_processes(launcher: str) -> None:
+    """Put into torch's environment variables what slurm and Open MPI say in their own, as mmengine does on a GPU."""
+    own = {'slurm': ('SLURM_PROCID', 'SLURM_NTASKS'), 'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE')}
+    if launcher not in own:
+        return
+    for name, source in zip(('RANK', 'WORLD_SIZE'), own[launcher], strict=True):
+        os.environ[name] = os.environ[source]
+    os.environ.setdefault('MASTER_PORT', '29500')
+    if launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
+        hosts = subprocess.check_output(['scontrol', 'show', 'hostname', os.environ['SLURM_NODELIST']], text=True)
+        os.environ['MASTER_ADDR'] = hosts.split()[0]

@@ -55,7 +55,8 @@ class SeededViews:
             return self.dataset[view.image]
 
     def __getattr__(self, name: str) -> Any:  # metainfo, full_init, pipeline, ...
-        if name == 'dataset':  # not there yet while a copy is being made
+        # 'dataset' is not there yet while a copy is being made; special methods such as __getitems__ know no views
+        if name == 'dataset' or name.startswith('__'):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 

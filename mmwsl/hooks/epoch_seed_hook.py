@@ -22,7 +22,8 @@ class EpochSeedHook(Hook):
     priority = 'VERY_HIGH'  # before whatever else an epoch's start draws
 
     def before_train_epoch(self, runner: Runner) -> None:
-        sampler = runner.train_dataloader.sampler
+        dataloader = runner.train_dataloader
+        sampler = dataloader.batch_sampler.sampler  # dataloader.sampler is another where the config has a batch sampler
         if getattr(sampler, 'seed', None) is not None and not runner._randomness_cfg.get('diff_rank_seed', False):
             sampler.seed = runner.seed
         words = np.random.SeedSequence([runner.seed, runner.epoch, get_rank()]).generate_state(3)

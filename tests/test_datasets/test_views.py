@@ -151,7 +151,6 @@ def test_builds_from_a_config():
     assert len(dataset) == len(sampler) == 600
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason='__getattr__ delegates __getitems__, which knows no views')
 def test_a_dataset_that_fetches_whole_batches():
     dataset = SeededViews(torch.utils.data.Subset(Draws(), range(4)))
     loader = DataLoader(dataset, batch_size=2, sampler=ViewSampler(dataset, shuffle=False, seed=0), collate_fn=list)

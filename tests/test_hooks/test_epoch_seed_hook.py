@@ -24,7 +24,8 @@ def callers_generators():
 def runner_with(seed=5, epoch=2, sampler=None, **randomness):
     return SimpleNamespace(
         seed=seed, epoch=epoch, _randomness_cfg=randomness,
-        train_dataloader=SimpleNamespace(sampler=sampler or SimpleNamespace(seed=0)))
+        train_dataloader=SimpleNamespace(batch_sampler=SimpleNamespace(sampler=sampler or SimpleNamespace(seed=0)),
+                                         sampler=None))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORE_INDEX = -100
-_EPSILON = 1e-7  # the authors': keeps the ratio finite where the teacher's loss is 0
+EPSILON = 1e-7  # the authors': keeps the ratio finite where the teacher's loss is 0
 
 
 def wsl_loss(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 2.0,
@@ -60,7 +60,7 @@ def wsl_weight(preds_S: Tensor, preds_T: Tensor, target: Tensor, ignore_index: i
     with torch.no_grad():
         student = hard_loss(preds_S, target, ignore_index)
         teacher = hard_loss(preds_T, target, ignore_index)
-        return -torch.expm1(-student / (teacher + _EPSILON))
+        return -torch.expm1(-student / (teacher + EPSILON))
 
 
 def soft_cross_entropy(preds_S: Tensor, preds_T: Tensor, tau: float = 2.0) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mmwsl.models.losses import functional
+from mmwsl.models.losses.fused import Terms, weighted_terms
 from mmwsl.registry import MODELS
 
 _REDUCTIONS = ('none', 'mean', 'sum')
@@ -22,10 +23,6 @@ class WSLLoss(nn.Module):
         ignore_index: Class index whose targets do not count.
         reduction: 'mean' over the targets that are kept (0 where none is), 'sum' or 'none'.
 
-    Attributes:
-        statistics: Of the last forward, without gradient: ``wsl_weight``, the mean weight of the targets kept, and for
-            class indices ``regularization_share``, the share of them with |b| > |a|.
-
     Examples:
         >>> loss = WSLLoss(tau=4.0, loss_weight=2.25)
         >>> student, teacher = torch.randn(8, 100, requires_grad=True), torch.randn(8, 100)
@@ -40,7 +37,9 @@ class WSLLoss(nn.Module):
         self.loss_weight = loss_weight
         self.ignore_index = ignore_index
         self.reduction = _checked_reduction(reduction)
-        self.statistics: dict[str, Tensor] = {}
+        self._terms: Terms | None = None
+        self._kept = torch.empty(0)
+        self._has_classes = True
 
     def forward(self, preds_S: Tensor, preds_T: Tensor, gt_labels: Tensor, weight: Tensor | None = None,
                 avg_factor: float | None = None, reduction_override: str | None = None) -> Tensor:
@@ -61,22 +60,34 @@ class WSLLoss(nn.Module):
             TypeError: If logits are not floating point, or gt_labels are neither int64 nor floating point.
             ValueError: If shapes do not belong together, an index is not in [0, C), or avg_factor comes with 'sum'.
         """
-        sample_weight = functional.wsl_weight(preds_S, preds_T, gt_labels, self.ignore_index)
-        loss = self.loss_weight * sample_weight * functional.soft_cross_entropy(preds_S, preds_T, self.tau)
+        functional.check_logits(preds_S, preds_T)
+        functional.check_target(preds_S, gt_labels, self.ignore_index)
         kept = functional.kept_targets(gt_labels, self.ignore_index)
-        self.statistics = self._statistics(sample_weight, kept, preds_S, preds_T, gt_labels)
+        # an ignored target is computed as class 0, and then counts nothing
+        target = gt_labels if gt_labels.is_floating_point() else gt_labels * kept
+        terms = weighted_terms(preds_S, preds_T, target, self.tau)
+        self._terms = terms._replace(loss=terms.loss.detach())  # what is kept must not keep the graph
+        self._kept, self._has_classes = kept, not gt_labels.is_floating_point()
+        loss = terms.loss * (kept * self.loss_weight)
         if weight is not None:
             loss = loss * _checked_weight(weight, loss)
         return _reduce(loss, kept, _checked_reduction(reduction_override or self.reduction), avg_factor)
 
-    @torch.no_grad()
-    def _statistics(self, sample_weight: Tensor, kept: Tensor, preds_S: Tensor, preds_T: Tensor,
-                    gt_labels: Tensor) -> dict[str, Tensor]:
-        count = kept.sum().clamp(min=1)
-        statistics = {'wsl_weight': sample_weight.sum() / count}
-        if not gt_labels.is_floating_point():
-            a, b = functional.bias_and_variance_gradients(preds_S, preds_T, gt_labels, self.tau)
-            statistics['regularization_share'] = ((b.abs() > a.abs()) & kept).sum() / count
+    @property
+    def statistics(self) -> dict[str, Tensor]:
+        """Of the last forward, without gradient; empty before the first.
+
+        ``wsl_weight``: the mean weight of the targets kept. ``regularization_share``, for class indices: the share of
+        them with |b| > |a| (:func:`functional.bias_and_variance_gradients`).
+        """
+        if self._terms is None:
+            return {}
+        terms, count = self._terms, self._kept.sum().clamp(min=1)
+        statistics = {'wsl_weight': (terms.weight * self._kept).sum() / count}
+        if self._has_classes:
+            a = torch.expm1(-terms.student_hard_loss)
+            b = self.tau * (terms.student_true_prob - terms.teacher_true_prob) - a
+            statistics['regularization_share'] = ((b.abs() > a.abs()) & self._kept).sum() / count
         return statistics
 
     def extra_repr(self) -> str:

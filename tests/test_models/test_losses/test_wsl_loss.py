@@ -147,13 +147,23 @@ def test_the_module_is_the_function_with_a_weight_and_a_reduction(kind):
 # ---- gradients
 
 @pytest.mark.parametrize('reduction', ['none', 'sum', 'mean'])
-def test_gradient_with_the_weight_held_fixed(monkeypatch, reduction):
+@pytest.mark.parametrize('tau', [1.0, 2.0, 3.0, 4.0])
+def test_gradient_with_the_weight_held_fixed(reduction, tau):
     preds_S, preds_T, target = example((2, 5, 3), kind='some ignored')
-    weight = functional.wsl_weight(preds_S, preds_T, target)
+    preds_S = preds_S.detach().requires_grad_()
     # A numerical gradient moves the logits, and the weight with them unless it is a constant.
-    monkeypatch.setattr(functional, 'wsl_weight', lambda *args: weight)
-    loss = WSLLoss(tau=3.0, reduction=reduction)
-    assert torch.autograd.gradcheck(lambda preds: loss(preds, preds_T, target), preds_S)
+    weight = functional.wsl_weight(preds_S, preds_T, target)
+    count = (target != functional.IGNORE_INDEX).sum() if reduction == 'mean' else 1
+
+    def held_fixed(preds):
+        loss = 2.5 * weight * functional.soft_cross_entropy(preds, preds_T, tau) / count
+        return loss if reduction == 'none' else loss.sum()
+
+    assert torch.autograd.gradcheck(held_fixed, preds_S)
+    upstream = torch.randn_like(held_fixed(preds_S))
+    expected, = torch.autograd.grad(held_fixed(preds_S), preds_S, upstream)
+    loss = WSLLoss(tau=tau, loss_weight=2.5, reduction=reduction)(preds_S, preds_T, target)
+    torch.testing.assert_close(torch.autograd.grad(loss, preds_S, upstream), (expected, ))
 
 
 @pytest.mark.parametrize('kind', ['indices', 'scores'])
@@ -448,3 +458,28 @@ def test_it_has_nothing_to_train_or_to_save():
     loss = WSLLoss()
     loss(*example())
     assert not list(loss.parameters()) and not loss.state_dict()
+
+
+@pytest.mark.parametrize('tau', [0.05, 20.0, 100.0])
+def test_extreme_temperatures_keep_the_weight(tau):
+    generator = torch.Generator().manual_seed(0)
+    preds_S, preds_T = torch.randn(2, 4, 1000, generator=generator) * 5
+    target = torch.randint(1000, (4, ), generator=generator)
+    loss = WSLLoss(tau=tau)
+    loss(preds_S, preds_T, target)
+    expected = functional.wsl_weight(preds_S.double(), preds_T.double(), target).mean()
+    torch.testing.assert_close(loss.statistics['wsl_weight'].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('shape', [(300, 1000), (3, 19, 80, 90), (70000, 3)])
+def test_blocks_of_a_large_batch_join(shape):
+    generator = torch.Generator().manual_seed(0)
+    preds_S, preds_T = torch.randn(2, *shape, generator=generator)
+    target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
+    preds_S.requires_grad_()
+    expected = functional.wsl_loss(preds_S, preds_T, target, tau=4.0).mean()
+    expected_grad, = torch.autograd.grad(expected, preds_S)
+    loss = WSLLoss(tau=4.0, loss_weight=1.0)(preds_S, preds_T, target)
+    grad, = torch.autograd.grad(loss, preds_S)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-5 * expected_grad.abs().max().item())

@@ -1,0 +1,113 @@
+r"""The weighted loss in one pass over the logits, with its gradient by hand.
+
+:mod:`functional` says what is computed; this says it fast. Three things save time. The tempered softmaxes serve the
+value and the gradient, :math:`\partial L / \partial z_s = w \tau (p_s - p_t)`. The losses at temperature 1 come out of
+the tempered probabilities p without exponentials of their own,
+
+.. math::
+    CE(z, y) = \log \sum_i (p_i / p_y)^\tau = \log \sum_i p_i^\tau - \tau \log p_y
+
+And on a CPU the batch is walked in blocks that stay in its cache, so that beside the inputs little more than the
+gradient takes memory.
+"""
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mmwsl.models.losses.functional import EPSILON
+
+_BLOCK = 2**16  # elements: a few blocks of float32 fit the second-level cache of today's CPUs
+
+
+class Terms(NamedTuple):
+    r"""What the loss of each target is made of. Only ``loss`` has a gradient. Shape: (N, \*) each."""
+    loss: Tensor
+    weight: Tensor
+    student_hard_loss: Tensor
+    """At temperature 1."""
+    student_true_prob: Tensor
+    """At temperature tau; for soft targets its expectation."""
+    teacher_true_prob: Tensor
+
+
+def weighted_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float) -> Terms:
+    r"""As :func:`functional.wsl_loss` and its parts, for arguments that have been checked.
+
+    Args:
+        preds_S: Student logits. Shape: (N, C, \*).
+        preds_T: Teacher logits. Shape: (N, C, \*).
+        target: Class indices in [0, C), (N, \*), or class scores, (N, C, \*).
+        tau: Temperature of the soft labels.
+    """
+    return Terms(*_WeightedTerms.apply(preds_S, preds_T.detach(), target, tau))
+
+
+class _WeightedTerms(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx: Any, preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float) -> tuple[Tensor, ...]:
+        difference = torch.empty_like(preds_S, dtype=torch.promote_types(preds_S.dtype, torch.float32))
+        blocks = [_block_terms(tau, *block) for block in _blocks(preds_S, preds_T, target, difference)]
+        terms = blocks[0] if len(blocks) == 1 else tuple(map(torch.cat, zip(*blocks, strict=True)))
+        ctx.mark_non_differentiable(*terms[1:])
+        ctx.set_materialize_grads(False)
+        ctx.tau, ctx.dtype = tau, preds_S.dtype
+        ctx.save_for_backward(terms[1], difference)
+        return terms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None]:
+        if grad_loss is None:
+            return None, None, None, None
+        weight, difference = ctx.saved_tensors
+        scale = (grad_loss * weight).mul_(ctx.tau).unsqueeze(1)
+        return (difference * scale).to(ctx.dtype), None, None, None
+
+
+def _blocks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Split a batch: into cache-sized parts on a CPU, not at all elsewhere."""
+    logits = tensors[0]
+    if logits.device.type != 'cpu' or logits.numel() <= _BLOCK:
+        return [tensors]
+    rows = max(1, _BLOCK * len(logits) // logits.numel())
+    return list(zip(*(tensor.split(rows) for tensor in tensors), strict=True))
+
+
+def _block_terms(tau: float, preds_S: Tensor, preds_T: Tensor, target: Tensor,
+                 difference: Tensor) -> tuple[Tensor, ...]:
+    """The terms of a block; ``difference`` is filled with p_s - p_t."""
+    logits = torch.stack((preds_S, preds_T)).to(difference.dtype)  # together: half as many calls
+    log_probs = torch.log_softmax(logits.div_(tau), 2)
+    probs = torch.exp(log_probs, out=logits)
+    soft_targets = target.is_floating_point()
+    log_true = _at_target(log_probs, target)
+    true_probs = _at_target(probs, target) if soft_targets else log_true.exp()
+    soft = (log_probs[0] * probs[1]).sum(1)  # -H(p_t, p_s)
+    torch.sub(probs[0], probs[1], out=difference)
+    log_powers = _log_powers(log_probs, probs, tau)
+    if soft_targets:  # scores need not sum to 1
+        log_powers = log_powers * target.to(log_powers.dtype).sum(1)
+    hard_S, hard_T = log_powers.sub_(log_true, alpha=tau)
+    weight = torch.expm1(hard_S / (hard_T + EPSILON).neg_()).neg_()
+    return soft.mul_(weight).mul_(-tau**2), weight, hard_S, true_probs[0], true_probs[1]
+
+
+def _log_powers(log_probs: Tensor, probs: Tensor, tau: float) -> Tensor:
+    r""":math:`\log \sum_i p_i^\tau`; ``probs`` is used up. Shape: (2, N, \*)."""
+    if tau not in (2, 4):  # at a high temperature powers of small numbers would vanish
+        return torch.logsumexp(log_probs * tau, 2)
+    for _ in range(int(tau) // 2):
+        probs.mul_(probs)
+    return probs.sum(2).log_()
+
+
+def _at_target(values: Tensor, target: Tensor) -> Tensor:
+    """The value of each target's class, or its expectation under class scores. Shape: (2, N, *)."""
+    if target.is_floating_point():
+        return (target.to(values.dtype) * values).sum(2)
+    return values.gather(2, target.unsqueeze(1).expand(2, *target.unsqueeze(1).shape)).squeeze(2)
