@@ -59,7 +59,9 @@ def digits_config(work_dir, model, epochs=1, checkpoint=None, **kwargs):
     """A short run on the digits."""
     cfg = Config.fromfile(ROOT / 'configs/vanilla/digits_student.py')
     cfg.merge_from_dict(dict(
-        work_dir=str(work_dir), train_cfg=dict(max_epochs=epochs), randomness=dict(seed=0),
+        # mmengine keeps loggers by name and second: runs within one second would share a log
+        work_dir=str(work_dir), experiment_name=str(work_dir).replace('/', '_'), train_cfg=dict(max_epochs=epochs),
+        randomness=dict(seed=0),
         train_dataloader=dict(batch_size=100), default_hooks=dict(logger=dict(interval=1), checkpoint=checkpoint or {}),
         **kwargs))
     cfg.model = model

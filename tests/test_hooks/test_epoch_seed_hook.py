@@ -63,13 +63,13 @@ def test_the_rank_is_mmengines(draws):
 def test_the_sampler_follows_the_seed_of_the_run():
     runner = runner_with(seed=5, sampler=SimpleNamespace(seed=123))
     EpochSeedHook().before_train_epoch(runner)
-    assert runner.train_dataloader.sampler.seed == 5
+    assert runner.train_dataloader.batch_sampler.sampler.seed == 5
 
 
 def test_the_sampler_keeps_its_seed_where_ranks_have_their_own():
     runner = runner_with(seed=5, sampler=SimpleNamespace(seed=123), diff_rank_seed=True)
     EpochSeedHook().before_train_epoch(runner)
-    assert runner.train_dataloader.sampler.seed == 123  # the ranks must share one to share out the images
+    assert runner.train_dataloader.batch_sampler.sampler.seed == 123  # the ranks must share one to share out the images
 
 
 @pytest.mark.parametrize('sampler', [torch.utils.data.SequentialSampler([0]), SimpleNamespace(seed=None)])

@@ -143,3 +143,23 @@ def test_nothing_to_test_is_an_error_of_use(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         chosen(monkeypatch)
     assert 'a checkpoint is needed' in capsys.readouterr().err
+
+
+class _RunsCode:
+    def __reduce__(self):
+        import os
+        return os.mkdir, (self.target, )
+
+
+def test_a_pickled_dataset_is_not_read_unless_its_checksum_matches(tmp_path):
+    import pickle
+
+    from mmpretrain.datasets import CIFAR100
+    _RunsCode.target = str(tmp_path / 'it-ran')
+    folder = tmp_path / 'cifar-100-python'
+    folder.mkdir()
+    for name in ('train', 'test', 'meta'):
+        (folder / name).write_bytes(pickle.dumps(_RunsCode()))
+    with pytest.raises(RuntimeError, match='Cannot find CIFAR100'):
+        CIFAR100(data_root=str(tmp_path), split='train', download=False)
+    assert not (tmp_path / 'it-ran').exists()

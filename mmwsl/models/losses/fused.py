@@ -20,7 +20,8 @@ from torch.autograd.function import once_differentiable
 
 from mmwsl.models.losses.functional import EPSILON
 
-_BLOCK = 2**16  # elements: a few blocks of float32 fit the second-level cache of today's CPUs
+_BLOCK = 2**18  # elements: a few blocks of float32 fit the cache of today's CPUs
+_SMALLEST = 1e-30  # a probability whose logarithm and power of 4 are still exact enough in float32
 
 
 class Terms(NamedTuple):
@@ -81,29 +82,58 @@ def _blocks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
 def _block_terms(tau: float, preds_S: Tensor, preds_T: Tensor, target: Tensor,
                  difference: Tensor) -> tuple[Tensor, ...]:
     """The terms of a block; ``difference`` is filled with p_s - p_t."""
-    logits = torch.stack((preds_S, preds_T)).to(difference.dtype)  # together: half as many calls
-    log_probs = torch.log_softmax(logits.div_(tau), 2)
-    probs = torch.exp(log_probs, out=logits)
-    soft_targets = target.is_floating_point()
+    preds_S, preds_T = preds_S.to(difference.dtype), preds_T.to(difference.dtype)
+    if tau in (2, 4) and preds_S.device.type == 'cpu' and not target.is_floating_point() and target.numel():
+        terms = _quick_terms(tau, preds_S, preds_T, target.unsqueeze(1), difference)
+        if terms is not None:
+            return terms
+    return _careful_terms(tau, preds_S, preds_T, target, difference)
+
+
+def _quick_terms(tau: float, preds_S: Tensor, preds_T: Tensor, index: Tensor,
+                 difference: Tensor) -> tuple[Tensor, ...] | None:
+    """For the paper's temperatures: one exponential for each logit. None where a true class's probability vanishes."""
+    logits_S = preds_S / tau
+    probs_S, probs_T = torch.softmax(logits_S, 1), torch.softmax(preds_T / tau, 1)
+    true_S, true_T = probs_S.gather(1, index).squeeze(1), probs_T.gather(1, index).squeeze(1)
+    if min(true_S.min(), true_T.min()) < _SMALLEST:
+        return None
+    log_true_S = true_S.log()
+    soft = logits_S.gather(1, index).squeeze(1).sub_(log_true_S).sub_(logits_S.mul_(probs_T).sum(1))  # H(p_t, p_s)
+    torch.sub(probs_S, probs_T, out=difference)
+    hard_S = _log_powers(probs_S, tau).sub_(log_true_S, alpha=tau)
+    hard_T = _log_powers(probs_T, tau).sub_(true_T.log(), alpha=tau)
+    weight = _weight(hard_S, hard_T)
+    return soft.mul_(weight).mul_(tau**2), weight, hard_S, true_S, true_T
+
+
+def _careful_terms(tau: float, preds_S: Tensor, preds_T: Tensor, target: Tensor,
+                   difference: Tensor) -> tuple[Tensor, ...]:
+    """For every temperature, logit and target: by way of logarithms."""
+    log_probs = torch.log_softmax(torch.stack((preds_S, preds_T)).div_(tau), 2)
+    probs = log_probs.exp()
     log_true = _at_target(log_probs, target)
-    true_probs = _at_target(probs, target) if soft_targets else log_true.exp()
-    soft = (log_probs[0] * probs[1]).sum(1)  # -H(p_t, p_s)
+    soft = -(log_probs[0] * probs[1]).sum(1)
     torch.sub(probs[0], probs[1], out=difference)
-    log_powers = _log_powers(log_probs, probs, tau)
-    if soft_targets:  # scores need not sum to 1
-        log_powers = log_powers * target.to(log_powers.dtype).sum(1)
-    hard_S, hard_T = log_powers.sub_(log_true, alpha=tau)
-    weight = torch.expm1(hard_S / (hard_T + EPSILON).neg_()).neg_()
-    return soft.mul_(weight).mul_(-tau**2), weight, hard_S, true_probs[0], true_probs[1]
+    if target.is_floating_point():
+        true_probs = _at_target(probs, target)
+        total = target.to(probs.dtype).sum(1)  # scores need not sum to 1
+    else:
+        true_probs, total = log_true.exp(), log_true.new_ones(())
+    hard_S, hard_T = torch.logsumexp(log_probs.mul_(tau), 2) * total - tau * log_true
+    weight = _weight(hard_S, hard_T)
+    return soft.mul_(weight).mul_(tau**2), weight, hard_S, true_probs[0], true_probs[1]
 
 
-def _log_powers(log_probs: Tensor, probs: Tensor, tau: float) -> Tensor:
-    r""":math:`\log \sum_i p_i^\tau`; ``probs`` is used up. Shape: (2, N, \*)."""
-    if tau not in (2, 4):  # at a high temperature powers of small numbers would vanish
-        return torch.logsumexp(log_probs * tau, 2)
+def _weight(hard_S: Tensor, hard_T: Tensor) -> Tensor:
+    return torch.expm1(hard_S / (hard_T + EPSILON).neg_()).neg_()
+
+
+def _log_powers(probs: Tensor, tau: float) -> Tensor:
+    r""":math:`\log \sum_i p_i^\tau` for tau 2 or 4; ``probs`` is used up."""
     for _ in range(int(tau) // 2):
         probs.mul_(probs)
-    return probs.sum(2).log_()
+    return probs.sum(1).log_()
 
 
 def _at_target(values: Tensor, target: Tensor) -> Tensor:

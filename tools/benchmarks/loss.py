@@ -1,0 +1,136 @@
+"""Time and memory of WSLLoss, forward and backward, against plain KD and against MMRazor's WSLD, in one run.
+
+The three take turns, step by step, so that whatever else the machine does falls on all of them; medians and ratios are
+printed and written to a JSON file with the machine's description, beside a plot.
+"""
+import mmwsl  # noqa: I001  readies the stack, so it comes first
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from mmrazor.models.losses import WSLD
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmwsl.models.losses import WSLLoss
+
+SHAPES = [(64, 100), (256, 1000), (1024, 1000), (4096, 1000), (65536, 19), (8, 19, 128, 128)]
+TAU = 2.0
+
+
+def plain_kd(preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
+    return F.kl_div((preds_S / TAU).log_softmax(1), (preds_T / TAU).softmax(1), reduction='batchmean')
+
+
+def losses(shape: tuple[int, ...]) -> dict[str, Callable]:
+    """What is compared; WSLD takes two dimensions only."""
+    contestants: dict[str, Callable] = {'WSLLoss': WSLLoss(tau=TAU), 'plain KD': plain_kd}
+    if len(shape) == 2:
+        contestants['WSLD (mmrazor)'] = WSLD(tau=TAU, loss_weight=2.5, num_classes=shape[1])
+    return contestants
+
+
+def step(loss: Callable, inputs: tuple[Tensor, ...]) -> None:
+    inputs[0].grad = None
+    loss(*inputs).backward()
+
+
+def seconds(loss: Callable, inputs: tuple[Tensor, ...], device: str) -> float:
+    start = time.perf_counter()
+    step(loss, inputs)
+    if device == 'cuda':
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_memory(loss: Callable, inputs: tuple[Tensor, ...], device: str) -> int:
+    """Bytes above what was allocated before the step, at the worst moment of it."""
+    inputs[0].grad = None
+    if device == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(loss, inputs)
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step(loss, inputs)
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == '[memory]']
+    allocated = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        allocated += event.nbytes()
+        peak = max(peak, allocated)
+    return peak
+
+
+def measure(shape: tuple[int, ...], device: str, dtype: torch.dtype, rounds: int) -> dict:
+    generator = torch.Generator(device).manual_seed(0)
+    preds_S, preds_T = torch.randn(2, *shape, generator=generator, device=device).to(dtype)
+    target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator, device=device)
+    inputs = (preds_S.clone().requires_grad_(), preds_T, target)
+    contestants = losses(shape)
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, loss in contestants.items():
+            times[name].append(seconds(loss, inputs, device))
+    size = preds_S.numel() * preds_S.element_size()
+    return {
+        'shape': list(shape),
+        'milliseconds': {name: 1e3 * statistics.median(values[2:]) for name, values in times.items()},
+        'memory / logits': {name: peak_memory(loss, inputs, device) / size for name, loss in contestants.items()},
+    }
+
+
+def describe(device: str) -> dict:
+    name = torch.cuda.get_device_name() if device == 'cuda' else platform.processor() or platform.machine()
+    return {'device': name, 'threads': torch.get_num_threads(), 'torch': torch.__version__, 'mmwsl': mmwsl.__version__,
+            'python': platform.python_version()}
+
+
+def print_table(rows: list[dict]) -> None:
+    print(f'{"logits":20} {"WSLLoss ms":>10} {"/ KD":>6} {"/ WSLD":>6}   memory beside the inputs, in logits tensors')
+    for row in rows:
+        times = row['milliseconds']
+        wsld = times.get('WSLD (mmrazor)')
+        ratio = f'{times["WSLLoss"] / wsld:6.2f}' if wsld else '     -'
+        memory = ', '.join(f'{name} {value:.2f}' for name, value in row['memory / logits'].items())
+        kd = times['WSLLoss'] / times['plain KD']
+        print(f'{row["shape"]!s:20} {times["WSLLoss"]:10.3f} {kd:6.2f} {ratio}   {memory}')
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+    figure, axes = plt.subplots(figsize=(8, 4), layout='constrained')
+    names = ['WSLLoss', 'plain KD', 'WSLD (mmrazor)']
+    for offset, (name, hatch) in enumerate(zip(names, ('', '//', '..'), strict=True)):
+        values = [row['milliseconds'].get(name, 0) / row['milliseconds']['plain KD'] for row in rows]
+        axes.bar([i + 0.27 * (offset - 1) for i in range(len(rows))], values, 0.25, label=name, hatch=hatch)
+    axes.set_xticks(range(len(rows)), [' x '.join(map(str, row['shape'])) for row in rows])
+    axes.set(ylabel='time of forward + backward / plain KD', xlabel='shape of the logits')
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16', 'float16'])
+    parser.add_argument('--rounds', type=int, default=60)
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks'))
+    args = parser.parse_args()
+    rows = [measure(shape, args.device, getattr(torch, args.dtype), args.rounds) for shape in SHAPES]
+    args.out.mkdir(parents=True, exist_ok=True)
+    print_table(rows)
+    (args.out / 'loss.json').write_text(json.dumps({'machine': describe(args.device), 'rows': rows}, indent=1))
+    draw(rows, args.out / 'loss.png')
+    print(f'{args.out / "loss.json"}, {args.out / "loss.png"}')
+
+
+if __name__ == '__main__':
+    main()
