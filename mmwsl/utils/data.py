@@ -1,6 +1,7 @@
 """Look for the data before a run is built, and say what is missing in the user's terms."""
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def check_data(cfg: Config, dataloaders: tuple[str, ...]) -> None:
 def _check_cifar(name: str, dataset: dict[str, Any], field: str) -> None:
     folder, files, archive = _CIFAR[name]
     root = Path(dataset.get('data_root') or dataset.get('data_prefix') or '')
-    if (root / folder).is_dir():
+    # of several processes the first fetches; the dataset itself lets the others wait
+    if (root / folder).is_dir() or int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) > 0:
         return
     layout = f'{field}: {name} is not in {root}. Expected: {root / folder}/ with the files {files}.'
     if not dataset.get('download', True):

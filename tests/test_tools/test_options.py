@@ -163,3 +163,9 @@ def test_a_pickled_dataset_is_not_read_unless_its_checksum_matches(tmp_path):
     with pytest.raises(RuntimeError, match='Cannot find CIFAR100'):
         CIFAR100(data_root=str(tmp_path), split='train', download=False)
     assert not (tmp_path / 'it-ran').exists()
+
+
+def test_only_the_first_process_downloads(tmp_path, monkeypatch):
+    monkeypatch.setenv('RANK', '1')
+    monkeypatch.setattr('mmpretrain.datasets.cifar.download_and_extract_archive', lambda *args, **kwargs: 1 / 0)
+    check_data(cifar(tmp_path), ('train_dataloader', ))
