@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from mmengine.structures import BaseDataElement
 from mmrazor.models.algorithms import SingleTeacherDistill
+from mmrazor.models.task_modules.recorder import ModuleOutputsRecorder
 from mmrazor.models.utils import add_prefix
 from torch import Tensor, nn
 
-from mmwsl.models.algorithms.teacher import freeze, set_teacher_mode, share_inputs
+from mmwsl.models.algorithms.teacher import fold, freeze, set_teacher_mode, share_inputs
 from mmwsl.registry import MODELS
 from mmwsl.utils.checkpoint import load_network
 
@@ -29,6 +30,8 @@ class WSLDistill(SingleTeacherDistill):
         teacher_ckpt: Its checkpoint, loaded strictly. None builds an untrained teacher, with a warning.
         teacher_norm_eval: False lets its BatchNorm predict with batch statistics while the student trains, as the
             authors' code does; its running statistics stay as loaded either way.
+        teacher_fold: Fold the teacher's BatchNorm into its convolutions on the first batch, where nothing but its
+            logits is read and they stay the same to 1e-4 of the largest. Never with ``teacher_norm_eval=False``.
         kwargs: As of SingleTeacherDistill: ``architecture`` (the student), ``data_preprocessor``,
             ``student_trainable``, ``calculate_student_loss``, ``init_cfg`` and so on.
 
@@ -37,7 +40,7 @@ class WSLDistill(SingleTeacherDistill):
     """
 
     def __init__(self, distiller: dict, teacher: Any, teacher_ckpt: str | None = None, teacher_norm_eval: bool = True,
-                 teacher_trainable: bool = False, **kwargs: Any) -> None:
+                 teacher_fold: bool = True, teacher_trainable: bool = False, **kwargs: Any) -> None:
         if teacher_trainable:
             raise ValueError('WSLDistill keeps its teacher frozen, got teacher_trainable=True. MMRazor has '
                              'SingleTeacherDistill for a teacher that learns')
@@ -48,7 +51,8 @@ class WSLDistill(SingleTeacherDistill):
         self._load_teacher(teacher, teacher_ckpt)
         share_inputs(self.teacher, self.data_preprocessor)
         self._teacher_mode = 'tensor'
-        self._teacher_mode_is_known = False
+        self._teacher_is_ready = False
+        self.teacher_fold = teacher_fold
         self._register_load_state_dict_pre_hook(_drop_teacher)
         self.train(self.training)
 
@@ -89,14 +93,21 @@ class WSLDistill(SingleTeacherDistill):
         Logits come from ``mode='tensor'``. Only where that leaves a recorder or a delivery with nothing, because its
         source lies in the head's loss, does the teacher run in ``mode='loss'``; the first batch finds it out.
         """
+        if not self._teacher_is_ready and self.teacher_fold and self._only_logits_are_read():
+            fold(self.teacher, batch_inputs)
         self._run_teacher(batch_inputs, data_samples)
-        if not self._teacher_mode_is_known:
-            self._teacher_mode_is_known = True
-            if self._something_is_missing():
-                self._teacher_mode = 'loss'
-                for delivery in self.distiller.deliveries.deliveries.values():
-                    delivery.data_queue.clear()
-                self._run_teacher(batch_inputs, data_samples)
+        if not self._teacher_is_ready and self._something_is_missing():
+            self._teacher_mode = 'loss'
+            for delivery in self.distiller.deliveries.deliveries.values():
+                delivery.data_queue.clear()
+            self._run_teacher(batch_inputs, data_samples)
+        self._teacher_is_ready = True
+
+    def _only_logits_are_read(self) -> bool:
+        recorders = self.distiller.teacher_recorders.recorders.values()
+        outside = all(type(recorder) is ModuleOutputsRecorder and recorder.source in ('', 'head')
+                      for recorder in recorders)
+        return outside and self.teacher_norm_eval and not self.distiller.deliveries.deliveries
 
     @torch.no_grad()
     def _run_teacher(self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None) -> None:

@@ -1,0 +1,178 @@
+"""Time of a training step, ResNet-56 -> ResNet-20 on CIFAR-100: what does the teacher cost, and what the framework?
+
+Six arms take turns, step by step, so that whatever else the machine does falls on all of them: a bare PyTorch loop over
+the student alone (the floor); the forward pass of the teacher, in eval mode and without gradient; the student alone
+through mmengine's Runner; mmwsl with its teacher in eval mode and with batch statistics; MMRazor's SingleTeacherDistill
+with WSLD. All have the same networks, images and batch size, and read their images in the same process. Medians and
+ratios are printed and written to a JSON file with the machine's description.
+"""
+import mmwsl  # noqa: I001  readies the stack, so it comes first
+
+import argparse
+import json
+import platform
+import statistics
+import threading
+import time
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, MODELS, init_default_scope
+from mmengine.runner import Runner
+
+from mmwsl.utils import load_network
+
+ROOT = Path(__file__).resolve().parents[2]
+MMRAZOR = dict(
+    type='mmrazor.ConfigurableDistiller',
+    student_recorders=dict(fc=dict(type='mmrazor.ModuleOutputs', source='head.fc'),
+                           targets=dict(type='mmrazor.ModuleInputs', source='head.loss_module')),
+    teacher_recorders=dict(fc=dict(type='mmrazor.ModuleOutputs', source='head.fc')),
+    distill_losses=dict(loss_wsld=dict(type='mmrazor.WSLD', tau=4.0, loss_weight=2.25, num_classes=100)),
+    loss_forward_mappings=dict(loss_wsld=dict(
+        student=dict(recorder='fc', from_student=True), teacher=dict(recorder='fc', from_student=False),
+        gt_labels=dict(recorder='targets', from_student=True, data_idx=1))))
+
+
+class Turns:
+    """Lets threads take steps one after the other, and times each step."""
+
+    def __init__(self, arms: list[str]) -> None:
+        self.gates = {arm: threading.Semaphore(0) for arm in arms}
+        self.following = dict(zip(arms, arms[1:] + arms[:1], strict=True))
+        self.times: dict[str, list[float]] = {arm: [] for arm in arms}
+        self.started = 0.0
+
+    def wait(self, arm: str) -> None:
+        self.gates[arm].acquire()
+        self.started = time.perf_counter()
+
+    def done(self, arm: str) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.times[arm].append(time.perf_counter() - self.started)
+        self.gates[self.following[arm]].release()
+
+
+@HOOKS.register_module()
+class TurnsHook(Hook):
+    """A step of the Runner, from after one iteration to after the next: data, hooks and all."""
+    priority = 'LOWEST'
+    turns: Turns  # set below: a config holds only data
+
+    def __init__(self, arm: str) -> None:
+        self.arm = arm
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self.turns.wait(self.arm)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None,
+                         outputs: object = None) -> None:
+        self.turns.done(self.arm)
+        if batch_idx + 1 < len(runner.train_dataloader):
+            self.turns.wait(self.arm)
+
+
+def config_of(arm: str, steps: int, teacher: str, out: Path) -> Config:
+    name = 'vanilla/r20_cifar100' if arm == 'vanilla' else 'wsl_r56_r20_cifar100'
+    cfg = Config.fromfile(ROOT / f'configs/{name}.py')
+    cfg.merge_from_dict(dict(
+        work_dir=str(out / arm), experiment_name=arm, log_level='ERROR', train_cfg=dict(max_epochs=1),
+        train_dataloader=dict(num_batch_per_epoch=steps, num_workers=0, persistent_workers=False, pin_memory=False),
+        val_cfg=None, val_dataloader=None, val_evaluator=None,
+        custom_hooks=[dict(type='TurnsHook', arm=arm)], randomness=dict(seed=0)))
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=-1)
+    cfg.train_dataloader.dataset.dataset.data_root = str(ROOT / 'data/cifar100')
+    if arm == 'vanilla':
+        return cfg
+    cfg.model.teacher_ckpt = teacher
+    cfg.model.teacher_norm_eval = arm != 'wsl, batch statistics'
+    if arm == 'mmrazor':
+        cfg.model.type, cfg.model.distiller = 'mmrazor.SingleTeacherDistill', MMRAZOR
+    return cfg
+
+
+def bare_loop(steps: int, turns: Turns) -> None:
+    """The student alone, as a script without a framework would train it."""
+    cfg = Config.fromfile(ROOT / 'configs/vanilla/r20_cifar100.py')
+    cfg.train_dataloader.update(num_workers=0, persistent_workers=False, pin_memory=False, num_batch_per_epoch=steps)
+    cfg.train_dataloader.dataset.dataset.data_root = str(ROOT / 'data/cifar100')
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    model = MODELS.build(cfg.model).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    mean, std = (torch.tensor(cfg.data_preprocessor[key], device=device).view(3, 1, 1) for key in ('mean', 'std'))
+    model.train()
+    batches = iter(loader)
+    for _ in range(steps):
+        turns.wait('bare')
+        batch = next(batches)
+        labels = torch.cat([sample.gt_label for sample in batch['data_samples']]).to(device)
+        images = (batch['inputs'].to(device).float() - mean) / std
+        loss = torch.nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        turns.done('bare')
+
+
+def measure(steps: int, teacher: str, out: Path) -> dict[str, list[float]]:
+    arms = ['bare', 'teacher', 'vanilla', 'wsl, eval', 'wsl, batch statistics', 'mmrazor']
+    turns = TurnsHook.turns = Turns(arms)
+    init_default_scope('mmpretrain')
+    runners = {arm: Runner.from_cfg(config_of(arm, steps, teacher, out)) for arm in arms[2:]}
+    threads = [threading.Thread(target=bare_loop, args=(steps, turns)),
+               threading.Thread(target=teacher_loop, args=(steps, turns, teacher))]
+    threads += [threading.Thread(target=runner.train) for runner in runners.values()]
+    for thread in threads:
+        thread.start()
+    turns.gates['bare'].release()
+    for thread in threads:
+        thread.join()
+    return turns.times
+
+
+def teacher_loop(steps: int, turns: Turns, path: str) -> None:
+    """The teacher's forward pass by itself, for scale."""
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    model = MODELS.build(Config.fromfile(ROOT / 'configs/vanilla/r56_cifar100.py').model)
+    load_network(model, path)
+    model.to(device).eval()
+    inputs = torch.randn(64, 3, 32, 32, device=device)
+    for _ in range(steps):
+        turns.wait('teacher')
+        with torch.no_grad():
+            model(inputs)
+        turns.done('teacher')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--steps', type=int, default=40)
+    parser.add_argument('--teacher', default='checkpoints/resnet56_cifar100.pth')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks'))
+    args = parser.parse_args()
+    times = measure(args.steps, args.teacher, args.out)
+    medians = {arm: statistics.median(values[5:]) for arm, values in times.items()}
+    extra = medians['wsl, eval'] - medians['vanilla']
+    ratios = {
+        'vanilla / bare': medians['vanilla'] / medians['bare'],
+        '(wsl, eval - vanilla) / teacher': extra / medians['teacher'],
+        'wsl, eval / mmrazor': medians['wsl, eval'] / medians['mmrazor'],
+        'wsl, batch statistics / mmrazor': medians['wsl, batch statistics'] / medians['mmrazor'],
+    }
+    for arm, value in medians.items():
+        print(f'{arm:40} {1e3 * value:8.1f} ms')
+    for name, value in ratios.items():
+        print(f'{name:40} {value:8.2f}')
+    machine = {'cpu': platform.machine(), 'threads': torch.get_num_threads(), 'torch': torch.__version__,
+               'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None, 'mmwsl': mmwsl.__version__}
+    result = {'machine': machine, 'milliseconds': {arm: 1e3 * value for arm, value in medians.items()},
+              'ratios': ratios}
+    (args.out / 'train_step.json').write_text(json.dumps(result, indent=1))
+
+
+if __name__ == '__main__':
+    main()
