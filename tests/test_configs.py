@@ -67,8 +67,8 @@ def steps(names):
 @pytest.mark.parametrize('name', steps(PAIRS))
 def test_pair_takes_a_step(name):
     cfg = load(name)
-    if 'teacher_ckpt' in cfg.model:
-        cfg.model.teacher_ckpt = None
+    cfg.model.teacher_ckpt = None
+    cfg.model.teacher.pop('ckpts', None)
     model = build({'data_preprocessor': cfg.data_preprocessor, **cfg.model})
     model.train()
     teacher, student = weights_of(model.teacher), weights_of(model.student)
@@ -83,7 +83,7 @@ def test_pair_takes_a_step(name):
     after = weights_of(model.student)
     assert all(torch.isfinite(value).all() for value in after.values())
     assert not torch.equal(after['head.fc.weight'], student['head.fc.weight'])
-    assert model.student.head.num_classes == model.teacher.head.num_classes == cfg.data_preprocessor.num_classes
+    assert model.student.head.num_classes == cfg.data_preprocessor.num_classes
 
 
 def weights_of(model):
