@@ -1,8 +1,8 @@
 """Rename a published classifier's weights to mmpretrain's keys, ready to be a teacher.
 
 Known: the CIFAR networks of HobbitLong/RepDistiller and megvii-research/mdistiller, the CIFAR ResNets of
-chenyaofo/pytorch-cifar-models, and torchvision's ResNets. The layout is recognised by its keys, and named. With --config,
-the result is loaded into that config's teacher (or its only model), strictly, before it is written.
+chenyaofo/pytorch-cifar-models, and torchvision's ResNets. The layout is recognised by its keys, and named. With
+--config, the result is loaded into that config's teacher (or its only model), strictly, before it is written.
 """
 import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
 

@@ -61,13 +61,14 @@ class _ShuffleUnit(nn.Module):
         self.bn2 = nn.BatchNorm2d(middle)
         self.conv3 = nn.Conv2d(middle, out_channels, 1, groups=groups, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
-        self.pool = nn.AvgPool2d(3, stride=2, padding=1)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         out = channel_shuffle(self.relu(self.bn1(self.conv1(x))), self.first_groups)
         out = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(out)))))
-        return self.relu(torch.cat([out, self.pool(x)], 1) if self.stride == 2 else out + x)
+        if self.stride == 2:
+            return self.relu(torch.cat([out, nn.functional.avg_pool2d(x, 3, stride=2, padding=1)], 1))
+        return self.relu(out + x)
 
 
 @MODELS.register_module()
