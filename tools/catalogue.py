@@ -39,6 +39,20 @@ Written by `tools/catalogue.py` from the configs and from [results.yml](results.
 `vanilla/` trains each network alone, which is also how a teacher is made. Top-1 accuracy is in percent. *Published*
 numbers are others', and stand with their source; *Measured* ones are this project's, and stand with their log.
 Parameters and multiply-adds (MACs, counted by mmengine for one image) are the student's, or the network's alone.
+
+The CIFAR networks are those that distillation's papers compare on, and begin as their code draws them. Those for
+ImageNet are mmpretrain's and timm's, and begin as these draw them: unlike the authors' code, mmpretrain starts the last
+normalisation of each ResNet block at zero, and draws a classifier from a normal distribution of standard deviation 0.01.
+
+To show a config, its views, its learning rates and a run's log (`mmpretrain` with OpenMMLab's releases):
+
+    mim run onedl-mmpretrain print_config configs/wsl_r56_r20_cifar100.py
+    mim run onedl-mmpretrain browse_dataset configs/wsl_r56_r20_cifar100.py --mode original --not-show -o views -n 4
+    mim run onedl-mmpretrain vis_scheduler configs/wsl_r56_r20_cifar100.py --dataset-size 50000 --not-show -s lr.png
+    mim run onedl-mmpretrain analyze_logs plot_curve scalars.json --keys student.loss distill.loss_wsl --out loss.png
+
+`browse_dataset` and `vis_scheduler` need a torchvision that fits torch (mmwsl gets past one that does not, they do not),
+and matplotlib 3.11 breaks the other modes of `browse_dataset`.
 """
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ class EpochSeedHook(Hook):
     priority = 'VERY_HIGH'  # before whatever else an epoch's start draws
 
     def before_train_epoch(self, runner: Runner) -> None:
-        sampler = runner.train_dataloader.sampler
+        sampler: Any = getattr(runner.train_dataloader, 'sampler', None)  # mmpretrain's vis_scheduler has none
         if getattr(sampler, 'seed', None) is not None and not runner._randomness_cfg.get('diff_rank_seed', False):
             sampler.seed = runner.seed
         words = np.random.SeedSequence([runner.seed, runner.epoch, get_rank()]).generate_state(3)
