@@ -41,8 +41,8 @@ numbers are others', and stand with their source; *Measured* ones are this proje
 Parameters and multiply-adds (MACs, counted by mmengine for one image) are the student's, or the network's alone.
 
 The CIFAR networks are those that distillation's papers compare on, and begin as their code draws them. Those for
-ImageNet are mmpretrain's and timm's, and begin as these draw them: unlike the authors' code, mmpretrain starts the last
-normalisation of each ResNet block at zero, and draws a classifier from a normal distribution of standard deviation 0.01.
+ImageNet are mmpretrain's and timm's, and begin as these draw them: unlike the authors' code, mmpretrain starts the
+last normalisation of each ResNet block at zero, and draws a classifier from a normal distribution with std 0.01.
 
 To show a config, its views, its learning rates and a run's log (`mmpretrain` with OpenMMLab's releases):
 
@@ -51,8 +51,8 @@ To show a config, its views, its learning rates and a run's log (`mmpretrain` wi
     mim run onedl-mmpretrain vis_scheduler configs/wsl_r56_r20_cifar100.py --dataset-size 50000 --not-show -s lr.png
     mim run onedl-mmpretrain analyze_logs plot_curve scalars.json --keys student.loss distill.loss_wsl --out loss.png
 
-`browse_dataset` and `vis_scheduler` need a torchvision that fits torch (mmwsl gets past one that does not, they do not),
-and matplotlib 3.11 breaks the other modes of `browse_dataset`.
+`browse_dataset` and `vis_scheduler` need a torchvision that fits torch (mmwsl gets past one that does not, they do
+not), and matplotlib 3.11 breaks the other modes of `browse_dataset`.
 """
 
 
