@@ -8,6 +8,10 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 TRAVELS = ('configs', 'tools', 'model-index.yml')
 
+# onedl-mim 0.5.1 looks in the folder of the first file in the sorted list of what a wheel installs. Where the names of
+# distribution and package agree, that is the one named .dist-info, unless there is a folder before it.
+LISTED_FIRST = '_mmwsl_mim'
+
 # Either set installs the same import names, so neither can be a plain requirement.
 STACKS = {
     'onedl': ['onedl-mmengine>=0.10.12', 'onedl-mmcv>=2.3.6', 'onedl-mmpretrain>=1.3.6'],
@@ -23,7 +27,13 @@ class BuildWithMim(build_py):
 
     def run(self) -> None:
         super().run()
-        mim = (ROOT if self.editable_mode else Path(self.build_lib).resolve()) / 'mmwsl' / '.mim'
+        if self.editable_mode:
+            self.fill(ROOT / 'mmwsl' / '.mim')
+        else:
+            for folder in ('mmwsl', LISTED_FIRST):
+                self.fill(Path(self.build_lib).resolve() / folder / '.mim')
+
+    def fill(self, mim: Path) -> None:
         shutil.rmtree(mim, ignore_errors=True)
         mim.mkdir(parents=True)
         for name in TRAVELS:

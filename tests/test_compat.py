@@ -529,12 +529,8 @@ def test_a_distributed_run_fails_without_the_workaround_and_works_with_it(one_pr
 @pytest.mark.parametrize('launcher, rank, size', [
     ('slurm', 'SLURM_PROCID', 'SLURM_NTASKS'), ('mpi', 'OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE')])
 def test_other_launchers_name_their_processes(monkeypatch, launcher, rank, size):
-    for name in ('RANK', 'WORLD_SIZE', 'MASTER_PORT'):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(rank, '3')
-    monkeypatch.setenv(size, '8')
-    monkeypatch.setenv('SLURM_NODELIST', 'node[1-2]')
-    monkeypatch.delenv('MASTER_ADDR', raising=False)
+    # a copy, so that what is set is forgotten with the test
+    monkeypatch.setattr(compat.os, 'environ', {rank: '3', size: '8', 'SLURM_NODELIST': 'node[1-2]'})
     monkeypatch.setattr(compat.subprocess, 'check_output', lambda command, text: 'node1\nnode2\n')
     compat._name_the_processes(launcher)
     environment = {name: os.environ.get(name) for name in ('RANK', 'WORLD_SIZE', 'MASTER_PORT', 'MASTER_ADDR')}

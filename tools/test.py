@@ -35,7 +35,7 @@ def choose_model(cfg: Config, args: argparse.Namespace) -> None:
         return
     if args.teacher:
         args.checkpoint = args.checkpoint or cfg.model.get('teacher_ckpt')
-        if not args.checkpoint:
+        if not args.checkpoint and not cfg.model.teacher.get('ckpts'):  # an ensemble loads its members itself
             raise ValueError(f'{args.config} names no teacher_ckpt: give the checkpoint on the command line')
     cfg.model = cfg.model.teacher if args.teacher else cfg.model.architecture
 
@@ -51,7 +51,8 @@ def main() -> None:
         cfg.test_cfg.fp16 = True
     prepare_run(cfg, args, ('test_dataloader', ))
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    load_network(runner.model.module if is_model_wrapper(runner.model) else runner.model, args.checkpoint)
+    if args.checkpoint:
+        load_network(runner.model.module if is_model_wrapper(runner.model) else runner.model, args.checkpoint)
     if args.out and args.out_item != 'metrics':
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     metrics = runner.test()

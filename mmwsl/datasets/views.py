@@ -54,7 +54,16 @@ class SeededViews:
         with seeded_generators(view.seed, view.epoch, view.image):
             return self.dataset[view.image]
 
-    def __getattr__(self, name: str) -> Any:  # metainfo, full_init, pipeline, ...
+    @property
+    def pipeline(self) -> Any:
+        """The dataset's; mmpretrain's browse_dataset puts its own in place."""
+        return self.dataset.pipeline
+
+    @pipeline.setter
+    def pipeline(self, pipeline: Any) -> None:
+        self.dataset.pipeline = pipeline
+
+    def __getattr__(self, name: str) -> Any:  # metainfo, full_init, ...
         # 'dataset' is not there yet while a copy is being made; special methods such as __getitems__ know no views
         if name == 'dataset' or name.startswith('__'):
             raise AttributeError(name)

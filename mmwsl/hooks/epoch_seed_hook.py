@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +23,9 @@ class EpochSeedHook(Hook):
     priority = 'VERY_HIGH'  # before whatever else an epoch's start draws
 
     def before_train_epoch(self, runner: Runner) -> None:
-        dataloader = runner.train_dataloader
-        sampler = dataloader.batch_sampler.sampler  # dataloader.sampler is another where the config has a batch sampler
+        # its own .sampler is another one beside a batch sampler; mmpretrain's vis_scheduler has a loader with neither
+        batch_sampler = getattr(runner.train_dataloader, 'batch_sampler', None)
+        sampler: Any = getattr(batch_sampler, 'sampler', None)
         if getattr(sampler, 'seed', None) is not None and not runner._randomness_cfg.get('diff_rank_seed', False):
             sampler.seed = runner.seed
         words = np.random.SeedSequence([runner.seed, runner.epoch, get_rank()]).generate_state(3)

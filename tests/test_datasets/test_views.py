@@ -198,3 +198,12 @@ def test_processes_share_out_the_same_views(monkeypatch):
         monkeypatch.setattr(mmengine_sampler, 'get_dist_info', lambda rank=rank: (rank, 2))
         shares.append(list(ViewSampler(Draws(8), shuffle=True, seed=4)))
     assert shares == [alone[0::2], alone[1::2]]
+
+
+def test_pipeline_put_in_place_from_outside_is_the_datasets():
+    inner = Draws()
+    inner.pipeline = 'as configured'
+    views = SeededViews(inner)
+    assert views.pipeline == 'as configured'
+    views.pipeline = 'to look at'
+    assert inner.pipeline == 'to look at'

@@ -82,3 +82,9 @@ def test_comes_before_hooks_of_normal_priority():
     hook = HOOKS.build(dict(type='mmwsl.EpochSeedHook'))
     assert type(hook) is EpochSeedHook
     assert get_priority(hook.priority) < get_priority('NORMAL')  # a lower number is called earlier
+
+
+def test_loader_without_a_sampler_is_no_obstacle():
+    runner = runner_with()
+    del runner.train_dataloader.batch_sampler
+    EpochSeedHook().before_train_epoch(runner)

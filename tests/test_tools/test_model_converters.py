@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from tests.published import NETWORKS, Weights
 from tests.tiny import ROOT, build, distillation, network, tool
 
 spec = importlib.util.spec_from_file_location('import_teacher', ROOT / 'tools/model_converters/import_teacher.py')
@@ -25,6 +26,20 @@ def test_resnet_is_renamed_to_our_keys(prefix):
     converted, layout = import_teacher.convert(theirs)
     assert 'RepDistiller' in layout
     torch.testing.assert_close(converted, ours, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+@torch.no_grad()
+def test_published_network_predicts_the_same_as_ours(name):
+    expected_layout, published_network = NETWORKS[name]
+    weights, images = Weights(), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    expected = published_network(weights, images)
+    converted, layout = import_teacher.convert(dict(weights))
+    assert layout.startswith(expected_layout)
+    model = import_teacher.network_of(str(ROOT / f'configs/vanilla/{name}_cifar100.py'))
+    import_teacher.load_weights(model, converted, name)
+    model.eval()
+    torch.testing.assert_close(model(images), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_unknown_layout_is_named():

@@ -1,13 +1,14 @@
 """Rename a published classifier's weights to mmpretrain's keys, ready to be a teacher.
 
-Known: the CIFAR ResNets of RepDistiller (github.com/HobbitLong/RepDistiller), mdistiller (github.com/megvii-research/
-mdistiller) and chenyaofo/pytorch-cifar-models, and torchvision's ResNets. With --config, the result is loaded into that
-config's teacher (or its only model), strictly, before it is written.
+Known: the CIFAR networks of HobbitLong/RepDistiller and megvii-research/mdistiller, the CIFAR ResNets of
+chenyaofo/pytorch-cifar-models, and torchvision's ResNets. The layout is recognised by its keys, and named. With
+--config, the result is loaded into that config's teacher (or its only model), strictly, before it is written.
 """
 import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import re
+from collections.abc import Callable
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
@@ -15,12 +16,53 @@ from torch import Tensor, nn
 
 from mmwsl.utils import load_weights, read_weights, save_weights
 
-# name: what every key must match, and how keys are renamed, in this order
-LAYOUTS = {
+_CLASSIFIER = (r'^(fc|linear|classifier|classifier\.0)\.(?=weight|bias)', 'head.fc.')
+_BACKBONE = (r'^(?!head\.)', 'backbone.')
+
+Replacement = str | Callable[[re.Match], str]
+# name: what every key must match, and how keys are renamed, in this order. The first that fits is it, so a layout whose
+# keys are among another's stands before it.
+LAYOUTS: dict[str, tuple[str, tuple[tuple[str, Replacement], ...]]] = {
     'ResNet (RepDistiller, mdistiller, chenyaofo, torchvision)': (
         r'(conv1|bn1|layer[1-4]\.\d+\.(conv[1-3]|bn[1-3]|downsample\.[01])|fc)\.\w+',
-        ((r'^fc\.', 'head.fc.'), (r'^(?!head\.)', 'backbone.'))),
+        (_CLASSIFIER, _BACKBONE)),
+    'ShuffleNetV1 (RepDistiller, mdistiller)': (
+        r'(conv1|bn1|layer[1-3]\.\d+\.(conv|bn)[1-3]|linear)\.\w+',
+        (_CLASSIFIER, _BACKBONE)),
+    'ShuffleNetV2 (RepDistiller, mdistiller)': (
+        r'((conv|bn)[12]|layer[1-3]\.\d+\.(conv|bn)[1-5]|linear)\.\w+',
+        ((r'^layer(\d)\.(\d+)\.(conv|bn)(\d)', lambda key: _shufflenet_v2(*key.groups())),
+         (r'^(conv|bn)1\.', lambda key: f'conv1.{("conv", "bn").index(key[1])}.'), (r'^(conv|bn)2\.', r'layers.3.\1.'),
+         _CLASSIFIER, _BACKBONE)),
+    'ResNet50 (RepDistiller, mdistiller)': (
+        r'(conv1|bn1|layer[1-4]\.\d+\.(conv[1-3]|bn[1-3]|shortcut\.[01])|linear)\.\w+',
+        ((r'\.shortcut\.', '.downsample.'), _CLASSIFIER, _BACKBONE)),
+    'WideResNet (RepDistiller, mdistiller)': (
+        r'(conv1|bn1|block[1-3]\.layer\.\d+\.(conv[12]|bn[12]|convShortcut)|fc)\.\w+',
+        ((r'^block(\d)\.layer\.', r'layer\1.'), (r'\.convShortcut\.', '.downsample.'), _CLASSIFIER, _BACKBONE)),
+    'VGG-8 with BatchNorm (RepDistiller, mdistiller)': (
+        r'(block[0-4]\.[01]|classifier)\.\w+',
+        ((r'^block(\d)\.(\d)', lambda key: _vgg(*key.groups(), convolutions=1)), _CLASSIFIER, _BACKBONE)),
+    'VGG-13 with BatchNorm (RepDistiller, mdistiller)': (
+        r'(block[0-4]\.[0134]|classifier)\.\w+',
+        ((r'^block(\d)\.(\d)', lambda key: _vgg(*key.groups(), convolutions=2)), _CLASSIFIER, _BACKBONE)),
+    'MobileNetV2 at half width (RepDistiller, mdistiller)': (
+        r'(conv[12]\.[01]|blocks\.\d\.\d\.conv\.[013467]|classifier\.0)\.\w+',
+        (_CLASSIFIER, _BACKBONE)),
 }
+
+
+def _vgg(stage: str, layer: str, convolutions: int) -> str:
+    """mmpretrain counts convolutions and pools throughout; a published stage counts its own layers, three at a time."""
+    index, kind = divmod(int(layer), 3)
+    return f'features.{int(stage) * (convolutions + 1) + index}.{("conv", "bn")[kind]}'
+
+
+def _shufflenet_v2(stage: str, block: str, kind: str, number: str) -> str:
+    """The first block of a stage numbers its two branches through; the others have one branch."""
+    halves, place = block == '0', int(number) - 1
+    branch, layer = (1, place) if halves and place < 2 else (2, place - 2 * halves)
+    return f'layers.{int(stage) - 1}.{block}.branch{branch}.{layer}.{kind}'
 
 
 def convert(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
@@ -40,7 +82,7 @@ def convert(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
                      f'{nearest}, but it has no {", ".join(strangers[nearest][:8])}')
 
 
-def _renamed(key: str, renames: tuple[tuple[str, str], ...]) -> str:
+def _renamed(key: str, renames: tuple[tuple[str, Replacement], ...]) -> str:
     for pattern, replacement in renames:
         key = re.sub(pattern, replacement, key)
     return key

@@ -27,7 +27,8 @@ class WSLDistill(SingleTeacherDistill):
         distiller: Config of the distiller, e.g. ``dict(type='mmwsl.WSLDistiller')``.
         teacher: Config of the teacher, or the built network. With a data_preprocessor of its own it sees its own kind
             of input (mean, std, channel order).
-        teacher_ckpt: Its checkpoint, loaded strictly. None builds an untrained teacher, with a warning.
+        teacher_ckpt: Its checkpoint, loaded strictly. None builds an untrained teacher, with a warning, unless the
+            teacher loads its weights itself, as an EnsembleTeacher does.
         teacher_norm_eval: False lets its BatchNorm predict with batch statistics while the student trains, as the
             authors' code does; its running statistics stay as loaded either way.
         teacher_fold: Fold the teacher's BatchNorm into its convolutions on the first batch, where nothing but its
@@ -61,7 +62,7 @@ class WSLDistill(SingleTeacherDistill):
         if teacher_ckpt is None and isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
             teacher_ckpt = init_cfg['checkpoint']
         self._teacher_is_trained = teacher_ckpt is not None or not isinstance(teacher, dict) or bool(
-            teacher.get('pretrained'))
+            teacher.get('pretrained')) or getattr(self.teacher, 'is_init', False)
         if teacher_ckpt is not None:
             load_network(self.teacher, teacher_ckpt)
         elif not self._teacher_is_trained:

@@ -1,3 +1,6 @@
+from mmwsl.models.backbones.cifar_mobilenet_v2 import CIFARMobileNetV2
 from mmwsl.models.backbones.cifar_resnet import CIFARResNet
+from mmwsl.models.backbones.cifar_shufflenet import CIFARShuffleNetV1, CIFARShuffleNetV2
+from mmwsl.models.backbones.cifar_vgg import CIFARVGG
 
-__all__ = ['CIFARResNet']
+__all__ = ['CIFARVGG', 'CIFARMobileNetV2', 'CIFARResNet', 'CIFARShuffleNetV1', 'CIFARShuffleNetV2']

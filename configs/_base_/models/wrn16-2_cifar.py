@@ -1,0 +1,13 @@
+wrn16_2 = dict(
+    type='ImageClassifier',
+    _scope_='mmpretrain',
+    backbone=dict(type='mmrazor.WideResNet', depth=16, widen_factor=2),
+    neck=dict(type='GlobalAveragePooling'),
+    # drawn as nn.Linear does by itself, but for a bias of zero, as in the field's code
+    head=dict(
+        type='LinearClsHead',
+        num_classes=100,
+        in_channels=128,
+        init_cfg=dict(
+            type='Kaiming', layer='Linear', a=5**0.5, mode='fan_in', nonlinearity='leaky_relu',
+            distribution='uniform')))

@@ -1,0 +1,3 @@
+_base_ = ['wsl_r32x4_sv2_cifar100.py', '_base_/distillers/kd_cifar.py']
+
+model = dict(distiller=dict(_delete_=True, **_base_.kd))

@@ -1,0 +1,3 @@
+_base_ = ['wsl_r50_mbv2_in1k.py', '_base_/distillers/kd_imagenet.py']
+
+model = dict(distiller=dict(_delete_=True, **_base_.kd))

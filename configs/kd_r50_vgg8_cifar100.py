@@ -1,0 +1,3 @@
+_base_ = ['wsl_r50_vgg8_cifar100.py', '_base_/distillers/kd_cifar.py']
+
+model = dict(distiller=dict(_delete_=True, **_base_.kd))

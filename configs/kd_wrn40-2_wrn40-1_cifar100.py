@@ -1,0 +1,3 @@
+_base_ = ['wsl_wrn40-2_wrn40-1_cifar100.py', '_base_/distillers/kd_cifar.py']
+
+model = dict(distiller=dict(_delete_=True, **_base_.kd))

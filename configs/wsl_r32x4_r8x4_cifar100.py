@@ -1,0 +1,16 @@
+_base_ = [
+    '_base_/models/resnet32x4_cifar.py',
+    '_base_/models/resnet8x4_cifar.py',
+    '_base_/datasets/cifar100_bs64.py',
+    '_base_/schedules/cifar_240e.py',
+    '_base_/distillers/wsl_cifar.py',
+    '_base_/default_runtime.py',
+]
+
+model = dict(
+    type='mmwsl.WSLDistill',
+    architecture=_base_.resnet8x4,
+    teacher=_base_.resnet32x4,
+    teacher_ckpt='checkpoints/resnet32x4_cifar100.pth',
+    teacher_norm_eval=False,  # batch statistics, as in the authors' code
+    distiller=_base_.wsl)

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel, ModuleList
+from mmpretrain.models.heads import ClsHead
+from torch import Tensor
+
+from mmwsl.registry import MODELS
+from mmwsl.utils.checkpoint import load_network
+
+COMBINATIONS = ('probabilities', 'logits')
+
+
+@MODELS.register_module()
+class EnsembleTeacher(BaseModel):
+    """Several classifiers that answer as one: "a well-trained network or an ensemble of them" (arXiv 2102.00650).
+
+    To whoever asks it, it is an ordinary classifier whose ``head`` puts out logits. It is there to teach and to be
+    tested, and is not trained: each member is, by itself.
+
+    Args:
+        models: Configs of the members. They share one kind of input, the ensemble's.
+        ckpts: Their checkpoints in the same order, each loaded strictly. None leaves the members untrained.
+        combine: 'probabilities': the log of the mean of their probabilities; 'logits': the mean of their logits.
+        data_preprocessor: As of mmpretrain's classifiers, for all members.
+
+    Raises:
+        ValueError: If there is no member, not one checkpoint for each, another ``combine``, a member with a
+            data_preprocessor of its own, or members of different numbers of classes; or as of
+            :func:`mmwsl.utils.load_network`.
+    """
+
+    def __init__(self, models: Sequence[dict], ckpts: Sequence[str] | None = None, combine: str = 'probabilities',
+                 data_preprocessor: Any = None) -> None:
+        super().__init__(data_preprocessor)
+        _check_arguments(models, ckpts, combine)
+        self.combine = combine
+        self.members = ModuleList(MODELS.build(model) for model in models)
+        _check_classes(self.members)
+        self.head = ClsHead()  # hands on what it is given, where recorders look for logits
+        for member, ckpt in zip(self.members, ckpts or (), strict=ckpts is not None):
+            load_network(member, ckpt)
+        self._is_init = ckpts is not None  # mmengine's sign that there is nothing left to initialise
+
+    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor') -> Any:
+        """Answer as a classifier of mmpretrain does.
+
+        Args:
+            inputs: Preprocessed images. Shape: (N, 3, H, W).
+            data_samples: With mode 'predict', what the predictions are written to.
+            mode: 'tensor' or 'predict'.
+
+        Returns:
+            With 'tensor' logits of shape (N, C); with 'predict' N DataSamples with ``pred_score`` and ``pred_label``.
+
+        Raises:
+            ValueError: For another mode.
+        """
+        if mode not in ('tensor', 'predict'):
+            raise ValueError(f"an EnsembleTeacher has the modes 'tensor' and 'predict' and no loss, got {mode!r}. "
+                             "Record its logits at 'head', as WSLDistiller does by default, and train its members "
+                             'alone, with their configs in configs/vanilla/')
+        features = (self._combined(torch.stack([member(inputs) for member in self.members])), )
+        return self.head(features) if mode == 'tensor' else self.head.predict(features, data_samples)
+
+    def _combined(self, logits: Tensor) -> Tensor:
+        """Shape: (M, N, C) to (N, C)."""
+        if self.combine == 'logits':
+            return logits.mean(0)
+        # in float32 at least: a mean of half-precision probabilities loses the small ones
+        log_probabilities = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        return log_probabilities.logsumexp(0) - torch.tensor(len(logits)).log()
+
+
+def _check_arguments(models: Sequence[dict], ckpts: Sequence[str] | None, combine: str) -> None:
+    if not models:
+        raise ValueError('models is empty: an ensemble needs a member')
+    if ckpts is not None and len(ckpts) != len(models):
+        raise ValueError(f'{len(models)} models need as many ckpts, got {len(ckpts)}')
+    if combine not in COMBINATIONS:
+        raise ValueError(f'combine should be one of {COMBINATIONS}, got {combine!r}')
+    if any(model.get('data_preprocessor') for model in models):
+        raise ValueError('a member of an ensemble has no data_preprocessor of its own: give the ensemble one for all')
+
+
+def _check_classes(members: ModuleList) -> None:
+    classes = [member.head.num_classes for member in members]
+    if len(set(classes)) > 1:
+        raise ValueError(f'the members of an ensemble predict the same classes, got {classes} classes')

@@ -1,0 +1,119 @@
+"""Every config: what it builds, and that it trains."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+from mmpretrain.structures import DataSample
+
+from tests.tiny import ROOT, build
+
+CONFIGS = ROOT / 'configs'
+FILES = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)
+PAIRS = sorted(path.stem for path in FILES if path.stem.startswith(('wsl_', 'kd_')) and 'digits' not in path.stem)
+
+# parameters with 100 classes, and what the backbone makes of a 32x32 image
+CIFAR_NETWORKS = {
+    'r20': (278_324, (64, 8, 8)),
+    'r32': (472_756, (64, 8, 8)),
+    'r44': (667_188, (64, 8, 8)),
+    'r56': (861_620, (64, 8, 8)),
+    'r110': (1_736_564, (64, 8, 8)),
+    'r8x4': (1_233_540, (256, 8, 8)),
+    'r32x4': (7_433_860, (256, 8, 8)),
+    'r50': (23_705_252, (2048, 4, 4)),
+    'wrn16-2': (703_284, (128, 8, 8)),
+    'wrn40-1': (569_780, (64, 8, 8)),
+    'wrn40-2': (2_255_156, (128, 8, 8)),
+    'vgg8': (3_965_028, (512, 4, 4)),
+    'vgg13': (9_462_180, (512, 4, 4)),
+    'mbv2': (812_836, (1280, 2, 2)),
+    'sv1': (949_258, (960, 4, 4)),
+    'sv2': (1_355_528, (1024, 4, 4)),
+}
+
+
+def load(name):
+    cfg = Config.fromfile(next(path for path in FILES if path.stem == name))
+    init_default_scope(cfg.default_scope)
+    return cfg
+
+
+@pytest.mark.parametrize('name', CIFAR_NETWORKS)
+def test_network_is_the_one_that_the_field_means(name):
+    model = MODELS.build(load(f'{name}_cifar100').model)
+    parameters, features = CIFAR_NETWORKS[name]
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    model.eval()
+    assert [tuple(feature.shape[1:]) for feature in model.backbone(torch.zeros(1, 3, 32, 32))] == [features]
+
+
+def image_batch(cfg, size):
+    """Images and labels of the kind that the config's data are, as a dataloader hands them over."""
+    side = 32 if 'cifar' in cfg.filename else 224
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (size, 3, side, side), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, cfg.data_preprocessor.num_classes, (size, ), generator=generator)
+    return dict(inputs=images, data_samples=[DataSample().set_gt_label(label) for label in labels])
+
+
+def steps(names):
+    """The quick ones always, ImageNet's only with the slow tests."""
+    return [pytest.param(name, marks=pytest.mark.slow if name.endswith('in1k') else ()) for name in names]
+
+
+@pytest.mark.filterwarnings('ignore:teacher_ckpt is None')
+@pytest.mark.parametrize('name', steps(PAIRS))
+def test_pair_takes_a_step(name):
+    cfg = load(name)
+    cfg.model.teacher_ckpt = None
+    cfg.model.teacher.pop('ckpts', None)
+    model = build({'data_preprocessor': cfg.data_preprocessor, **cfg.model})
+    model.train()
+    teacher, student = weights_of(model.teacher), weights_of(model.student)
+    learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    reached = []
+    for name, parameter in model.named_parameters():
+        parameter.register_hook(lambda gradient, name=name: reached.append(name))
+    logged = model.train_step(image_batch(cfg, 4), build_optim_wrapper(model, cfg.optim_wrapper))
+    assert 0 < float(logged['student.loss']) < float(logged['loss']) < float('inf')
+    assert sorted(reached) == sorted(learning)
+    torch.testing.assert_close(weights_of(model.teacher), teacher, rtol=0, atol=0)
+    after = weights_of(model.student)
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert not torch.equal(after['head.fc.weight'], student['head.fc.weight'])
+    assert model.student.head.num_classes == cfg.data_preprocessor.num_classes
+
+
+def weights_of(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize('name', [name for name in PAIRS if name.startswith('kd_')])
+def test_control_differs_in_the_distiller_alone(name):
+    control, pair = (load(name.replace('kd_', prefix, 1)).to_dict() for prefix in ('kd_', 'wsl_'))
+    losses = [cfg['model'].pop('distiller')['distill_losses'] for cfg in (control, pair)]
+    for cfg in (control, pair):
+        cfg.pop('kd', None), cfg.pop('wsl', None)
+    assert control == pair
+    (kd, ), (wsl, ) = (loss.values() for loss in losses)
+    assert (kd['type'], wsl['type']) == ('mmrazor.KLDivergence', 'mmwsl.WSLLoss')
+    assert (kd['tau'], kd['loss_weight']) == (wsl['tau'], wsl['loss_weight'])
+
+
+def test_names_are_unique_and_every_pair_has_its_control_and_its_networks_alone():
+    stems = [path.stem for path in FILES]
+    assert len(stems) == len(set(stems))
+    for name in (name for name in PAIRS if name.startswith('wsl_')):
+        assert name.replace('wsl_', 'kd_', 1) in stems
+        teachers, student, dataset = name.removeprefix('wsl_').rsplit('_', 2)
+        networks = [student, *teachers.replace('-r', ' r').split()]
+        assert {f'{network}_{dataset}' for network in networks} <= set(stems)
+
+
+@pytest.mark.parametrize('name', PAIRS)
+def test_learning_rate_is_the_recipes(name):
+    small = ('mbv2_cifar100', 'sv1_cifar100', 'sv2_cifar100')
+    expected = 0.01 if name.endswith(small) else 0.05 if 'cifar' in name else 0.1
+    assert load(name).optim_wrapper.optimizer.lr == expected

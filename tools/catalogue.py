@@ -1,0 +1,193 @@
+"""Write the catalogue of all configs: configs/README.md, configs/metafile.yml and model-index.yml.
+
+Names, networks and recipes are read from the configs, parameters and multiply-adds (MACs) are counted, and results come
+from configs/results.yml. With --check, nothing is written, and it is an error if the files are out of step.
+"""
+import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
+
+import argparse
+import functools
+import json
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from mmengine.analysis import get_model_complexity_info
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / 'configs'
+DATASETS = {'in1k': ('ImageNet-1k', (3, 224, 224)), 'cifar100': ('CIFAR-100', (3, 32, 32)),
+            'cifar10': ('CIFAR-10', (3, 32, 32)), 'digits': ('Digits', (1, 8, 8))}
+METHODS = {'wsl': 'Weighted soft labels', 'kd': 'Plain soft labels', 'vanilla': 'Networks alone'}
+NETWORKS = {
+    **{f'r{depth}': f'ResNet-{depth}' for depth in (18, 20, 32, 34, 44, 50, 56, 110)},
+    'r8x4': 'ResNet-8x4', 'r32x4': 'ResNet-32x4', 'wrn16-2': 'WRN-16-2', 'wrn40-1': 'WRN-40-1', 'wrn40-2': 'WRN-40-2',
+    'vgg8': 'VGG-8', 'vgg13': 'VGG-13', 'mbv1': 'MobileNetV1', 'mbv2': 'MobileNetV2', 'sv1': 'ShuffleNetV1',
+    'sv2': 'ShuffleNetV2', 'swin-t': 'Swin-T', 'r56-r44-r32': 'ResNet-56 + 44 + 32', 'teacher': 'ResNet-14',
+    'student': 'ResNet-8, 2 channels',
+}
+COLUMNS = ('Config', 'Teacher', 'Student', 'Recipe', 'Parameters', 'MACs', 'Published', 'Source', 'Measured', 'Log')
+PROSE = """# Configs
+
+Written by `tools/catalogue.py` from the configs and from [results.yml](results.yml); change those, and run it again.
+
+`wsl_<teacher>_<student>_<dataset>.py` distils with weighted soft labels, `kd_` is the same with plain soft labels, and
+`vanilla/` trains each network alone, which is also how a teacher is made. Top-1 accuracy is in percent. *Published*
+numbers are others', and stand with their source; *Measured* ones are this project's, and stand with their log.
+Parameters and multiply-adds (MACs, counted by mmengine for one image) are the student's, or the network's alone.
+
+The CIFAR networks are those that distillation's papers compare on, and begin as their code draws them. Those for
+ImageNet are mmpretrain's and timm's, and begin as these draw them: unlike the authors' code, mmpretrain starts the
+last normalisation of each ResNet block at zero, and draws a classifier from a normal distribution with std 0.01.
+
+To show a config, its views, its learning rates and a run's log (`mmpretrain` with OpenMMLab's releases):
+
+    mim run onedl-mmpretrain print_config configs/wsl_r56_r20_cifar100.py
+    mim run onedl-mmpretrain browse_dataset configs/wsl_r56_r20_cifar100.py --mode original --not-show -o views -n 4
+    mim run onedl-mmpretrain vis_scheduler configs/wsl_r56_r20_cifar100.py --dataset-size 50000 --not-show -s lr.png
+    mim run onedl-mmpretrain analyze_logs plot_curve scalars.json --keys student.loss distill.loss_wsl --out loss.png
+
+`browse_dataset` and `vis_scheduler` need a torchvision that fits torch (mmwsl gets past one that does not, they do
+not), and matplotlib 3.11 breaks the other modes of `browse_dataset`.
+"""
+
+
+@dataclass
+class Entry:
+    """One config."""
+    name: str
+    path: Path
+    method: str
+    teacher: str
+    student: str
+    dataset: str
+    cfg: Config
+
+
+def read_entries() -> list[Entry]:
+    paths = [path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts]
+    datasets, methods = list(DATASETS), list(METHODS)
+    return sorted((read_entry(path) for path in paths),
+                  key=lambda entry: (datasets.index(entry.dataset), methods.index(entry.method), entry.name))
+
+
+def read_entry(path: Path) -> Entry:
+    """What a config's name says, and its content."""
+    method = 'vanilla' if path.parent.name == 'vanilla' else path.stem.partition('_')[0]
+    words = path.stem.removeprefix(f'{method}_').split('_')
+    if words[0] == 'digits':  # its name comes first, and a pair's two networks need none
+        words = [*(words[1:] or ('teacher', 'student')), 'digits']
+    teacher = '' if method == 'vanilla' else NETWORKS[words[0]]
+    return Entry(path.stem, path.relative_to(ROOT), method, teacher, NETWORKS[words[-2]], words[-1],
+                 Config.fromfile(path))
+
+
+def recipe(cfg: Config) -> str:
+    optimizer = cfg.optim_wrapper.optimizer
+    return (f'{optimizer.type}, lr {optimizer.lr:g}, {cfg.train_cfg.max_epochs} epochs, '
+            f'batch {cfg.train_dataloader.batch_size}')
+
+
+def count(entry: Entry) -> tuple[int, int]:
+    """Parameters and MACs of the network that is trained."""
+    network = entry.cfg.model.get('architecture', entry.cfg.model)
+    return _count(json.dumps(network.to_dict()), DATASETS[entry.dataset][1])
+
+
+@functools.cache
+def _count(network: str, image: tuple[int, ...]) -> tuple[int, int]:
+    init_default_scope('mmpretrain')
+    model = MODELS.build(json.loads(network))
+    model.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        macs = get_model_complexity_info(model, image, show_table=False, show_arch=False)['flops']
+    return sum(parameter.numel() for parameter in model.parameters()), int(macs)
+
+
+def readme(entries: list[Entry], results: dict) -> str:
+    lines = [PROSE]
+    for dataset, (title, _) in DATASETS.items():
+        for method, heading in METHODS.items():
+            rows = [row(entry, results) for entry in entries if (entry.dataset, entry.method) == (dataset, method)]
+            lines += [f'## {title}: {heading[0].lower()}{heading[1:]}\n', table(rows), '']
+    return '\n'.join(lines).rstrip() + '\n'
+
+
+def row(entry: Entry, results: dict) -> tuple[str, ...]:
+    parameters, macs = count(entry)
+    top1, source = published(entry.name, results)
+    mine = results['measured'].get(entry.name, {})
+    measured = f'{mine["top1"]:.2f}' if mine else ''
+    return (f'[{entry.name}]({entry.path.relative_to("configs")})', entry.teacher, entry.student, recipe(entry.cfg),
+            f'{parameters:,}', f'{macs / 1e6:.2f} M', f'{top1:.2f}' if top1 else '', source, measured,
+            mine.get('log', ''))
+
+
+def published(name: str, results: dict) -> tuple[float | None, str]:
+    found = [(numbers[name], source) for source, numbers in results['published'].items() if name in numbers]
+    return found[0] if found else (None, '')
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    return '\n'.join('| ' + ' | '.join(cells) + ' |' for cells in (COLUMNS, ['---'] * len(COLUMNS), *rows))
+
+
+def metafile(entries: list[Entry], results: dict) -> str:
+    collections = [dict(Name=heading, README='configs/README.md', Paper=dict(
+        Title='Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective',
+        URL='https://arxiv.org/abs/2102.00650')) for heading in METHODS.values()]
+    content = dict(Collections=collections, Models=[model(entry, results) for entry in entries])
+    return '# written by tools/catalogue.py\n' + yaml.safe_dump(content, sort_keys=False, width=120)
+
+
+def model(entry: Entry, results: dict) -> dict:
+    parameters, macs = count(entry)
+    facts = {'Training Data': DATASETS[entry.dataset][0], 'Epochs': entry.cfg.train_cfg.max_epochs,
+             'Batch Size': entry.cfg.train_dataloader.batch_size, 'Architecture': [entry.student],
+             'Parameters': parameters, 'FLOPs': macs}
+    if entry.teacher:
+        facts['Teacher'] = entry.teacher
+    described = {'Name': entry.name, 'In Collection': METHODS[entry.method], 'Config': str(entry.path),
+                 'Metadata': facts}
+    if entry.name in results['measured']:
+        accuracy = {'Top 1 Accuracy': results['measured'][entry.name]['top1']}
+        described['Results'] = [dict(Task='Image Classification', Dataset=facts['Training Data'], Metrics=accuracy)]
+    return described
+
+
+def catalogue() -> dict[Path, str]:
+    """Contents of the three files.
+
+    Raises:
+        ValueError: If results.yml has a number for a config that does not exist.
+    """
+    entries = read_entries()
+    results = yaml.safe_load((CONFIGS / 'results.yml').read_text())
+    named = {name for numbers in results['published'].values() for name in numbers} | set(results['measured'])
+    strangers = named - {entry.name for entry in entries}
+    if strangers:
+        raise ValueError(f'configs/results.yml names configs that do not exist: {sorted(strangers)}')
+    return {CONFIGS / 'README.md': readme(entries, results), CONFIGS / 'metafile.yml': metafile(entries, results),
+            ROOT / 'model-index.yml': '# written by tools/catalogue.py\nImport:\n  - configs/metafile.yml\n'}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--check', action='store_true', help='only compare the files with what would be written')
+    args = parser.parse_args()
+    written = catalogue()
+    if args.check:
+        stale = [path for path, text in written.items() if not path.exists() or path.read_text() != text]
+        sys.exit(f'out of step, run tools/catalogue.py: {", ".join(path.name for path in stale)}' if stale else 0)
+    for path, text in written.items():
+        path.write_text(text)
+        print(path.relative_to(ROOT))
+
+
+if __name__ == '__main__':
+    main()
