@@ -17,12 +17,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import mmcv
-import mmengine.runner.checkpoint as mmengine_checkpoint
+try:
+    import mmcv
+    import mmengine.runner.checkpoint as mmengine_checkpoint
+except ModuleNotFoundError as missing:
+    raise ImportError('mmwsl needs mmengine, mmcv and mmpretrain, in one of two sets: install it as mmwsl[onedl] '
+                      '(the maintained forks) or mmwsl[openmmlab] (OpenMMLab\'s own releases)') from missing
 import numpy as np
 import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import OneCycleParamScheduler
 
 # What torchvision's Python files expect of its compiled library while they are imported.
 _TORCHVISION_OPERATORS = (
@@ -176,25 +181,32 @@ def _only_weights(load: Callable[..., Any], source: Any) -> Any:
         except pickle.UnpicklingError as error:
             raise UnsafeCheckpointError(
                 f'{source} was not loaded: it is damaged, or holds more than weights and what mmengine stores, and '
-                f'reading that could run code. Save its state_dict alone, e.g. torch.save(checkpoint["state_dict"], '
-                f'...), where you trust it. torch says: {error}') from error
+                f'reading that could run code. Where you trust it, save its weights alone, '
+                f'e.g. torch.save(checkpoint["state_dict"], ...) (or "model"). torch says: {error}') from error
 
 
 def _stored_by_mmengine() -> list[Any]:
     """The classes in a checkpoint of mmengine beside weights: logged histories, made of numpy arrays."""
     core = np._core if hasattr(np, '_core') else np.core  # numpy 2 renamed it
     return [
-        HistoryBuffer, np.ndarray, np.dtype, core.multiarray._reconstruct, core.multiarray.scalar,
+        HistoryBuffer, OneCycleParamScheduler,
+        np.ndarray, np.dtype, core.multiarray._reconstruct, core.multiarray.scalar,
         (core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
         (core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
-        *{type(np.dtype(kind)) for kind in ('float32', 'float64', 'int32', 'int64', 'uint32', 'bool')},
-        (_history_statistic, 'builtins.getattr'),
+        *{type(np.dtype(code)) for code in np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?SU'},
+        (_stored_method, 'builtins.getattr'),
     ]
 
 
-def _history_statistic(owner: type, name: str) -> Any:
-    """What a stored history needs of ``getattr``, and no more: one of its own statistics."""
-    if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
+_STORED_METHODS = {  # what mmengine's objects hold of their own classes
+    HistoryBuffer: ('min', 'max', 'mean', 'current'),
+    OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
+}
+
+
+def _stored_method(owner: type, name: str) -> Any:
+    """What mmengine's checkpoints need of ``getattr``, and no more."""
+    if name not in _STORED_METHODS.get(owner, ()):
         raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not among what mmengine stores')
     return getattr(owner, name)
 

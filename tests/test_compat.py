@@ -330,7 +330,7 @@ def test_refuses_getattr_on_anything_but_a_statistic(tmp_path, trick):
 
 @pytest.mark.parametrize('name', ['min', 'max', 'mean', 'current'])
 def test_a_statistic_is_the_one_that_is_named(name):
-    assert compat._history_statistic(HistoryBuffer, name) is getattr(HistoryBuffer, name)
+    assert compat._stored_method(HistoryBuffer, name) is getattr(HistoryBuffer, name)
 
 
 @pytest.mark.parametrize('form', SAVE)

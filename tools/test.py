@@ -37,7 +37,10 @@ def choose_model(cfg: Config, args: argparse.Namespace) -> None:
         args.checkpoint = args.checkpoint or cfg.model.get('teacher_ckpt')
         if not args.checkpoint and not cfg.model.teacher.get('ckpts'):  # an ensemble loads its members itself
             raise ValueError(f'{args.config} names no teacher_ckpt: give the checkpoint on the command line')
+    shared = cfg.model.get('data_preprocessor')
     cfg.model = cfg.model.teacher if args.teacher else cfg.model.architecture
+    if shared:
+        cfg.model.setdefault('data_preprocessor', shared)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
 def apply_training_options(cfg: Config, args: argparse.Namespace) -> None:
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-        cfg.default_hooks.checkpoint.pop('save_best', None)  # there is nothing to choose by
+        cfg.get('default_hooks', {}).get('checkpoint', {}).pop('save_best', None)  # there is nothing to choose by
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')

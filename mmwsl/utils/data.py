@@ -10,9 +10,9 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS, init_default_scope
 
 _CIFAR = {  # folder, its files, archive
-    'CIFAR10': ('cifar-10-batches-py', 'data_batch_1 ... data_batch_5, test_batch, batches.meta',
+    'CIFAR10': ('cifar-10-batches-py', (*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch', 'batches.meta'),
                 'cifar-10-python.tar.gz'),
-    'CIFAR100': ('cifar-100-python', 'train, test, meta', 'cifar-100-python.tar.gz'),
+    'CIFAR100': ('cifar-100-python', ('train', 'test', 'meta'), 'cifar-100-python.tar.gz'),
 }
 _FOLDERS = ('ImageNet', 'ImageNet21k', 'CustomDataset')
 
@@ -39,10 +39,12 @@ def check_data(cfg: Config, dataloaders: tuple[str, ...]) -> None:
 def _check_cifar(name: str, dataset: dict[str, Any], field: str) -> None:
     folder, files, archive = _CIFAR[name]
     root = Path(dataset.get('data_root') or dataset.get('data_prefix') or '')
+    first_process = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
     # of several processes the first fetches; the dataset itself lets the others wait
-    if (root / folder).is_dir() or int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) > 0:
+    if not first_process or all((root / folder / file).is_file() for file in files):
         return
-    layout = f'{field}: {name} is not in {root}. Expected: {root / folder}/ with the files {files}.'
+    layout = (f'{field}: {name} is not in {root}. Expected: {root / folder}/ with the files '
+              f'{", ".join(files)}.')
     if not dataset.get('download', True):
         raise FileNotFoundError(f'{layout} Set download=True in the dataset to fetch it')
     print_log(f'{layout} It is being downloaded.', logger='current')

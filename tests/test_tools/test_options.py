@@ -102,6 +102,8 @@ def test_failed_download_names_the_layout_and_the_source(tmp_path, monkeypatch):
 
 def test_cifar_that_is_there_is_not_touched(tmp_path):
     (tmp_path / 'cifar-100-python').mkdir()
+    for name in ('train', 'test', 'meta'):
+        (tmp_path / 'cifar-100-python' / name).touch()
     check_data(cifar(tmp_path), ('train_dataloader', ))
 
 
@@ -169,3 +171,11 @@ def test_only_the_first_process_downloads(tmp_path, monkeypatch):
     monkeypatch.setenv('RANK', '1')
     monkeypatch.setattr('mmpretrain.datasets.cifar.download_and_extract_archive', lambda *args, **kwargs: 1 / 0)
     check_data(cifar(tmp_path), ('train_dataloader', ))
+
+
+def test_the_preprocessor_of_the_algorithm_reaches_the_network_that_is_tested():
+    from types import SimpleNamespace
+    cfg = Config.fromfile(ROOT / 'configs/wsl_digits.py')
+    cfg.model.data_preprocessor = dict(type='ClsDataPreprocessor', mean=[1.0], std=[2.0])
+    load_tool('test').choose_model(cfg, SimpleNamespace(teacher=False, config='', checkpoint='a.pth'))
+    assert cfg.model.data_preprocessor.mean == [1.0]

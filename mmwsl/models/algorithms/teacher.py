@@ -5,23 +5,21 @@ import copy
 
 import torch
 from mmcv.cnn import fuse_conv_bn
-from mmengine.model import BaseModel, revert_sync_batchnorm
+from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def freeze(teacher: nn.Module, norm_eval: bool) -> nn.Module:
+def freeze(teacher: nn.Module, norm_eval: bool) -> None:
     """Take a teacher's gradients away for good, and with norm_eval=False its running statistics too.
 
     BatchNorm then predicts with the statistics of each batch while it trains, and the running ones stay as loaded.
     """
-    teacher = revert_sync_batchnorm(teacher)
     teacher.requires_grad_(False)
     teacher.eval()  # not chained: the train() of some networks returns None
     for module in teacher.modules():
         if isinstance(module, _BatchNorm) and not norm_eval:
             module.track_running_stats = False
-    return teacher
 
 
 def set_teacher_mode(teacher: nn.Module, use_batch_statistics: bool) -> None:
@@ -58,22 +56,30 @@ def fold(teacher: nn.Module, inputs: Tensor, tolerance: float = 1e-4) -> bool:
 
 
 def _folded(teacher: nn.Module) -> nn.Module:
-    return fuse_conv_bn(teacher).to(memory_format=torch.channels_last)
+    return fuse_conv_bn(teacher).to(memory_format=torch.channels_last).requires_grad_(False)
 
 
-def share_inputs(teacher: BaseModel, data_preprocessor: nn.Module) -> None:
+def share_inputs(teacher: BaseModel, data_preprocessor: nn.Module, normalises: bool = False) -> None:
     """Let a teacher with other normalisation or channel order read what was prepared for the student.
 
-    One affine map turns the student's input into the teacher's, so both see the same crop and the same mixture. A
-    teacher without normalisation of its own takes the student's input as it is.
+    One affine map turns the student's input into the teacher's, so both see the same crop and the same mixture.
+
+    Args:
+        teacher: The network; its preprocessor becomes the student's.
+        data_preprocessor: The student's.
+        normalises: Whether the teacher's preprocessor counts even without mean and std: it then wants raw pixels.
+            Otherwise such a teacher takes the student's input as it is.
 
     Raises:
-        ValueError: If only the teacher's preprocessor normalises, or the two differ in their number of channels.
+        ValueError: If only the teacher's preprocessor normalises, if the two differ in their number of channels, or if
+            the student's pads, which no map of pixels can undo.
     """
     own, teacher.data_preprocessor = teacher.data_preprocessor, data_preprocessor
-    if getattr(own, 'mean', None) is None:
-        return
     student = _normalisation(data_preprocessor)
+    if getattr(own, 'mean', None) is None:
+        if not normalises or student is None:
+            return
+        own.mean, own.std = torch.zeros_like(student[0]), torch.ones_like(student[1])
     if student is None:
         raise ValueError('the teacher comes with a data_preprocessor that normalises and the student with one that '
                          'does not: give the student mean and std too (mean 0 and std 1 change nothing)')
@@ -87,6 +93,9 @@ def share_inputs(teacher: BaseModel, data_preprocessor: nn.Module) -> None:
         mean, std = mean.flip(0), std.flip(0)
     if not flip and torch.equal(own_mean, mean) and torch.equal(own_std, std):
         return
+    if getattr(data_preprocessor, 'pad_size_divisor', 1) > 1:
+        raise ValueError("the teacher's data_preprocessor normalises otherwise than the student's, which also pads "
+                         f'(pad_size_divisor={data_preprocessor.pad_size_divisor}): pad in the pipeline instead')
     scale, shift = std / own_std, (mean - own_mean) / own_std
     teacher.register_forward_pre_hook(_InputAdapter(scale, shift, flip), with_kwargs=True)
 

@@ -4,10 +4,12 @@ import warnings
 from typing import Any
 
 import torch
+from mmengine.model import revert_sync_batchnorm
 from mmengine.structures import BaseDataElement
 from mmrazor.models.algorithms import SingleTeacherDistill
 from mmrazor.models.task_modules.recorder import ModuleOutputsRecorder
 from mmrazor.models.utils import add_prefix
+from mmrazor.registry import MODELS as RAZOR_MODELS
 from torch import Tensor, nn
 
 from mmwsl.models.algorithms.teacher import fold, freeze, set_teacher_mode, share_inputs
@@ -45,12 +47,18 @@ class WSLDistill(SingleTeacherDistill):
         if teacher_trainable:
             raise ValueError('WSLDistill keeps its teacher frozen, got teacher_trainable=True. MMRazor has '
                              'SingleTeacherDistill for a teacher that learns')
-        super().__init__(distiller, teacher, teacher_norm_eval=teacher_norm_eval, **kwargs)
-        network = self._modules.pop('teacher')
+        network = RAZOR_MODELS.build(teacher) if isinstance(teacher, dict) else teacher
+        # before recorders hook into layers that this may replace
+        network = revert_sync_batchnorm(network)
+        super().__init__(distiller, network, teacher_norm_eval=teacher_norm_eval, **kwargs)
+        del self._modules['teacher']
         # no submodule: see the class's docstring. deepcopy, pickle and _apply still reach it
-        object.__setattr__(self, 'teacher', freeze(network, teacher_norm_eval))
+        object.__setattr__(self, 'teacher', network)
+        freeze(network, teacher_norm_eval)
         self._load_teacher(teacher, teacher_ckpt)
-        share_inputs(self.teacher, self.data_preprocessor)
+        self._keep_batch_augments()
+        named = isinstance(teacher, dict) and teacher.get('data_preprocessor') is not None
+        share_inputs(network, self.data_preprocessor, normalises=named)
         self._teacher_mode = 'tensor'
         self._teacher_is_ready = False
         self.teacher_fold = teacher_fold
@@ -68,6 +76,15 @@ class WSLDistill(SingleTeacherDistill):
         elif not self._teacher_is_trained:
             warnings.warn('teacher_ckpt is None: the teacher is untrained, and a student learns nothing from it. Name '
                           'its checkpoint in model.teacher_ckpt', UserWarning, stacklevel=2)
+
+    def _keep_batch_augments(self) -> None:
+        """Mix as the student's ``train_cfg`` says, though its preprocessor gives way to the algorithm's."""
+        own: Any = getattr(self.student, 'data_preprocessor', None)
+        shared: Any = self.data_preprocessor
+        augments = getattr(own, 'batch_augments', None)
+        if augments is not None and getattr(shared, 'batch_augments', None) is None:
+            shared.batch_augments, shared.to_onehot = augments, True
+            shared.num_classes = shared.num_classes or own.num_classes
 
     def init_weights(self) -> None:
         """Initialise the student, and a teacher that has no checkpoint."""

@@ -55,8 +55,9 @@ class WSLDistiller(ConfigurableDistiller):
     def compute_distill_losses(self) -> dict[str, Tensor]:
         """The losses, and what a loss says of its last batch in ``statistics``, which is logged but not summed."""
         results = super().compute_distill_losses()
-        for loss in self.distill_losses.values():
-            results.update(getattr(loss, 'statistics', {}))
+        for position, loss in enumerate(self.distill_losses.values(), 1):
+            for name, value in getattr(loss, 'statistics', {}).items():
+                results[f'{name}_{position}' if name in results else name] = value
         return results
 
 

@@ -2,10 +2,10 @@ r"""The weighted loss in one pass over the logits, with its gradient by hand.
 
 :mod:`functional` says what is computed; this says it fast. Three things save time. The tempered softmaxes serve the
 value and the gradient, :math:`\partial L / \partial z_s = w \tau (p_s - p_t)`. The losses at temperature 1 come out of
-the tempered probabilities p without exponentials of their own,
+the tempered probabilities p without exponentials of their own, and precisely so where they are small:
 
 .. math::
-    CE(z, y) = \log \sum_i (p_i / p_y)^\tau = \log \sum_i p_i^\tau - \tau \log p_y
+    CE(z, y) = \log \sum_i (p_i / p_y)^\tau = \log(1 + e^x), \quad x = \log \sum_{i \ne y} p_i^\tau - \tau \log p_y
 
 And on a CPU the batch is walked in blocks that stay in its cache, so that beside the inputs little more than the
 gradient takes memory.
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from mmwsl.models.losses.functional import EPSILON
 
@@ -101,39 +102,36 @@ def _quick_terms(tau: float, preds_S: Tensor, preds_T: Tensor, index: Tensor,
     log_true_S = true_S.log()
     soft = logits_S.gather(1, index).squeeze(1).sub_(log_true_S).sub_(logits_S.mul_(probs_T).sum(1))  # H(p_t, p_s)
     torch.sub(probs_S, probs_T, out=difference)
-    hard_S = _log_powers(probs_S, tau).sub_(log_true_S, alpha=tau)
-    hard_T = _log_powers(probs_T, tau).sub_(true_T.log(), alpha=tau)
+    hard_S = _quick_hard_loss(probs_S, log_true_S, index, tau)
+    hard_T = _quick_hard_loss(probs_T, true_T.log(), index, tau)
     weight = _weight(hard_S, hard_T)
     return soft.mul_(weight).mul_(tau**2), weight, hard_S, true_S, true_T
+
+
+def _quick_hard_loss(probs: Tensor, log_true: Tensor, index: Tensor, tau: float) -> Tensor:
+    """Cross-entropy at temperature 1 from probabilities at temperature 2 or 4, which are used up. Shape: (N, *)."""
+    others = probs.scatter_(1, index, 0)  # what is lost beside a sum near 1 would be all of a confident teacher's loss
+    for _ in range(int(tau) // 2):
+        others.mul_(others)
+    return F.softplus(others.sum(1).log_().sub_(log_true, alpha=tau), threshold=40)
 
 
 def _careful_terms(tau: float, preds_S: Tensor, preds_T: Tensor, target: Tensor,
                    difference: Tensor) -> tuple[Tensor, ...]:
     """For every temperature, logit and target: by way of logarithms."""
-    log_probs = torch.log_softmax(torch.stack((preds_S, preds_T)).div_(tau), 2)
+    logits = torch.stack((preds_S, preds_T))
+    hard_S, hard_T = -_at_target(torch.log_softmax(logits, 2), target)
+    log_probs = torch.log_softmax(logits.div_(tau), 2)
     probs = log_probs.exp()
-    log_true = _at_target(log_probs, target)
     soft = -(log_probs[0] * probs[1]).sum(1)
+    true_S, true_T = _at_target(probs, target)
     torch.sub(probs[0], probs[1], out=difference)
-    if target.is_floating_point():
-        true_probs = _at_target(probs, target)
-        total = target.to(probs.dtype).sum(1)  # scores need not sum to 1
-    else:
-        true_probs, total = log_true.exp(), log_true.new_ones(())
-    hard_S, hard_T = torch.logsumexp(log_probs.mul_(tau), 2) * total - tau * log_true
     weight = _weight(hard_S, hard_T)
-    return soft.mul_(weight).mul_(tau**2), weight, hard_S, true_probs[0], true_probs[1]
+    return soft.mul_(weight).mul_(tau**2), weight, hard_S, true_S, true_T
 
 
 def _weight(hard_S: Tensor, hard_T: Tensor) -> Tensor:
     return torch.expm1(hard_S / (hard_T + EPSILON).neg_()).neg_()
-
-
-def _log_powers(probs: Tensor, tau: float) -> Tensor:
-    r""":math:`\log \sum_i p_i^\tau` for tau 2 or 4; ``probs`` is used up."""
-    for _ in range(int(tau) // 2):
-        probs.mul_(probs)
-    return probs.sum(1).log_()
 
 
 def _at_target(values: Tensor, target: Tensor) -> Tensor:

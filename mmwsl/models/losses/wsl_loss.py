@@ -114,4 +114,6 @@ def _reduce(loss: Tensor, kept: Tensor, reduction: str, avg_factor: float | None
         if avg_factor is not None:
             raise ValueError(f"avg_factor belongs to reduction 'mean', got avg_factor={avg_factor} with 'sum'")
         return loss.sum()
-    return loss.sum() / (kept.sum().clamp(min=1) if avg_factor is None else avg_factor)
+    if avg_factor is None:
+        return loss.sum() / kept.sum().clamp(min=1)
+    return loss.sum() / torch.as_tensor(avg_factor).clamp(min=torch.finfo(loss.dtype).eps)  # 0 where nothing counts

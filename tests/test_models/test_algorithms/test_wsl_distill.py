@@ -4,10 +4,21 @@ import os
 import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
 from torch import nn
 
 from mmwsl.compat import UnsafeCheckpointError
-from tests.tiny import PREPROCESSOR, batch, build, distillation, losses, network, run_digits, save_teacher
+from tests.tiny import (
+    PREPROCESSOR,
+    batch,
+    build,
+    digits_config,
+    distillation,
+    losses,
+    network,
+    run_digits,
+    save_teacher,
+)
 
 
 @pytest.fixture
@@ -146,6 +157,59 @@ def test_teacher_with_its_own_preprocessor_sees_its_own_kind_of_input(own):
     inputs = model.data_preprocessor(data, False)['inputs']
     torch.testing.assert_close(model.teacher(inputs), expected)
     torch.testing.assert_close(model.teacher(inputs=inputs), expected)  # as val_step calls it
+
+
+@pytest.mark.parametrize('own, expected', [
+    (dict(type='mmpretrain.ClsDataPreprocessor'), 'raw'), (None, 'as the student')])
+def test_teacher_whose_preprocessor_does_not_normalise(own, expected):
+    # named in its config, it wants raw pixels; not named, the teacher takes what there is
+    model = build(distillation(teacher=network(4, data_preprocessor=own)))
+    data = batch()
+    inputs = model.data_preprocessor(data, False)['inputs']
+    reference = reference_teacher(model.teacher.state_dict())
+    seen = data['inputs'].float() if expected == 'raw' else inputs
+    torch.testing.assert_close(model.teacher(inputs), reference(seen))
+
+
+def test_padding_and_another_normalisation_do_not_go_together():
+    own = dict(type='mmpretrain.ClsDataPreprocessor', mean=[1.0], std=[2.0])
+    with pytest.raises(ValueError, match='pad_size_divisor=16'):
+        build(distillation(teacher=network(4, data_preprocessor=own),
+                           data_preprocessor=dict(PREPROCESSOR, pad_size_divisor=16)))
+
+
+def test_mixup_in_the_students_own_train_cfg_is_kept():
+    student = network(2, train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8)]))
+    model = build(distillation(architecture=student))
+    losses(model, batch())
+    targets = model.distiller.student_recorders.get_recorder('hard_loss').get_record_data(0, 1)
+    assert targets.shape == (6, 10) and (targets.max(1).values < 1).any()
+
+
+def test_recorder_on_a_synchronised_norm_layer_keeps_its_source():
+    teacher = network(4)
+    teacher['backbone']['norm_cfg'] = dict(type='SyncBN')
+    recorders = dict(features=dict(type='ModuleOutputs', source='backbone.bn1'))
+    model = build(distillation(
+        teacher=teacher, distiller=dict(type='mmwsl.WSLDistiller', teacher_recorders=recorders)))
+    losses(model, batch())
+    recorded = model.distiller.teacher_recorders.get_recorder('features').get_record_data()
+    assert recorded.shape == (6, 4, 8, 8)
+
+
+def test_each_of_two_losses_has_its_weight_logged():
+    two = dict(loss_a=dict(type='mmwsl.WSLLoss', tau=2.0), loss_b=dict(type='mmwsl.WSLLoss', tau=4.0))
+    results = losses(build(distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=two))), batch())
+    assert {'distill.wsl_weight', 'distill.wsl_weight_2', 'distill.regularization_share_2'} <= results.keys()
+
+
+def test_a_run_with_one_cycle_resumes(tmp_path):
+    for epochs in (1, 2):
+        cfg = digits_config(tmp_path, network(2), epochs, custom_hooks=[], resume=epochs == 2)
+        cfg.param_scheduler = dict(type='OneCycleLR', eta_max=0.1, total_steps=12, by_epoch=False)
+        runner = Runner.from_cfg(cfg)
+        runner.train()
+    assert runner.iter == 12
 
 
 def test_teacher_that_normalises_needs_a_student_that_does():
@@ -301,6 +365,7 @@ def test_teacher_is_folded_and_says_the_same():
     expected = model.teacher(inputs)
     losses(model, batch())
     assert not norms(model.teacher) and norms(model.student)
+    assert not any(parameter.requires_grad for parameter in model.teacher.parameters())
     recorded = model.distiller.teacher_recorders.get_recorder('logits').get_record_data()
     torch.testing.assert_close(recorded, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 

@@ -483,3 +483,29 @@ def test_blocks_of_a_large_batch_join(shape):
     grad, = torch.autograd.grad(loss, preds_S)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-5 * expected_grad.abs().max().item())
+
+
+@pytest.mark.parametrize('tau', [1.0, 2.0, 4.0, 20.0])
+@pytest.mark.parametrize('margin_S', [0.0, 6.0, 15.0])
+@pytest.mark.parametrize('margin_T', [10.0, 14.0, 19.0, 40.0])
+def test_confident_networks_keep_the_weight(tau, margin_S, margin_T):
+    # float32 near a loss of 0: the reference is told the same logits in float64
+    generator = torch.Generator().manual_seed(0)
+    preds_S, preds_T = torch.randn(2, 64, 100, generator=generator)
+    target = torch.arange(64)
+    preds_S[target, target] += margin_S
+    preds_T[target, target] += margin_T
+    loss = WSLLoss(tau=tau, reduction='none')
+    value = loss(preds_S, preds_T, target)
+    expected = 2.5 * functional.wsl_loss(preds_S.double(), preds_T.double(), target, tau)
+    # what log_softmax loses in float32 of a loss L_t beside the 1e-7 that it is divided by
+    tolerance = 3e-4 if tau in (2.0, 4.0) else 0.5
+    torch.testing.assert_close(value.double(), expected, rtol=tolerance, atol=1e-5)
+    assert 0 <= loss.statistics['wsl_weight'] <= 1
+
+
+def test_avg_factor_of_zero_where_nothing_counts_gives_zero():
+    preds_S, preds_T, _ = example((3, 5))
+    target = torch.full((3, ), -100)
+    assert WSLLoss()(preds_S, preds_T, target, avg_factor=0) == 0
+    assert WSLLoss()(preds_S, preds_T, target, avg_factor=torch.tensor(0)) == 0
