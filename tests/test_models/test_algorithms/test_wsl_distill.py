@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmwsl.compat import UnsafeCheckpointError
+from mmwsl.models.algorithms.teacher import fold
 from tests.tiny import (
     PREPROCESSOR,
     batch,
@@ -381,6 +382,34 @@ def test_teacher_is_left_as_it_is(why):
     count = len(norms(model.teacher))
     losses(model, batch())
     assert len(norms(model.teacher)) == count > 0
+
+
+@pytest.mark.parametrize('backbone', [
+    dict(type='mmrazor.WideResNet', depth=10, widen_factor=1),  # normalises before it convolves
+    dict(type='mmwsl.CIFARResNet', depth=8),
+    dict(type='mmwsl.CIFARVGG', depth=8),
+    dict(type='mmwsl.CIFARShuffleNetV2'),
+    dict(type='mmwsl.CIFARMobileNetV2'),
+    dict(type='mmpretrain.SwinTransformer', arch='tiny', img_size=32, pad_small_map=True),
+], ids=lambda cfg: cfg['type'])
+def test_folding_never_changes_what_a_teacher_says(backbone):
+    channels = {'WideResNet': 64, 'CIFARResNet': 64, 'CIFARVGG': 512, 'SwinTransformer': 768}
+    name = backbone['type'].partition('.')[2]
+    torch.manual_seed(0)
+    teacher = build(dict(type='ImageClassifier', _scope_='mmpretrain', backbone=backbone,
+                         neck=dict(type='GlobalAveragePooling'),
+                         head=dict(type='LinearClsHead', num_classes=10, in_channels=channels.get(name, 1))))
+    if name not in channels:
+        teacher.head.fc = nn.Linear(teacher.extract_feat(torch.zeros(1, 3, 32, 32))[-1].shape[1], 10)
+    for module in norms(teacher):
+        module.running_mean.normal_(0, 0.1)
+        module.running_var.uniform_(0.5, 1.5)
+    teacher.eval()
+    inputs = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = teacher(inputs)
+        fold(teacher, inputs)
+        torch.testing.assert_close(teacher(inputs), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
 
 
 def test_teacher_that_would_say_something_else_is_not_folded(monkeypatch):
