@@ -110,7 +110,8 @@ def _quick_terms(tau: float, preds_S: Tensor, preds_T: Tensor, index: Tensor,
 
 def _quick_hard_loss(probs: Tensor, log_true: Tensor, index: Tensor, tau: float) -> Tensor:
     """Cross-entropy at temperature 1 from probabilities at temperature 2 or 4, which are used up. Shape: (N, *)."""
-    others = probs.scatter_(1, index, 0)  # what is lost beside a sum near 1 would be all of a confident teacher's loss
+    # without the true class: beside its 1, float32 would lose all of a confident teacher's loss
+    others = probs.scatter_(1, index, torch.zeros_like(log_true).unsqueeze(1))
     for _ in range(int(tau) // 2):
         others.mul_(others)
     return F.softplus(others.sum(1).log_().sub_(log_true, alpha=tau), threshold=40)

@@ -1,3 +1,4 @@
+import os
 import warnings
 
 import pytest
@@ -133,5 +134,6 @@ def test_published_networks_together_score_what_they_should(tmp_path, cifar100, 
         tool('model_converters/import_teacher.py', published_teacher(depth), ckpt)
     done = tool('test.py', ROOT / 'configs/wsl_r56-r44-r32_r20_cifar100.py', '--teacher', '--work-dir', tmp_path,
                 '--cfg-options', f'model.teacher.combine={combine}',
-                f'model.teacher.ckpts=[{",".join(map(str, ckpts))}]', cwd=ROOT)
+                f'model.teacher.ckpts=[{",".join(map(str, ckpts))}]', cwd=ROOT,
+                env={**os.environ, 'OMP_NUM_THREADS': '2'})
     assert f'accuracy/top1: {accuracy}' in done.stdout
