@@ -10,7 +10,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmwsl.utils import launcher_parser, load_network, prepare_run
+from mmwsl.utils import finish_run, launcher_parser, load_network, prepare_run
 
 
 def parse_args() -> argparse.Namespace:
@@ -61,6 +61,7 @@ def main() -> None:
     metrics = runner.test()
     if args.out and args.out_item == 'metrics':
         mmengine.dump(metrics, args.out)
+    finish_run()
 
 
 if __name__ == '__main__':

@@ -57,6 +57,13 @@ def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, .
     distribute_without_cuda(cfg)
 
 
+def finish_run() -> None:
+    """Leave the process group together: a process that ends while another still talks to it may be aborted."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def _set_dataloader_defaults(dataloader: ConfigDict, pin_memory: bool) -> None:
     dataloader.pin_memory = pin_memory and dataloader.get('pin_memory', True) and torch.cuda.is_available()
     dataloader.setdefault('collate_fn', dict(type='default_collate'))
