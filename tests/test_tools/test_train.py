@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -51,13 +52,12 @@ def test_a_killed_run_ends_with_the_very_weights_of_one_that_was_not(tmp_path, c
 @pytest.mark.slow
 def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path):
     torch.manual_seed(0)
-    # without BatchNorm, which would see other batches
-    norm = dict(norm_cfg=dict(type='GN', num_groups=1))
     teacher = network(16, depth=14)
     torch.save(build(teacher).state_dict(), tmp_path / 'teacher.pth')
     options = ('--no-validate', '--cfg-options', f'model.teacher_ckpt={tmp_path / "teacher.pth"}',
                'model.teacher_norm_eval=True', 'train_cfg.max_epochs=1', 'randomness.seed=3',
-               f'model.architecture.backbone.norm_cfg.type={norm["norm_cfg"]["type"]}',
+               # without BatchNorm, which would see other batches
+               'model.architecture.backbone.norm_cfg.type=GN',
                'model.architecture.backbone.norm_cfg.num_groups=1')
     tool('train.py', 'configs/wsl_digits.py', '--work-dir', tmp_path / 'one', *options,
          'train_dataloader.batch_size=50', cwd=ROOT)
@@ -73,7 +73,6 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path):
 
 
 def environment(**extra):
-    import os
     return {**os.environ, **extra}
 
 
