@@ -60,7 +60,12 @@ def wsl_weight(preds_S: Tensor, preds_T: Tensor, target: Tensor, ignore_index: i
     with torch.no_grad():
         student = hard_loss(preds_S, target, ignore_index)
         teacher = hard_loss(preds_T, target, ignore_index)
-        return -torch.expm1(-student / (teacher + EPSILON))
+        return weight_of_losses(student, teacher)
+
+
+def weight_of_losses(student: Tensor, teacher: Tensor) -> Tensor:
+    r""":math:`1 - \exp(-L_s / L_t)` of hard losses at temperature 1, of any shape."""
+    return torch.expm1(student / -(teacher + EPSILON)).neg_()
 
 
 def soft_cross_entropy(preds_S: Tensor, preds_T: Tensor, tau: float = 2.0) -> Tensor:

@@ -1,8 +1,8 @@
-r"""The weighted loss in one pass over the logits, with its gradient by hand.
+r"""The soft labels' loss and the losses that weight it, in one pass over the logits, with the gradient by hand.
 
 :mod:`functional` says what is computed; this says it fast. Three things save time. The tempered softmaxes serve the
-value and the gradient, :math:`\partial L / \partial z_s = w \tau (p_s - p_t)`. The losses at temperature 1 come out of
-the tempered probabilities p without exponentials of their own, and precisely so where they are small:
+value and the gradient, :math:`\partial (\tau^2 H) / \partial z_s = \tau (p_s - p_t)`. The losses at temperature 1
+come out of the tempered probabilities p without exponentials of their own, and precisely so where they are small:
 
 .. math::
     CE(z, y) = \log \sum_i (p_i / p_y)^\tau = \log(1 + e^x), \quad x = \log \sum_{i \ne y} p_i^\tau - \tau \log p_y
@@ -19,25 +19,25 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mmwsl.models.losses.functional import EPSILON
-
 _BLOCK = 2**18  # elements: a few blocks of float32 fit the cache of today's CPUs
 _SMALLEST = 1e-30  # a probability whose logarithm and power of 4 are still exact enough in float32
 
 
 class Terms(NamedTuple):
-    r"""What the loss of each target is made of. Only ``loss`` has a gradient. Shape: (N, \*) each."""
-    loss: Tensor
-    weight: Tensor
+    r"""What the loss of each target is made of. Only ``soft_loss`` has a gradient. Shape: (N, \*) each."""
+    soft_loss: Tensor
+    """Unweighted."""
     student_hard_loss: Tensor
     """At temperature 1."""
+    teacher_hard_loss: Tensor
     student_true_prob: Tensor
     """At temperature tau; for soft targets its expectation."""
     teacher_true_prob: Tensor
 
 
-def weighted_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float) -> Terms:
-    r"""As :func:`functional.wsl_loss` and its parts, for arguments that have been checked.
+def soft_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float) -> Terms:
+    r"""As :func:`functional.soft_cross_entropy`, :func:`functional.hard_loss` and the probabilities that
+    :func:`functional.bias_and_variance_gradients` takes, for arguments that have been checked.
 
     Args:
         preds_S: Student logits. Shape: (N, C, \*).
@@ -45,10 +45,10 @@ def weighted_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float)
         target: Class indices in [0, C), (N, \*), or class scores, (N, C, \*).
         tau: Temperature of the soft labels.
     """
-    return Terms(*_WeightedTerms.apply(preds_S, preds_T.detach(), target, tau))
+    return Terms(*_SoftTerms.apply(preds_S, preds_T.detach(), target, tau))
 
 
-class _WeightedTerms(torch.autograd.Function):
+class _SoftTerms(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float) -> tuple[Tensor, ...]:
@@ -58,7 +58,7 @@ class _WeightedTerms(torch.autograd.Function):
         ctx.mark_non_differentiable(*terms[1:])
         ctx.set_materialize_grads(False)
         ctx.tau, ctx.dtype = tau, preds_S.dtype
-        ctx.save_for_backward(terms[1], difference)
+        ctx.save_for_backward(difference)
         return terms
 
     @staticmethod
@@ -66,9 +66,8 @@ class _WeightedTerms(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None]:
         if grad_loss is None:
             return None, None, None, None
-        weight, difference = ctx.saved_tensors
-        scale = (grad_loss * weight).mul_(ctx.tau).unsqueeze(1)
-        return (difference * scale).to(ctx.dtype), None, None, None
+        difference, = ctx.saved_tensors
+        return (difference * (grad_loss * ctx.tau).unsqueeze(1)).to(ctx.dtype), None, None, None
 
 
 def _blocks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
@@ -104,8 +103,7 @@ def _quick_terms(tau: float, preds_S: Tensor, preds_T: Tensor, index: Tensor,
     torch.sub(probs_S, probs_T, out=difference)
     hard_S = _quick_hard_loss(probs_S, log_true_S, index, tau)
     hard_T = _quick_hard_loss(probs_T, true_T.log(), index, tau)
-    weight = _weight(hard_S, hard_T)
-    return soft.mul_(weight).mul_(tau**2), weight, hard_S, true_S, true_T
+    return soft.mul_(tau**2), hard_S, hard_T, true_S, true_T
 
 
 def _quick_hard_loss(probs: Tensor, log_true: Tensor, index: Tensor, tau: float) -> Tensor:
@@ -127,12 +125,7 @@ def _careful_terms(tau: float, preds_S: Tensor, preds_T: Tensor, target: Tensor,
     soft = -(log_probs[0] * probs[1]).sum(1)
     true_S, true_T = _at_target(probs, target)
     torch.sub(probs[0], probs[1], out=difference)
-    weight = _weight(hard_S, hard_T)
-    return soft.mul_(weight).mul_(tau**2), weight, hard_S, true_S, true_T
-
-
-def _weight(hard_S: Tensor, hard_T: Tensor) -> Tensor:
-    return torch.expm1(hard_S / (hard_T + EPSILON).neg_()).neg_()
+    return soft.mul_(tau**2), hard_S, hard_T, true_S, true_T
 
 
 def _at_target(values: Tensor, target: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mmwsl.models.losses import functional
-from mmwsl.models.losses.fused import Terms, weighted_terms
+from mmwsl.models.losses.fused import Terms, soft_terms
 from mmwsl.registry import MODELS
 
 _REDUCTIONS = ('none', 'mean', 'sum')
@@ -38,7 +38,7 @@ class WSLLoss(nn.Module):
         self.ignore_index = ignore_index
         self.reduction = _checked_reduction(reduction)
         self._terms: Terms | None = None
-        self._kept = torch.empty(0)
+        self._weight = self._kept = torch.empty(0)
         self._has_classes = True
 
     def forward(self, preds_S: Tensor, preds_T: Tensor, gt_labels: Tensor, weight: Tensor | None = None,
@@ -65,10 +65,11 @@ class WSLLoss(nn.Module):
         kept = functional.kept_targets(gt_labels, self.ignore_index)
         # an ignored target is computed as class 0, and then counts nothing
         target = gt_labels if gt_labels.is_floating_point() else gt_labels * kept
-        terms = weighted_terms(preds_S, preds_T, target, self.tau)
-        self._terms = terms._replace(loss=terms.loss.detach())  # what is kept must not keep the graph
+        terms = soft_terms(preds_S, preds_T, target, self.tau)
+        self._weight = functional.weight_of_losses(terms.student_hard_loss, terms.teacher_hard_loss)
+        self._terms = terms._replace(soft_loss=terms.soft_loss.detach())  # what is kept must not keep the graph
         self._kept, self._has_classes = kept, not gt_labels.is_floating_point()
-        loss = terms.loss * (kept * self.loss_weight)
+        loss = terms.soft_loss * (self._weight * kept * self.loss_weight)
         if weight is not None:
             loss = loss * _checked_weight(weight, loss)
         return _reduce(loss, kept, _checked_reduction(reduction_override or self.reduction), avg_factor)
@@ -83,7 +84,7 @@ class WSLLoss(nn.Module):
         if self._terms is None:
             return {}
         terms, count = self._terms, self._kept.sum().clamp(min=1)
-        statistics = {'wsl_weight': (terms.weight * self._kept).sum() / count}
+        statistics = {'wsl_weight': (self._weight * self._kept).sum() / count}
         if self._has_classes:
             a = torch.expm1(-terms.student_hard_loss)
             b = self.tau * (terms.student_true_prob - terms.teacher_true_prob) - a
