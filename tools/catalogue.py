@@ -36,7 +36,8 @@ PROSE = """# Configs
 Written by `tools/catalogue.py` from the configs and from [results.yml](results.yml); change those, and run it again.
 
 `wsl_<teacher>_<student>_<dataset>.py` distils with weighted soft labels, `kd_` is the same with plain soft labels, and
-`vanilla/` trains each network alone, which is also how a teacher is made. Top-1 accuracy is in percent. *Published*
+`vanilla/` trains each network alone, which is also how a teacher is made. `..._cached` reads what a teacher said from
+disk ([docs/teacher_cache.md](../docs/teacher_cache.md)). Top-1 accuracy is in percent. *Published*
 numbers are others', and stand with their source; *Measured* ones are this project's, and stand with their log.
 Parameters and multiply-adds (MACs, counted by mmengine for one image) are the student's, or the network's alone.
 
@@ -78,7 +79,7 @@ def read_entries() -> list[Entry]:
 def read_entry(path: Path) -> Entry:
     """What a config's name says, and its content."""
     method = 'vanilla' if path.parent.name == 'vanilla' else path.stem.partition('_')[0]
-    words = path.stem.removeprefix(f'{method}_').split('_')
+    words = path.stem.removeprefix(f'{method}_').removesuffix('_cached').split('_')
     if words[0] == 'digits':  # its name comes first, and a pair's two networks need none
         words = [*(words[1:] or ('teacher', 'student')), 'digits']
     teacher = '' if method == 'vanilla' else NETWORKS[words[0]]
@@ -88,8 +89,9 @@ def read_entry(path: Path) -> Entry:
 
 def recipe(cfg: Config) -> str:
     optimizer = cfg.optim_wrapper.optimizer
+    cached = ', cached teacher' if cfg.model.get('teacher_cache') else ''
     return (f'{optimizer.type}, lr {optimizer.lr:g}, {cfg.train_cfg.max_epochs} epochs, '
-            f'batch {cfg.train_dataloader.batch_size}')
+            f'batch {cfg.train_dataloader.batch_size}{cached}')
 
 
 def count(entry: Entry) -> tuple[int, int]:
