@@ -63,7 +63,7 @@ def build_cache(cfg: Config, folder: str | Path, views: int, seed: int = 0, top_
         ValueError: If the config distils no teacher, or images are mixed or have not one class each.
     """
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    model = _build_model(cfg)
+    model = build_model(cfg)
     loader = cfg.train_dataloader
     data_config = dataset_config(cfg)
     dataset = SeededViews(data_config)
@@ -89,7 +89,7 @@ def dataset_config(cfg: Config) -> dict:
     return dataset.dataset if str(dataset.type).rpartition('.')[2] in _WRAPPERS else dataset
 
 
-def _build_model(cfg: Config) -> WSLDistill:
+def build_model(cfg: Config) -> WSLDistill:
     """The teacher as training would run it."""
     config = copy.deepcopy(cfg.model)
     config.pop('teacher_cache', None)
@@ -126,9 +126,9 @@ def _try_out(model: WSLDistill, dataset: SeededViews, loader: Mapping) -> tuple[
     fetching, teaching = [], []
     for view in range(1 + _TIMED_BATCHES):
         start = time.perf_counter()
-        batch = _collate(loader)([dataset[View(image, view, 0)] for image in images])
+        batch = collate(loader)([dataset[View(image, view, 0)] for image in images])
         fetched = time.perf_counter()
-        logits, _ = _answers(model, batch)
+        logits, _ = answers(model, batch)
         fetching.append(fetched - start)
         teaching.append(time.perf_counter() - fetched)
     # the first batch warms up
@@ -172,14 +172,14 @@ def _announce(folder: Path, manifest: Manifest, missing: list[Shard], seconds: f
 def _make_shards(folder: Path, manifest: Manifest, shards: list[Shard], model: WSLDistill, dataset: SeededViews,
                  loader: Mapping) -> None:
     sampler: Any = _views(manifest, shards, loader['batch_size'])
-    batches = iter(DataLoader(dataset, batch_sampler=sampler, collate_fn=_collate(loader),  # type: ignore[arg-type]
+    batches = iter(DataLoader(dataset, batch_sampler=sampler, collate_fn=collate(loader),  # type: ignore[arg-type]
                               num_workers=loader.get('num_workers', 0)))
     with Progress(disable=get_rank() != 0) as progress:
         task = progress.add_task('teaching', total=sum(len(manifest.images(shard.part)) for shard in shards))
         for shard in shards:
             records = np.zeros(len(manifest.images(shard.part)), manifest.record.layout)
             for rows in _batches(manifest, shard, loader['batch_size']):
-                records[rows] = manifest.record.encode(*_answers(model, next(batches)))
+                records[rows] = manifest.record.encode(*answers(model, next(batches)))
                 progress.advance(task, len(rows))
             write_shard(folder, manifest, shard, records)
 
@@ -198,12 +198,12 @@ def _batches(manifest: Manifest, shard: Shard, batch_size: int) -> list[np.ndarr
     return np.array_split(rows, math.ceil(count / batch_size))
 
 
-def _collate(loader: Mapping) -> Any:
-    config = dict(loader.get('collate_fn') or dict(type='pseudo_collate'))
+def collate(loader: Mapping) -> Any:
+    config = dict(loader.get('collate_fn') or dict(type='pseudocollate'))
     return partial(FUNCTIONS.get(config.pop('type')), **config)
 
 
-def _answers(model: WSLDistill, batch: dict) -> tuple[Tensor, Tensor]:
+def answers(model: WSLDistill, batch: dict) -> tuple[Tensor, Tensor]:
     """Logits, (N, C), and true classes, (N, ), on the CPU."""
     batch = model.data_preprocessor(batch, True)
     labels = [sample.get('gt_label') for sample in batch['data_samples']]

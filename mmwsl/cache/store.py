@@ -191,11 +191,14 @@ def open_shard(folder: Path, manifest: Manifest, shard: Shard) -> np.ndarray:
 
     Raises:
         CacheError: If the file is not what the manifest says.
+        OSError: If it cannot be read.
     """
     path = folder / shard.name
     try:
         records = np.load(path, mmap_mode='r')
-    except (ValueError, OSError, EOFError, SyntaxError) as error:
+    except OSError:  # says itself what is wrong, and it need not be the file
+        raise
+    except Exception as error:  # whatever numpy makes of a damaged header
         raise _damaged(path, str(error)) from error
     expected = manifest.record.layout, len(manifest.images(shard.part))
     if (records.dtype, records.size) != expected:

@@ -81,6 +81,11 @@ class WSLLoss(nn.Module):
         return _reduce(loss, kept, _checked_reduction(reduction_override or self.reduction), avg_factor)
 
     @property
+    def weights(self) -> Tensor:
+        r"""Of the targets of the last forward. Shape: (N, \*)."""
+        return self._weight
+
+    @property
     def statistics(self) -> dict[str, Tensor]:
         """Of the last forward, without gradient; empty before the first.
 
