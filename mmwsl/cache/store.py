@@ -89,7 +89,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         content = _to_json(self)
-        text = json.dumps({'format': _FORMAT, 'checksum': _digest(content), **content}, indent=1)
+        text = json.dumps({'format': _FORMAT, 'checksum': _digest(content), **content}, indent=1, sort_keys=True)
         write_atomically(folder / MANIFEST, text.encode())
 
     def warn_of_other_versions(self) -> None:

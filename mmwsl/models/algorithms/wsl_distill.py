@@ -57,7 +57,7 @@ class WSLDistill(SingleTeacherDistill):
                              'SingleTeacherDistill for a teacher that learns')
         cached = CachedTeacher(teacher_cache) if teacher_cache else None
         distiller = cached.recorded_by(distiller) if cached else distiller
-        network = cached or (RAZOR_MODELS.build(teacher) if isinstance(teacher, dict) else teacher)
+        network = cached or _built(teacher)
         # before recorders hook into layers that this may replace
         network = revert_sync_batchnorm(network)
         super().__init__(distiller, network, teacher_norm_eval=teacher_norm_eval, **kwargs)
@@ -177,6 +177,12 @@ class WSLDistill(SingleTeacherDistill):
         super()._apply(fn, *args, **kwargs)
         self.teacher._apply(fn, *args, **kwargs)
         return self
+
+
+def _built(teacher: Any) -> Any:
+    """The network. What it draws changes nothing: a student begins alike whoever teaches it, live or from a cache."""
+    with torch.random.fork_rng(devices=[]):
+        return RAZOR_MODELS.build(teacher) if isinstance(teacher, dict) else teacher
 
 
 def _drop_teacher(state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
