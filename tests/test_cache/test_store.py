@@ -83,7 +83,7 @@ def test_every_flipped_byte_of_a_shard_is_found(tmp_path):
         try:
             assert read_all(tmp_path) == expected  # white space in the header may be other white space
         except CacheError as error:
-            assert '0001-00001.npy is damaged' in str(error) and 'delete it and run tools/cache_teacher.py' in str(error)
+            assert '0001-00001.npy is damaged' in str(error) and 'delete it and run tools/cache' in str(error)
             found += position >= len(content) - 5 * FORM.layout.itemsize
     assert found == 5 * FORM.layout.itemsize
 
@@ -144,7 +144,7 @@ def test_no_cache(tmp_path):
                          ids=['a shard', 'the last check'])
 def test_an_unfinished_cache_is_refused(tmp_path, unfinished):
     unfinished(make(tmp_path))
-    with pytest.raises(CacheError, match=r'not finished, [01] of 6 shards are missing: run tools/cache_teacher.py again'):
+    with pytest.raises(CacheError, match=r'not finished, [01] of 6 shards are missing: run tools/cache'):
         TeacherCache(tmp_path)
 
 

@@ -80,7 +80,8 @@ def test_the_tools_default_folder_is_where_the_cached_config_looks(tmp_path):
     cfg = live(str(tmp_path / 'teacher.pth'), tmp_path / 'work')
     cfg.dump(tmp_path / 'pair.py')
     env = {**os.environ, 'PYTHONPATH': str(ROOT)}
-    tool('cache_teacher.py', tmp_path / 'pair.py', '--views', 1, '--top-k', 3, '--dtype', 'float16', cwd=tmp_path, env=env)
+    tool('cache_teacher.py', tmp_path / 'pair.py', '--views', 1, '--top-k', 3, '--dtype', 'float16', cwd=tmp_path,
+         env=env)
     assert (tmp_path / 'work/teacher_cache/cache.json').exists()
     cached(cfg, tmp_path / 'work/teacher_cache').dump(tmp_path / 'cached.py')
     done = tool('train.py', tmp_path / 'cached.py', cwd=tmp_path, env=env)

@@ -1,10 +1,10 @@
 """Time of a training step, ResNet-56 -> ResNet-20 on CIFAR-100: what does the teacher cost, and what the framework?
 
 Seven arms take turns, step by step, so that whatever else the machine does falls on all of them: a bare PyTorch loop
-over the student alone (the floor); the forward pass of the teacher, in eval mode and without gradient; the student alone
-through mmengine's Runner; mmwsl with its teacher in eval mode, with batch statistics, and cached; MMRazor's
-SingleTeacherDistill with WSLD. All have the same networks, images and batch size, and read their images in the same process. Medians and
-ratios are printed and written to a JSON file with the machine's description.
+over the student alone (the floor); the forward pass of the teacher, in eval mode and without gradient; the student
+alone through mmengine's Runner; mmwsl with its teacher in eval mode, with batch statistics, and cached; MMRazor's
+SingleTeacherDistill with WSLD. All have the same networks, images and batch size, and read their images in the same
+process. Medians and ratios are printed and written to a JSON file with the machine's description.
 """
 import mmwsl  # noqa: I001  readies the stack, so it comes first
 

@@ -72,8 +72,8 @@ def test_other_records_weight_as_the_network_does(teacher, folders, kind):
 
 def test_the_network_is_not_built(teacher, folders, monkeypatch):
     channels, init = [], CIFARResNet.__init__
-    monkeypatch.setattr(CIFARResNet, '__init__', lambda self, **kwargs: channels.append(kwargs['stem_channels']) or init(
-        self, **kwargs))
+    monkeypatch.setattr(CIFARResNet, '__init__',
+                        lambda self, **kwargs: channels.append(kwargs['stem_channels']) or init(self, **kwargs))
     model = build(cached(live(teacher), folders['all']).model)
     assert channels == [2]  # the student's
     assert type(model.teacher) is CachedTeacher
@@ -167,7 +167,7 @@ def test_samples_without_records(teacher, folders):
 
 
 def test_records_without_a_cached_teacher(teacher, folders):
-    with pytest.raises(CacheError, match=r'carry records of a teacher, and the model teaches live: set model\.teacher_cache'):
+    with pytest.raises(CacheError, match='carry records of a teacher, and the model teaches live'):
         results(build(live(teacher).model), views(folders['all']))
 
 
