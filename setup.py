@@ -68,6 +68,7 @@ setup(
         'mmrazor==1.0.0',  # the distillation machinery; compat.py fits this release
         'joblib',  # mmrazor needs it and does not declare it
         'setuptools<81',  # mmengine 0.10.7 imports pkg_resources, which 81 warns of and 82 removed
+        'rich',  # the progress bar of a teacher cache; mmengine needs it too
         'timm',  # MobileNetV1
         'scikit-learn',  # the digits
     ],

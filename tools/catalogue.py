@@ -44,9 +44,10 @@ those, and run it again.
 
 `wsl_<teacher>_<student>_<dataset>.py` distils with weighted soft labels, `kd_` is the same with plain soft labels, and
 `vanilla/` trains each network alone, which is also how a teacher is made. What follows the dataset's name says how a
-config differs from the pair's usual recipe. Top-1 accuracy is in percent. *Published* numbers are others', and stand
-with their source; *Measured* ones are this project's, mean and standard deviation over seeds, each run with its log in
-`results/`. Parameters and multiply-adds (MACs, counted by mmengine for one image) are the student's, or the network's
+config differs from the pair's usual recipe; `_cached` reads what a teacher said from disk
+([docs/teacher_cache.md](../docs/teacher_cache.md)). Top-1 accuracy is in percent. *Published* numbers are others', and
+stand with their source; *Measured* ones are this project's, mean and standard deviation over seeds, each run with its log
+in `results/`. Parameters and multiply-adds (MACs, counted by mmengine for one image) are the student's, or the network's
 alone.
 
 The CIFAR networks are those that distillation's papers compare on, and begin as their code draws them. Those for
@@ -99,8 +100,9 @@ def read_entry(path: Path) -> Entry:
 
 def recipe(cfg: Config) -> str:
     optimizer = cfg.optim_wrapper.optimizer
+    cached = ', cached teacher' if cfg.model.get('teacher_cache') else ''
     return (f'{optimizer.type}, lr {optimizer.lr:g}, {cfg.train_cfg.max_epochs} epochs, '
-            f'batch {cfg.train_dataloader.batch_size}')
+            f'batch {cfg.train_dataloader.batch_size}{cached}')
 
 
 def count(entry: Entry) -> tuple[int, int]:

@@ -1,4 +1,4 @@
 from mmwsl.datasets.digits import Digits
-from mmwsl.datasets.views import SeededViews, ViewSampler
+from mmwsl.datasets.views import CachedViews, SeededViews, ViewSampler
 
-__all__ = ['Digits', 'SeededViews', 'ViewSampler']
+__all__ = ['CachedViews', 'Digits', 'SeededViews', 'ViewSampler']

@@ -16,6 +16,8 @@ import torch
 from mmengine.dataset import DefaultSampler
 from torch.utils.data import get_worker_info
 
+from mmwsl.cache import TeacherCache
+from mmwsl.cache.fingerprint import data_fingerprint
 from mmwsl.registry import DATA_SAMPLERS, DATASETS
 
 
@@ -68,6 +70,40 @@ class SeededViews:
         if name == 'dataset' or name.startswith('__'):
             raise AttributeError(name)
         return getattr(self.dataset, name)
+
+
+@DATASETS.register_module()
+class CachedViews(SeededViews):
+    """The views of a teacher cache, each with its record: in epoch e, the cache's view e mod V of each image.
+
+    The record is the field ``teacher_record`` of the ``DataSample``, for a model with the same ``teacher_cache``.
+
+    Args:
+        dataset: Config of the dataset.
+        cache: Folder of the cache.
+
+    Raises:
+        CacheError: If the cache is missing, unfinished, damaged, or of another dataset or pipeline; the fields that
+            differ are named.
+        ValueError: If the pipeline mixes images, or packs no DataSample.
+    """
+
+    def __init__(self, dataset: dict, cache: str) -> None:
+        super().__init__(dataset)
+        self.cache = TeacherCache(cache)
+        self.cache.check('data', data_fingerprint(dataset, self.dataset))
+
+    def __getitem__(self, view: View | int) -> Any:
+        if not isinstance(view, View):
+            return super().__getitem__(view)
+        manifest = self.cache.manifest
+        view = View(view.image, view.epoch % manifest.views, manifest.seed)
+        results = super().__getitem__(view)
+        if 'data_samples' not in results:
+            raise ValueError("CachedViews puts a teacher's record into a DataSample, and the pipeline packs none: end "
+                             "it with dict(type='PackInputs')")
+        results['data_samples'].teacher_record = self.cache.read(view.epoch, view.image)
+        return results
 
 
 @contextmanager

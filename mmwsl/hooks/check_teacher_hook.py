@@ -10,6 +10,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmwsl.models.classifiers import CachedTeacher
 from mmwsl.registry import HOOKS
 
 
@@ -18,7 +19,8 @@ class CheckTeacherHook(Hook):
     """Before the first step, score the teacher on validation data, and stop a run that cannot succeed.
 
     A wrong checkpoint, other class order or other normalisation all show as a teacher that knows no more than chance.
-    The figure is logged. It is the teacher's in eval mode, whatever ``teacher_norm_eval`` says.
+    The figure is logged. It is the teacher's in eval mode, whatever ``teacher_norm_eval`` says; a cached teacher's is
+    that of its recorded views.
 
     Args:
         max_batches: Validation batches to look at, at most.
@@ -38,6 +40,11 @@ class CheckTeacherHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if getattr(model, 'teacher', None) is None:
             return
+        if isinstance(model.teacher, CachedTeacher):
+            recorded = model.teacher.cache.manifest
+            self._judge(runner, model.teacher.top1, f'{recorded.views * recorded.length} recorded views of training '
+                        'images', recorded.record.classes)
+            return
         if runner.val_loop is None:
             runner.logger.warning('The teacher was not checked: there is no validation data (val_dataloader).')
             return
@@ -50,7 +57,7 @@ class CheckTeacherHook(Hook):
             runner.logger.warning('The teacher was not checked: its outputs and the validation targets are not one '
                                   'score per class and one class per image.')
             return
-        self._judge(runner, correct / total, total, classes)
+        self._judge(runner, correct / total, f'{total} validation images', classes)
 
     def _score(self, model: Any, dataloader: Any) -> tuple[int, int, int]:
         """Images that the teacher gets right, images seen, classes."""
@@ -68,13 +75,13 @@ class CheckTeacherHook(Hook):
         all_reduce(counts)
         return int(counts[0]), int(counts[1]), classes
 
-    def _judge(self, runner: Runner, accuracy: float, total: int, classes: int) -> None:
+    def _judge(self, runner: Runner, accuracy: float, images: str, classes: int) -> None:
         chance = 1 / classes
         least = min(2 * chance, (1 + chance) / 2) if self.min_accuracy is None else self.min_accuracy
-        runner.logger.info(f'Teacher: {100 * accuracy:.2f} % top-1 on {total} validation images.')
+        runner.logger.info(f'Teacher: {100 * accuracy:.2f} % top-1 on {images}.')
         if accuracy < least:
             raise RuntimeError(
-                f'The teacher gets {100 * accuracy:.2f} % of {total} validation images right; chance is '
+                f'The teacher gets {100 * accuracy:.2f} % of {images} right; chance is '
                 f'{100 * chance:.2f} % and {100 * least:.2f} % is required. Is teacher_ckpt the right file, and do '
                 'data_preprocessor (mean, std, to_rgb) and the order of the classes fit it? If it is meant to be so, '
                 "set min_accuracy of the hook 'mmwsl.CheckTeacherHook' in custom_hooks to 0.")

@@ -1,16 +1,17 @@
 """Time of a training step, ResNet-56 -> ResNet-20 on CIFAR-100: what does the teacher cost, and what the framework?
 
-Six arms take turns, step by step, so that whatever else the machine does falls on all of them: a bare PyTorch loop over
-the student alone (the floor); the forward pass of the teacher, in eval mode and without gradient; the student alone
-through mmengine's Runner; mmwsl with its teacher in eval mode and with batch statistics; MMRazor's SingleTeacherDistill
-with WSLD. All have the same networks, images and batch size, and read their images in the same process. Medians and
-ratios are printed and written to a JSON file with the machine's description.
+Seven arms take turns, step by step, so that whatever else the machine does falls on all of them: a bare PyTorch loop
+over the student alone (the floor); the forward pass of the teacher, in eval mode and without gradient; the student
+alone through mmengine's Runner; mmwsl with its teacher in eval mode, with batch statistics, and cached; MMRazor's
+SingleTeacherDistill with WSLD. All have the same networks, images and batch size, and read their images in the same
+process. Medians and ratios are printed and written to a JSON file with the machine's description.
 """
 import mmwsl  # noqa: I001  readies the stack, so it comes first
 
 import argparse
 import json
 import platform
+import shutil
 import statistics
 import threading
 import time
@@ -22,9 +23,11 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS, init_default_scope
 from mmengine.runner import Runner
 
+from mmwsl.cache.build import build_cache
 from mmwsl.utils import load_network
 
 ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = {'vanilla': 'vanilla/r20_cifar100', 'cached': 'wsl_r56_r20_cifar100_cached'}
 MMRAZOR = dict(
     type='mmrazor.ConfigurableDistiller',
     student_recorders=dict(fc=dict(type='mmrazor.ModuleOutputs', source='head.fc'),
@@ -76,7 +79,7 @@ class TurnsHook(Hook):
 
 
 def config_of(arm: str, steps: int, teacher: str, out: Path) -> Config:
-    name = 'vanilla/r20_cifar100' if arm == 'vanilla' else 'wsl_r56_r20_cifar100'
+    name = CONFIGS.get(arm, 'wsl_r56_r20_cifar100')
     cfg = Config.fromfile(ROOT / f'configs/{name}.py')
     cfg.merge_from_dict(dict(
         work_dir=str(out / arm), experiment_name=arm, log_level='ERROR', train_cfg=dict(max_epochs=1),
@@ -89,6 +92,10 @@ def config_of(arm: str, steps: int, teacher: str, out: Path) -> Config:
         return cfg
     cfg.model.teacher_ckpt = teacher
     cfg.model.teacher_norm_eval = arm != 'wsl, batch statistics'
+    if arm == 'cached':
+        # the images that the steps see are all that is taught before
+        cfg.train_dataloader.dataset.dataset.indices = steps * cfg.train_dataloader.batch_size
+        cfg.model.teacher_cache = cfg.train_dataloader.dataset.cache = str(out / 'teacher_cache')
     if arm == 'mmrazor':
         cfg.model.type, cfg.model.distiller = 'mmrazor.SingleTeacherDistill', MMRAZOR
     return cfg
@@ -119,9 +126,11 @@ def bare_loop(steps: int, turns: Turns) -> None:
 
 
 def measure(steps: int, teacher: str, out: Path) -> dict[str, list[float]]:
-    arms = ['bare', 'teacher', 'vanilla', 'wsl, eval', 'wsl, batch statistics', 'mmrazor']
+    arms = ['bare', 'teacher', 'vanilla', 'wsl, eval', 'wsl, batch statistics', 'cached', 'mmrazor']
     turns = TurnsHook.turns = Turns(arms)
     init_default_scope('mmpretrain')
+    shutil.rmtree(out / 'teacher_cache', ignore_errors=True)
+    build_cache(config_of('cached', steps, teacher, out), out / 'teacher_cache', views=1)
     runners = {arm: Runner.from_cfg(config_of(arm, steps, teacher, out)) for arm in arms[2:]}
     threads = [threading.Thread(target=bare_loop, args=(steps, turns)),
                threading.Thread(target=teacher_loop, args=(steps, turns, teacher))]
@@ -160,6 +169,7 @@ def main() -> None:
     ratios = {
         'vanilla / bare': medians['vanilla'] / medians['bare'],
         '(wsl, eval - vanilla) / teacher': extra / medians['teacher'],
+        'cached / vanilla': medians['cached'] / medians['vanilla'],
         'wsl, eval / mmrazor': medians['wsl, eval'] / medians['mmrazor'],
         'wsl, batch statistics / mmrazor': medians['wsl, batch statistics'] / medians['mmrazor'],
     }

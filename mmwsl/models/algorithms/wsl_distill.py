@@ -12,7 +12,9 @@ from mmrazor.models.utils import add_prefix
 from mmrazor.registry import MODELS as RAZOR_MODELS
 from torch import Tensor, nn
 
+from mmwsl.cache import CacheError
 from mmwsl.models.algorithms.teacher import fold, freeze, set_teacher_mode, share_inputs
+from mmwsl.models.classifiers import CachedTeacher
 from mmwsl.registry import MODELS
 from mmwsl.utils.checkpoint import load_network
 
@@ -35,37 +37,46 @@ class WSLDistill(SingleTeacherDistill):
             authors' code does; its running statistics stay as loaded either way.
         teacher_fold: Fold the teacher's BatchNorm into its convolutions on the first batch, where nothing but its
             logits is read and they stay the same to 1e-4 of the largest. Never with ``teacher_norm_eval=False``.
-        architecture: Config of the student, or the built network.
-        kwargs: As of SingleTeacherDistill: ``data_preprocessor``, ``student_trainable``, ``calculate_student_loss``,
-            ``init_cfg`` and so on.
+        teacher_cache: Folder that tools/cache_teacher.py filled with this teacher's answers. The network is then not
+            built, and ``teacher`` and ``teacher_ckpt`` say which teacher it should be. Needs the dataset
+            ``mmwsl.CachedViews`` over the same folder.
+        kwargs: As of SingleTeacherDistill: ``architecture`` (the student), ``data_preprocessor``,
+            ``student_trainable``, ``calculate_student_loss``, ``init_cfg`` and so on.
 
     Raises:
-        ValueError: If the checkpoint does not fit the teacher, or ``teacher_trainable`` is asked for.
+        ValueError: If the checkpoint does not fit the teacher, or ``teacher_trainable`` is asked for; or where a cached
+            teacher cannot give what the losses need.
+        CacheError: If the cache is missing, unfinished, damaged, or of another teacher; the fields are named.
     """
 
     def __init__(self, distiller: dict, teacher: Any, teacher_ckpt: str | None = None, teacher_norm_eval: bool = True,
-                 teacher_fold: bool = True, teacher_trainable: bool = False, *, architecture: Any,
+                 teacher_fold: bool = True, teacher_trainable: bool = False, teacher_cache: str | None = None,
                  **kwargs: Any) -> None:
         if teacher_trainable:
             raise ValueError('WSLDistill keeps its teacher frozen, got teacher_trainable=True. MMRazor has '
                              'SingleTeacherDistill for a teacher that learns')
-        # the student first, as MMRazor builds it: from one seed it then begins with the same weights
-        student = RAZOR_MODELS.build(architecture) if isinstance(architecture, dict) else architecture
-        network = RAZOR_MODELS.build(teacher) if isinstance(teacher, dict) else teacher
+        cached = CachedTeacher(teacher_cache) if teacher_cache else None
+        distiller = cached.recorded_by(distiller) if cached else distiller
+        network = cached or _built(teacher)
         # before recorders hook into layers that this may replace
         network = revert_sync_batchnorm(network)
-        super().__init__(distiller, network, teacher_norm_eval=teacher_norm_eval, architecture=student, **kwargs)
+        super().__init__(distiller, network, teacher_norm_eval=teacher_norm_eval, **kwargs)
         del self._modules['teacher']
         # no submodule: see the class's docstring. deepcopy, pickle and _apply still reach it
         object.__setattr__(self, 'teacher', network)
         freeze(network, teacher_norm_eval)
-        self._load_teacher(teacher, teacher_ckpt)
         self._keep_batch_augments()
-        named = isinstance(teacher, dict) and teacher.get('data_preprocessor') is not None
-        share_inputs(network, self.data_preprocessor, normalises=named)
+        if cached:
+            self._teacher_is_trained = True
+            cached.check(teacher, teacher_ckpt, teacher_norm_eval, self.data_preprocessor)
+            cached.serve(self.distiller)
+        else:
+            self._load_teacher(teacher, teacher_ckpt)
+            named = isinstance(teacher, dict) and teacher.get('data_preprocessor') is not None
+            share_inputs(network, self.data_preprocessor, normalises=named)
         self._teacher_mode = 'tensor'
         self._teacher_is_ready = False
-        self.teacher_fold = teacher_fold
+        self.teacher_fold = teacher_fold and not cached
         self._register_load_state_dict_pre_hook(_drop_teacher)
         self.train(self.training)
 
@@ -115,8 +126,10 @@ class WSLDistill(SingleTeacherDistill):
         Logits come from ``mode='tensor'``. Only where that leaves a recorder or a delivery with nothing, because its
         source lies in the head's loss, does the teacher run in ``mode='loss'``; the first batch finds it out.
         """
-        if not self._teacher_is_ready and self.teacher_fold and self._only_logits_are_read():
-            fold(self.teacher, batch_inputs)
+        if not self._teacher_is_ready:
+            self._refuse_idle_records(data_samples)
+            if self.teacher_fold and self._only_logits_are_read():
+                fold(self.teacher, batch_inputs)
         self._run_teacher(batch_inputs, data_samples)
         if not self._teacher_is_ready and self._something_is_missing():
             self._teacher_mode = 'loss'
@@ -124,6 +137,16 @@ class WSLDistill(SingleTeacherDistill):
                 delivery.data_queue.clear()
             self._run_teacher(batch_inputs, data_samples)
         self._teacher_is_ready = True
+
+    def _refuse_idle_records(self, data_samples: list[BaseDataElement] | None) -> None:
+        if data_samples and 'teacher_record' in data_samples[0] and not isinstance(self.teacher, CachedTeacher):
+            raise CacheError('the samples carry records of a teacher, and the model teaches live: set '
+                             'model.teacher_cache to the folder of mmwsl.CachedViews, or take mmwsl.SeededViews')
+
+    def teacher_logits(self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None = None) -> Tensor:
+        """What a loss is given as ``preds_T``. Shape: (N, C)."""
+        self._teach(batch_inputs, data_samples)
+        return self.distiller.get_record('logits', from_student=False)
 
     def _only_logits_are_read(self) -> bool:
         recorders = self.distiller.teacher_recorders.recorders.values()
@@ -154,6 +177,12 @@ class WSLDistill(SingleTeacherDistill):
         super()._apply(fn, *args, **kwargs)
         self.teacher._apply(fn, *args, **kwargs)
         return self
+
+
+def _built(teacher: Any) -> Any:
+    """The network. What it draws changes nothing: a student begins alike whoever teaches it, live or from a cache."""
+    with torch.random.fork_rng(devices=[]):
+        return RAZOR_MODELS.build(teacher) if isinstance(teacher, dict) else teacher
 
 
 def _drop_teacher(state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -16,6 +16,7 @@ RECORDS = {
     'preds_S': dict(recorder='hard_loss', from_student=True, data_idx=0),
     'preds_T': dict(recorder='logits', from_student=False),
     'gt_labels': dict(recorder='hard_loss', from_student=True, data_idx=1),
+    'teacher_hard_loss': dict(recorder='teacher_hard_loss', from_student=False),  # of a teacher cache that is not exact
 }
 
 
@@ -46,7 +47,7 @@ class WSLDistiller(ConfigurableDistiller):
                 student_recorders={**STUDENT_RECORDERS, **(student_recorders or {})},
                 teacher_recorders={**TEACHER_RECORDERS, **(teacher_recorders or {})},
                 **kwargs)
-        mappings = {name: _records_for(loss) for name, loss in self.distill_losses.items()}
+        mappings = {name: self._records_for(loss) for name, loss in self.distill_losses.items()}
         mappings.update(loss_forward_mappings or {})
         self._check_loss_forward_mappings(self.distill_losses, mappings, self.student_recorders,
                                           self.teacher_recorders)
@@ -60,6 +61,8 @@ class WSLDistiller(ConfigurableDistiller):
                 results[f'{name}_{position}' if name in results else name] = value
         return results
 
-
-def _records_for(loss: Any) -> dict[str, dict]:
-    return {name: RECORDS[name] for name in inspect.signature(loss.forward).parameters if name in RECORDS}
+    def _records_for(self, loss: Any) -> dict[str, dict]:
+        """Those that the loss names and that are recorded."""
+        named = [name for name in inspect.signature(loss.forward).parameters if name in RECORDS]
+        recorded = {*self.student_recorders.recorders, *self.teacher_recorders.recorders}
+        return {name: RECORDS[name] for name in named if RECORDS[name]['recorder'] in recorded}

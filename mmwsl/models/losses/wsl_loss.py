@@ -42,7 +42,8 @@ class WSLLoss(nn.Module):
         self._has_classes = True
 
     def forward(self, preds_S: Tensor, preds_T: Tensor, gt_labels: Tensor, weight: Tensor | None = None,
-                avg_factor: float | None = None, reduction_override: str | None = None) -> Tensor:
+                avg_factor: float | None = None, reduction_override: str | None = None,
+                teacher_hard_loss: Tensor | None = None) -> Tensor:
         r"""Loss of a batch.
 
         Args:
@@ -52,6 +53,8 @@ class WSLLoss(nn.Module):
             weight: A further weight for each target. Shape: (N, \*).
             avg_factor: What the sum is divided by instead of the number of targets kept.
             reduction_override: Replaces ``reduction`` for this call.
+            teacher_hard_loss: The teacher's loss of each target at temperature 1, where it is known better than from
+                preds_T, as of a teacher cache. Shape: (N, \*).
 
         Returns:
             A scalar, or with reduction 'none' one value for each target, (N, \*).
@@ -66,13 +69,21 @@ class WSLLoss(nn.Module):
         # an ignored target is computed as class 0, and then counts nothing
         target = gt_labels if gt_labels.is_floating_point() else gt_labels * kept
         terms = soft_terms(preds_S, preds_T, target, self.tau)
+        if teacher_hard_loss is not None:
+            given = _one_per_target(teacher_hard_loss, terms.soft_loss, 'teacher_hard_loss')
+            terms = terms._replace(teacher_hard_loss=given)
         self._weight = functional.weight_of_losses(terms.student_hard_loss, terms.teacher_hard_loss)
         self._terms = terms._replace(soft_loss=terms.soft_loss.detach())  # what is kept must not keep the graph
         self._kept, self._has_classes = kept, not gt_labels.is_floating_point()
         loss = terms.soft_loss * (self._weight * kept * self.loss_weight)
         if weight is not None:
-            loss = loss * _checked_weight(weight, loss)
+            loss = loss * _one_per_target(weight, loss, 'weight')
         return _reduce(loss, kept, _checked_reduction(reduction_override or self.reduction), avg_factor)
+
+    @property
+    def weights(self) -> Tensor:
+        r"""Of the targets of the last forward. Shape: (N, \*)."""
+        return self._weight
 
     @property
     def statistics(self) -> dict[str, Tensor]:
@@ -102,10 +113,10 @@ def _checked_reduction(reduction: str) -> str:
     return reduction
 
 
-def _checked_weight(weight: Tensor, loss: Tensor) -> Tensor:
-    if weight.shape != loss.shape:
-        raise ValueError(f'weight should have one value per target, {tuple(loss.shape)}, got {tuple(weight.shape)}')
-    return weight.to(loss.dtype)
+def _one_per_target(values: Tensor, loss: Tensor, name: str) -> Tensor:
+    if values.shape != loss.shape:
+        raise ValueError(f'{name} should have one value per target, {tuple(loss.shape)}, got {tuple(values.shape)}')
+    return values.to(loss.dtype)
 
 
 def _reduce(loss: Tensor, kept: Tensor, reduction: str, avg_factor: float | None) -> Tensor:

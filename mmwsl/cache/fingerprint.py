@@ -1,0 +1,115 @@
+"""What a cache belongs to: the teacher, the images and their pipeline, wherever they lie on disk."""
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmwsl.utils.checkpoint import read_weights, student_weights
+
+# where things lie, and how they come there: the same data elsewhere are the same data
+_PLACES = ('data_root', 'data_prefix', 'ann_file', 'backend_args', 'download', 'ckpts', 'checkpoint')
+_PACKAGES = ('mmwsl', 'torch', 'torchvision', 'mmengine', 'mmcv', 'mmpretrain', 'numpy', 'cv2', 'PIL')
+_SETTINGS = ('mean', 'std', 'to_rgb', '_channel_conversion', 'pad_size_divisor', 'pad_value')
+_MIXING = ('mixup', 'cutmix', 'mosaic')
+
+
+def teacher_fingerprint(teacher: Mapping, teacher_ckpt: str | None, teacher_norm_eval: bool,
+                        data_preprocessor: nn.Module) -> dict[str, Any]:
+    """Of a teacher, from its config: the network does not have to be built.
+
+    Returns:
+        Fields by name. ``weights`` is None where there is no file to compare.
+    """
+    preprocessor = {name: _plain(getattr(data_preprocessor, name, None)) for name in _SETTINGS}
+    return dict(config=_plain(teacher), weights=_weights_of_files(teacher, teacher_ckpt),
+                teacher_norm_eval=teacher_norm_eval, data_preprocessor=preprocessor)
+
+
+def data_fingerprint(config: Mapping, dataset: Any) -> dict[str, Any]:
+    """Of a dataset: its config and pipeline, its labels, and its images (or, where they are files, their names).
+
+    Raises:
+        ValueError: If its pipeline mixes images.
+    """
+    refuse_mixing(config.get('pipeline', ()))
+    labels, images = hashlib.sha256(), hashlib.sha256()
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index)
+        labels.update(np.asarray(info.get('gt_label', ()), np.int64).tobytes())
+        images.update(_image(info))
+    return dict(length=len(dataset), config=_plain(config), labels=labels.hexdigest(), images=images.hexdigest())
+
+
+def refuse_mixing(transforms: Iterable[Any]) -> None:
+    """Raise ValueError for the first transform that mixes images."""
+    for transform in transforms:
+        name = str(transform.get('type'))
+        if any(word in name.lower() for word in _MIXING):
+            raise mixing_error(name)
+
+
+def mixing_error(name: str) -> ValueError:
+    return ValueError(f"{name} mixes images, and a teacher's record is of one image: what it would say of the mixture "
+                      f'is not recorded. Leave {name} out, or teach live (without teacher_cache)')
+
+
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types and bytes, whatever their order and file."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        if not name.endswith('num_batches_tracked'):  # old files lack it, and nothing reads it
+            value = weights[name].detach().cpu().contiguous()
+            digest.update(f'{name} {value.dtype} {tuple(value.shape)} '.encode())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of what draws views and computes logits."""
+    return {name: str(importlib.import_module(name).__version__) for name in _PACKAGES}
+
+
+def differences(cached: Any, current: Any, name: str = '') -> list[str]:
+    """Each value that is another, by its dotted name."""
+    if isinstance(cached, dict) and isinstance(current, dict):
+        keys = [*cached, *(key for key in current if key not in cached)]
+        pairs = [(key, cached.get(key), current.get(key)) for key in keys]
+    elif isinstance(cached, list) and isinstance(current, list) and len(cached) == len(current):
+        pairs = [(index, *pair) for index, pair in enumerate(zip(cached, current, strict=True))]
+    else:
+        return [] if cached == current else [f'{name} is {cached!r} in the cache and {current!r} here']
+    return [found for key, old, new in pairs for found in differences(old, new, f'{name}.{key}'.lstrip('.'))]
+
+
+def _weights_of_files(teacher: Mapping, teacher_ckpt: str | None) -> str | None:
+    init_cfg = teacher.get('init_cfg')
+    named = teacher_ckpt or (init_cfg.get('checkpoint') if isinstance(init_cfg, Mapping) else None)
+    files = [named] if named else list(teacher.get('ckpts') or ())
+    if not files or not all(Path(file).is_file() for file in files):
+        return None
+    found = [read_weights(file) for file in files]
+    return ' '.join(weights_hash(student_weights(weights) or weights) for weights in found)
+
+
+def _image(info: Mapping) -> bytes:
+    if isinstance(info.get('img'), np.ndarray):
+        return info['img'].tobytes()
+    return '/'.join(PurePath(info.get('img_path', '')).parts[-2:]).encode()  # as a rule, class and file
+
+
+def _plain(value: Any) -> Any:
+    """Config values as JSON has them, without places."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items() if key not in _PLACES}
+    if isinstance(value, Tensor):
+        return value.flatten().tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, bool | int | float | str | None) else str(value)

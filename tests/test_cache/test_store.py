@@ -1,0 +1,182 @@
+import copy
+import json
+import pickle
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mmwsl.cache import CacheError, RecordFormat, TeacherCache
+from mmwsl.cache.store import Manifest, Shard, open_shard, write_shard
+
+LENGTH, VIEWS, PARTS = 11, 3, 2
+FORM = RecordFormat(4)
+
+
+def make(folder, length=LENGTH, **fields):
+    """A cache whose logits are all of them one number: 100 * view + image."""
+    folder.mkdir(exist_ok=True)
+    manifest = Manifest(**{**dict(seed=7, views=VIEWS, length=length, parts=PARTS, record=FORM, batch_size=None,
+                                  fingerprint=dict(teacher=dict(weights='a'), data=dict(length=length)),
+                                  versions=dict(torch='0'), top1=0.5), **fields})
+    for shard in manifest.shards:
+        images = torch.arange(shard.part, length, PARTS)
+        logits = (100 * shard.view + images).float().unsqueeze(1).expand(-1, 4)
+        write_shard(folder, manifest, shard, FORM.encode(logits, images % 4))
+    manifest.save(folder)
+    return folder
+
+
+def number(cache, view, image):
+    return np.frombuffer(cache.read(view, image).data, FORM.layout)['values'][0, 0]
+
+
+def read_all(folder):
+    cache = TeacherCache(folder)
+    return [cache.read(view, image).data for view in range(VIEWS) for image in range(LENGTH)]
+
+
+def test_each_record_is_found(tmp_path):
+    cache = TeacherCache(make(tmp_path))
+    for view, image in [(0, 0), (2, 10), (0, 10), (1, 5), (1, 4), (2, 0)]:
+        assert number(cache, view, image) == 100 * view + image
+
+
+def test_parts_are_strided_so_that_sorted_classes_are_mixed(tmp_path):
+    manifest = Manifest.load(make(tmp_path))
+    assert [manifest.images(part).tolist() for part in range(2)] == [[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9]]
+
+
+def test_records_are_mapped_and_not_loaded(tmp_path):
+    records = open_shard(make(tmp_path), Manifest.load(tmp_path), Shard(0, 0))
+    while not isinstance(records, np.memmap):
+        records = records.base
+    assert str(records.filename) == str(tmp_path / '0000-00000.npy')
+
+
+def test_only_the_shards_of_one_view_are_open(tmp_path):
+    cache = TeacherCache(make(tmp_path))
+    for view in range(VIEWS):
+        for image in range(LENGTH):
+            cache.read(view, image)
+        assert len(cache._shards) == PARTS
+
+
+@pytest.mark.parametrize('copied', [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
+def test_copies_read_on(tmp_path, copied):
+    cache = TeacherCache(make(tmp_path))
+    assert number(cache, 1, 3) == 103
+    assert number(copied(cache), 1, 4) == 104
+
+
+def test_every_flipped_byte_of_a_shard_is_found(tmp_path):
+    expected = read_all(make(tmp_path))
+    shard = tmp_path / '0001-00001.npy'
+    content = shard.read_bytes()
+    found = 0
+    for position in range(len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        shard.write_bytes(flipped)
+        try:
+            assert read_all(tmp_path) == expected  # white space in the header may be other white space
+        except CacheError as error:
+            assert '0001-00001.npy is damaged' in str(error) and 'delete it and run tools/cache' in str(error)
+            found += position >= len(content) - 5 * FORM.layout.itemsize
+    assert found == 5 * FORM.layout.itemsize
+
+
+@pytest.mark.parametrize('kept', [0, 5, 64, 128, 200, -1])
+def test_a_truncated_shard_is_found(tmp_path, kept):
+    shard = make(tmp_path) / '0001-00001.npy'
+    shard.write_bytes(shard.read_bytes()[:kept])
+    with pytest.raises(CacheError, match=r'0001-00001\.npy is damaged'):
+        TeacherCache(tmp_path).read(1, 1)
+
+
+def test_a_shard_in_anothers_place_is_found(tmp_path):
+    make(tmp_path)
+    shutil.copy(tmp_path / '0000-00000.npy', tmp_path / '0001-00000.npy')
+    with pytest.raises(CacheError, match=r'0001-00000\.npy is damaged \(record 0\)'):
+        TeacherCache(tmp_path).read(1, 0)
+
+
+def test_a_record_in_anothers_place_is_found(tmp_path):
+    shard = make(tmp_path) / '0000-00000.npy'
+    records = np.load(shard)
+    records[[0, 1]] = records[[1, 0]]
+    np.save(shard, records)
+    with pytest.raises(CacheError, match='record 1'):
+        TeacherCache(tmp_path).read(0, 2)
+    assert number(TeacherCache(tmp_path), 0, 4) == 4
+
+
+def test_another_seeds_shard_is_found(tmp_path):
+    make(tmp_path / 'seed7')
+    make(tmp_path / 'seed8', seed=8)
+    (tmp_path / 'seed8/0000-00000.npy').replace(tmp_path / 'seed7/0000-00000.npy')
+    with pytest.raises(CacheError, match='damaged'):
+        TeacherCache(tmp_path / 'seed7').read(0, 0)
+
+
+def test_every_flipped_byte_of_the_manifest_is_found(tmp_path):
+    path = make(tmp_path) / 'cache.json'
+    expected, content = Manifest.load(tmp_path), path.read_bytes()
+    for position in range(len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 7
+        path.write_bytes(flipped)
+        try:
+            assert Manifest.load(tmp_path) == expected
+        except CacheError as error:
+            assert 'cache.json is' in str(error)
+
+
+def test_no_cache(tmp_path):
+    with pytest.raises(CacheError, match=r'no teacher cache in .*: make one with tools/cache_teacher\.py'):
+        TeacherCache(tmp_path)
+
+
+@pytest.mark.parametrize('unfinished', [lambda folder: (folder / '0002-00001.npy').unlink(),
+                                        lambda folder: replace(Manifest.load(folder), top1=None).save(folder)],
+                         ids=['a shard', 'the last check'])
+def test_an_unfinished_cache_is_refused(tmp_path, unfinished):
+    unfinished(make(tmp_path))
+    with pytest.raises(CacheError, match=r'not finished, [01] of 6 shards are missing: run tools/cache'):
+        TeacherCache(tmp_path)
+
+
+def test_another_format_is_refused(tmp_path):
+    path = make(tmp_path) / 'cache.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'format': 2}))
+    with pytest.raises(CacheError, match='of format 2, and this version of mmwsl reads 1'):
+        TeacherCache(tmp_path)
+
+
+def test_identity_is_that_of_the_records(tmp_path):
+    manifest = Manifest.load(make(tmp_path))
+    assert replace(manifest, views=9, top1=None, versions={}).identity == manifest.identity
+    assert replace(manifest, seed=9).identity != manifest.identity
+
+
+def test_other_versions_are_a_warning(tmp_path, monkeypatch):
+    from mmwsl.cache import store
+    told = []
+    monkeypatch.setattr(store, 'print_log', lambda *args: told.append(args[0]))
+    Manifest.load(make(tmp_path)).warn_of_other_versions()
+    assert f"torch is '0' in the cache and '{torch.__version__}' here" in told[0]
+
+
+def test_check_names_what_differs_and_tells_what_it_could_not_compare(tmp_path, monkeypatch):
+    from mmwsl.cache import store
+    told = []
+    monkeypatch.setattr(store, 'print_log', lambda *args: told.append(args[0]))
+    cache = TeacherCache(make(tmp_path))
+    cache.check('teacher', dict(weights='a'))
+    assert not told
+    cache.check('teacher', dict(weights=None))
+    assert "teacher.weights were not compared" in told[0]
+    with pytest.raises(CacheError, match=r"teacher\.weights is 'a' in the cache and 'b' here"):
+        cache.check('teacher', dict(weights='b'))
