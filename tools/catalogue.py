@@ -46,9 +46,9 @@ those, and run it again.
 `vanilla/` trains each network alone, which is also how a teacher is made. What follows the dataset's name says how a
 config differs from the pair's usual recipe; `_cached` reads what a teacher said from disk
 ([docs/teacher_cache.md](../docs/teacher_cache.md)). Top-1 accuracy is in percent. *Published* numbers are others', and
-stand with their source; *Measured* ones are this project's, mean and standard deviation over seeds, each run with its log
-in `results/`. Parameters and multiply-adds (MACs, counted by mmengine for one image) are the student's, or the network's
-alone.
+stand with their source; *Measured* ones are this project's, mean and standard deviation over seeds, each run with its
+log in `results/`. Parameters and multiply-adds (MACs, counted by mmengine for one image) are the student's, or those of
+the network alone.
 
 The CIFAR networks are those that distillation's papers compare on, and begin as their code draws them. Those for
 ImageNet are mmpretrain's and timm's, and begin as these draw them: unlike the authors' code, mmpretrain starts the
