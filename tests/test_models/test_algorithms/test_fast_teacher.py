@@ -10,7 +10,7 @@ from torch import nn
 
 from mmwsl.models.algorithms import fast_teacher
 from mmwsl.models.algorithms.fast_teacher import fast_forward
-from tests.tiny import ROOT, batch, build, distillation, losses, run_digits, save_teacher
+from tests.tiny import ROOT, batch, build, distillation, losses, on_device, run_digits, save_teacher
 
 INSIDE = dict(type='mmwsl.WSLDistiller', teacher_recorders=dict(
     features=dict(type='ModuleOutputs', source='backbone.layer1.0.bn2')))
@@ -258,21 +258,23 @@ def test_compiled_teacher_says_the_same_of_batches_of_any_size(model, speed, nor
     copy.deepcopy(model), pickle.dumps(model)
 
 
-def course(work_dir, path, epochs=9, **kwargs):
+def course(work_dir, path, speed, loader):
     """Each step's loss of a run on the digits."""
     torch.manual_seed(0)
-    model = distillation(teacher_ckpt=path, **kwargs)
-    runner = run_digits(work_dir, model, epochs=epochs, custom_hooks=[dict(type='mmwsl.EpochSeedHook')],
-                        val_cfg=None, val_dataloader=None, val_evaluator=None)
+    model = distillation(teacher_ckpt=path, teacher_speed=speed)
+    cfg = {**loader, 'val_cfg': None, 'val_dataloader': None, 'val_evaluator': None}
+    runner = run_digits(work_dir, model, epochs=9, custom_hooks=[dict(type='mmwsl.EpochSeedHook')], **cfg)
     return torch.tensor(runner.message_hub.get_scalar('train/loss').data[0])
 
 
 @pytest.mark.parametrize('speed, tolerance', [
     ('fold', 1e-3), ('bf16', 2e-2), pytest.param('compile', 1e-3, marks=pytest.mark.slow),
     pytest.param('compile_bf16', 2e-2, marks=pytest.mark.slow)])
-def test_speed_leaves_the_course_of_training_as_it_was(tmp_path, speed, tolerance):
+def test_every_speed_up_leaves_the_course_of_training_as_it_was(tmp_path, speed, tolerance):
+    """The teacher's and the device's, together, over 54 steps: each loss to 0.1 %, in bfloat16 to 2 %."""
     path = save_teacher(tmp_path / 'teacher.pth')
-    fast, plain = (course(tmp_path / each, path, teacher_speed=each) for each in (speed, 'plain'))
+    fast = course(tmp_path / 'fast', path, speed, on_device())
+    plain = course(tmp_path / 'plain', path, 'plain', {})
     assert len(plain) == 54
     assert not torch.equal(fast, plain)  # or it was not fast
     torch.testing.assert_close(fast, plain, rtol=tolerance, atol=0)
