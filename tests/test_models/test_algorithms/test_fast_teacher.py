@@ -126,10 +126,12 @@ def test_batch_statistics_are_not_taken_from_a_teacher_in_eval_mode(model):
     model = model(teacher_norm_eval=False)
     model.eval()
     losses(model, batch())
+    assert model._fast_teacher is None
     model.train()
     with torch.no_grad():
         expected = model.teacher(prepared(model))
     losses(model, batch())
+    assert model._fast_teacher is not None
     assert_same(recorded(model), expected)
     model.eval()
     with torch.no_grad():
