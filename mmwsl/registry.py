@@ -4,6 +4,7 @@ A child of mmrazor's or mmpretrain's registries would not be found from the root
 """
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
 from mmengine.registry import DATASETS as ROOT_DATASETS
+from mmengine.registry import FUNCTIONS as ROOT_FUNCTIONS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import Registry
@@ -12,3 +13,4 @@ MODELS = Registry('model', parent=ROOT_MODELS, scope='mmwsl', locations=['mmwsl.
 DATASETS = Registry('dataset', parent=ROOT_DATASETS, scope='mmwsl', locations=['mmwsl.datasets'])
 DATA_SAMPLERS = Registry('data sampler', parent=ROOT_DATA_SAMPLERS, scope='mmwsl', locations=['mmwsl.datasets'])
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='mmwsl', locations=['mmwsl.hooks'])
+FUNCTIONS = Registry('function', parent=ROOT_FUNCTIONS, scope='mmwsl', locations=['mmwsl.datasets'])

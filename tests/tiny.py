@@ -62,10 +62,20 @@ def digits_config(work_dir, model, epochs=1, checkpoint=None, **kwargs):
         # mmengine keeps loggers by name and second: runs within one second would share a log
         work_dir=str(work_dir), experiment_name=str(work_dir).replace('/', '_'), train_cfg=dict(max_epochs=epochs),
         randomness=dict(seed=0),
-        train_dataloader=dict(batch_size=100), default_hooks=dict(logger=dict(interval=1), checkpoint=checkpoint or {}),
-        **kwargs))
+        train_dataloader=dict(batch_size=100),
+        default_hooks=dict(logger=dict(interval=1), checkpoint=checkpoint or {})))
+    cfg.merge_from_dict(kwargs)
     cfg.model = model
     return cfg
+
+
+def on_device(**kwargs):
+    """What swapping the base with the datasets changes in a config on the digits."""
+    def loader(split):
+        dataset = dict(type='mmwsl.Digits', split=split, pipeline=[dict(type='PackInputs')])
+        return dict(collate_fn=dict(type='mmwsl.already_collated', _delete_=True),
+                    dataset=dict(type='mmwsl.DeviceDataset', dataset=dataset, _delete_=True))
+    return dict(train_dataloader=loader('train'), val_dataloader=loader('test'), **kwargs)
 
 
 def run_digits(work_dir, model, epochs=1, **kwargs):

@@ -1,4 +1,5 @@
+from mmwsl.datasets.device import DeviceDataset
 from mmwsl.datasets.digits import Digits
 from mmwsl.datasets.views import CachedViews, SeededViews, ViewSampler
 
-__all__ = ['CachedViews', 'Digits', 'SeededViews', 'ViewSampler']
+__all__ = ['CachedViews', 'DeviceDataset', 'Digits', 'SeededViews', 'ViewSampler']

@@ -3,17 +3,17 @@
 The three take turns, step by step, so that whatever else the machine does falls on all of them; medians and ratios are
 printed and written to a JSON file with the machine's description, beside a plot.
 """
-import mmwsl  # noqa: I001  readies the stack, so it comes first
+import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from machine import caption, describe
 from mmrazor.models.losses import WSLD
 from torch import Tensor
 from torch.nn import functional as F
@@ -85,12 +85,6 @@ def measure(shape: tuple[int, ...], device: str, dtype: torch.dtype, rounds: int
     }
 
 
-def describe(device: str) -> dict:
-    name = torch.cuda.get_device_name() if device == 'cuda' else platform.processor() or platform.machine()
-    return {'device': name, 'threads': torch.get_num_threads(), 'torch': torch.__version__, 'mmwsl': mmwsl.__version__,
-            'python': platform.python_version()}
-
-
 def print_table(rows: list[dict]) -> None:
     print(f'{"logits":20} {"WSLLoss ms":>10} {"/ KD":>6} {"/ WSLD":>6}   memory beside the inputs, in logits tensors')
     for row in rows:
@@ -102,7 +96,7 @@ def print_table(rows: list[dict]) -> None:
         print(f'{row["shape"]!s:20} {times["WSLLoss"]:10.3f} {kd:6.2f} {ratio}   {memory}')
 
 
-def draw(rows: list[dict], path: Path) -> None:
+def draw(rows: list[dict], machine: dict, path: Path) -> None:
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
@@ -113,6 +107,7 @@ def draw(rows: list[dict], path: Path) -> None:
         axes.bar([i + 0.27 * (offset - 1) for i in range(len(rows))], values, 0.25, label=name, hatch=hatch)
     axes.set_xticks(range(len(rows)), [' x '.join(map(str, row['shape'])) for row in rows])
     axes.set(ylabel='time of forward + backward / plain KD', xlabel='shape of the logits')
+    axes.set_title(caption(machine), fontsize='small')
     axes.legend()
     figure.savefig(path, dpi=120)
 
@@ -127,8 +122,9 @@ def main() -> None:
     rows = [measure(shape, args.device, getattr(torch, args.dtype), args.rounds) for shape in SHAPES]
     args.out.mkdir(parents=True, exist_ok=True)
     print_table(rows)
-    (args.out / 'loss.json').write_text(json.dumps({'machine': describe(args.device), 'rows': rows}, indent=1))
-    draw(rows, args.out / 'loss.png')
+    machine = describe(args.device)
+    (args.out / 'loss.json').write_text(json.dumps({'machine': machine, 'rows': rows}, indent=1))
+    draw(rows, machine, args.out / 'loss.png')
     print(f'{args.out / "loss.json"}, {args.out / "loss.png"}')
 
 

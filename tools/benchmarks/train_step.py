@@ -1,16 +1,16 @@
 """Time of a training step, ResNet-56 -> ResNet-20 on CIFAR-100: what does the teacher cost, and what the framework?
 
-Seven arms take turns, step by step, so that whatever else the machine does falls on all of them: a bare PyTorch loop
-over the student alone (the floor); the forward pass of the teacher, in eval mode and without gradient; the student
-alone through mmengine's Runner; mmwsl with its teacher in eval mode, with batch statistics, and cached; MMRazor's
-SingleTeacherDistill with WSLD. All have the same networks, images and batch size, and read their images in the same
-process. Medians and ratios are printed and written to a JSON file with the machine's description.
+The arms take turns, step by step, so that whatever else the machine does falls on all of them: a bare PyTorch loop over
+the student alone (the floor); the forward pass of the teacher, in eval mode and without gradient; the student alone
+through mmengine's Runner, also with its images kept on the device; mmwsl with its teacher in eval mode, as it comes and
+with every option (compiled, in bfloat16), with batch statistics, and cached; MMRazor's SingleTeacherDistill with WSLD.
+All have the same networks, images and batch size, and read their images in the same process. Medians and ratios are
+printed and written to a JSON file with the machine's description, beside a plot.
 """
-import mmwsl  # noqa: I001  readies the stack, so it comes first
+import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import json
-import platform
 import shutil
 import statistics
 import threading
@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import torch
+from machine import caption, describe
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS, init_default_scope
@@ -27,7 +28,8 @@ from mmwsl.cache.build import build_cache
 from mmwsl.utils import load_network
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = {'vanilla': 'vanilla/r20_cifar100', 'cached': 'wsl_r56_r20_cifar100_cached'}
+CONFIGS = {'vanilla': 'vanilla/r20_cifar100', 'vanilla, device': 'vanilla/r20_cifar100',
+           'cached': 'wsl_r56_r20_cifar100_cached'}
 MMRAZOR = dict(
     type='mmrazor.ConfigurableDistiller',
     student_recorders=dict(fc=dict(type='mmrazor.ModuleOutputs', source='head.fc'),
@@ -81,6 +83,9 @@ class TurnsHook(Hook):
 def config_of(arm: str, steps: int, teacher: str, out: Path) -> Config:
     name = CONFIGS.get(arm, 'wsl_r56_r20_cifar100')
     cfg = Config.fromfile(ROOT / f'configs/{name}.py')
+    if arm == 'vanilla, device':
+        base = Config.fromfile(ROOT / 'configs/_base_/datasets/cifar100_bs64_device.py')
+        cfg.train_dataloader = base.train_dataloader
     cfg.merge_from_dict(dict(
         work_dir=str(out / arm), experiment_name=arm, log_level='ERROR', train_cfg=dict(max_epochs=1),
         train_dataloader=dict(num_batch_per_epoch=steps, num_workers=0, persistent_workers=False, pin_memory=False),
@@ -88,7 +93,7 @@ def config_of(arm: str, steps: int, teacher: str, out: Path) -> Config:
         custom_hooks=[dict(type='TurnsHook', arm=arm)], randomness=dict(seed=0)))
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=-1)
     cfg.train_dataloader.dataset.dataset.data_root = str(ROOT / 'data/cifar100')
-    if arm == 'vanilla':
+    if arm.startswith('vanilla'):
         return cfg
     cfg.model.teacher_ckpt = teacher
     cfg.model.teacher_norm_eval = arm != 'wsl, batch statistics'
@@ -96,7 +101,9 @@ def config_of(arm: str, steps: int, teacher: str, out: Path) -> Config:
         # the images that the steps see are all that is taught before
         cfg.train_dataloader.dataset.dataset.indices = steps * cfg.train_dataloader.batch_size
         cfg.model.teacher_cache = cfg.train_dataloader.dataset.cache = str(out / 'teacher_cache')
+    cfg.model.teacher_speed = 'compile_bf16' if arm == 'wsl, every option' else 'fold'
     if arm == 'mmrazor':
+        del cfg.model.teacher_speed
         cfg.model.type, cfg.model.distiller = 'mmrazor.SingleTeacherDistill', MMRAZOR
     return cfg
 
@@ -126,7 +133,8 @@ def bare_loop(steps: int, turns: Turns) -> None:
 
 
 def measure(steps: int, teacher: str, out: Path) -> dict[str, list[float]]:
-    arms = ['bare', 'teacher', 'vanilla', 'wsl, eval', 'wsl, batch statistics', 'cached', 'mmrazor']
+    arms = ['bare', 'teacher', 'vanilla', 'vanilla, device', 'wsl, eval', 'wsl, every option', 'wsl, batch statistics',
+            'cached', 'mmrazor']
     turns = TurnsHook.turns = Turns(arms)
     init_default_scope('mmpretrain')
     shutil.rmtree(out / 'teacher_cache', ignore_errors=True)
@@ -157,6 +165,36 @@ def teacher_loop(steps: int, turns: Turns, path: str) -> None:
         turns.done('teacher')
 
 
+def ratios_of(medians: dict[str, float]) -> dict[str, float]:
+    def extra(arm: str) -> float:
+        return (medians[arm] - medians['vanilla']) / medians['teacher']
+    return {
+        'vanilla / bare': medians['vanilla'] / medians['bare'],
+        'vanilla, device / vanilla': medians['vanilla, device'] / medians['vanilla'],
+        '(wsl, eval - vanilla) / teacher': extra('wsl, eval'),
+        '(wsl, every option - vanilla) / teacher': extra('wsl, every option'),
+        'cached / vanilla': medians['cached'] / medians['vanilla'],
+        'wsl, eval / mmrazor': medians['wsl, eval'] / medians['mmrazor'],
+        'wsl, every option / mmrazor': medians['wsl, every option'] / medians['mmrazor'],
+        'wsl, batch statistics / mmrazor': medians['wsl, batch statistics'] / medians['mmrazor'],
+    }
+
+
+def draw(result: dict, path: Path) -> None:
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+    figure, axes = plt.subplots(figsize=(8, 4), layout='constrained')
+    arms, times = zip(*result['milliseconds'].items(), strict=True)
+    bars = axes.barh(arms, times, color='0.8', edgecolor='black')
+    axes.bar_label(bars, fmt='%.0f ms', padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set(xlabel='median time of a step, milliseconds')
+    axes.set_title(caption(result['machine']), fontsize='small')
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--steps', type=int, default=40)
@@ -165,23 +203,17 @@ def main() -> None:
     args = parser.parse_args()
     times = measure(args.steps, args.teacher, args.out)
     medians = {arm: statistics.median(values[5:]) for arm, values in times.items()}
-    extra = medians['wsl, eval'] - medians['vanilla']
-    ratios = {
-        'vanilla / bare': medians['vanilla'] / medians['bare'],
-        '(wsl, eval - vanilla) / teacher': extra / medians['teacher'],
-        'cached / vanilla': medians['cached'] / medians['vanilla'],
-        'wsl, eval / mmrazor': medians['wsl, eval'] / medians['mmrazor'],
-        'wsl, batch statistics / mmrazor': medians['wsl, batch statistics'] / medians['mmrazor'],
-    }
+    ratios = ratios_of(medians)
     for arm, value in medians.items():
         print(f'{arm:40} {1e3 * value:8.1f} ms')
     for name, value in ratios.items():
         print(f'{name:40} {value:8.2f}')
-    machine = {'cpu': platform.machine(), 'threads': torch.get_num_threads(), 'torch': torch.__version__,
-               'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None, 'mmwsl': mmwsl.__version__}
+    machine = describe('cuda' if torch.cuda.is_available() else 'cpu')
     result = {'machine': machine, 'milliseconds': {arm: 1e3 * value for arm, value in medians.items()},
               'ratios': ratios}
     (args.out / 'train_step.json').write_text(json.dumps(result, indent=1))
+    draw(result, args.out / 'train_step.png')
+    print(f'{args.out / "train_step.json"}, {args.out / "train_step.png"}')
 
 
 if __name__ == '__main__':

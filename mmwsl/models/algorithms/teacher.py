@@ -1,10 +1,7 @@
 """What makes a network a teacher: its mode and its kind of input."""
 from __future__ import annotations
 
-import copy
-
 import torch
-from mmcv.cnn import fuse_conv_bn
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -29,37 +26,6 @@ def set_teacher_mode(teacher: nn.Module, use_batch_statistics: bool) -> None:
         for module in teacher.modules():
             if isinstance(module, _BatchNorm):
                 module.train()
-
-
-def fold(teacher: nn.Module, inputs: Tensor, tolerance: float = 1e-4) -> bool:
-    """Fold BatchNorm into the convolutions before it, and lay weights out channels last, where logits stay the same.
-
-    Args:
-        teacher: The network in eval mode, changed in place or not at all.
-        inputs: A batch to try it on. Shape: (N, C, H, W).
-        tolerance: Largest change of a logit that counts as the same, relative to the largest logit.
-
-    Returns:
-        Whether it was folded: not so where the order of layers is another than it seems, or logits are no tensor.
-    """
-    if inputs.dim() != 4:
-        return False
-    with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
-        expected = teacher(inputs, mode='tensor')
-        try:
-            folded = _folded(copy.deepcopy(teacher))(inputs, mode='tensor')
-        except (RuntimeError, AttributeError):  # folded into a convolution that it does not follow, of another shape
-            return False
-    if not isinstance(expected, Tensor) or not torch.isfinite(expected).all():
-        return False
-    if (folded - expected).abs().max() > tolerance * expected.abs().max():
-        return False
-    _folded(teacher)
-    return True
-
-
-def _folded(teacher: nn.Module) -> nn.Module:
-    return fuse_conv_bn(teacher).to(memory_format=torch.channels_last).requires_grad_(False)
 
 
 def share_inputs(teacher: BaseModel, data_preprocessor: nn.Module, normalises: bool = False) -> None:

@@ -13,7 +13,8 @@ from mmrazor.registry import MODELS as RAZOR_MODELS
 from torch import Tensor, nn
 
 from mmwsl.cache import CacheError
-from mmwsl.models.algorithms.teacher import fold, freeze, set_teacher_mode, share_inputs
+from mmwsl.models.algorithms.fast_teacher import check_speed, fast_forward
+from mmwsl.models.algorithms.teacher import freeze, set_teacher_mode, share_inputs
 from mmwsl.models.classifiers import CachedTeacher
 from mmwsl.registry import MODELS
 from mmwsl.utils.checkpoint import load_network
@@ -35,8 +36,11 @@ class WSLDistill(SingleTeacherDistill):
             teacher loads its weights itself, as an EnsembleTeacher does.
         teacher_norm_eval: False lets its BatchNorm predict with batch statistics while the student trains, as the
             authors' code does; its running statistics stay as loaded either way.
-        teacher_fold: Fold the teacher's BatchNorm into its convolutions on the first batch, where nothing but its
-            logits is read and they stay the same to 1e-4 of the largest. Never with ``teacher_norm_eval=False``.
+        teacher_speed: How it runs while training reads nothing but its logits. 'fold': BatchNorm folded into the
+            convolutions (not with ``teacher_norm_eval=False``) and weights laid out channels last, both only where
+            logits stay the same to 1e-4 of the largest. 'bf16': that, in bfloat16; logits change by per cents.
+            'compile': folded and compiled by torch, which takes its time on the first batch. 'compile_bf16': all of
+            it. 'plain': as it is, as also whenever a recorder or delivery reads inside it.
         teacher_cache: Folder that tools/cache_teacher.py filled with this teacher's answers. The network is then not
             built, and ``teacher`` and ``teacher_ckpt`` say which teacher it should be. Needs the dataset
             ``mmwsl.CachedViews`` over the same folder.
@@ -44,17 +48,18 @@ class WSLDistill(SingleTeacherDistill):
             ``student_trainable``, ``calculate_student_loss``, ``init_cfg`` and so on.
 
     Raises:
-        ValueError: If the checkpoint does not fit the teacher, or ``teacher_trainable`` is asked for; or where a cached
-            teacher cannot give what the losses need.
+        ValueError: If the checkpoint does not fit the teacher, ``teacher_trainable`` is asked for, or teacher_speed is
+            none of these; or where a cached teacher cannot give what the losses need.
         CacheError: If the cache is missing, unfinished, damaged, or of another teacher; the fields are named.
     """
 
     def __init__(self, distiller: dict, teacher: Any, teacher_ckpt: str | None = None, teacher_norm_eval: bool = True,
-                 teacher_fold: bool = True, teacher_trainable: bool = False, teacher_cache: str | None = None,
+                 teacher_speed: str = 'fold', teacher_trainable: bool = False, teacher_cache: str | None = None,
                  **kwargs: Any) -> None:
         if teacher_trainable:
             raise ValueError('WSLDistill keeps its teacher frozen, got teacher_trainable=True. MMRazor has '
                              'SingleTeacherDistill for a teacher that learns')
+        check_speed(teacher_speed)
         cached = CachedTeacher(teacher_cache) if teacher_cache else None
         distiller = cached.recorded_by(distiller) if cached else distiller
         network = cached or _built(teacher)
@@ -74,9 +79,8 @@ class WSLDistill(SingleTeacherDistill):
             self._load_teacher(teacher, teacher_ckpt)
             named = isinstance(teacher, dict) and teacher.get('data_preprocessor') is not None
             share_inputs(network, self.data_preprocessor, normalises=named)
-        self._teacher_mode = 'tensor'
-        self._teacher_is_ready = False
-        self.teacher_fold = teacher_fold and not cached
+        self.teacher_speed = 'plain' if cached else teacher_speed
+        self._forget_fast_teacher()
         self._register_load_state_dict_pre_hook(_drop_teacher)
         self.train(self.training)
 
@@ -121,22 +125,14 @@ class WSLDistill(SingleTeacherDistill):
         return losses
 
     def _teach(self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None) -> None:
-        """Run the teacher for what recorders and deliveries take from it.
-
-        Logits come from ``mode='tensor'``. Only where that leaves a recorder or a delivery with nothing, because its
-        source lies in the head's loss, does the teacher run in ``mode='loss'``; the first batch finds it out.
-        """
+        """Run the teacher for what recorders and deliveries take from it; the first batch finds out how."""
         if not self._teacher_is_ready:
             self._refuse_idle_records(data_samples)
-            if self.teacher_fold and self._only_logits_are_read():
-                fold(self.teacher, batch_inputs)
-        self._run_teacher(batch_inputs, data_samples)
-        if not self._teacher_is_ready and self._something_is_missing():
-            self._teacher_mode = 'loss'
-            for delivery in self.distiller.deliveries.deliveries.values():
-                delivery.data_queue.clear()
+            self._choose_teacher_mode(batch_inputs, data_samples)
+        if self._fast_teacher is None or not self.training:  # with batch statistics it is another teacher in eval mode
             self._run_teacher(batch_inputs, data_samples)
-        self._teacher_is_ready = True
+        else:
+            self._run_fast_teacher(batch_inputs)
 
     def _refuse_idle_records(self, data_samples: list[BaseDataElement] | None) -> None:
         if data_samples and 'teacher_record' in data_samples[0] and not isinstance(self.teacher, CachedTeacher):
@@ -148,17 +144,39 @@ class WSLDistill(SingleTeacherDistill):
         self._teach(batch_inputs, data_samples)
         return self.distiller.get_record('logits', from_student=False)
 
-    def _only_logits_are_read(self) -> bool:
+    def _choose_teacher_mode(self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None) -> None:
+        """Logits come from ``mode='tensor'``, and fast if nothing else is read.
+
+        Only where that leaves a recorder or a delivery with nothing, because its source lies in the head's loss, does
+        the teacher run in ``mode='loss'``.
+        """
+        logits = self._run_teacher(batch_inputs, data_samples)
+        if self._something_is_missing():
+            self._teacher_mode = 'loss'
+        elif self.training and self._only_these_are_read(logits):
+            self._fast_teacher = fast_forward(self.teacher, batch_inputs, self.teacher_speed)
+        for delivery in self.distiller.deliveries.deliveries.values():
+            delivery.data_queue.clear()
+        self._teacher_is_ready = self.training
+
+    def _only_these_are_read(self, logits: Any) -> bool:
         recorders = self.distiller.teacher_recorders.recorders.values()
-        outside = all(type(recorder) is ModuleOutputsRecorder and recorder.source in ('', 'head')
-                      for recorder in recorders)
-        return outside and self.teacher_norm_eval and not self.distiller.deliveries.deliveries
+        return not self.distiller.deliveries.deliveries and all(
+            type(recorder) is ModuleOutputsRecorder and len(recorder.data_buffer) == 1
+            and recorder.data_buffer[0] is logits for recorder in recorders)
 
     @torch.no_grad()
-    def _run_teacher(self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None) -> None:
+    def _run_teacher(self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None) -> Any:
         self.distiller.set_deliveries_override(False)
         with self.distiller.teacher_recorders, self.distiller.deliveries:
-            self.teacher(batch_inputs, data_samples, mode=self._teacher_mode)
+            return self.teacher(batch_inputs, data_samples, mode=self._teacher_mode)
+
+    @torch.no_grad()
+    def _run_fast_teacher(self, batch_inputs: Tensor) -> None:
+        logits = self._fast_teacher(batch_inputs)  # type: ignore[misc]
+        with self.distiller.teacher_recorders:
+            for recorder in self.distiller.teacher_recorders.recorders.values():
+                recorder.forward_hook(self.teacher, (batch_inputs, ), logits)
 
     def _something_is_missing(self) -> bool:
         recorders = self.distiller.teacher_recorders.recorders.values()
@@ -176,7 +194,16 @@ class WSLDistill(SingleTeacherDistill):
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> WSLDistill:
         super()._apply(fn, *args, **kwargs)
         self.teacher._apply(fn, *args, **kwargs)
+        self._forget_fast_teacher()
         return self
+
+    def _forget_fast_teacher(self) -> None:
+        """It is a copy of the teacher as it was; the next batch makes another."""
+        self._fast_teacher, self._teacher_is_ready, self._teacher_mode = None, False, 'tensor'
+
+    def __getstate__(self) -> dict:
+        """Without the fast teacher, which cannot be pickled or copied once it is compiled."""
+        return {**super().__getstate__(), '_fast_teacher': None, '_teacher_is_ready': False}
 
 
 def _built(teacher: Any) -> Any:

@@ -8,7 +8,6 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmwsl.compat import UnsafeCheckpointError
-from mmwsl.models.algorithms.teacher import fold
 from tests.tiny import (
     PREPROCESSOR,
     batch,
@@ -344,94 +343,3 @@ def test_every_step_is_logged(tmp_path):
     runner = run_digits(tmp_path, distillation(), custom_hooks=[])
     for name in ('student.loss', 'distill.loss_wsl', 'distill.wsl_weight', 'distill.regularization_share'):
         assert len(runner.message_hub.get_scalar(f'train/{name}').data[0]) == 6
-
-
-def with_running_statistics(model):
-    """Give each BatchNorm of the teacher statistics that show where they are used."""
-    generator = torch.Generator().manual_seed(0)
-    for module in model.teacher.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.running_mean, module.running_var, module.weight.data, module.bias.data):
-                tensor.uniform_(0.5, 1.5, generator=generator)
-    return model
-
-
-def norms(network):
-    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-
-
-def test_teacher_is_folded_and_says_the_same():
-    model = with_running_statistics(build(distillation()))
-    inputs = model.data_preprocessor(batch(), True)['inputs']
-    expected = model.teacher(inputs)
-    losses(model, batch())
-    assert not norms(model.teacher) and norms(model.student)
-    assert not any(parameter.requires_grad for parameter in model.teacher.parameters())
-    recorded = model.distiller.teacher_recorders.get_recorder('logits').get_record_data()
-    torch.testing.assert_close(recorded, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
-
-
-@pytest.mark.parametrize('why', [
-    dict(teacher_fold=False),
-    dict(teacher_norm_eval=False),
-    dict(distiller=dict(type='mmwsl.WSLDistiller', teacher_recorders=dict(
-        features=dict(type='ModuleOutputs', source='backbone.layer1.0.bn2')))),
-], ids=['asked', 'batch statistics', 'recorder inside'])
-def test_teacher_is_left_as_it_is(why):
-    model = build(distillation(**why))
-    count = len(norms(model.teacher))
-    losses(model, batch())
-    assert len(norms(model.teacher)) == count > 0
-
-
-@pytest.mark.parametrize('backbone', [
-    dict(type='mmrazor.WideResNet', depth=10, widen_factor=1),  # normalises before it convolves
-    dict(type='mmwsl.CIFARResNet', depth=8),
-    dict(type='mmwsl.CIFARVGG', depth=8),
-    dict(type='mmwsl.CIFARShuffleNetV2'),
-    dict(type='mmwsl.CIFARMobileNetV2'),
-    dict(type='mmpretrain.SwinTransformer', arch='tiny', img_size=32, pad_small_map=True),
-], ids=lambda cfg: cfg['type'])
-def test_folding_never_changes_what_a_teacher_says(backbone):
-    channels = {'WideResNet': 64, 'CIFARResNet': 64, 'CIFARVGG': 512, 'SwinTransformer': 768}
-    name = backbone['type'].partition('.')[2]
-    torch.manual_seed(0)
-    teacher = build(dict(type='ImageClassifier', _scope_='mmpretrain', backbone=backbone,
-                         neck=dict(type='GlobalAveragePooling'),
-                         head=dict(type='LinearClsHead', num_classes=10, in_channels=channels.get(name, 1))))
-    if name not in channels:
-        teacher.head.fc = nn.Linear(teacher.extract_feat(torch.zeros(1, 3, 32, 32))[-1].shape[1], 10)
-    for module in norms(teacher):
-        module.running_mean.normal_(0, 0.1)
-        module.running_var.uniform_(0.5, 1.5)
-    teacher.eval()
-    inputs = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        expected = teacher(inputs)
-        fold(teacher, inputs)
-        torch.testing.assert_close(teacher(inputs), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
-
-
-def test_teacher_that_would_say_something_else_is_not_folded(monkeypatch):
-    def break_it(teacher):
-        teacher.head.fc.bias.data += 1
-        return teacher
-    monkeypatch.setattr('mmwsl.models.algorithms.teacher.fuse_conv_bn', break_it)
-    model = build(distillation())
-    inputs = model.data_preprocessor(batch(), True)['inputs']
-    expected = model.teacher(inputs)
-    losses(model, batch())
-    torch.testing.assert_close(model.teacher(inputs), expected, rtol=0, atol=0)
-
-
-def test_folding_leaves_the_course_of_training_as_it_was(tmp_path):
-    path = save_teacher(tmp_path / 'teacher.pth')
-
-    def course(fold):
-        torch.manual_seed(0)
-        runner = run_digits(tmp_path / str(fold), distillation(teacher_ckpt=path, teacher_fold=fold), epochs=9,
-                            custom_hooks=[])
-        return torch.tensor(runner.message_hub.get_scalar('train/loss').data[0])
-    folded, plain = course(True), course(False)
-    assert len(plain) == 54
-    torch.testing.assert_close(folded, plain, rtol=1e-3, atol=0)

@@ -1,0 +1,148 @@
+"""Small images kept on the device, cropped and flipped there a batch at a time."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.device import get_device
+from mmpretrain.structures import DataSample
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import get_worker_info
+
+from mmwsl.datasets.views import View
+from mmwsl.registry import DATASETS, FUNCTIONS
+
+
+@DATASETS.register_module()
+class DeviceDataset:
+    """A dataset of small images as one tensor on the device, so that no worker and no copy holds a step up.
+
+    Each process holds all images, C * H * W bytes each: CIFAR's 50,000 take 154 MB. A view is a function of its seed,
+    epoch and image, as with :class:`SeededViews`; it is drawn otherwise, from the same distribution. The dataloader
+    takes ``num_workers=0``, ``pin_memory=False`` and ``collate_fn=dict(type='mmwsl.already_collated')``.
+
+    Args:
+        dataset: Config of a dataset of mmpretrain with one label for each image, or the dataset. Its pipeline runs once
+            for each image and ends in PackInputs, so nothing in it may be random.
+        padding: Zeros around an image, of which a random crop then leaves its size, in pixels.
+        flip_prob: Probability of a horizontal flip.
+        device: Where the images are kept. None: where mmengine puts the model.
+
+    Raises:
+        ValueError: If images differ in size, a pipeline is random, or flip_prob is not in [0, 1]. When it is asked: if
+            views are random and the sampler is not ``mmwsl.ViewSampler``.
+        RuntimeError: If a worker asks it.
+    """
+
+    def __init__(self, dataset: Any, padding: int = 0, flip_prob: float = 0.0, device: str | None = None) -> None:
+        if padding < 0 or not 0 <= flip_prob <= 1:
+            raise ValueError('padding should be at least 0 and flip_prob a probability, got '
+                             f'padding={padding} and flip_prob={flip_prob}')
+        if isinstance(dataset, dict):
+            dataset = DATASETS.build(dataset)
+        _check_pipeline(dataset)
+        self.padding, self.flip_prob = padding, flip_prob
+        self.metainfo = dataset.metainfo
+        images, labels = _read(dataset)
+        self.images, self.labels = (tensor.to(device or get_device()) for tensor in (images, labels))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, view: View | int) -> dict:
+        """One image, (C, H, W), with its DataSample."""
+        return {name: values[0] for name, values in self.__getitems__([view]).items()}
+
+    def __getitems__(self, views: Sequence[View | int]) -> dict:
+        """A batch, as DataLoader asks for it: uint8 images of shape (N, C, H, W), and N DataSamples."""
+        if get_worker_info() is not None:
+            raise RuntimeError('a DeviceDataset is read by the process that trains: set num_workers=0 and '
+                               'persistent_workers=False in its dataloader')
+        chosen = [view.image if isinstance(view, View) else int(view) for view in views]
+        index = torch.tensor(chosen, device=self.images.device)
+        images = self.images[index]
+        if self.padding or self.flip_prob:
+            images = crop_and_flip(images, self.padding, *draw(_as_views(views), self.padding, self.flip_prob))
+        labels = self.labels[index].split(1)
+        samples = [DataSample(gt_label=label, metainfo=dict(sample_idx=image))
+                   for label, image in zip(labels, chosen, strict=True)]
+        return dict(inputs=images, data_samples=samples)
+
+
+@FUNCTIONS.register_module()
+def already_collated(batch: dict) -> dict:
+    """Hand on what a DeviceDataset has made."""
+    return batch
+
+
+def crop_and_flip(images: Tensor, padding: int, top: np.ndarray, left: np.ndarray, flip: np.ndarray) -> Tensor:
+    """Pad images with zeros, crop each to its size from (top, left), and flip it where asked.
+
+    Args:
+        images: Shape: (N, C, H, W).
+        padding: In pixels, on each side.
+        top, left: Corner of the crop in the padded image, in [0, 2 * padding]. Shape: (N, ).
+        flip: Whether left becomes right. Shape: (N, ).
+
+    Returns:
+        Shape: as images.
+    """
+    height, width = images.shape[2:]
+    rows = top[:, None] + np.arange(height)
+    columns = left[:, None] + np.where(flip[:, None], np.arange(width)[::-1], np.arange(width))
+    pixels = rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]
+    index = torch.from_numpy(pixels.reshape(len(images), 1, -1)).to(images.device)
+    padded = F.pad(images, (padding, ) * 4).flatten(2)
+    return padded.gather(2, index.expand(-1, images.shape[1], -1)).view_as(images)
+
+
+def draw(views: Sequence[View], padding: int, flip_prob: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What views are: top and left of the crop, uniform in [0, 2 * padding], and whether it flips. Shape: (N, )."""
+    words = np.zeros(len(views), dtype=np.uint64)
+    for key in np.array(views, dtype=np.uint64).T:  # image, epoch, seed
+        words = _splitmix64(words ^ key)
+    places = np.uint64(2 * padding + 1)
+    top, left = words % places, words // places % places
+    uniform = (_splitmix64(words) >> np.uint64(11)) * 2.0**-53
+    return top.astype(np.int64), left.astype(np.int64), uniform < flip_prob
+
+
+def _splitmix64(words: np.ndarray) -> np.ndarray:
+    """Mix the bits of 64-bit words (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014)."""
+    words = words + np.uint64(0x9e3779b97f4a7c15)
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xbf58476d1ce4e5b9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94d049bb133111eb)
+    return words ^ (words >> np.uint64(31))
+
+
+def _as_views(views: Sequence[View | int]) -> Sequence[View]:
+    if not all(isinstance(view, View) for view in views):
+        raise ValueError('random views need to know epoch and seed, and the sampler hands out plain indices: set '
+                         "sampler=dict(type='mmwsl.ViewSampler', shuffle=True) in the dataloader")
+    return views  # type: ignore[return-value]
+
+
+def _check_pipeline(dataset: Any) -> None:
+    transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
+    names = [name for name in (type(transform).__name__ for transform in transforms) if name.startswith('Random')]
+    if names:
+        raise ValueError(f"the pipeline of a DeviceDataset's dataset runs once for each image, got {', '.join(names)}: "
+                         'take it out, and crop and flip with padding and flip_prob of the DeviceDataset')
+
+
+def _read(dataset: Any) -> tuple[Tensor, Tensor]:
+    """All images, uint8 (N, C, H, W), and their labels, int64 (N, ), on the CPU."""
+    labels = torch.empty(len(dataset), dtype=torch.int64)
+    images: Tensor = torch.empty(0)
+    for i in range(len(dataset)):
+        item = dataset[i]
+        if i == 0:
+            images = torch.empty(len(dataset), *item['inputs'].shape, dtype=item['inputs'].dtype)
+        if item['inputs'].shape != images.shape[1:]:
+            raise ValueError(f'the images of a DeviceDataset have one size, got {tuple(images.shape[1:])} and, of '
+                             f"image {i}, {tuple(item['inputs'].shape)}: resize them in the dataset's pipeline")
+        images[i], labels[i] = item['inputs'], item['data_samples'].gt_label.item()
+    return images, labels

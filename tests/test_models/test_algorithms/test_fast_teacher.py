@@ -1,0 +1,282 @@
+"""The fast teacher: which one it is, and that it says what the plain one says."""
+import copy
+import pickle
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from mmwsl.models.algorithms import fast_teacher
+from mmwsl.models.algorithms.fast_teacher import fast_forward
+from tests.tiny import ROOT, batch, build, distillation, losses, on_device, run_digits, save_teacher
+
+INSIDE = dict(type='mmwsl.WSLDistiller', teacher_recorders=dict(
+    features=dict(type='ModuleOutputs', source='backbone.layer1.0.bn2')))
+
+
+def norms(network):
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def with_running_statistics(network):
+    """Give each BatchNorm statistics and weights that show where they are used."""
+    generator = torch.Generator().manual_seed(0)
+    for module in norms(network):
+        for tensor in (module.running_mean, module.running_var, module.weight.data, module.bias.data):
+            tensor.uniform_(0.5, 1.5, generator=generator)
+    return network
+
+
+def settled(network, inputs):
+    """As :func:`with_running_statistics`, but with statistics that keep activations in bounds in a deep network."""
+    with_running_statistics(network)
+    network.train()
+    for module in norms(network):
+        module.momentum = None
+    with torch.no_grad():
+        network(inputs)
+    network.eval()
+    return network
+
+
+@pytest.fixture
+def model():
+    """A distillation whose teacher's running statistics matter."""
+    def make(**kwargs):
+        model = build(distillation(**kwargs))
+        with_running_statistics(model.teacher)
+        return model
+    return make
+
+
+def prepared(model, size=6):
+    return model.data_preprocessor(batch(size), True)['inputs']
+
+
+def recorded(model):
+    return model.distiller.teacher_recorders.get_recorder('logits').get_record_data()
+
+
+def forget_the_graph(model):
+    """What the student's recorder holds cannot be copied, with or without a fast teacher."""
+    model.distiller.student_recorders.get_recorder('hard_loss').reset_data_buffer()
+
+
+def assert_same(logits, expected, tolerance=1e-4):
+    assert logits.dtype == torch.float32 and not logits.requires_grad
+    torch.testing.assert_close(logits, expected, rtol=0, atol=tolerance * expected.abs().max().item())
+
+
+@pytest.mark.filterwarnings('ignore:teacher_ckpt is None')
+@pytest.mark.parametrize('speed, tolerance', [('fold', 1e-4), ('bf16', 0.1)])
+@pytest.mark.parametrize('norm_eval', [True, False])
+def test_student_is_taught_by_a_fast_copy(model, speed, tolerance, norm_eval):
+    model = model(teacher_speed=speed, teacher_norm_eval=norm_eval)
+    count = len(norms(model.teacher))
+    with torch.no_grad():
+        expected = model.teacher(prepared(model))
+    losses(model, batch())
+    assert_same(recorded(model), expected, tolerance)
+    model._run_teacher = None  # the plain one is not asked again
+    losses(model, batch())
+    assert_same(recorded(model), expected, tolerance)
+    assert len(norms(model.teacher)) == count  # the teacher itself stays as it is
+
+
+@pytest.mark.filterwarnings('ignore:teacher_ckpt is None')
+@pytest.mark.parametrize('norm_eval', [True, False])
+def test_batchnorm_is_folded_where_its_statistics_run(model, monkeypatch, norm_eval):
+    networks = []
+    runner = fast_teacher._runner
+    monkeypatch.setattr(fast_teacher, '_runner',
+                        lambda network, half: networks.append(network) or runner(network, half))
+    model = model(teacher_norm_eval=norm_eval)
+    losses(model, batch())
+    network, = networks
+    assert bool(norms(network)) is not norm_eval
+    convolution = network.backbone.layer1[0].conv1
+    assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.filterwarnings('ignore:teacher_ckpt is None')
+@pytest.mark.parametrize('speed', ['plain', 'fold', 'bf16', 'compile_bf16'])
+def test_what_reads_inside_leaves_the_teacher_as_it_is(model, speed):
+    plain, other = model(teacher_speed='plain'), model(teacher_speed=speed, distiller=INSIDE)
+    other.load_state_dict(plain.state_dict())
+    other.teacher.load_state_dict(plain.teacher.state_dict())
+    for each in (plain, other):
+        losses(each, batch())
+        assert each._fast_teacher is None
+    torch.testing.assert_close(recorded(other), recorded(plain), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings('ignore:teacher_ckpt is None')
+def test_a_head_that_has_not_the_last_word_leaves_the_teacher_as_it_is(model):
+    model = model()
+    model.teacher.register_forward_hook(lambda module, args, logits: logits + 1)
+    losses(model, batch())
+    assert model._fast_teacher is None
+
+
+@pytest.mark.filterwarnings('ignore:teacher_ckpt is None')
+def test_batch_statistics_are_not_taken_from_a_teacher_in_eval_mode(model):
+    model = model(teacher_norm_eval=False)
+    model.eval()
+    losses(model, batch())
+    assert model._fast_teacher is None
+    model.train()
+    with torch.no_grad():
+        expected = model.teacher(prepared(model))
+    losses(model, batch())
+    assert model._fast_teacher is not None
+    assert_same(recorded(model), expected)
+    model.eval()
+    with torch.no_grad():
+        in_eval_mode = model.teacher(prepared(model))
+    losses(model, batch())
+    assert_same(recorded(model), in_eval_mode)
+    assert (in_eval_mode - expected).abs().max() > 1e-2
+
+
+@pytest.mark.filterwarnings('ignore:teacher_ckpt is None')
+@pytest.mark.parametrize('copied', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), nn.Module.double],
+                         ids=['deepcopy', 'pickle', 'another type'])
+def test_copies_and_conversions_make_a_fast_teacher_of_their_own(model, copied):
+    model = model()
+    losses(model, batch())
+    forget_the_graph(model)
+    other = copied(model)
+    assert other._fast_teacher is None
+    with_running_statistics(other.teacher)
+    other.teacher.head.fc.bias.data += 1
+    data = other.data_preprocessor(batch(), True)
+    data['inputs'] = data['inputs'].to(next(other.parameters()).dtype)
+    other(**data, mode='loss')
+    expected = other.teacher(data['inputs'])
+    torch.testing.assert_close(recorded(other), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+def test_unknown_speed():
+    with pytest.raises(ValueError, match="one of .*'fold'.*got 'fast'"):
+        build(distillation(teacher_speed='fast'))
+
+
+TEACHERS = sorted(path.stem for path in (ROOT / 'configs').glob('wsl_*.py'))
+
+
+@pytest.mark.parametrize('name', TEACHERS)
+def test_every_teacher_of_the_catalogue_says_the_same(name):
+    cfg = Config.fromfile(ROOT / f'configs/{name}.py')
+    init_default_scope(cfg.default_scope)
+    cfg.model.teacher.pop('ckpts', None)
+    if 'swin' in name:
+        cfg.model.teacher.backbone.update(pad_small_map=True)
+    torch.manual_seed(0)
+    teacher = MODELS.build(cfg.model.teacher)
+    channels, side = (1, 8) if 'digits' in name else (3, 64 if 'in1k' in name else 32)
+    inputs = torch.randn(4, channels, side, side)
+    settled(teacher, inputs).requires_grad_(False)
+    expected = teacher(inputs)
+    assert expected.std() > 1e-3  # logits that a wrong fold would change
+    fast = fast_forward(teacher, inputs, 'fold')
+    assert fast is not None
+    assert_same(fast(inputs), expected)
+    others = torch.randn(2, channels, side, side)
+    assert_same(fast(others), teacher(others))
+
+
+def test_a_wrong_fold_is_left_out(monkeypatch):
+    def break_it(teacher):
+        teacher.head.fc.bias.data += 1
+        return teacher
+    monkeypatch.setattr(fast_teacher, 'fuse_conv_bn', break_it)
+    teacher = with_running_statistics(build(distillation(teacher_ckpt=None)['teacher']).eval())
+    inputs = torch.randn(4, 1, 8, 8)
+    with torch.no_grad():
+        assert_same(fast_forward(teacher, inputs, 'fold')(inputs), teacher(inputs))
+
+
+@pytest.mark.parametrize('backbone, channels', [
+    (dict(type='mmwsl.CIFARShuffleNetV2'), 1024),  # its views know one layout only
+    (dict(type='mmrazor.WideResNet', depth=10, widen_factor=1), 64),  # normalises before it convolves
+    (dict(type='mmwsl.CIFARMobileNetV2'), 1280),
+])
+def test_networks_that_are_hard_to_fold(backbone, channels):
+    torch.manual_seed(0)
+    teacher = build(dict(type='ImageClassifier', _scope_='mmpretrain', backbone=backbone,
+                         neck=dict(type='GlobalAveragePooling'),
+                         head=dict(type='LinearClsHead', num_classes=10, in_channels=channels)))
+    inputs = torch.randn(4, 3, 32, 32)
+    settled(teacher, inputs).requires_grad_(False)
+    fast = fast_forward(teacher, inputs, 'fold')
+    assert fast is None or assert_same(fast(inputs), teacher(inputs)) is None
+
+
+def test_bfloat16_that_ruins_the_logits_is_left_out(monkeypatch):
+    monkeypatch.setattr(fast_teacher, '_BF16_TOLERANCE', 1e-9)
+    teacher = with_running_statistics(build(distillation()['teacher']).eval())
+    inputs = torch.randn(4, 1, 8, 8)
+    with pytest.warns(UserWarning, match='runs in float32, because bfloat16 changes a logit'):
+        fast = fast_forward(teacher, inputs, 'bf16')
+    assert_same(fast(inputs).detach(), teacher(inputs).detach())
+
+
+def test_compilation_that_fails_is_left_out_with_one_warning(model, monkeypatch):
+    def no_compiler(run):
+        def fail(inputs):
+            raise RuntimeError('no C++ compiler')
+        return fail
+    monkeypatch.setattr(torch, 'compile', no_compiler)
+    with pytest.warns(UserWarning) as caught:
+        model = model(teacher_speed='compile')
+        with torch.no_grad():
+            expected = model.teacher(prepared(model))
+        for _ in range(3):
+            losses(model, batch())
+    assert sum('no C++ compiler' in str(warning.message) for warning in caught) == 1
+    assert_same(recorded(model), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore:teacher_ckpt is None')
+@pytest.mark.parametrize('speed, norm_eval, tolerance', [
+    ('compile', True, 1e-4), ('compile', False, 1e-4), ('compile_bf16', True, 0.1)])
+def test_compiled_teacher_says_the_same_of_batches_of_any_size(model, speed, norm_eval, tolerance):
+    model = model(teacher_speed=speed, teacher_norm_eval=norm_eval)
+    frames = torch._dynamo.utils.counters['stats']
+    for count, size in enumerate((6, 6, 3, 6, 4)):
+        with torch.no_grad():
+            expected = model.teacher(prepared(model, size))
+        losses(model, batch(size))
+        assert_same(recorded(model), expected, tolerance)
+        if count == 0:
+            compiled = frames['unique_graphs']
+            assert compiled > 0
+    assert frames['unique_graphs'] == compiled
+    forget_the_graph(model)
+    copy.deepcopy(model), pickle.dumps(model)
+
+
+def course(work_dir, path, speed, loader):
+    """Each step's loss of a run on the digits."""
+    torch.manual_seed(0)
+    model = distillation(teacher_ckpt=path, teacher_speed=speed)
+    cfg = {**loader, 'val_cfg': None, 'val_dataloader': None, 'val_evaluator': None}
+    runner = run_digits(work_dir, model, epochs=9, custom_hooks=[dict(type='mmwsl.EpochSeedHook')], **cfg)
+    return torch.tensor(runner.message_hub.get_scalar('train/loss').data[0])
+
+
+@pytest.mark.parametrize('speed, tolerance', [
+    ('fold', 1e-3), ('bf16', 2e-2), pytest.param('compile', 1e-3, marks=pytest.mark.slow),
+    pytest.param('compile_bf16', 2e-2, marks=pytest.mark.slow)])
+def test_every_speed_up_leaves_the_course_of_training_as_it_was(tmp_path, speed, tolerance):
+    """The teacher's and the device's, together, over 54 steps: each loss to 0.1 %, in bfloat16 to 2 %."""
+    path = save_teacher(tmp_path / 'teacher.pth')
+    fast = course(tmp_path / 'fast', path, speed, on_device())
+    plain = course(tmp_path / 'plain', path, 'plain', {})
+    assert len(plain) == 54
+    assert not torch.equal(fast, plain)  # or it was not fast
+    torch.testing.assert_close(fast, plain, rtol=tolerance, atol=0)
