@@ -82,7 +82,7 @@ def test_builds_from_a_config(folder):
 @pytest.mark.parametrize('other, field', [
     (dict(indices=99), 'data.length is 100 in the cache and 99 here'),
     (dict(indices=200), 'data.length is 100 in the cache and 200 here'),
-    (dict(split='test'), "data.config.split is 'train' in the cache and 'test' here.*data.labels is.*data.images is"),
+    (dict(split='test'), "data.config.split is 'train' in the cache and 'test' here.*data.images is.*data.labels is"),
     (dict(pipeline=[dict(PIPELINE[0], padding=2), *PIPELINE[1:]]),
      'data.config.pipeline.0.padding is 1 in the cache and 2 here'),
     (dict(pipeline=PIPELINE[1:]), 'data.config.pipeline is')], ids=['fewer', 'more', 'split', 'padding', 'transforms'])

@@ -18,7 +18,8 @@ from mmwsl.datasets.views import View
 from mmwsl.models import WSLLoss
 from mmwsl.utils import launcher_parser, load_network, prepare_run
 
-HEADER = ('record', 'bytes', 'mean |dL| / mean L', 'mean |dw|', 'max |dw|', 'mean |dw|, from logits alone')
+HEADER = ('record', 'bytes', 'loss, mean error / mean', 'weight, mean error', 'largest',
+          'weight from logits alone, mean error')
 
 
 def parse_args() -> argparse.Namespace:
