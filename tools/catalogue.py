@@ -22,13 +22,15 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'
 DATASETS = {'in1k': ('ImageNet-1k', (3, 224, 224)), 'cifar100': ('CIFAR-100', (3, 32, 32)),
             'cifar10': ('CIFAR-10', (3, 32, 32)), 'digits': ('Digits', (1, 8, 8))}
-METHODS = {'wsl': 'Weighted soft labels', 'kd': 'Plain soft labels', 'vanilla': 'Networks alone'}
+METHODS = {'wsl': 'Weighted soft labels', 'kd': 'Plain soft labels', 'ablations': 'Ablations of the weight',
+           'vanilla': 'Networks alone'}
 NETWORKS = {
     **{f'r{depth}': f'ResNet-{depth}' for depth in (18, 20, 32, 34, 44, 50, 56, 110)},
     'r8x4': 'ResNet-8x4', 'r32x4': 'ResNet-32x4', 'wrn16-2': 'WRN-16-2', 'wrn40-1': 'WRN-40-1', 'wrn40-2': 'WRN-40-2',
     'vgg8': 'VGG-8', 'vgg13': 'VGG-13', 'mbv1': 'MobileNetV1', 'mbv2': 'MobileNetV2', 'sv1': 'ShuffleNetV1',
     'sv2': 'ShuffleNetV2', 'swin-t': 'Swin-T', 'r56-r44-r32': 'ResNet-56 + 44 + 32', 'teacher': 'ResNet-14',
-    'student': 'ResNet-8, 2 channels',
+    'teacher-ls': 'ResNet-14, label smoothing', 'student': 'ResNet-8, 2 channels',
+    'r56-ls': 'ResNet-56, label smoothing',
 }
 COLUMNS = ('Config', 'Teacher', 'Student', 'Recipe', 'Parameters', 'MACs', 'Published', 'Source', 'Measured', 'Log')
 PROSE = """# Configs
@@ -36,7 +38,9 @@ PROSE = """# Configs
 Written by `tools/catalogue.py` from the configs and from [results.yml](results.yml); change those, and run it again.
 
 `wsl_<teacher>_<student>_<dataset>.py` distils with weighted soft labels, `kd_` is the same with plain soft labels, and
-`vanilla/` trains each network alone, which is also how a teacher is made. Top-1 accuracy is in percent. *Published*
+`vanilla/` trains each network alone, which is also how a teacher is made. `ablations/wsl-<weighting>_...` puts another
+weight in place of WSL's, all else equal: 1 (`one`), 0 for regularization samples (`drop`), 0 for all others (`only`),
+or WSL's weights handed out at random (`random`). Top-1 accuracy is in percent. *Published*
 numbers are others', and stand with their source; *Measured* ones are this project's, and stand with their log.
 Parameters and multiply-adds (MACs, counted by mmengine for one image) are the student's, or the network's alone.
 
@@ -77,8 +81,10 @@ def read_entries() -> list[Entry]:
 
 def read_entry(path: Path) -> Entry:
     """What a config's name says, and its content."""
-    method = 'vanilla' if path.parent.name == 'vanilla' else path.stem.partition('_')[0]
-    words = path.stem.removeprefix(f'{method}_').split('_')
+    method, _, rest = path.stem.partition('_')
+    if path.parent != CONFIGS:
+        method = path.parent.name
+    words = (path.stem if method == 'vanilla' else rest).split('_')
     if words[0] == 'digits':  # its name comes first, and a pair's two networks need none
         words = [*(words[1:] or ('teacher', 'student')), 'digits']
     teacher = '' if method == 'vanilla' else NETWORKS[words[0]]
