@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,19 @@ def read_records(work_dir: str | Path) -> dict[int, np.ndarray]:
             f'{work_dir} has no {FOLDER}/epoch_N.npy. Train with --cfg-options '
             'default_hooks.sample_records.type=mmwsl.SampleRecordHook, or analyse a config with --checkpoints')
     return {epoch: _read(files[epoch]) for epoch in sorted(files)}
+
+
+def sample_indices(data_samples: list[Any]) -> list[int]:
+    """Index of each sample in its dataset.
+
+    Raises:
+        ValueError: If a sample does not know it.
+    """
+    indices = [sample.metainfo.get('sample_idx') for sample in data_samples]
+    if None in indices:
+        raise ValueError("the samples have no index: let PackInputs have 'sample_idx' among its meta_keys (it has by "
+                         'default), and the dataset be one of mmengine or mmpretrain')
+    return indices
 
 
 def save_array(array: np.ndarray, path: Path) -> None:

@@ -10,7 +10,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor
 
-from mmwsl.analysis.records import write_records
+from mmwsl.analysis.records import sample_indices, write_records
 from mmwsl.analysis.regularization import records_of_terms
 from mmwsl.models.losses import WSLLoss
 from mmwsl.registry import HOOKS
@@ -103,11 +103,7 @@ def _indices(data_samples: list[Any], weight: Tensor) -> list[int]:
     if weight.shape != (len(data_samples), ):
         raise ValueError(f'SampleRecordHook records one target a sample, got targets of shape {tuple(weight.shape)} '
                          f'for {len(data_samples)} samples: it is for classification alone')
-    indices = [sample.metainfo.get('sample_idx') for sample in data_samples]
-    if None in indices:
-        raise ValueError("SampleRecordHook needs the index of each sample: let PackInputs have 'sample_idx' among its "
-                         'meta_keys (mmpretrain does by default), and the dataset be one of mmengine')
-    return indices
+    return sample_indices(data_samples)
 
 
 def _histogram(weights: np.ndarray, epoch: int) -> np.ndarray:
