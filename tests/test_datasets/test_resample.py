@@ -46,7 +46,7 @@ def test_the_seed_decides():
 
 def test_an_image_that_was_drawn_twice_is_seen_in_two_views():
     resample = Resample(Draws(), seed=0)
-    values, first, counts = np.unique(resample.indices, return_index=True, return_counts=True)
+    values, counts = np.unique(resample.indices, return_counts=True)
     image = values[counts > 1][0]
     one, two = np.flatnonzero(resample.indices == image)[:2]
     views = SeededViews(resample)
