@@ -1,17 +1,20 @@
 """Every config: what it builds, and that it trains."""
+import math
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
 from mmpretrain.structures import DataSample
 
 from tests.tiny import ROOT, build
 
 CONFIGS = ROOT / 'configs'
 FILES = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)
-PAIRS = sorted(path.stem for path in FILES if path.stem.startswith(('wsl_', 'kd_')) and 'digits' not in path.stem)
+DISTILLED = sorted(path.stem for path in FILES if path.stem.startswith(('wsl_', 'kd_')) and 'digits' not in path.stem)
+# by their usual recipe; what else a name ends in is a variant of one
+PAIRS = [name for name in DISTILLED if name.endswith(('_in1k', '_cifar100', '_cifar10'))]
 
 # parameters with 100 classes, and what the backbone makes of a 32x32 image
 CIFAR_NETWORKS = {
@@ -64,7 +67,8 @@ def steps(names):
 
 
 @pytest.mark.filterwarnings('ignore:teacher_ckpt is None')
-@pytest.mark.parametrize('name', steps(PAIRS))
+# with BatchNorm in eval mode the teacher is folded, and its weights are others
+@pytest.mark.parametrize('name', steps([name for name in DISTILLED if not name.endswith('_eval')]))
 def test_pair_takes_a_step(name):
     cfg = load(name)
     cfg.model.teacher_ckpt = None
@@ -90,7 +94,7 @@ def weights_of(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize('name', [name for name in PAIRS if name.startswith('kd_')])
+@pytest.mark.parametrize('name', [name for name in DISTILLED if name.startswith('kd_')])
 def test_control_differs_in_the_distiller_alone(name):
     control, pair = (load(name.replace('kd_', prefix, 1)).to_dict() for prefix in ('kd_', 'wsl_'))
     losses = [cfg['model'].pop('distiller')['distill_losses'] for cfg in (control, pair)]
@@ -117,3 +121,39 @@ def test_learning_rate_is_the_recipes(name):
     small = ('mbv2_cifar100', 'sv1_cifar100', 'sv2_cifar100')
     expected = 0.01 if name.endswith(small) else 0.05 if 'cifar' in name else 0.1
     assert load(name).optim_wrapper.optimizer.lr == expected
+
+
+@pytest.mark.parametrize('name', [name for name in DISTILLED if '_8e' in name])
+def test_short_schedule_changes_nothing_but_the_recipe(name):
+    """Schedule, batch size and, where the name says so, the teacher's BatchNorm."""
+    short, usual = load(name).to_dict(), load(name.partition('_8e')[0]).to_dict()
+    for cfg in (short, usual):
+        for field in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'auto_scale_lr', 'wsl', 'kd'):
+            cfg.pop(field, None)
+    assert short['train_dataloader'].pop('batch_size') == 2 * usual['train_dataloader'].pop('batch_size')
+    norm_eval = short['model'].pop('teacher_norm_eval'), usual['model'].pop('teacher_norm_eval')
+    assert norm_eval == (name.endswith('_eval'), False)
+    assert short == usual
+
+
+def test_short_schedule_warms_up_and_ends_at_zero():
+    cfg = load('r20_cifar100_8e')
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=cfg.optim_wrapper.optimizer.lr)
+    schedulers = [build_scheduler(optimizer, dict(scheduler), epoch_length=391) for scheduler in cfg.param_scheduler]
+    rates = []
+    for _ in range(8 * 391):
+        rates.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    warm = [min(1, 0.005 + 0.995 * step / 199) for step in range(8 * 391)]
+    expected = [0.1 * factor * (1 + math.cos(math.pi * step / (8 * 391))) / 2 for step, factor in enumerate(warm)]
+    torch.testing.assert_close(rates, expected, rtol=1e-3, atol=1e-9)
+
+
+def build_scheduler(optimizer, cfg, epoch_length):
+    cls = PARAM_SCHEDULERS.get(cfg.pop('type'))
+    if cfg.pop('convert_to_iter_based', False):
+        return cls.build_iter_from_epoch(optimizer, epoch_length=epoch_length, **cfg)
+    return cls(optimizer, **cfg)

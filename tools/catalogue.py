@@ -1,13 +1,16 @@
-"""Write the catalogue of all configs: configs/README.md, configs/metafile.yml and model-index.yml.
+"""Write the catalogue of all configs (configs/README.md and metafile.yml, model-index.yml) and README.md's results.
 
-Names, networks and recipes are read from the configs, parameters and multiply-adds (MACs) are counted, and results come
-from configs/results.yml. With --check, nothing is written, and it is an error if the files are out of step.
+Names, networks and recipes are read from the configs, parameters and multiply-adds (MACs) are counted. This project's
+results come from results/*.json, which tools/sweep.py writes, and others' from configs/published.yml. With --check,
+nothing is written, and it is an error if the files are out of step.
 """
 import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import functools
 import json
+import re
+import statistics
 import sys
 import warnings
 from dataclasses import dataclass
@@ -20,9 +23,12 @@ from mmengine.registry import MODELS, init_default_scope
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'
+RESULTS = ROOT / 'results'
+BEGIN, END = '<!-- results: written by tools/catalogue.py -->', '<!-- end of results -->'
 DATASETS = {'in1k': ('ImageNet-1k', (3, 224, 224)), 'cifar100': ('CIFAR-100', (3, 32, 32)),
             'cifar10': ('CIFAR-10', (3, 32, 32)), 'digits': ('Digits', (1, 8, 8))}
-METHODS = {'wsl': 'Weighted soft labels', 'kd': 'Plain soft labels', 'ablations': 'Ablations of the weight',
+METHODS = {'wsl': 'Weighted soft labels', 'kd': 'Plain soft labels', 'mmrazor': "MMRazor's weighted soft labels",
+           'ablations': 'Ablations of the weight',
            'vanilla': 'Networks alone'}
 NETWORKS = {
     **{f'r{depth}': f'ResNet-{depth}' for depth in (18, 20, 32, 34, 44, 50, 56, 110)},
@@ -32,16 +38,18 @@ NETWORKS = {
     'teacher-ls': 'ResNet-14, label smoothing', 'student': 'ResNet-8, 2 channels',
     'r56-ls': 'ResNet-56, label smoothing',
 }
-COLUMNS = ('Config', 'Teacher', 'Student', 'Recipe', 'Parameters', 'MACs', 'Published', 'Source', 'Measured', 'Log')
+COLUMNS = ('Config', 'Teacher', 'Student', 'Recipe', 'Parameters', 'MACs', 'Published', 'Source', 'Measured', 'Runs')
 PROSE = """# Configs
 
-Written by `tools/catalogue.py` from the configs and from [results.yml](results.yml); change those, and run it again.
+Written by `tools/catalogue.py` from the configs, [published.yml](published.yml) and [results](../results); change
+those, and run it again.
 
 `wsl_<teacher>_<student>_<dataset>.py` distils with weighted soft labels, `kd_` is the same with plain soft labels, and
 `vanilla/` trains each network alone, which is also how a teacher is made. `ablations/wsl-<weighting>_...` puts another
 weight in place of WSL's, all else equal: 1 (`one`), 0 for regularization samples (`drop`), 0 for all others (`only`),
-or WSL's weights handed out at random (`random`). Top-1 accuracy is in percent. *Published*
-numbers are others', and stand with their source; *Measured* ones are this project's, and stand with their log.
+or WSL's weights handed out at random (`random`). What follows the dataset's name says how a config differs from the
+pair's usual recipe. Top-1 accuracy is in percent. *Published* numbers are others', and stand with their source;
+*Measured* ones are this project's, mean and standard deviation over seeds, each run with its log in `results/`.
 Parameters and multiply-adds (MACs, counted by mmengine for one image) are the student's, or the network's alone.
 
 The CIFAR networks are those that distillation's papers compare on, and begin as their code draws them. Those for
@@ -81,14 +89,14 @@ def read_entries() -> list[Entry]:
 
 def read_entry(path: Path) -> Entry:
     """What a config's name says, and its content."""
-    method, _, rest = path.stem.partition('_')
-    if path.parent != CONFIGS:
-        method = path.parent.name
-    words = (path.stem if method == 'vanilla' else rest).split('_')
-    if words[0] == 'digits':  # its name comes first, and a pair's two networks need none
-        words = [*(words[1:] or ('teacher', 'student')), 'digits']
-    teacher = '' if method == 'vanilla' else NETWORKS[words[0]]
-    return Entry(path.stem, path.relative_to(ROOT), method, teacher, NETWORKS[words[-2]], words[-1],
+    method = path.stem.partition('_')[0] if path.parent == CONFIGS else path.parent.name
+    words = path.stem.split('_')[0 if method == 'vanilla' else 1:]
+    place = next(place for place, word in enumerate(words) if word in DATASETS)
+    networks = words[:place]
+    if words[place] == 'digits':  # its name comes first, and a pair's two usual networks need none
+        networks = [word for word in words[1:] if word in NETWORKS] or ['teacher', 'student']
+    teacher = '' if method == 'vanilla' else NETWORKS[networks[0]]
+    return Entry(path.stem, path.relative_to(ROOT), method, teacher, NETWORKS[networks[-1]], words[place],
                  Config.fromfile(path))
 
 
@@ -115,32 +123,71 @@ def _count(network: str, image: tuple[int, ...]) -> tuple[int, int]:
     return sum(parameter.numel() for parameter in model.parameters()), int(macs)
 
 
-def readme(entries: list[Entry], results: dict) -> str:
+def readme(entries: list[Entry], numbers: dict, results: dict) -> str:
     lines = [PROSE]
     for dataset, (title, _) in DATASETS.items():
         for method, heading in METHODS.items():
-            rows = [row(entry, results) for entry in entries if (entry.dataset, entry.method) == (dataset, method)]
-            lines += [f'## {title}: {heading[0].lower()}{heading[1:]}\n', table(rows), '']
+            rows = [row(entry, numbers, results) for entry in entries
+                    if (entry.dataset, entry.method) == (dataset, method)]
+            if rows:
+                lines += [f'## {title}: {heading[0].lower() if method != "mmrazor" else heading[0]}{heading[1:]}\n',
+                          table(COLUMNS, rows), '']
     return '\n'.join(lines).rstrip() + '\n'
 
 
-def row(entry: Entry, results: dict) -> tuple[str, ...]:
+def row(entry: Entry, numbers: dict, results: dict) -> tuple[str, ...]:
     parameters, macs = count(entry)
-    top1, source = published(entry.name, results)
-    mine = results['measured'].get(entry.name, {})
-    measured = f'{mine["top1"]:.2f}' if mine else ''
+    top1, source = published(entry.name, numbers)
+    runs = results.get(entry.name, [])
     return (f'[{entry.name}]({entry.path.relative_to("configs")})', entry.teacher, entry.student, recipe(entry.cfg),
-            f'{parameters:,}', f'{macs / 1e6:.2f} M', f'{top1:.2f}' if top1 else '', source, measured,
-            mine.get('log', ''))
+            f'{parameters:,}', f'{macs / 1e6:.2f} M', f'{top1:.2f}' if top1 else '', source, mean_and_spread(runs),
+            str(len(runs) or ''))
 
 
-def published(name: str, results: dict) -> tuple[float | None, str]:
-    found = [(numbers[name], source) for source, numbers in results['published'].items() if name in numbers]
+def mean_and_spread(runs: list[dict]) -> str:
+    """Mean and sample standard deviation of the last top-1; of a single run there is no spread, and of none nothing."""
+    top1 = [run['top1'] for run in runs]
+    spread = f' ± {statistics.stdev(top1):.2f}' if len(top1) > 1 else ''
+    return f'{statistics.mean(top1):.2f}{spread}' if top1 else ''
+
+
+def read_results() -> dict[str, list[dict]]:
+    """Runs of each config with nothing but the seed set, in order of seeds.
+
+    Raises:
+        ValueError: If a run's log is not there.
+    """
+    found: dict[str, list[dict]] = {}
+    runs = [json.loads(path.read_text()) for path in RESULTS.glob('*.json')]
+    for run in sorted(runs, key=lambda run: run['seed']):
+        if not (RESULTS / run['log'] / 'scalars.json').exists():
+            raise ValueError(f"results/ has a run of {run['config']}, seed {run['seed']}, without its log {run['log']}")
+        if not run['settings']:
+            found.setdefault(run['config'], []).append(run)
+    return found
+
+
+def main_readme(entries: list[Entry], numbers: dict, results: dict) -> str:
+    """README.md, with its table of results made anew."""
+    rows = [result_row(entry, numbers, runs) for entry in entries if (runs := results.get(entry.name))]
+    made = table(('Config', 'Epochs', 'Top-1, %', 'Each run', 'Published', 'Source'), rows)
+    text = (ROOT / 'README.md').read_text()
+    return re.sub(f'({BEGIN}\n\n).*?(\n\n{END})', lambda match: match[1] + made + match[2], text, flags=re.S)
+
+
+def result_row(entry: Entry, numbers: dict, runs: list[dict]) -> tuple[str, ...]:
+    top1, source = published(entry.name, numbers)
+    return (f'`{entry.name}`', str(entry.cfg.train_cfg.max_epochs), mean_and_spread(runs),
+            ', '.join(f'{run["top1"]:.2f}' for run in runs), f'{top1:.2f}' if top1 else '', source)
+
+
+def published(name: str, numbers: dict) -> tuple[float | None, str]:
+    found = [(theirs[name], source) for source, theirs in numbers.items() if name in theirs]
     return found[0] if found else (None, '')
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
-    return '\n'.join('| ' + ' | '.join(cells) + ' |' for cells in (COLUMNS, ['---'] * len(COLUMNS), *rows))
+def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    return '\n'.join('| ' + ' | '.join(cells) + ' |' for cells in (columns, ['---'] * len(columns), *rows))
 
 
 def metafile(entries: list[Entry], results: dict) -> str:
@@ -160,26 +207,28 @@ def model(entry: Entry, results: dict) -> dict:
         facts['Teacher'] = entry.teacher
     described = {'Name': entry.name, 'In Collection': METHODS[entry.method], 'Config': str(entry.path),
                  'Metadata': facts}
-    if entry.name in results['measured']:
-        accuracy = {'Top 1 Accuracy': results['measured'][entry.name]['top1']}
+    if entry.name in results:
+        accuracy = {'Top 1 Accuracy': round(statistics.mean(run['top1'] for run in results[entry.name]), 2)}
         described['Results'] = [dict(Task='Image Classification', Dataset=facts['Training Data'], Metrics=accuracy)]
     return described
 
 
 def catalogue() -> dict[Path, str]:
-    """Contents of the three files.
+    """Contents of the files.
 
     Raises:
-        ValueError: If results.yml has a number for a config that does not exist.
+        ValueError: If there is a number for a config that does not exist, or one without its log.
     """
     entries = read_entries()
-    results = yaml.safe_load((CONFIGS / 'results.yml').read_text())
-    named = {name for numbers in results['published'].values() for name in numbers} | set(results['measured'])
+    numbers, results = yaml.safe_load((CONFIGS / 'published.yml').read_text()), read_results()
+    named = {name for theirs in numbers.values() for name in theirs} | set(results)
     strangers = named - {entry.name for entry in entries}
     if strangers:
-        raise ValueError(f'configs/results.yml names configs that do not exist: {sorted(strangers)}')
-    return {CONFIGS / 'README.md': readme(entries, results), CONFIGS / 'metafile.yml': metafile(entries, results),
-            ROOT / 'model-index.yml': '# written by tools/catalogue.py\nImport:\n  - configs/metafile.yml\n'}
+        raise ValueError(f'published.yml or results/ names configs that do not exist: {sorted(strangers)}')
+    return {CONFIGS / 'README.md': readme(entries, numbers, results),
+            CONFIGS / 'metafile.yml': metafile(entries, results),
+            ROOT / 'model-index.yml': '# written by tools/catalogue.py\nImport:\n  - configs/metafile.yml\n',
+            ROOT / 'README.md': main_readme(entries, numbers, results)}
 
 
 def main() -> None:

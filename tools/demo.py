@@ -3,15 +3,17 @@
 Trains a teacher, then the same student alone, with plain soft labels and with weighted soft labels, several seeds each,
 through tools/train.py and the configs of this repository. Prints a table and draws a picture.
 """
+import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
+
 import argparse
-import json
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from mmwsl.utils.runs import scalars
+from mmwsl.utils.runs import train as train_once
 
 ROOT = Path(__file__).resolve().parent.parent
 TEACHER = 'vanilla/digits_teacher'
@@ -25,17 +27,10 @@ ARMS = {
 def train(config: str, work_dir: Path, seed: int, *options: str) -> list[dict]:
     """Train a config and return its log, one dict per line."""
     shutil.rmtree(work_dir, ignore_errors=True)
-    work_dir.mkdir(parents=True)
-    command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools/train.py'), str(ROOT / f'configs/{config}.py'),
-               '--work-dir', str(work_dir), '--cfg-options', f'randomness.seed={seed}', *options]
     # these networks are so small that one thread each is fastest
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-    with open(work_dir / 'output.log', 'w') as output:
-        status = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT).returncode
-    if status:
-        raise SystemExit(f'training {config} with seed {seed} failed; its output: {work_dir / "output.log"}')
-    log = next(work_dir.glob('*/vis_data/scalars.json'))
-    return [json.loads(line) for line in log.read_text().splitlines()]
+    train_once(ROOT / 'tools/train.py', ROOT / f'configs/{config}.py', work_dir,
+               [f'randomness.seed={seed}', *options], threads=1)
+    return scalars(work_dir)
 
 
 def accuracies(log: list[dict]) -> list[float]:

@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import re
 
 import pytest
@@ -35,18 +36,59 @@ def test_metafile_names_every_config_once():
     assert index == {'Import': ['configs/metafile.yml']}
 
 
-def row(name, results):
-    cells = catalogue.row(catalogue.read_entry(next((ROOT / 'configs').rglob(f'{name}.py'))), results)
-    return dict(zip(catalogue.COLUMNS, cells))
+def row(name, numbers=None, results=None):
+    entry = catalogue.read_entry(next((ROOT / 'configs').rglob(f'{name}.py')))
+    return dict(zip(catalogue.COLUMNS, catalogue.row(entry, numbers or {}, results or {})))
 
 
 def test_what_was_not_measured_has_an_empty_cell():
-    results = dict(published={'a paper': {'wsl_r110_r32_cifar100': 74.1}}, measured={})
-    cells = row('wsl_r110_r32_cifar100', results)
-    assert (cells['Published'], cells['Source'], cells['Measured'], cells['Log']) == ('74.10', 'a paper', '', '')
-    results = dict(published={}, measured={'wsl_r110_r32_cifar100': dict(top1=73.2, log='logs/x.json')})
-    cells = row('wsl_r110_r32_cifar100', results)
-    assert (cells['Published'], cells['Source'], cells['Measured'], cells['Log']) == ('', '', '73.20', 'logs/x.json')
+    cells = row('wsl_r110_r32_cifar100', numbers={'a paper': {'wsl_r110_r32_cifar100': 74.1}})
+    assert (cells['Published'], cells['Source'], cells['Measured'], cells['Runs']) == ('74.10', 'a paper', '', '')
+    cells = row('wsl_r110_r32_cifar100', results={'wsl_r110_r32_cifar100': [dict(top1=73.2)]})
+    assert (cells['Published'], cells['Source'], cells['Measured'], cells['Runs']) == ('', '', '73.20', '1')
+
+
+def test_several_runs_have_mean_and_sample_standard_deviation():
+    # 70, 71, 73: mean 71.333, deviations -1.333, -0.333, 1.667, squares 4.667 / 2, root 1.528
+    assert catalogue.mean_and_spread([dict(top1=70.0), dict(top1=71.0), dict(top1=73.0)]) == '71.33 ± 1.53'
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """A folder of results to which runs are added."""
+    monkeypatch.setattr(catalogue, 'RESULTS', tmp_path)
+
+    def add(config, seed, top1, settings=None):
+        log = tmp_path / f'logs/{config}-{seed}'
+        log.mkdir(parents=True)
+        (log / 'scalars.json').write_text('')
+        run = dict(config=config, seed=seed, top1=top1, settings=settings or {}, log=f'logs/{config}-{seed}')
+        (tmp_path / f'{config}-{seed}.json').write_text(json.dumps(run))
+        return log
+
+    return add
+
+
+def test_results_are_runs_of_the_config_as_it_is_in_order_of_seeds(results):
+    results('a', 10, 1.0), results('a', 2, 3.0), results('a', 3, 9.0, settings={'tau': '8'}), results('b', 0, 5.0)
+    found = catalogue.read_results()
+    assert {config: [run['top1'] for run in runs] for config, runs in found.items()} == {'a': [3.0, 1.0], 'b': [5.0]}
+
+
+def test_result_without_its_log_is_an_error(results):
+    (results('a', 0, 1.0) / 'scalars.json').unlink()
+    with pytest.raises(ValueError, match='a run of a, seed 0, without its log logs/a-0'):
+        catalogue.read_results()
+
+
+def test_figures_kept_are_those_of_their_logs():
+    for path in (ROOT / 'results').glob('*.json'):
+        run = json.loads(path.read_text())
+        log = [json.loads(line) for line in (ROOT / 'results' / run['log'] / 'scalars.json').read_text().splitlines()]
+        top1 = [round(line['accuracy/top1'], 4) for line in log if 'accuracy/top1' in line]
+        assert top1 == run['top1_of_each_epoch'] and run['top1'] == top1[-1], path
+        cfg = Config.fromfile(ROOT / 'results' / run['log'] / 'config.py')
+        assert len(top1) == cfg.train_cfg.max_epochs and cfg.randomness.seed == run['seed'], path
 
 
 @pytest.mark.parametrize('name, teacher, student, recipe', [
@@ -55,9 +97,12 @@ def test_what_was_not_measured_has_an_empty_cell():
     ('wsl_r56-r44-r32_r20_cifar100', 'ResNet-56 + 44 + 32', 'ResNet-20', 'SGD, lr 0.05, 240 epochs, batch 64'),
     ('wsl_digits', 'ResNet-14', 'ResNet-8, 2 channels', 'SGD, lr 0.1, 10 epochs, batch 50'),
     ('vgg8_cifar100', '', 'VGG-8', 'SGD, lr 0.05, 240 epochs, batch 64'),
+    ('r20_cifar100_8e', '', 'ResNet-20', 'SGD, lr 0.1, 8 epochs, batch 128'),
+    ('kd_r56_r20_cifar100_8e_eval', 'ResNet-56', 'ResNet-20', 'SGD, lr 0.1, 8 epochs, batch 128'),
+    ('mmrazor_r56_r20_cifar100_8e', 'ResNet-56', 'ResNet-20', 'SGD, lr 0.1, 8 epochs, batch 128'),
 ])
 def test_row_says_who_teaches_whom_and_how(name, teacher, student, recipe):
-    cells = row(name, dict(published={}, measured={}))
+    cells = row(name)
     assert (cells['Teacher'], cells['Student'], cells['Recipe']) == (teacher, student, recipe)
 
 
@@ -68,7 +113,7 @@ def test_names_in_the_catalogue_are_those_of_the_networks():
         assert re.search(r'\d+', stem)[0] == str(depth)
 
 
-def test_number_for_a_config_that_does_not_exist_is_an_error(monkeypatch):
-    monkeypatch.setattr(catalogue.yaml, 'safe_load', lambda text: dict(published={}, measured=dict(wsl_x_y=1)))
+def test_number_for_a_config_that_does_not_exist_is_an_error(results):
+    results('wsl_x_y', 0, 1.0)
     with pytest.raises(ValueError, match=r"do not exist: \['wsl_x_y'\]"):
         catalogue.catalogue()

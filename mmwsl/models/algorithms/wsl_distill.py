@@ -35,22 +35,26 @@ class WSLDistill(SingleTeacherDistill):
             authors' code does; its running statistics stay as loaded either way.
         teacher_fold: Fold the teacher's BatchNorm into its convolutions on the first batch, where nothing but its
             logits is read and they stay the same to 1e-4 of the largest. Never with ``teacher_norm_eval=False``.
-        kwargs: As of SingleTeacherDistill: ``architecture`` (the student), ``data_preprocessor``,
-            ``student_trainable``, ``calculate_student_loss``, ``init_cfg`` and so on.
+        architecture: Config of the student, or the built network.
+        kwargs: As of SingleTeacherDistill: ``data_preprocessor``, ``student_trainable``, ``calculate_student_loss``,
+            ``init_cfg`` and so on.
 
     Raises:
         ValueError: If the checkpoint does not fit the teacher, or ``teacher_trainable`` is asked for.
     """
 
     def __init__(self, distiller: dict, teacher: Any, teacher_ckpt: str | None = None, teacher_norm_eval: bool = True,
-                 teacher_fold: bool = True, teacher_trainable: bool = False, **kwargs: Any) -> None:
+                 teacher_fold: bool = True, teacher_trainable: bool = False, *, architecture: Any,
+                 **kwargs: Any) -> None:
         if teacher_trainable:
             raise ValueError('WSLDistill keeps its teacher frozen, got teacher_trainable=True. MMRazor has '
                              'SingleTeacherDistill for a teacher that learns')
+        # the student first, as MMRazor builds it: from one seed it then begins with the same weights
+        student = RAZOR_MODELS.build(architecture) if isinstance(architecture, dict) else architecture
         network = RAZOR_MODELS.build(teacher) if isinstance(teacher, dict) else teacher
         # before recorders hook into layers that this may replace
         network = revert_sync_batchnorm(network)
-        super().__init__(distiller, network, teacher_norm_eval=teacher_norm_eval, **kwargs)
+        super().__init__(distiller, network, teacher_norm_eval=teacher_norm_eval, architecture=student, **kwargs)
         del self._modules['teacher']
         # no submodule: see the class's docstring. deepcopy, pickle and _apply still reach it
         object.__setattr__(self, 'teacher', network)

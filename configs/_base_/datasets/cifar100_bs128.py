@@ -1,0 +1,3 @@
+_base_ = 'cifar100_bs64.py'
+
+train_dataloader = dict(batch_size=128)

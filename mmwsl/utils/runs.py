@@ -1,0 +1,87 @@
+"""Training runs, each in a process of its own: kept apart, taken up where they were killed, never done twice."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+_RECORD = 'run.json'
+
+
+def train(tool: Path, config: Path, work_dir: Path, options: Sequence[str] = (), threads: int = 1) -> None:
+    """Train a config to its end; return at once where that is done, go on where it was killed.
+
+    Args:
+        tool: tools/train.py.
+        config: The config file.
+        work_dir: Where logs and checkpoints go, one for each run.
+        options: Settings of the config to override, ``key=value``.
+        threads: Of torch, on a CPU.
+
+    Raises:
+        ValueError: If ``work_dir`` holds a run of another config or with other options.
+        RuntimeError: If training fails; the message ends with the last lines that it wrote.
+    """
+    record = dict(config=str(config), options=list(options), finished=False)
+    if _finished(work_dir, record):
+        return
+    work_dir.mkdir(parents=True, exist_ok=True)
+    _write(work_dir, record)
+    command = [sys.executable, '-W', 'ignore', str(tool), str(config), '--work-dir', str(work_dir), '--resume',
+               *(['--cfg-options', *options] if options else [])]
+    environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
+    output = work_dir / 'output.log'
+    with output.open('a') as stream:
+        status = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False)
+    if status.returncode:
+        end = '\n'.join(output.read_text(errors='replace').splitlines()[-15:])
+        raise RuntimeError(f'training {config} failed with status {status.returncode}; {output} ends with\n{end}')
+    _write(work_dir, {**record, 'finished': True})
+
+
+def scalars(work_dir: Path) -> list[dict]:
+    """What a run by epochs logged, in order: a dict for each logged step and each validation.
+
+    A run that was killed within an epoch repeats it; what it logged of that epoch before is left out.
+    """
+    lines: list[dict] = []
+    for log in _logs(work_dir):
+        attempt = [json.loads(line) for line in log.read_text().splitlines()]
+        first = min((_epoch(line) for line in attempt), default=float('inf'))
+        lines = [line for line in lines if _epoch(line) < first] + attempt
+    return lines
+
+
+def seconds(work_dir: Path) -> float:
+    """Wall time of a run, all attempts together."""
+    return sum(log.stat().st_mtime - datetime.strptime(log.parents[1].name, '%Y%m%d_%H%M%S').timestamp()
+               for log in _logs(work_dir))
+
+
+def _finished(work_dir: Path, record: dict) -> bool:
+    if not (work_dir / _RECORD).exists():
+        return False
+    found = json.loads((work_dir / _RECORD).read_text())
+    for field in ('config', 'options'):
+        if found[field] != record[field]:
+            raise ValueError(f'{work_dir} holds a run with {field} {found[field]}, not {record[field]}: choose another '
+                             'work dir, or delete it')
+    return found['finished']
+
+
+def _write(work_dir: Path, record: dict) -> None:
+    partial = work_dir / f'{_RECORD}.partial'
+    partial.write_text(json.dumps(record, indent=1))
+    partial.replace(work_dir / _RECORD)
+
+
+def _logs(work_dir: Path) -> list[Path]:
+    return sorted(work_dir.glob('*/vis_data/scalars.json'))
+
+
+def _epoch(line: dict) -> int:
+    return line.get('epoch', line['step'])  # a validation is logged at its epoch

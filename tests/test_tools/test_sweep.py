@@ -1,0 +1,66 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from mmwsl.utils import runs
+from tests.tiny import ROOT, tool
+
+spec = importlib.util.spec_from_file_location('sweep', ROOT / 'tools/sweep.py')
+sweep = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sweep)
+
+
+def test_plan_is_every_combination_the_seed_changing_last():
+    planned = sweep.plan([Path('a.py'), Path('b.py')], ['model.x.tau=1,4'], [0, 7])
+    assert [run.name for run in planned] == [
+        'a-tau=1-seed=0', 'a-tau=4-seed=0', 'b-tau=1-seed=0', 'b-tau=4-seed=0',
+        'a-tau=1-seed=7', 'a-tau=4-seed=7', 'b-tau=1-seed=7', 'b-tau=4-seed=7']
+    assert planned[1].options == ['model.x.tau=4', 'randomness.seed=0']
+
+
+@pytest.mark.parametrize('setting, message', [
+    ('tau', "takes KEY=VALUE1,VALUE2, got 'tau'"), ('tau=', "got 'tau='"),
+    ('a.tau=1,1', r"same name: \['c-tau=1-seed=0'\]")])
+def test_settings_that_cannot_be(setting, message):
+    with pytest.raises(ValueError, match=message):
+        sweep.plan([Path('c.py')], [setting], [0])
+
+
+def log(work_dir, attempt, lines):
+    path = work_dir / attempt / 'vis_data/scalars.json'
+    path.parent.mkdir(parents=True)
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+
+
+def test_epoch_that_was_repeated_after_a_kill_counts_once(tmp_path):
+    first = [dict(loss=3.0, epoch=1, step=12), {'accuracy/top1': 50.0, 'step': 1}, dict(loss=2.0, epoch=2, step=24)]
+    second = [dict(loss=2.5, epoch=2, step=24), {'accuracy/top1': 60.0, 'step': 2}]
+    log(tmp_path, '20260101_000000', first)
+    log(tmp_path, '20260101_000100', second)
+    assert runs.scalars(tmp_path) == first[:2] + second
+
+
+@pytest.mark.slow
+def test_sweep_keeps_every_run_and_repeats_none(tmp_path):
+    config = ROOT / 'configs/vanilla/digits_student.py'
+    command = ['sweep.py', config, '--seeds', 0, 1, '--set', 'optim_wrapper.optimizer.lr=0.1', '--threads', 1,
+               '--work-dir', tmp_path / 'work', '--results', tmp_path / 'results', '--cfg-options']
+    output = tool(*command, 'train_cfg.max_epochs=1').stdout
+    assert '2/2 digits_student-lr=0.1-seed=1: top-1' in output
+    kept = {path: path.read_text() for path in (tmp_path / 'results').rglob('*') if path.is_file()}
+    result = json.loads(kept[tmp_path / 'results/digits_student-lr=0.1-seed=1.json'])
+    assert (result['config'], result['seed'], result['settings']) == (
+        'digits_student', 1, {'optim_wrapper.optimizer.lr': '0.1'})
+    assert result['top1'] == result['top1_of_each_epoch'][0] > 0
+    checkpoints = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*.pth')}
+    tool(*command, 'train_cfg.max_epochs=1')
+    assert checkpoints == {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*.pth')}
+    assert 'holds a run with options' in tool(*command, 'train_cfg.max_epochs=2', check=False).stdout
+
+
+def test_failure_shows_what_the_run_said(tmp_path):
+    with pytest.raises(RuntimeError, match=r'no_such_config.*status 1(?s:.*)FileNotFoundError'):
+        runs.train(ROOT / 'tools/train.py', Path('no_such_config.py'), tmp_path)
+    assert json.loads((tmp_path / 'run.json').read_text())['finished'] is False

@@ -1,0 +1,124 @@
+"""Train configs x settings x seeds, and keep each run's config, log and figures under results/.
+
+A sweep that was killed goes on where it stopped when the same command is given again; a finished run is not repeated.
+All configs are run with the first seed, then all with the second. tools/catalogue.py makes the tables from results/.
+"""
+import mmwsl  # noqa: I001  readies the stack, so it comes first
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+from mmwsl.utils import runs
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Run:
+    config: Path
+    settings: tuple[tuple[str, str], ...]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of the config, with the last part of each setting's key, and the seed."""
+        settings = ''.join(f'-{key.rpartition(".")[2]}={value.replace("/", "_")}' for key, value in self.settings)
+        return f'{self.config.stem}{settings}-seed={self.seed}'
+
+    @property
+    def options(self) -> list[str]:
+        return [*(f'{key}={value}' for key, value in self.settings), f'randomness.seed={self.seed}']
+
+
+def plan(configs: list[Path], settings: list[str], seeds: list[int]) -> list[Run]:
+    """Every combination, the seed changing last.
+
+    Args:
+        configs: Config files.
+        settings: ``key=value1,value2`` each.
+        seeds: Of the runs.
+
+    Raises:
+        ValueError: If a setting has no value, or two runs would have the same name.
+    """
+    choices = []
+    for setting in settings:
+        key, equals, values = setting.partition('=')
+        if not (key and equals and values):
+            raise ValueError(f'--set takes KEY=VALUE1,VALUE2, got {setting!r}')
+        choices.append([(key, value) for value in values.split(',')])
+    planned = [Run(config, combination, seed) for seed in seeds for config in configs
+               for combination in itertools.product(*choices)]
+    names = [run.name for run in planned]
+    if len(set(names)) < len(names):
+        raise ValueError(f'these runs would have the same name: {sorted({n for n in names if names.count(n) > 1})}')
+    return planned
+
+
+def carry_out(run: Run, args: argparse.Namespace) -> dict:
+    work_dir = args.work_dir / run.name
+    runs.train(ROOT / 'tools/train.py', run.config, work_dir, [*run.options, *args.cfg_options], args.threads)
+    return keep(run, work_dir, args)
+
+
+def keep(run: Run, work_dir: Path, args: argparse.Namespace) -> dict:
+    """Copy the config and the log into results/, and write the figures beside them."""
+    folder = args.results / 'logs' / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    log = runs.scalars(work_dir)
+    (folder / 'scalars.json').write_text(''.join(json.dumps(line) + '\n' for line in log))
+    shutil.copy(work_dir / run.config.name, folder / 'config.py')
+    top1 = [line['accuracy/top1'] for line in log if 'accuracy/top1' in line]
+    result = dict(config=run.config.stem, settings=dict(run.settings), seed=run.seed, top1=round(top1[-1], 4),
+                  top1_of_each_epoch=[round(value, 4) for value in top1], seconds=round(runs.seconds(work_dir)),
+                  log=f'logs/{run.name}', options=args.cfg_options, machine=machine(args))
+    (args.results / f'{run.name}.json').write_text(json.dumps(result, indent=1) + '\n')
+    return result
+
+
+def machine(args: argparse.Namespace) -> dict:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return dict(processor=platform.machine(), gpu=gpu, threads=args.threads, jobs=args.jobs,
+                python=platform.python_version(), mmwsl=mmwsl.__version__,
+                **{name: version(name) for name in ('torch', 'mmrazor')})
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('configs', nargs='+', type=Path)
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0])
+    parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE1,VALUE2', dest='settings',
+                        help='run every config with each of these values; may be given several times')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
+                        help='for every run, as in tools/train.py')
+    parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
+    parser.add_argument('--threads', type=int, default=max(1, (os.cpu_count() or 1)), help='of each run, on a CPU')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/sweep'), help='a folder for each run in here')
+    parser.add_argument('--results', type=Path, default=Path('results'))
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    planned = plan(args.configs, args.settings, args.seeds)
+    for config in args.configs:
+        Config.fromfile(config)  # a mistake in the last config must not wait for the runs before it
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for number, result in enumerate(pool.map(lambda run: carry_out(run, args), planned), 1):
+            print(f'{number}/{len(planned)} {planned[number - 1].name}: top-1 {result["top1"]:.2f} %, '
+                  f'{result["seconds"] / 60:.0f} min', flush=True)
+
+
+if __name__ == '__main__':
+    main()
