@@ -3,6 +3,7 @@ from mmwsl.analysis.records import RECORD, read_records, save_array, write_recor
 from mmwsl.analysis.regularization import (
     Flow,
     flow,
+    held_back,
     is_regularization,
     records_of_logits,
     records_of_terms,
@@ -10,6 +11,6 @@ from mmwsl.analysis.regularization import (
 )
 
 __all__ = [
-    'RECORD', 'Decomposition', 'Flow', 'Interval', 'bootstrap', 'decompose', 'flow', 'is_regularization',
+    'RECORD', 'Decomposition', 'Flow', 'Interval', 'bootstrap', 'decompose', 'flow', 'held_back', 'is_regularization',
     'pseudo_values', 'read_records', 'records_of_logits', 'records_of_terms', 'save_array', 'share', 'write_records'
 ]

@@ -34,6 +34,14 @@ def share(records: np.ndarray) -> float:
     return float(is_regularization(records).mean()) if len(records) else float('nan')
 
 
+def held_back(records: np.ndarray) -> float:
+    """Share of the samples with b > |a|: their soft label lowers the true class's logit, as the teacher is less sure.
+
+    The other regularization samples have b < -|a|: their soft label raises it by more than the hard label does.
+    """
+    return float((records['b'] > np.abs(records['a'])).mean()) if len(records) else float('nan')
+
+
 def flow(before: np.ndarray, after: np.ndarray) -> Flow:
     """How samples move into and out of the set from one epoch to another.
 

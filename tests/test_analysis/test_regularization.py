@@ -5,6 +5,7 @@ import torch
 from mmwsl.analysis import (
     RECORD,
     flow,
+    held_back,
     is_regularization,
     read_records,
     records_of_logits,
@@ -33,6 +34,13 @@ def test_a_tie_is_no_regularization_sample():
     records = members([1])
     records['b'] = 0.5
     assert share(records) == 0
+
+
+def test_held_back_are_those_whose_soft_label_lowers_the_logit():
+    records = members([1, 1, 1, 0])
+    records['b'] = [0.6, 0.51, -0.6, 0.4]
+    assert (share(records), held_back(records)) == (0.75, 0.5)
+    assert np.isnan(held_back(members([])))
 
 
 def test_flow_of_five_samples():

@@ -22,7 +22,7 @@ import numpy as np
 from mmengine.config import Config, DictAction
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmwsl.analysis import flow, read_records, share
+from mmwsl.analysis import flow, held_back, read_records, share
 from mmwsl.analysis.predict import records_of_checkpoints
 from mmwsl.utils import check_data
 
@@ -114,10 +114,13 @@ def temperature(cfg: Config) -> float:
 
 
 def share_rows(series: dict[float, list]) -> list[dict]:
-    """Of each temperature, run and epoch: the share of regularization samples and mean terms. Shares in percent."""
+    """Of each temperature, run and epoch: the share of regularization samples and mean terms. Shares in percent.
+
+    ``held_back`` is the share of those whose soft label lowers the true class's logit.
+    """
     return [dict(tau=tau, run=run, epoch=epoch, samples=len(records), share=100 * share(records),
-                 mean_w=float(records['w'].mean()), mean_L_s=float(records['L_s'].mean()),
-                 mean_L_t=float(records['L_t'].mean()))
+                 held_back=100 * held_back(records), mean_w=float(records['w'].mean()),
+                 mean_L_s=float(records['L_s'].mean()), mean_L_t=float(records['L_t'].mean()))
             for tau, runs in series.items() for run, epochs in enumerate(runs) for epoch, records in epochs.items()]
 
 
@@ -147,12 +150,14 @@ def write_csv(rows: list[dict], path: Path) -> None:
 
 
 def draw_shares(rows: list[dict], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(5.5, 3.6), layout='constrained')
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.6), sharey=True, layout='constrained')
     for tau, style in zip(unique(rows, 'tau'), itertools.cycle(STYLES), strict=False):
-        draw_line(axes, [row for row in rows if row['tau'] == tau], 'share', style, f'tau {tau:g}')
-    axes.set(xlabel='epoch', ylabel='regularization samples\n(% of training samples)', ylim=(-2, 102),
-             title=title(rows))
-    axes.legend()
+        for axes, quantity in zip(panels, ('share', 'held_back'), strict=True):
+            draw_line(axes, [row for row in rows if row['tau'] == tau], quantity, style, f'tau {tau:g}')
+    for axes, name in zip(panels, ('all', "those whose soft label lowers\nthe true class's logit"), strict=True):
+        axes.set(xlabel='epoch', ylim=(-2, 102), title=name)
+    panels[0].set(ylabel='regularization samples\n(% of training samples)')
+    panels[0].legend(title=title(rows))
     figure.savefig(path, dpi=100)
 
 
