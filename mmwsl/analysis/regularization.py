@@ -1,6 +1,7 @@
 """Regularization samples: those whose soft label reduces variance more than bias (arXiv 2102.00650, Sec. 3)."""
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +61,18 @@ def flow(before: np.ndarray, after: np.ndarray) -> Flow:
                          'of one run?')
     was, now = is_regularization(before)[first], is_regularization(after)[second]
     return Flow(*(float(part.mean()) for part in (was & now, ~was & now, was & ~now, ~was & ~now)))
+
+
+def changed(epochs: list[np.ndarray]) -> float:
+    """Share of the samples, of those in all epochs, that are regularization samples in some epoch but not in all.
+
+    Args:
+        epochs: Records of each epoch. Of a sample that has several in an epoch the first counts.
+    """
+    common = functools.reduce(np.intersect1d, [records['index'] for records in epochs])
+    # the records are sorted by index, so the first of each is where it would be put in
+    members = [is_regularization(records)[np.searchsorted(records['index'], common)] for records in epochs]
+    return float((np.any(members, 0) & ~np.all(members, 0)).mean())
 
 
 def is_regularization(records: np.ndarray) -> np.ndarray:

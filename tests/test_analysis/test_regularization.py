@@ -4,6 +4,7 @@ import torch
 
 from mmwsl.analysis import (
     RECORD,
+    changed,
     flow,
     held_back,
     is_regularization,
@@ -56,6 +57,13 @@ def test_flow_is_by_index_over_what_both_epochs_have():
 
 def test_of_a_sample_that_comes_twice_the_first_counts():
     assert flow(members([1, 0], index=[5, 5]), members([1], index=[5])).stay == 1
+
+
+def test_changed_are_those_that_are_in_the_set_in_some_epoch_but_not_in_all():
+    epochs = [members([1, 1, 0, 0, 1]), members([1, 0, 0, 1, 1]), members([1, 1, 0, 0, 1])]
+    assert changed(epochs) == 0.4
+    assert changed(epochs[:1]) == 0
+    assert changed([epochs[0], members([0, 1], index=[4, 9])]) == 1  # only sample 4 is in both
 
 
 def test_nothing_is_kept_of_an_empty_set():

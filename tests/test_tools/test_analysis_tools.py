@@ -161,6 +161,9 @@ def test_shares_and_flow_of_two_runs(tmp_path, monkeypatch, work_dirs, capsys):
     columns = ('stay', 'enter', 'leave', 'outside', 'kept', 'by_chance')
     assert [[float(row[name]) for name in columns] for row in flows[:2]] == [
         pytest.approx([10, 20, 10, 60, 50, 30]), pytest.approx([10, 0, 20, 70, 100 / 3, 10])]
+    summary = {row['quantity']: float(row['value']) for row in rows(tmp_path / 'out/summary.csv')}
+    assert summary == pytest.approx({'share in the first epoch': 15, 'share in the last epoch': 10,
+                                     'held back in the last epoch': 10, 'change sides in some epoch': 20})
     pictures = {path.name for path in (tmp_path / 'out').glob('*.png')}
     assert pictures == {'share.png', 'flow.png', 'largest_weights.png', 'smallest_weights.png'}
     assert 'share.csv' in capsys.readouterr().out

@@ -5,8 +5,8 @@ From the records that mmwsl.SampleRecordHook wrote in one or several work dirs o
     regularization_samples.py WORK_DIR...
     regularization_samples.py CONFIG --checkpoints epoch_1.pth epoch_5.pth --taus 1 2 4 8
 
-Writes share.csv, share.png, flow.csv, flow.png, and contact sheets of the images with the largest and the smallest
-weights in the last epoch of the first run.
+Writes share.csv, share.png, flow.csv, flow.png, summary.csv, and contact sheets of the images with the largest and the
+smallest weights in the last epoch of the first run.
 """
 import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
 
@@ -22,7 +22,7 @@ import numpy as np
 from mmengine.config import Config, DictAction
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmwsl.analysis import flow, held_back, read_records, share
+from mmwsl.analysis import bootstrap, changed, flow, held_back, read_records, share
 from mmwsl.analysis.predict import records_of_checkpoints
 from mmwsl.utils import check_data
 
@@ -72,6 +72,8 @@ def main() -> None:
     if flows:
         write_csv(flows, out / 'flow.csv')
         draw_flows(flows, out / 'flow.png')
+    write_csv(summary_rows(series), out / 'summary.csv')
+    print((out / 'summary.csv').read_text())
     epoch, records = list(next(iter(series.values()))[0].items())[-1]
     draw_sheets(cfg, records, epoch, args.images, out)
     print(f'In {out}: {", ".join(sorted(path.name for path in out.iterdir()))}')
@@ -139,6 +141,22 @@ def flow_rows(series: dict[float, list]) -> list[dict]:
                     tau=tau, run=run, before=before, epoch=after,
                     **{name: 100 * value for name, value in moved._asdict().items()},
                     kept=100 * moved.kept, by_chance=100 * (moved.stay + moved.enter)))
+    return rows
+
+
+def summary_rows(series: dict[float, list]) -> list[dict]:
+    """Means over runs in percent, with intervals from resampling the runs."""
+    rows = []
+    for tau, runs in series.items():
+        first, last = ([list(epochs.values())[place] for epochs in runs] for place in (0, -1))
+        quantities = {
+            'share in the first epoch': [share(records) for records in first],
+            'share in the last epoch': [share(records) for records in last],
+            'held back in the last epoch': [held_back(records) for records in last],
+            'change sides in some epoch': [changed(list(epochs.values())) for epochs in runs],
+        }
+        for quantity, values in quantities.items():
+            rows.append(dict(tau=tau, quantity=quantity, **bootstrap(100 * np.array(values)[:, None])._asdict()))
     return rows
 
 
