@@ -28,13 +28,15 @@ BEGIN, END = '<!-- results: written by tools/catalogue.py -->', '<!-- end of res
 DATASETS = {'in1k': ('ImageNet-1k', (3, 224, 224)), 'cifar100': ('CIFAR-100', (3, 32, 32)),
             'cifar10': ('CIFAR-10', (3, 32, 32)), 'digits': ('Digits', (1, 8, 8))}
 METHODS = {'wsl': 'Weighted soft labels', 'kd': 'Plain soft labels', 'mmrazor': "MMRazor's weighted soft labels",
+           'ablations': 'Ablations of the weight',
            'vanilla': 'Networks alone'}
 NETWORKS = {
     **{f'r{depth}': f'ResNet-{depth}' for depth in (18, 20, 32, 34, 44, 50, 56, 110)},
     'r8x4': 'ResNet-8x4', 'r32x4': 'ResNet-32x4', 'wrn16-2': 'WRN-16-2', 'wrn40-1': 'WRN-40-1', 'wrn40-2': 'WRN-40-2',
     'vgg8': 'VGG-8', 'vgg13': 'VGG-13', 'mbv1': 'MobileNetV1', 'mbv2': 'MobileNetV2', 'sv1': 'ShuffleNetV1',
     'sv2': 'ShuffleNetV2', 'swin-t': 'Swin-T', 'r56-r44-r32': 'ResNet-56 + 44 + 32', 'teacher': 'ResNet-14',
-    'student': 'ResNet-8, 2 channels',
+    'teacher-ls': 'ResNet-14, label smoothing', 'student': 'ResNet-8, 2 channels',
+    'r56-ls': 'ResNet-56, label smoothing',
 }
 COLUMNS = ('Config', 'Teacher', 'Student', 'Recipe', 'Parameters', 'MACs', 'Published', 'Source', 'Measured', 'Runs')
 PROSE = """# Configs
@@ -43,12 +45,13 @@ Written by `tools/catalogue.py` from the configs, [published.yml](published.yml)
 those, and run it again.
 
 `wsl_<teacher>_<student>_<dataset>.py` distils with weighted soft labels, `kd_` is the same with plain soft labels, and
-`vanilla/` trains each network alone, which is also how a teacher is made. What follows the dataset's name says how a
-config differs from the pair's usual recipe; `_cached` reads what a teacher said from disk
-([docs/teacher_cache.md](../docs/teacher_cache.md)). Top-1 accuracy is in percent. *Published* numbers are others', and
-stand with their source; *Measured* ones are this project's, mean and standard deviation over seeds, each run with its
-log in `results/`. Parameters and multiply-adds (MACs, counted by mmengine for one image) are the student's, or those of
-the network alone.
+`vanilla/` trains each network alone, which is also how a teacher is made. `ablations/wsl-<weighting>_...` puts another
+weight in place of WSL's, all else equal: 1 (`one`), 0 for regularization samples (`drop`), 0 for all others (`only`),
+or WSL's weights handed out at random (`random`). What follows the dataset's name says how a config differs from the
+pair's usual recipe; `_cached` reads what a teacher said from disk ([docs/teacher_cache.md](../docs/teacher_cache.md)).
+Top-1 accuracy is in percent. *Published* numbers are others', and stand with their source; *Measured* ones are this
+project's, mean and standard deviation over seeds, each run with its log in `results/`. Parameters and multiply-adds
+(MACs, counted by mmengine for one image) are the student's, or those of the network alone.
 
 The CIFAR networks are those that distillation's papers compare on, and begin as their code draws them. Those for
 ImageNet are mmpretrain's and timm's, and begin as these draw them: unlike the authors' code, mmpretrain starts the
@@ -87,12 +90,12 @@ def read_entries() -> list[Entry]:
 
 def read_entry(path: Path) -> Entry:
     """What a config's name says, and its content."""
-    method = 'vanilla' if path.parent.name == 'vanilla' else path.stem.partition('_')[0]
-    words = path.stem.removeprefix(f'{method}_').split('_')
+    method = path.stem.partition('_')[0] if path.parent == CONFIGS else path.parent.name
+    words = path.stem.split('_')[0 if method == 'vanilla' else 1:]
     place = next(place for place, word in enumerate(words) if word in DATASETS)
     networks = words[:place]
-    if words[place] == 'digits':  # its name comes first, and a pair's two networks need none
-        networks = words[1:2] if method == 'vanilla' else ['teacher', 'student']
+    if words[place] == 'digits':  # its name comes first, and a pair's two usual networks need none
+        networks = [word for word in words[1:] if word in NETWORKS] or ['teacher', 'student']
     teacher = '' if method == 'vanilla' else NETWORKS[networks[0]]
     return Entry(path.stem, path.relative_to(ROOT), method, teacher, NETWORKS[networks[-1]], words[place],
                  Config.fromfile(path))

@@ -1,5 +1,6 @@
 from mmwsl.datasets.device import DeviceDataset
 from mmwsl.datasets.digits import Digits
+from mmwsl.datasets.resample import Resample
 from mmwsl.datasets.views import CachedViews, SeededViews, ViewSampler
 
-__all__ = ['CachedViews', 'DeviceDataset', 'Digits', 'SeededViews', 'ViewSampler']
+__all__ = ['CachedViews', 'DeviceDataset', 'Digits', 'Resample', 'SeededViews', 'ViewSampler']

@@ -1,4 +1,5 @@
 from mmwsl.hooks.check_teacher_hook import CheckTeacherHook
 from mmwsl.hooks.epoch_seed_hook import EpochSeedHook
+from mmwsl.hooks.sample_record_hook import SampleRecordHook
 
-__all__ = ['CheckTeacherHook', 'EpochSeedHook']
+__all__ = ['CheckTeacherHook', 'EpochSeedHook', 'SampleRecordHook']

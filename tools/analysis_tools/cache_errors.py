@@ -56,7 +56,7 @@ def loss_and_weight(loss: WSLLoss, student: Tensor, teacher: Tensor, labels: Ten
                     hard_loss: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Of each image."""
     values = loss(student, teacher, labels, reduction_override='none', teacher_hard_loss=hard_loss)
-    return values, loss.weights
+    return values, loss.sample_terms['w']
 
 
 def row(name: str, size: int | str, exact: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor],

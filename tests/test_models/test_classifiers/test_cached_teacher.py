@@ -62,11 +62,11 @@ def test_other_records_weight_as_the_network_does(teacher, folders, kind):
     network_, records = models(teacher, folders[kind])
     data = views(folders[kind])
     found = results(records, data)
-    weights = records.distiller.distill_losses['loss_wsl'].weights
+    weights = records.distiller.distill_losses['loss_wsl'].sample_terms['w']
     for sample in data['data_samples']:
         del sample.teacher_record
     wanted = results(network_, data)
-    torch.testing.assert_close(weights, network_.distiller.distill_losses['loss_wsl'].weights, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weights, network_.distiller.distill_losses['loss_wsl'].sample_terms['w'], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found['distill.loss_wsl'], wanted['distill.loss_wsl'], rtol=0.05, atol=0)
 
 

@@ -344,6 +344,91 @@ def test_a_weight_does_not_change_the_statistics():
     assert loss.statistics == expected
 
 
+# ---- weightings, the controls
+
+@pytest.mark.parametrize('shape', [(5, 7), (2, 5, 3)], ids=str)
+def test_weights_of_one_are_mmrazors_kl_divergence(shape):
+    from mmrazor.models.losses import KLDivergence  # imported here, for it needs mmwsl's import before its own
+    preds_S, preds_T, target = example(shape)
+    ours = WSLLoss(4.0, 2.25, reduction='sum', weighting='one')(preds_S, preds_T, target)
+    theirs = KLDivergence(4.0, reduction='sum', loss_weight=2.25)(preds_S, preds_T)
+    torch.testing.assert_close(gradient(ours, preds_S), gradient(theirs, preds_S), rtol=1e-9, atol=1e-12)
+
+
+def test_weights_of_one_are_mmrazors_kl_divergence_by_default_settings():
+    from mmrazor.models.losses import KLDivergence
+    preds_S, preds_T, target = example((5, 7))
+    ours, theirs = WSLLoss(4.0, 2.25, weighting='one')(preds_S, preds_T, target), KLDivergence(4.0, loss_weight=2.25)
+    torch.testing.assert_close(gradient(ours, preds_S), gradient(theirs(preds_S, preds_T), preds_S))
+
+
+@pytest.mark.parametrize('weighting, of_regularization, of_others', [
+    ('one', 1, 1), ('drop_regularization', 0, 1), ('only_regularization', 1, 0)])
+@pytest.mark.parametrize('kind', ['indices', 'some ignored'])
+def test_weight_of_regularization_samples_and_of_others(weighting, of_regularization, of_others, kind):
+    preds_S, preds_T, target = example((64, 5), kind=kind)
+    expected = reference(preds_S, preds_T, target, 2.0)
+    soft = functional.soft_cross_entropy(preds_S, preds_T, 2.0).detach()
+    assert 0 < sum(expected.regularizing) < expected.kept
+    wanted = torch.tensor([of_regularization if regularizing else of_others for regularizing in expected.regularizing])
+    kept = target != -100
+    loss = WSLLoss(2.0, 3.0, weighting=weighting)
+    assert_near(loss(preds_S, preds_T, target, reduction_override='none'), 3.0 * soft * wanted * kept)
+    assert_near(loss(preds_S, preds_T, target), (3.0 * soft * wanted * kept).sum() / expected.kept)
+    assert_near(loss.statistics['wsl_weight'], (wanted * kept).sum() / expected.kept)
+
+
+def test_random_weights_are_the_same_weights_of_other_targets():
+    preds_S, preds_T, target = example((64, 5), kind='some ignored')
+    expected = torch.tensor(reference(preds_S, preds_T, target, 2.0).weights, dtype=torch.float64)
+    soft, kept = functional.soft_cross_entropy(preds_S, preds_T, 2.0).detach(), target != -100
+    loss = WSLLoss(2.0, 1.0, weighting='random')
+    torch.manual_seed(5)
+    applied = loss(preds_S, preds_T, target, reduction_override='none').detach() / soft
+    assert_near(applied[kept].sort().values, expected[kept].sort().values)
+    assert (applied[kept] - expected[kept]).abs().gt(1e-3).float().mean() > 0.5
+    assert not applied[~kept].any()
+    torch.manual_seed(5)
+    assert_near(loss(preds_S, preds_T, target, reduction_override='none').detach() / soft, applied)
+
+
+@pytest.mark.parametrize('weighting', ['drop_regularization', 'only_regularization'])
+def test_class_scores_have_no_regularization_samples(weighting):
+    with pytest.raises(ValueError, match=f"weighting='{weighting}' needs class indices, got class scores"):
+        WSLLoss(weighting=weighting)(*example(kind='scores'))
+
+
+def test_an_unknown_weighting():
+    with pytest.raises(ValueError, match=r"weighting should be one of \('wsl', 'one', .*got 'two'"):
+        WSLLoss(weighting='two')
+
+
+@pytest.mark.parametrize('weighting', ['wsl', 'one', 'random'])
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+def test_sample_terms_are_those_of_the_functions(shape, weighting):
+    preds_S, preds_T, target = example(shape, kind='some ignored')
+    loss = WSLLoss(2.0, weighting=weighting)
+    assert loss.sample_terms == {}
+    loss(preds_S, preds_T, target)
+    terms, kept = loss.sample_terms, target != -100
+    a, b = functional.bias_and_variance_gradients(preds_S, preds_T, target, 2.0)
+    expected = dict(w=functional.wsl_weight(preds_S, preds_T, target), L_s=functional.hard_loss(preds_S, target),
+                    L_t=functional.hard_loss(preds_T, target), a=a, b=b)
+    assert torch.equal(terms['kept'], kept)
+    for name, values in expected.items():
+        assert not terms[name].requires_grad
+        assert_near(terms[name][kept], values.detach()[kept], rtol=1e-6, atol=1e-9)
+
+
+def test_sample_terms_of_class_scores_have_no_true_class():
+    preds_S, preds_T, scores = example(kind='scores')
+    loss = WSLLoss()
+    loss(preds_S, preds_T, scores)
+    terms = loss.sample_terms
+    assert terms['a'].isnan().all() and terms['b'].isnan().all()
+    assert_near(terms['L_t'], functional.hard_loss(preds_T, scores))
+
+
 # ---- errors
 
 LOGITS = torch.zeros(4, 5)
@@ -451,7 +536,8 @@ def test_built_from_any_registry_in_any_scope(package, scope):
 
 
 def test_repr_names_the_settings():
-    assert repr(WSLLoss(tau=4.0)) == "WSLLoss(tau=4.0, loss_weight=2.5, ignore_index=-100, reduction='mean')"
+    assert repr(WSLLoss(tau=4.0)) == ("WSLLoss(tau=4.0, loss_weight=2.5, ignore_index=-100, reduction='mean', "
+                                      "weighting='wsl')")
 
 
 def test_it_has_nothing_to_train_or_to_save():

@@ -1,0 +1,3 @@
+_base_ = '../wsl_digits.py'
+
+model = dict(teacher_norm_eval=True)

@@ -1,0 +1,3 @@
+_base_ = 'kd_digits.py'
+
+model = dict(teacher_ckpt='checkpoints/digits_teacher-ls.pth')

@@ -1,0 +1,18 @@
+from mmwsl.analysis.bias_variance import Decomposition, Interval, bootstrap, decompose, pseudo_values
+from mmwsl.analysis.records import RECORD, read_records, save_array, write_records
+from mmwsl.analysis.regularization import (
+    Flow,
+    changed,
+    flow,
+    held_back,
+    is_regularization,
+    records_of_logits,
+    records_of_terms,
+    share,
+)
+
+__all__ = [
+    'RECORD', 'Decomposition', 'Flow', 'Interval', 'bootstrap', 'changed', 'decompose', 'flow', 'held_back',
+    'is_regularization', 'pseudo_values', 'read_records', 'records_of_logits', 'records_of_terms', 'save_array',
+    'share', 'write_records'
+]

@@ -1,0 +1,117 @@
+"""Networks and images of a config, outside a run."""
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from mmwsl.analysis.records import sample_indices
+from mmwsl.analysis.regularization import records_of_logits
+from mmwsl.models.algorithms.teacher import set_teacher_mode
+from mmwsl.utils.checkpoint import load_network
+
+
+def build_model(cfg: Config, student_only: bool = False) -> Any:
+    """Build a config's model on the GPU if there is one, in eval mode.
+
+    Args:
+        cfg: Of a distillation, or of a network alone.
+        student_only: Of a distillation, build the student without its teacher.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    model = copy.deepcopy(cfg.model)
+    preprocessor = model.get('data_preprocessor', cfg.get('data_preprocessor'))
+    if student_only:
+        model = model.get('architecture', model)
+    network = MODELS.build({'data_preprocessor': preprocessor, **model} if preprocessor else model)
+    network = network.to('cuda' if torch.cuda.is_available() else 'cpu')
+    network.eval()  # not chained: it may return None
+    return network
+
+
+def build_dataloader(cfg: Config, field: str, seed: int = 0) -> DataLoader:
+    """Build 'train_dataloader' or 'val_dataloader' of a config, as a run does."""
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    dataloader = copy.deepcopy(cfg[field])
+    dataloader.pin_memory = False
+    dataloader.setdefault('collate_fn', dict(type='default_collate'))
+    return Runner.build_dataloader(dataloader, seed=seed)
+
+
+def log_probabilities(network: nn.Module, dataloader: DataLoader) -> tuple[np.ndarray, np.ndarray]:
+    """What a classifier predicts.
+
+    Returns:
+        Log-probabilities, float32, (N, C), and classes, int64, (N, ), in the dataloader's order.
+    """
+    outputs, targets = [], []
+    for inputs, data_samples in batches(network, dataloader):
+        with torch.no_grad():
+            outputs.append(network(inputs, data_samples, mode='tensor').float().log_softmax(1).cpu())
+        targets.append(true_classes(data_samples))
+    return torch.cat(outputs).numpy(), torch.cat(targets).numpy()
+
+
+def batches(network: Any, dataloader: DataLoader) -> Iterator[tuple[Tensor, list[Any]]]:
+    """Inputs and data samples, as the network takes them in a test."""
+    for batch in dataloader:
+        batch = network.data_preprocessor(batch, False)
+        yield batch['inputs'], batch['data_samples']
+
+
+def true_classes(data_samples: list[Any]) -> Tensor:
+    """Class of each sample, on the CPU. Shape: (N, ).
+
+    Raises:
+        ValueError: If a sample has no class, or several.
+    """
+    labels = [getattr(sample, 'gt_label', torch.empty(0)).reshape(-1).cpu() for sample in data_samples]
+    if any(len(label) != 1 for label in labels):
+        raise ValueError('each image should have one class; is this a dataset for classification with labels?')
+    return torch.cat(labels)
+
+
+def records_of_checkpoints(cfg: Config, checkpoints: dict[int, str],
+                           taus: list[float]) -> dict[float, dict[int, np.ndarray]]:
+    """Records of a distillation's training set as each checkpoint would have made them, on the same views.
+
+    Views, batches and the teacher's mode are those of training's first epoch with seed 0; students are in eval mode.
+
+    Args:
+        cfg: Of a distillation.
+        checkpoints: Files by epoch.
+        taus: Temperatures.
+
+    Returns:
+        Records (:data:`mmwsl.analysis.records.RECORD`) by temperature and epoch, sorted by index.
+
+    Raises:
+        ValueError: If the config has no teacher, or a checkpoint does not fit its student.
+    """
+    if 'teacher' not in cfg.model:
+        raise ValueError(f'regularization samples are those of a teacher, and this config has none: its model is a '
+                         f'{cfg.model.type}')
+    model = build_model(cfg)
+    set_teacher_mode(model.teacher, use_batch_statistics=not model.teacher_norm_eval)
+    students = {epoch: copy.deepcopy(model.student) for epoch in checkpoints}
+    for epoch, path in checkpoints.items():
+        load_network(students[epoch], path)
+    parts: dict[float, dict[int, list]] = {tau: {epoch: [] for epoch in students} for tau in taus}
+    for inputs, data_samples in batches(model, build_dataloader(cfg, 'train_dataloader')):
+        index, target = sample_indices(data_samples), true_classes(data_samples).to(inputs.device)
+        with torch.no_grad():
+            preds_T = model.teacher(inputs, data_samples, mode='tensor')
+            preds_S = {epoch: student(inputs, data_samples, mode='tensor') for epoch, student in students.items()}
+        for tau, epoch in itertools.product(taus, students):
+            parts[tau][epoch].append(records_of_logits(index, preds_S[epoch], preds_T, target, tau))
+    return {tau: {epoch: np.sort(np.concatenate(some), order='index') for epoch, some in by_epoch.items()}
+            for tau, by_epoch in parts.items()}

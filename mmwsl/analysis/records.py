@@ -1,0 +1,73 @@
+"""Records of single samples: what the loss knew of each in one epoch."""
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RECORD = np.dtype([('index', 'i8'), ('w', 'f4'), ('L_s', 'f4'), ('L_t', 'f4'), ('a', 'f4'), ('b', 'f4')])
+FOLDER = 'sample_records'
+
+
+def write_records(records: np.ndarray, work_dir: str | Path, epoch: int) -> Path:
+    """Write an epoch's records, sorted by index; the file is there whole or not at all.
+
+    Args:
+        records: Of dtype :data:`RECORD`. Shape: (N, ).
+        work_dir: Of the run.
+        epoch: Counted from 1.
+
+    Returns:
+        Path of the file: ``<work_dir>/sample_records/epoch_<epoch>.npy``.
+    """
+    path = Path(work_dir) / FOLDER / f'epoch_{epoch}.npy'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_array(records[np.argsort(records['index'], kind='stable')], path)
+    return path
+
+
+def read_records(work_dir: str | Path) -> dict[int, np.ndarray]:
+    """A run's records by epoch, in order.
+
+    Raises:
+        FileNotFoundError: If the run has none.
+        ValueError: If a file holds something else.
+    """
+    files = {int(found[1]): path for path in (Path(work_dir) / FOLDER).glob('epoch_*.npy')
+             if (found := re.fullmatch(r'epoch_(\d+)\.npy', path.name))}
+    if not files:
+        raise FileNotFoundError(
+            f'{work_dir} has no {FOLDER}/epoch_N.npy. Train with --cfg-options '
+            'default_hooks.sample_records.type=mmwsl.SampleRecordHook, or analyse a config with --checkpoints')
+    return {epoch: _read(files[epoch]) for epoch in sorted(files)}
+
+
+def sample_indices(data_samples: list[Any]) -> list[int]:
+    """Index of each sample in its dataset.
+
+    Raises:
+        ValueError: If a sample does not know it.
+    """
+    indices = [sample.metainfo.get('sample_idx') for sample in data_samples]
+    if None in indices:
+        raise ValueError("the samples have no index: let PackInputs have 'sample_idx' among its meta_keys (it has by "
+                         'default), and the dataset be one of mmengine or mmpretrain')
+    return indices
+
+
+def save_array(array: np.ndarray, path: Path) -> None:
+    """Save as .npy, whole or not at all."""
+    partial = path.with_name(f'{path.name}.partial')
+    with partial.open('wb') as stream:  # np.save would add a suffix to a name
+        np.save(stream, array)
+    os.replace(partial, path)
+
+
+def _read(path: Path) -> np.ndarray:
+    records = np.load(path)
+    if records.dtype != RECORD:
+        raise ValueError(f'{path} should hold records of {RECORD.names}, got {records.dtype}')
+    return records

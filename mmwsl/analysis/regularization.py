@@ -1,0 +1,111 @@
+"""Regularization samples: those whose soft label reduces variance more than bias (arXiv 2102.00650, Sec. 3)."""
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmwsl.analysis.records import RECORD
+from mmwsl.models.losses import functional
+
+
+class Flow(NamedTuple):
+    """Shares of the samples that two epochs have in common; they sum up to 1."""
+    stay: float
+    """Regularization samples in both."""
+    enter: float
+    """Only in the later one."""
+    leave: float
+    """Only in the earlier one."""
+    outside: float
+    """In neither."""
+
+    @property
+    def kept(self) -> float:
+        """Share of the earlier epoch's regularization samples that are so in the later one; NaN where none was."""
+        before = self.stay + self.leave
+        return self.stay / before if before else float('nan')
+
+
+def share(records: np.ndarray) -> float:
+    """Share of regularization samples among the records, in [0, 1]; NaN without records."""
+    return float(is_regularization(records).mean()) if len(records) else float('nan')
+
+
+def held_back(records: np.ndarray) -> float:
+    """Share of the samples with b > |a|: their soft label lowers the true class's logit, as the teacher is less sure.
+
+    The other regularization samples have b < -|a|: their soft label raises it by more than the hard label does.
+    """
+    return float((records['b'] > np.abs(records['a'])).mean()) if len(records) else float('nan')
+
+
+def flow(before: np.ndarray, after: np.ndarray) -> Flow:
+    """How samples move into and out of the set from one epoch to another.
+
+    If membership in one epoch said nothing of the other, ``kept`` would be the later epoch's share.
+
+    Args:
+        before: Records of the earlier epoch. Of a sample that has several the first counts. Shape: (N, ).
+        after: Records of the later one. Shape: (M, ).
+
+    Raises:
+        ValueError: If the two have no sample in common.
+    """
+    _, first, second = np.intersect1d(before['index'], after['index'], return_indices=True)
+    if len(first) == 0:
+        raise ValueError(f'two epochs with {len(before)} and {len(after)} records have no sample in common: are they '
+                         'of one run?')
+    was, now = is_regularization(before)[first], is_regularization(after)[second]
+    return Flow(*(float(part.mean()) for part in (was & now, ~was & now, was & ~now, ~was & ~now)))
+
+
+def changed(epochs: list[np.ndarray]) -> float:
+    """Share of the samples, of those in all epochs, that are regularization samples in some epoch but not in all.
+
+    Args:
+        epochs: Records of each epoch. Of a sample that has several in an epoch the first counts.
+    """
+    common = functools.reduce(np.intersect1d, [records['index'] for records in epochs])
+    # the records are sorted by index, so the first of each is where it would be put in
+    members = [is_regularization(records)[np.searchsorted(records['index'], common)] for records in epochs]
+    return float((np.any(members, 0) & ~np.all(members, 0)).mean())
+
+
+def is_regularization(records: np.ndarray) -> np.ndarray:
+    """Which records are of regularization samples, |b| > |a|. Shape: (N, ), bool."""
+    return np.abs(records['b']) > np.abs(records['a'])
+
+
+def records_of_logits(index: list[int], preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float) -> np.ndarray:
+    """Records as the loss would have made them.
+
+    Args:
+        index: Of the samples in their dataset. Shape: (N, ).
+        preds_S: Student logits. Shape: (N, C).
+        preds_T: Teacher logits. Shape: (N, C).
+        target: Class indices. Shape: (N, ).
+        tau: Temperature of the soft labels, above 0.
+
+    Returns:
+        Records of dtype ``RECORD``. Shape: (N, ).
+
+    Raises:
+        TypeError, ValueError: As of :func:`functional.wsl_loss`.
+    """
+    a, b = functional.bias_and_variance_gradients(preds_S, preds_T, target, tau)
+    return records_of_terms(index, dict(
+        w=functional.wsl_weight(preds_S, preds_T, target), L_s=functional.hard_loss(preds_S, target),
+        L_t=functional.hard_loss(preds_T, target), a=a, b=b))
+
+
+def records_of_terms(index: list[int], terms: dict[str, Tensor]) -> np.ndarray:
+    """Records of what ``WSLLoss.sample_terms`` says. Shape: (N, ) each."""
+    records = np.empty(len(index), RECORD)
+    records['index'] = index
+    for name in RECORD.names[1:]:  # type: ignore[index]
+        records[name] = torch.as_tensor(terms[name]).detach().cpu().numpy()
+    return records

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mmwsl.registry import DATASETS
+
+
+@DATASETS.register_module()
+class Resample:
+    """A bootstrap resample of a dataset: as many items, drawn with replacement; about 63 % of its images occur.
+
+    The items keep the index that they have in the dataset itself (``sample_idx``). Put it inside ``SeededViews``, so
+    that an image that was drawn twice is seen in two views.
+
+    Args:
+        dataset: Config of the dataset, or the dataset.
+        seed: Of the resample. The same seed and length draw the same indices.
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        size = len(self.dataset)
+        self.indices = np.random.default_rng(seed).integers(size, size=size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[int(self.indices[index])]
+
+    def get_data_info(self, index: int) -> dict:
+        """Of the item's image, as mmengine's datasets give it."""
+        return self.dataset.get_data_info(int(self.indices[index]))
+
+    def __getattr__(self, name: str) -> Any:  # metainfo, full_init, ...
+        # not there yet while a copy is being made; a special method such as __getitems__ knows no resample
+        if name == 'dataset' or name.startswith('__'):
+            raise AttributeError(name)
+        return getattr(self.dataset, name)

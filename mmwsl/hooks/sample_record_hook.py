@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import all_gather_object, is_main_process
+from mmengine.hooks import Hook, LoggerHook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import IterBasedTrainLoop, Runner
+from torch import Tensor
+
+from mmwsl.analysis.records import sample_indices, write_records
+from mmwsl.analysis.regularization import records_of_terms
+from mmwsl.models.losses import WSLLoss
+from mmwsl.registry import HOOKS
+
+_QUANTILES = (0.1, 0.5, 0.9)
+_TERMS = ('w', 'L_s', 'L_t', 'a', 'b')
+
+
+@HOOKS.register_module()
+class SampleRecordHook(Hook):
+    """Log the distribution of the sample weights, and write what the loss knew of every sample.
+
+    At the logger's interval ``wsl/w_p10``, ``w_p50`` and ``w_p90`` (percentiles of w), ``wsl/L_s`` and ``wsl/L_t`` (the
+    mean losses, in nats) of the samples since the last time join what is logged. Every ``interval`` epochs and after
+    the last, an array goes to ``<work_dir>/sample_records/epoch_N.npy`` (:mod:`mmwsl.analysis.records`), and a
+    histogram of w to the visualizer. w is WSL's weight whichever ``weighting`` is applied. An epoch that was not seen
+    whole is not written.
+
+    Args:
+        interval: Epochs between records, of 28 bytes a sample.
+
+    Raises:
+        ValueError: If the model has no WSLLoss or several, if the run does not count in epochs, or if samples have no
+            index or more than one target.
+    """
+
+    def __init__(self, interval: int = 1) -> None:
+        self.interval = interval
+        self.log_interval = 0
+        self.unlogged = 0
+        self.indices: list[int] = []
+        self.terms: list[Tensor] = []
+
+    def before_train(self, runner: Runner) -> None:
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            raise ValueError('SampleRecordHook writes a file for each epoch, and this run has none: set by_epoch=True '
+                             'in train_cfg, or leave the hook out')
+        self.model: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self.loss = _only_loss(self.model)
+        self.log_interval = next((hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), 0)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self.indices, self.terms, self.unlogged = [], [], 0
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
+                         outputs: dict | None = None) -> None:
+        if self.model.distillation_stopped:
+            return
+        terms = self.loss.sample_terms
+        self.indices.extend(_indices(data_batch['data_samples'], terms['w']))
+        # where it was computed: a copy to the CPU would wait for the device at each step
+        self.terms.append(torch.stack([terms[name] for name in _TERMS]))
+        self.unlogged += 1
+        if self.log_interval and (batch_idx + 1) % self.log_interval == 0:
+            self._log(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        epoch = runner.epoch + 1
+        wanted = epoch % self.interval == 0 or epoch == runner.max_epochs
+        if not wanted or len(self.terms) < len(runner.train_dataloader):
+            return
+        terms = dict(zip(_TERMS, torch.cat(self.terms, 1), strict=True))
+        gathered = all_gather_object(records_of_terms(self.indices, terms))
+        if is_main_process():
+            records = np.concatenate(gathered)
+            write_records(records, runner.work_dir, epoch)
+            runner.visualizer.add_image('wsl_weights', _histogram(records['w'], epoch), step=epoch)
+
+    def _log(self, runner: Runner) -> None:
+        w, student, teacher = torch.cat(self.terms[-self.unlogged:], 1)[:3]
+        levels = torch.tensor(_QUANTILES, dtype=w.dtype, device=w.device)
+        scalars = {f'w_p{100 * level:.0f}': value
+                   for level, value in zip(_QUANTILES, torch.quantile(w, levels), strict=True)}
+        for name, value in {**scalars, 'L_s': student.mean(), 'L_t': teacher.mean()}.items():
+            runner.message_hub.update_scalar(f'train/wsl/{name}', value)
+        self.unlogged = 0
+
+
+def _only_loss(model: Any) -> WSLLoss:
+    losses = getattr(getattr(model, 'distiller', None), 'distill_losses', {})
+    found = {name: loss for name, loss in losses.items() if isinstance(loss, WSLLoss)}
+    if len(found) != 1:
+        raise ValueError(f'SampleRecordHook reads the one WSLLoss of model.distiller.distill_losses, and there '
+                         f'{"are " + ", ".join(found) if found else "is none"}. Plain soft labels can be recorded too, '
+                         "as WSLLoss with weighting='one'")
+    return next(iter(found.values()))
+
+
+def _indices(data_samples: list[Any], weight: Tensor) -> list[int]:
+    if weight.shape != (len(data_samples), ):
+        raise ValueError(f'SampleRecordHook records one target a sample, got targets of shape {tuple(weight.shape)} '
+                         f'for {len(data_samples)} samples: it is for classification alone')
+    return sample_indices(data_samples)
+
+
+def _histogram(weights: np.ndarray, epoch: int) -> np.ndarray:
+    """A picture of how the weights are distributed. Shape: (H, W, 3), RGB, uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and not needed by other hooks
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(5, 3), layout='constrained')
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.hist(weights, bins=40, range=(0, 1), color='0.4', edgecolor='white')
+    axes.set(xlabel='sample weight w', ylabel='samples', xlim=(0, 1),
+             title=f'epoch {epoch}: mean {weights.mean():.3f}, median {np.median(weights):.3f}')
+    canvas.draw()
+    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])

@@ -1,0 +1,186 @@
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmpretrain.structures import DataSample
+
+from mmwsl.analysis import read_records, records_of_logits
+from mmwsl.hooks import SampleRecordHook
+from mmwsl.hooks.sample_record_hook import _histogram
+from mmwsl.models.losses import WSLLoss
+from tests.tiny import ROOT, build, digits_config, distillation, network, run_digits
+
+HOOK = dict(type='mmwsl.SampleRecordHook')
+
+
+def with_loss(**loss):
+    return distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(
+        loss_wsl={**dict(type='mmwsl.WSLLoss', tau=4.0), **loss})))
+
+
+class Spy(Hook):
+    """Keeps, of each batch, records made from the logits that the loss was given."""
+
+    def __init__(self, monkeypatch):
+        self.inputs, self.epochs = None, []
+        forward = WSLLoss.forward
+
+        def listening(loss, preds_S, preds_T, gt_labels, *args, **kwargs):
+            self.inputs = preds_S.detach().clone(), preds_T.clone(), gt_labels.clone()
+            return forward(loss, preds_S, preds_T, gt_labels, *args, **kwargs)
+        monkeypatch.setattr(WSLLoss, 'forward', listening)
+
+    def before_train_epoch(self, runner):
+        self.epochs.append([])
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        index = [sample.sample_idx for sample in data_batch['data_samples']]
+        self.epochs[-1].append(records_of_logits(index, *self.inputs, tau=4.0))
+
+
+@pytest.mark.parametrize('weighting', ['wsl', 'one'])
+def test_records_and_logged_scalars_are_those_of_what_the_loss_saw(tmp_path, monkeypatch, weighting):
+    spy = Spy(monkeypatch)
+    cfg = digits_config(tmp_path, with_loss(weighting=weighting), 2, custom_hooks=[HOOK])
+    cfg.default_hooks.logger.interval = 2
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(spy)
+    runner.train()
+    records = read_records(tmp_path)
+    assert list(records) == [1, 2]
+    logged = [line for line in scalars(tmp_path) if 'wsl/w_p50' in line]
+    assert [line['step'] for line in logged] == [2, 4, 6, 8, 10, 12]
+    for (epoch, found), batches, lines in zip(records.items(), spy.epochs, (logged[:3], logged[3:])):
+        expected = np.sort(np.concatenate(batches), order='index')
+        assert found['index'].tolist() == list(range(600))
+        for name in found.dtype.names[1:]:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-5, err_msg=f'{name}, {epoch}')
+        for line, pair in zip(lines, (batches[:2], batches[2:4], batches[4:])):
+            since = np.concatenate(pair)
+            for level in (10, 50, 90):
+                assert line[f'wsl/w_p{level}'] == pytest.approx(np.percentile(since['w'], level), abs=1e-4)
+            assert line['wsl/L_s'] == pytest.approx(since['L_s'].mean(), rel=1e-4)
+            assert line['wsl/L_t'] == pytest.approx(since['L_t'].mean(), rel=1e-4)
+
+
+def scalars(work_dir):
+    log = next(work_dir.glob('*/vis_data/scalars.json'))
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def test_every_interval_and_after_the_last_epoch(tmp_path):
+    run_digits(tmp_path, with_loss(), 5, custom_hooks=[dict(HOOK, interval=2)])
+    assert list(read_records(tmp_path)) == [2, 4, 5]
+    pictures = sorted(path.name for path in tmp_path.glob('*/vis_data/vis_image/*'))
+    assert pictures == ['wsl_weights_2.png', 'wsl_weights_4.png', 'wsl_weights_5.png']
+
+
+def test_histogram_shows_where_the_weights_are():
+    low, high = (_histogram(np.full(100, w, np.float32), 3) for w in (0.1, 0.9))
+    assert low.dtype == np.uint8 and low.shape == high.shape and low.shape[2] == 3
+    def dark(picture):
+        return np.argwhere((picture == 102).all(2))[:, 1].mean() / picture.shape[1]
+    assert dark(low) < 0.4 and dark(high) > 0.7
+
+
+def test_recording_changes_nothing_that_is_trained(tmp_path):
+    weights = [run_digits(tmp_path / name, with_loss(), custom_hooks=hooks).model.student.state_dict()
+               for name, hooks in (('with', [HOOK]), ('without', []))]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """A hook that has begun an epoch of three batches, and a function that gives it one."""
+    loss = WSLLoss()
+    model = SimpleNamespace(distiller=SimpleNamespace(distill_losses=dict(loss_wsl=loss)), distillation_stopped=False)
+    runner = SimpleNamespace(model=model, train_loop=None, hooks=[], epoch=0, max_epochs=9, train_dataloader=range(3),
+                             work_dir=tmp_path, visualizer=SimpleNamespace(add_image=lambda *args, **kwargs: None))
+    hook = SampleRecordHook()
+    hook.before_train(runner)
+    hook.before_train_epoch(runner)
+
+    def step(batch_idx, shape=(2, 5), **meta):
+        size, classes, *rest = shape
+        loss(torch.randn(shape, requires_grad=True), torch.randn(shape), torch.randint(classes, (size, *rest)))
+        samples = [DataSample(metainfo=meta or dict(sample_idx=size * batch_idx + i)) for i in range(size)]
+        hook.after_train_iter(runner, batch_idx, dict(data_samples=samples))
+    return hook, runner, step
+
+
+def test_an_epoch_that_was_seen_in_part_is_not_written(recorded, tmp_path):
+    hook, runner, step = recorded
+    step(0), step(1)
+    hook.after_train_epoch(runner)
+    assert not (tmp_path / 'sample_records').exists()
+    runner.epoch = 1
+    hook.before_train_epoch(runner)
+    for batch_idx in range(3):
+        step(batch_idx)
+    hook.after_train_epoch(runner)
+    (epoch, records), = read_records(tmp_path).items()
+    assert epoch == 2 and records['index'].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_after_distillation_has_stopped_there_is_nothing_to_record(recorded, tmp_path):
+    hook, runner, step = recorded
+    step(0), step(1)
+    runner.model.distillation_stopped = True
+    step(2)
+    hook.after_train_epoch(runner)
+    assert not (tmp_path / 'sample_records').exists()
+
+
+def test_what_is_kept_does_not_keep_the_graph(recorded):
+    hook, _, step = recorded
+    step(0)
+    assert not any(terms.requires_grad for terms in hook.terms)
+
+
+def test_samples_without_an_index(recorded):
+    with pytest.raises(ValueError, match="let PackInputs have 'sample_idx' among its meta_keys"):
+        recorded[2](0, img_path='a.png')
+
+
+def test_dense_targets(recorded):
+    with pytest.raises(ValueError, match=r'one target a sample, got targets of shape \(2, 3\) for 2 samples'):
+        recorded[2](0, shape=(2, 5, 3))
+
+
+@pytest.mark.parametrize('model, message', [
+    (network(2), "there is none.*WSLLoss with weighting='one'"),
+    (with_loss(type='mmrazor.KLDivergence'), 'there is none'),
+    (distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(
+        one=dict(type='mmwsl.WSLLoss'), two=dict(type='mmwsl.WSLLoss')))), 'there are one, two'),
+], ids=['network alone', 'KLDivergence', 'two losses'])
+def test_model_without_exactly_one_loss_stops_before_the_first_step(tmp_path, model, message):
+    with pytest.raises(ValueError, match=message):
+        run_digits(tmp_path, model, custom_hooks=[HOOK])
+
+
+def test_run_without_epochs_stops_before_the_first_step(tmp_path):
+    cfg = digits_config(tmp_path, with_loss(), custom_hooks=[HOOK])
+    cfg.train_cfg = dict(by_epoch=False, max_iters=3)
+    with pytest.raises(ValueError, match='has none: set by_epoch=True'):
+        Runner.from_cfg(cfg).train()
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_record_of_all_samples(tmp_path):
+    torch.manual_seed(0)
+    torch.save(build(network(16, depth=14)).state_dict(), tmp_path / 'teacher.pth')
+    command = ['bash', 'tools/dist_train.sh', 'configs/wsl_digits.py', '2', '--work-dir', tmp_path, '--no-validate',
+               '--cfg-options', f'model.teacher_ckpt={tmp_path / "teacher.pth"}', 'train_cfg.max_epochs=1',
+               'train_dataloader.batch_size=25', 'default_hooks.sample_records.type=mmwsl.SampleRecordHook']
+    done = subprocess.run([*map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          env={**os.environ, 'PYTHON': sys.executable, 'PORT': '29517'}, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
+    (epoch, records), = read_records(tmp_path).items()
+    assert epoch == 1 and records['index'].tolist() == list(range(600))

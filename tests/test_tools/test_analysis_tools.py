@@ -1,0 +1,226 @@
+import csv
+import importlib.util
+import json
+import sys
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+
+from mmwsl.analysis import RECORD, bootstrap, pseudo_values, write_records
+from tests.tiny import ROOT, save_teacher, tool
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f'tools/analysis_tools/{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+bias_variance, regularization_samples = load('bias_variance'), load('regularization_samples')
+STUDENT, WSL = ROOT / 'configs/vanilla/digits_student.py', ROOT / 'configs/wsl_digits.py'
+
+
+def run(module, monkeypatch, *args):
+    monkeypatch.setattr(sys, 'argv', [module.__name__, *map(str, args)])
+    module.main()
+
+
+def rows(path):
+    with path.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+# ---- bias_variance.py
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Puts untrained networks in place of training; says which configs it was asked to train."""
+    configs = []
+
+    def train(tool, config, work_dir, threads):
+        cfg = Config.fromfile(config)
+        student = cfg.model.get('architecture', cfg.model)
+        work_dir.mkdir(parents=True)
+        seed = cfg.randomness.seed + 100 * ('teacher' in cfg.model)
+        path = save_teacher(work_dir / 'epoch_10.pth', student, seed=seed)
+        (work_dir / 'last_checkpoint').write_text(path)
+        if 'teacher' in cfg.model:
+            for epoch in (1, 2):
+                write_records(members(epoch + cfg.randomness.seed, 10), work_dir, epoch)
+        configs.append(cfg)
+    monkeypatch.setattr(bias_variance, 'train', train)
+    return configs
+
+
+def members(count, total):
+    records = np.zeros(total, RECORD)
+    records['index'], records['w'] = range(total), 0.25
+    records['b'][:count] = 1
+    return records
+
+
+def test_bias_variance_writes_what_the_predictions_give(tmp_path, monkeypatch, trained, capsys):
+    run(bias_variance, monkeypatch, STUDENT, WSL, '--models', 3, '--out', tmp_path)
+    values = {}
+    for arm in ('digits_student', 'wsl_digits'):
+        logs = np.stack([np.load(tmp_path / arm / str(model) / 'log_probs.npy') for model in range(3)])
+        target = np.load(tmp_path / arm / '0/target.npy')
+        values[arm] = {'error': 100.0 * (logs.argmax(2) != target), **pseudo_values(logs, target)._asdict()}
+    found = {(row['arm'], row['quantity']): row for row in json.loads((tmp_path / 'results.json').read_text())}
+    assert len(found) == 4 + 6
+    for (arm, quantity), row in found.items():
+        if quantity in values[arm]:
+            assert (row['value'], row['low'], row['high']) == pytest.approx(bootstrap(values[arm][quantity]))
+    difference = bootstrap(values['wsl_digits']['bias'] - values['digits_student']['bias'])
+    row = found['wsl_digits', 'bias']
+    assert (row['difference_value'], row['difference_low'], row['difference_high']) == pytest.approx(difference)
+    assert found['wsl_digits', 'share']['value'] == pytest.approx((15 + 25 + 35) / 3)
+    assert found['wsl_digits', 'weight']['value'] == 0.25
+    assert [row['value'] for row in rows(tmp_path / 'results.csv')] == [str(row['value']) for row in found.values()]
+    assert (tmp_path / 'bias_variance.png').stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert '[6/6] ' in printed and 'variance (nats)' in printed
+
+
+def test_the_same_resample_for_every_config_and_another_for_every_run(tmp_path, monkeypatch, trained):
+    run(bias_variance, monkeypatch, STUDENT, WSL, '--models', 2, '--out', tmp_path)
+    wrapped = [(cfg.train_dataloader.dataset.type, cfg.train_dataloader.dataset.dataset.type,
+                cfg.train_dataloader.dataset.dataset.seed, cfg.randomness.seed) for cfg in trained]
+    assert sorted(wrapped) == [('mmwsl.SeededViews', 'mmwsl.Resample', seed, seed) for seed in (0, 0, 1, 1)]
+    recorded = ['sample_records' in cfg.default_hooks for cfg in trained]
+    assert recorded == ['teacher' in cfg.model for cfg in trained]
+
+
+def test_same_data_leaves_the_training_set_alone(tmp_path, monkeypatch, trained):
+    run(bias_variance, monkeypatch, STUDENT, '--models', 2, '--out', tmp_path, '--same-data')
+    assert [cfg.train_dataloader.dataset.dataset.type for cfg in trained] == ['mmwsl.Digits'] * 2
+
+
+def test_temperatures_are_tried_where_there_are_soft_labels():
+    configs = [STUDENT, WSL, ROOT / 'configs/kd_digits.py']
+    arms = list(bias_variance.make_arms(configs, [1.0, 4.0], dict(log_level='ERROR')))
+    assert [arm.name for arm in arms] == ['digits_student', 'wsl_digits_tau1', 'wsl_digits_tau4', 'kd_digits_tau1',
+                                          'kd_digits_tau4']
+    assert [loss.tau for arm in arms for loss in bias_variance.distill_losses(arm.cfg).values()] == [1, 4, 1, 4]
+    assert all(arm.cfg.log_level == 'ERROR' for arm in arms)
+
+
+def test_a_folder_with_other_settings_is_not_mixed_up_with_these(tmp_path, monkeypatch, trained):
+    run(bias_variance, monkeypatch, STUDENT, '--models', 2, '--out', tmp_path)
+    with pytest.raises(ValueError, match='holds a run with other settings, see config.py there'):
+        run(bias_variance, monkeypatch, STUDENT, '--models', 2, '--out', tmp_path, '--same-data')
+
+
+def test_configs_of_one_name():
+    with pytest.raises(ValueError, match='configs should have different names'):
+        list(bias_variance.make_arms([WSL, WSL], None, {}))
+
+
+@pytest.mark.slow
+def test_bias_variance_trains_and_does_nothing_twice(tmp_path):
+    args = ('analysis_tools/bias_variance.py', STUDENT, '--models', 2, '--out', tmp_path, '--cfg-options',
+            'train_cfg.max_epochs=2')
+    first = tool(*args, cwd=ROOT)
+    table = (tmp_path / 'results.csv').read_text()
+    logs = list(tmp_path.glob('digits_student/*/run/*/*.log'))
+    assert len(logs) == 2 and '[2/2] digits_student, run' in first.stdout
+    (tmp_path / 'digits_student/1/log_probs.npy').unlink()
+    tool(*args, cwd=ROOT)
+    assert (tmp_path / 'results.csv').read_text() == table
+    assert list(tmp_path.glob('digits_student/*/run/*/*.log')) == logs
+
+
+# ---- regularization_samples.py
+
+@pytest.fixture
+def work_dirs(tmp_path):
+    """Two runs, of which the sets are known."""
+    folders = []
+    for run, sets in enumerate(([{0, 1}, {1, 2, 3}, {3}], [{0}, {0}, {0}])):
+        folder = tmp_path / f'run{run}'
+        for epoch, chosen in enumerate(sets, 1):
+            records = members(0, 10)
+            records['b'][list(chosen)] = 1
+            records['L_s'], records['L_t'] = np.linspace(1, 0.1, 10), 0.5
+            write_records(records, folder, epoch)
+        Config.fromfile(WSL).dump(folder / 'wsl_digits.py')
+        folders.append(folder)
+    return folders
+
+
+def test_shares_and_flow_of_two_runs(tmp_path, monkeypatch, work_dirs, capsys):
+    run(regularization_samples, monkeypatch, *work_dirs, '--out', tmp_path / 'out', '--images', 9)
+    shares = rows(tmp_path / 'out/share.csv')
+    assert [(row['run'], row['epoch'], float(row['share'])) for row in shares] == [
+        ('0', '1', 20), ('0', '2', 30), ('0', '3', 10), ('1', '1', 10), ('1', '2', 10), ('1', '3', 10)]
+    assert {row['tau'] for row in shares} == {'4.0'}
+    flows = rows(tmp_path / 'out/flow.csv')
+    columns = ('stay', 'enter', 'leave', 'outside', 'kept', 'by_chance')
+    assert [[float(row[name]) for name in columns] for row in flows[:2]] == [
+        pytest.approx([10, 20, 10, 60, 50, 30]), pytest.approx([10, 0, 20, 70, 100 / 3, 10])]
+    summary = {row['quantity']: float(row['value']) for row in rows(tmp_path / 'out/summary.csv')}
+    assert summary == pytest.approx({'share in the first epoch': 15, 'share in the last epoch': 10,
+                                     'held back in the last epoch': 10, 'change sides in some epoch': 20})
+    pictures = {path.name for path in (tmp_path / 'out').glob('*.png')}
+    assert pictures == {'share.png', 'flow.png', 'largest_weights.png', 'smallest_weights.png'}
+    assert 'share.csv' in capsys.readouterr().out
+
+
+def test_sheets_show_the_images_of_the_largest_and_of_the_smallest_weights(tmp_path, monkeypatch, work_dirs):
+    shown = []
+    monkeypatch.setattr(regularization_samples, 'draw_sheet', lambda dataset, records, heading, path: shown.append(
+        (records['index'].tolist(), path.name)))
+    run(regularization_samples, monkeypatch, work_dirs[0], '--images', 3)
+    assert shown == [([9, 8, 7], 'smallest_weights.png'), ([0, 1, 2], 'largest_weights.png')]
+
+
+def test_checkpoints_at_several_temperatures(tmp_path, monkeypatch):
+    cfg = Config.fromfile(WSL)
+    teacher = save_teacher(tmp_path / 'teacher.pth', cfg.model.teacher)
+    files = [save_teacher(tmp_path / f'epoch_{epoch}.pth', cfg.model.architecture, seed=epoch) for epoch in (10, 9)]
+    run(regularization_samples, monkeypatch, WSL, '--checkpoints', *files, '--taus', 1, 8, '--cfg-options',
+        f'model.teacher_ckpt={teacher}')
+    shares = rows(tmp_path / 'regularization_samples/share.csv')
+    assert [(row['tau'], row['epoch'], row['samples']) for row in shares] == [
+        ('1.0', '9', '600'), ('1.0', '10', '600'), ('8.0', '9', '600'), ('8.0', '10', '600')]
+    assert (tmp_path / 'regularization_samples/flow.png').exists()
+
+
+def test_the_innermost_dataset_is_the_one_that_indices_speak_of():
+    digits = dict(type='mmwsl.Digits', split='train', pipeline=[dict(type='PackInputs')])
+    wrapped = dict(type='mmwsl.SeededViews', dataset=dict(type='mmwsl.Resample', seed=0, dataset=digits))
+    dataset = regularization_samples.innermost(wrapped)
+    assert type(dataset).__name__ == 'Digits' and dataset.get_data_info(3)['img'].shape == (8, 8, 1)
+
+
+def test_images_of_files_are_shown(tmp_path):
+    from PIL import Image
+    Image.new('RGB', (40, 30), (255, 0, 0)).save(tmp_path / 'red.png')
+
+    class Files:
+        metainfo = dict(classes=('cat', ))
+
+        def get_data_info(self, index):
+            return dict(img_path=str(tmp_path / 'red.png'), gt_label=0)
+    regularization_samples.draw_sheet(Files(), members(1, 1), 'heading', tmp_path / 'sheet.png')
+    pixels = np.asarray(Image.open(tmp_path / 'sheet.png').convert('RGB'))
+    assert (pixels == (255, 0, 0)).all(2).sum() > 1000
+
+
+@pytest.mark.parametrize('call, error, message', [
+    (lambda: regularization_samples.epoch_of(ROOT / 'last.pth'), ValueError, 'should say its epoch.*got last.pth'),
+    (lambda: regularization_samples.config_of(ROOT / 'docs'), FileNotFoundError, 'it has no config'),
+    (lambda: regularization_samples.temperature(Config.fromfile(STUDENT)), ValueError, 'give --checkpoints and --taus'),
+])
+def test_what_cannot_be_analysed(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize('args', [('a', '--taus', '2'), ('a', 'b', '--checkpoints', 'epoch_1.pth')])
+def test_options_that_do_not_go_together(monkeypatch, args):
+    with pytest.raises(SystemExit):
+        run(regularization_samples, monkeypatch, *args)
