@@ -66,7 +66,8 @@ def test_other_records_weight_as_the_network_does(teacher, folders, kind):
     for sample in data['data_samples']:
         del sample.teacher_record
     wanted = results(network_, data)
-    torch.testing.assert_close(weights, network_.distiller.distill_losses['loss_wsl'].sample_terms['w'], rtol=1e-4, atol=1e-5)
+    expected = network_.distiller.distill_losses['loss_wsl'].sample_terms['w']
+    torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found['distill.loss_wsl'], wanted['distill.loss_wsl'], rtol=0.05, atol=0)
 
 
