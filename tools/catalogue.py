@@ -174,7 +174,7 @@ def main_readme(entries: list[Entry], numbers: dict, results: dict) -> str:
     rows = [result_row(entry, numbers, runs) for entry in entries if (runs := results.get(entry.name))]
     made = table(('Config', 'Epochs', 'Top-1, %', 'Each run', 'Published', 'Source'), rows)
     text = (ROOT / 'README.md').read_text()
-    return re.sub(f'({BEGIN}\n\n).*?(\n\n{END})', lambda match: match[1] + made + match[2], text, flags=re.S)
+    return re.sub(f'{BEGIN}.*?{END}', lambda _: f'{BEGIN}\n\n{made}\n\n{END}', text, flags=re.S)
 
 
 def result_row(entry: Entry, numbers: dict, runs: list[dict]) -> tuple[str, ...]:

@@ -117,3 +117,11 @@ def test_number_for_a_config_that_does_not_exist_is_an_error(results):
     results('wsl_x_y', 0, 1.0)
     with pytest.raises(ValueError, match=r"do not exist: \['wsl_x_y'\]"):
         catalogue.catalogue()
+
+
+def test_readme_shows_every_run_that_is_kept():
+    text = (ROOT / 'README.md').read_text()
+    table = text[text.index(catalogue.BEGIN):text.index(catalogue.END)]
+    for config, runs in catalogue.read_results().items():
+        assert f'| `{config}` |' in table
+        assert ', '.join(f'{run["top1"]:.2f}' for run in runs) in table
