@@ -11,6 +11,7 @@ import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import json
+import random
 import shutil
 import statistics
 import threading
@@ -42,13 +43,23 @@ MMRAZOR = dict(
 
 
 class Turns:
-    """Lets threads take steps one after the other, and times each step."""
+    """Lets threads take steps one after the other, and times each step.
+
+    Each round has its own order, since a step finds the caches and threads as the one before it left them.
+    """
 
     def __init__(self, arms: list[str]) -> None:
         self.gates = {arm: threading.Semaphore(0) for arm in arms}
-        self.following = dict(zip(arms, arms[1:] + arms[:1], strict=True))
         self.times: dict[str, list[float]] = {arm: [] for arm in arms}
         self.started = 0.0
+        self.order = random.Random(0)
+        self.waiting: list[str] = []
+
+    def begin(self) -> None:
+        """Let the next arm take its step."""
+        if not self.waiting:
+            self.waiting = self.order.sample(list(self.gates), len(self.gates))
+        self.gates[self.waiting.pop()].release()
 
     def wait(self, arm: str) -> None:
         self.gates[arm].acquire()
@@ -58,7 +69,7 @@ class Turns:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.times[arm].append(time.perf_counter() - self.started)
-        self.gates[self.following[arm]].release()
+        self.begin()
 
 
 @HOOKS.register_module()
@@ -87,7 +98,7 @@ def config_of(arm: str, steps: int, teacher: str, out: Path) -> Config:
         base = Config.fromfile(ROOT / 'configs/_base_/datasets/cifar100_bs64_device.py')
         cfg.train_dataloader = base.train_dataloader
     cfg.merge_from_dict(dict(
-        work_dir=str(out / arm), experiment_name=arm, log_level='ERROR', train_cfg=dict(max_epochs=1),
+        work_dir=str(out / arm), experiment_name=f'{arm} {time.time()}', log_level='ERROR', train_cfg=dict(max_epochs=1),
         train_dataloader=dict(num_batch_per_epoch=steps, num_workers=0, persistent_workers=False, pin_memory=False),
         val_cfg=None, val_dataloader=None, val_evaluator=None,
         custom_hooks=[dict(type='TurnsHook', arm=arm)], randomness=dict(seed=0)))
@@ -133,6 +144,7 @@ def bare_loop(steps: int, turns: Turns) -> None:
 
 
 def measure(steps: int, teacher: str, out: Path) -> dict[str, list[float]]:
+    """Seconds of each arm's steps but the first five, by arm."""
     arms = ['bare', 'teacher', 'vanilla', 'vanilla, device', 'wsl, eval', 'wsl, every option', 'wsl, batch statistics',
             'cached', 'mmrazor']
     turns = TurnsHook.turns = Turns(arms)
@@ -145,10 +157,10 @@ def measure(steps: int, teacher: str, out: Path) -> dict[str, list[float]]:
     threads += [threading.Thread(target=runner.train) for runner in runners.values()]
     for thread in threads:
         thread.start()
-    turns.gates['bare'].release()
+    turns.begin()
     for thread in threads:
         thread.join()
-    return turns.times
+    return {arm: times[5:] for arm, times in turns.times.items()}
 
 
 def teacher_loop(steps: int, turns: Turns, path: str) -> None:
@@ -197,12 +209,14 @@ def draw(result: dict, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--steps', type=int, default=40)
+    parser.add_argument('--steps', type=int, default=20, help='of each arm in a round')
+    parser.add_argument('--rounds', type=int, default=4, help='each with networks made anew: where their memory lies '
+                        'alone can change a step by a tenth')
     parser.add_argument('--teacher', default='checkpoints/resnet56_cifar100.pth')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks'))
     args = parser.parse_args()
-    times = measure(args.steps, args.teacher, args.out)
-    medians = {arm: statistics.median(values[5:]) for arm, values in times.items()}
+    rounds = [measure(args.steps, args.teacher, args.out) for _ in range(args.rounds)]
+    medians = {arm: statistics.median(step for times in rounds for step in times[arm]) for arm in rounds[0]}
     ratios = ratios_of(medians)
     for arm, value in medians.items():
         print(f'{arm:40} {1e3 * value:8.1f} ms')
