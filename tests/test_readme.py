@@ -61,3 +61,12 @@ def test_python_example_runs():
 def test_commands_name_files_that_exist():
     for path in re.findall(r'(?:tools|configs)/[\w/.-]+\.(?:py|sh)', README):
         assert (ROOT / path).exists(), path
+
+
+def test_the_pages_of_docs_name_files_that_exist():
+    for page in (ROOT / 'docs').glob('*.md'):
+        text = page.read_text().replace('$A/', 'configs/ablations/')
+        for path in re.findall(r'(?:tools|configs)/[\w/.-]+\.(?:py|sh)', text):
+            assert (ROOT / path).exists(), path
+        for path in re.findall(r'\]\((?!http)(.*?)\)', text):
+            assert (page.parent / path).exists(), path
