@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from mmwsl.utils.files import whole_file
+
 _RECORD = 'run.json'
 
 
@@ -74,9 +76,8 @@ def _finished(work_dir: Path, record: dict) -> bool:
 
 
 def _write(work_dir: Path, record: dict) -> None:
-    partial = work_dir / f'{_RECORD}.partial'
-    partial.write_text(json.dumps(record, indent=1))
-    partial.replace(work_dir / _RECORD)
+    with whole_file(work_dir / _RECORD) as file:
+        file.write(json.dumps(record, indent=1).encode())
 
 
 def _logs(work_dir: Path) -> list[Path]:

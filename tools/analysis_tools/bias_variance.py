@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from mmengine.config import Config, DictAction
 
-from mmwsl.analysis import bootstrap, pseudo_values, read_records, save_array, share
+from mmwsl.analysis import bootstrap, pseudo_values, read_records, share
 from mmwsl.analysis.predict import build_dataloader, build_model, log_probabilities
-from mmwsl.utils import check_data, load_network
+from mmwsl.utils import check_data, load_network, whole_file
 from mmwsl.utils.runs import train
 
 TRAIN = Path(__file__).resolve().parents[1] / 'train.py'
@@ -145,8 +145,9 @@ def predict(arm: Arm, folder: Path) -> float:
         network = build_model(arm.cfg, student_only=True)
         load_network(network, (folder / 'run/last_checkpoint').read_text().strip())
         log_probs, target = log_probabilities(network, build_dataloader(arm.cfg, 'val_dataloader'))
-        save_array(target, folder / 'target.npy')
-        save_array(log_probs, folder / 'log_probs.npy')  # last: it says that both are there
+        for name, array in (('target', target), ('log_probs', log_probs)):  # the last says that both are there
+            with whole_file(folder / f'{name}.npy') as file:
+                np.save(file, array)
     log_probs, target = np.load(folder / 'log_probs.npy'), np.load(folder / 'target.npy')
     return float((log_probs.argmax(1) == target).mean())
 

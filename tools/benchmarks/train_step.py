@@ -98,7 +98,8 @@ def config_of(arm: str, steps: int, teacher: str, out: Path) -> Config:
         base = Config.fromfile(ROOT / 'configs/_base_/datasets/cifar100_bs64_device.py')
         cfg.train_dataloader = base.train_dataloader
     cfg.merge_from_dict(dict(
-        work_dir=str(out / arm), experiment_name=f'{arm} {time.time()}', log_level='ERROR', train_cfg=dict(max_epochs=1),
+        work_dir=str(out / arm), experiment_name=f'{arm} {time.time()}', log_level='ERROR',
+        train_cfg=dict(max_epochs=1),
         train_dataloader=dict(num_batch_per_epoch=steps, num_workers=0, persistent_workers=False, pin_memory=False),
         val_cfg=None, val_dataloader=None, val_evaluator=None,
         custom_hooks=[dict(type='TurnsHook', arm=arm)], randomness=dict(seed=0)))
