@@ -99,7 +99,8 @@ def test_sweep_keeps_every_run_and_repeats_none(tmp_path):
         'digits_student', 1, {'optim_wrapper.optimizer.lr': '0.1'})
     assert result['top1'] == result['top1_of_each_epoch'][0] > 0
     checkpoints = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*.pth')}
-    tool(*command, 'train_cfg.max_epochs=1')
+    tool(*command[:2], '--jobs', 2, *command[2:], 'train_cfg.max_epochs=1')
+    assert {path: path.read_text() for path in kept} == kept
     assert checkpoints == {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*.pth')}
     assert 'holds a run with options' in tool(*command, 'train_cfg.max_epochs=2', check=False).stdout
 
