@@ -96,14 +96,12 @@ def distill_losses(cfg: Config) -> dict:
 def train_all(arms: list[Arm], args: argparse.Namespace) -> None:
     """Train and predict; every run is finished, or an error names the one that failed."""
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    total = len(arms) * args.models
+    # all before the first run, so that a folder with other settings is found at once
+    configs = [(arm, prepare(arm, model, args)) for model in range(args.models) for arm in arms]
+    total = len(configs)
     with ThreadPoolExecutor(args.jobs) as pool:
-        running = {}
-        for model in range(args.models):
-            for arm in arms:
-                config = prepare(arm, model, args)
-                future = pool.submit(train, TRAIN, config, config.parent / 'run', threads=threads)
-                running[future] = arm, config.parent
+        running = {pool.submit(train, TRAIN, config, config.parent / 'run', threads=threads): (arm, config.parent)
+                   for arm, config in configs}
         try:
             for number, future in enumerate(as_completed(running), 1):
                 future.result()
@@ -126,7 +124,7 @@ def prepare(arm: Arm, model: int, args: argparse.Namespace) -> Path:
     cfg.randomness = dict(seed=model)
     loader = cfg.train_dataloader
     if not args.same_data:
-        holder = loader.dataset if loader.dataset.type == 'mmwsl.SeededViews' else loader
+        holder = loader.dataset if loader.dataset.type in ('mmwsl.SeededViews', 'mmwsl.DeviceDataset') else loader
         holder.dataset = dict(type='mmwsl.Resample', seed=model, dataset=holder.dataset)
     if any(loss.type == 'mmwsl.WSLLoss' for loss in distill_losses(cfg).values()):
         cfg.default_hooks.sample_records = dict(type='mmwsl.SampleRecordHook')
