@@ -38,6 +38,8 @@ NETWORKS = {
     'teacher-ls': 'ResNet-14, label smoothing', 'student': 'ResNet-8, 2 channels',
     'r56-ls': 'ResNet-56, label smoothing',
 }
+# settings of a run that leave its figures alone: where things lie, how they are read, what is logged
+NEUTRAL = re.compile(r'(model\.teacher_ckpt|.*data_root|.*_workers|work_dir|default_hooks\..*)=')
 COLUMNS = ('Config', 'Teacher', 'Student', 'Recipe', 'Parameters', 'MACs', 'Published', 'Source', 'Measured', 'Runs')
 PROSE = """# Configs
 
@@ -154,7 +156,7 @@ def mean_and_spread(runs: list[dict]) -> str:
 
 
 def read_results() -> dict[str, list[dict]]:
-    """Runs of each config with nothing but the seed set, in order of seeds.
+    """Runs of each config as it is, with nothing set but the seed and what is NEUTRAL, in order of seeds.
 
     Raises:
         ValueError: If a run's log is not there.
@@ -164,7 +166,7 @@ def read_results() -> dict[str, list[dict]]:
     for run in sorted(runs, key=lambda run: run['seed']):
         if not (RESULTS / run['log'] / 'scalars.json').exists():
             raise ValueError(f"results/ has a run of {run['config']}, seed {run['seed']}, without its log {run['log']}")
-        if not run['settings']:
+        if not run['settings'] and all(NEUTRAL.match(option) for option in run['options']):
             found.setdefault(run['config'], []).append(run)
     return found
 

@@ -130,7 +130,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE1,VALUE2', dest='settings',
                         help='run every config with each of these values; may be given several times')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
-                        help='for every run, as in tools/train.py')
+                        help='for every run, as in tools/train.py; tables show a run only where these change neither '
+                        'training nor data')
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
     parser.add_argument('--threads', type=int, default=max(1, (os.cpu_count() or 1)), help='of each run, on a CPU')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/sweep'), help='a folder for each run in here')
