@@ -28,8 +28,7 @@ BEGIN, END = '<!-- results: written by tools/catalogue.py -->', '<!-- end of res
 DATASETS = {'in1k': ('ImageNet-1k', (3, 224, 224)), 'cifar100': ('CIFAR-100', (3, 32, 32)),
             'cifar10': ('CIFAR-10', (3, 32, 32)), 'digits': ('Digits', (1, 8, 8))}
 METHODS = {'wsl': 'Weighted soft labels', 'kd': 'Plain soft labels', 'mmrazor': "MMRazor's weighted soft labels",
-           'ablations': 'Ablations of the weight',
-           'vanilla': 'Networks alone'}
+           'ablations': 'Ablations of the weight', 'vanilla': 'Networks alone'}
 NETWORKS = {
     **{f'r{depth}': f'ResNet-{depth}' for depth in (18, 20, 32, 34, 44, 50, 56, 110)},
     'r8x4': 'ResNet-8x4', 'r32x4': 'ResNet-32x4', 'wrn16-2': 'WRN-16-2', 'wrn40-1': 'WRN-40-1', 'wrn40-2': 'WRN-40-2',
