@@ -11,6 +11,7 @@ import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import json
+import os
 import random
 import shutil
 import statistics
@@ -149,6 +150,7 @@ def measure(steps: int, teacher: str, out: Path) -> dict[str, list[float]]:
     arms = ['bare', 'teacher', 'vanilla', 'vanilla, device', 'wsl, eval', 'wsl, every option', 'wsl, batch statistics',
             'cached', 'mmrazor']
     turns = TurnsHook.turns = Turns(arms)
+    threading.excepthook = end_all
     init_default_scope('mmpretrain')
     shutil.rmtree(out / 'teacher_cache', ignore_errors=True)
     build_cache(config_of('cached', steps, teacher, out), out / 'teacher_cache', views=1)
@@ -162,6 +164,12 @@ def measure(steps: int, teacher: str, out: Path) -> dict[str, list[float]]:
     for thread in threads:
         thread.join()
     return {arm: times[5:] for arm, times in turns.times.items()}
+
+
+def end_all(failure: threading.ExceptHookArgs) -> None:
+    """The other arms would wait for ever for one that has failed to take its turn."""
+    threading.__excepthook__(failure)
+    os._exit(1)
 
 
 def teacher_loop(steps: int, turns: Turns, path: str) -> None:
