@@ -128,7 +128,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('configs', nargs='+', type=Path)
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
     parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE1,VALUE2', dest='settings',
-                        help='run every config with each of these values; may be given several times')
+                        help='run every config with each of these values, a list in brackets; may be given '
+                        'several times')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
                         help='for every run, as in tools/train.py; tables show a run only where these change neither '
                         'training nor data')
