@@ -28,8 +28,7 @@ BEGIN, END = '<!-- results: written by tools/catalogue.py -->', '<!-- end of res
 DATASETS = {'in1k': ('ImageNet-1k', (3, 224, 224)), 'cifar100': ('CIFAR-100', (3, 32, 32)),
             'cifar10': ('CIFAR-10', (3, 32, 32)), 'digits': ('Digits', (1, 8, 8))}
 METHODS = {'wsl': 'Weighted soft labels', 'kd': 'Plain soft labels', 'mmrazor': "MMRazor's weighted soft labels",
-           'ablations': 'Ablations of the weight',
-           'vanilla': 'Networks alone'}
+           'ablations': 'Ablations of the weight', 'vanilla': 'Networks alone'}
 NETWORKS = {
     **{f'r{depth}': f'ResNet-{depth}' for depth in (18, 20, 32, 34, 44, 50, 56, 110)},
     'r8x4': 'ResNet-8x4', 'r32x4': 'ResNet-32x4', 'wrn16-2': 'WRN-16-2', 'wrn40-1': 'WRN-40-1', 'wrn40-2': 'WRN-40-2',
@@ -38,6 +37,8 @@ NETWORKS = {
     'teacher-ls': 'ResNet-14, label smoothing', 'student': 'ResNet-8, 2 channels',
     'r56-ls': 'ResNet-56, label smoothing',
 }
+# settings of a run that leave its figures alone: where things lie, how they are read, what is logged
+NEUTRAL = re.compile(r'(model\.teacher_ckpt|.*data_root|.*_workers|work_dir|default_hooks\..*)=')
 COLUMNS = ('Config', 'Teacher', 'Student', 'Recipe', 'Parameters', 'MACs', 'Published', 'Source', 'Measured', 'Runs')
 PROSE = """# Configs
 
@@ -154,7 +155,7 @@ def mean_and_spread(runs: list[dict]) -> str:
 
 
 def read_results() -> dict[str, list[dict]]:
-    """Runs of each config with nothing but the seed set, in order of seeds.
+    """Runs of each config as it is, with nothing set but the seed and what is NEUTRAL, in order of seeds.
 
     Raises:
         ValueError: If a run's log is not there.
@@ -164,7 +165,7 @@ def read_results() -> dict[str, list[dict]]:
     for run in sorted(runs, key=lambda run: run['seed']):
         if not (RESULTS / run['log'] / 'scalars.json').exists():
             raise ValueError(f"results/ has a run of {run['config']}, seed {run['seed']}, without its log {run['log']}")
-        if not run['settings']:
+        if not run['settings'] and all(NEUTRAL.match(option) for option in run['options']):
             found.setdefault(run['config'], []).append(run)
     return found
 

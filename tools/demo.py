@@ -46,7 +46,8 @@ def run_all(out: Path, seeds: int, jobs: int) -> tuple[float, dict[str, list[lis
     print('Training the teacher ...', flush=True)
     teacher = accuracies(train(TEACHER, out / 'teacher', 0))[-1]
     options = ('default_hooks.logger.interval=12', )  # once an epoch
-    checkpoint = f'model.teacher_ckpt={out / "teacher/epoch_30.pth"}'
+    # relative, since mmengine drops white space from settings and splits them at commas
+    checkpoint = f'model.teacher_ckpt={os.path.relpath(out / "teacher/epoch_30.pth")}'
     print(f'Training {len(ARMS)} x {seeds} students, {jobs} at a time ...', flush=True)
     with ThreadPoolExecutor(jobs) as pool:
         running = {

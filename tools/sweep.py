@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
-from mmwsl.utils import runs
+from mmwsl.utils import runs, whole_file
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,18 +46,19 @@ def plan(configs: list[Path], settings: list[str], seeds: list[int]) -> list[Run
 
     Args:
         configs: Config files.
-        settings: ``key=value1,value2`` each.
+        settings: ``key=value1,value2`` each; commas in brackets belong to a value.
         seeds: Of the runs.
 
     Raises:
-        ValueError: If a setting has no value, or two runs would have the same name.
+        ValueError: If a setting has no value or white space, or two runs would have the same name.
     """
     choices = []
     for setting in settings:
         key, equals, values = setting.partition('=')
-        if not (key and equals and values):
-            raise ValueError(f'--set takes KEY=VALUE1,VALUE2, got {setting!r}')
-        choices.append([(key, value) for value in values.split(',')])
+        if not (key and equals and values) or ' ' in setting:
+            raise ValueError('--set takes KEY=VALUE1,VALUE2 without white space (a list as [1,2]), got '
+                             f'{setting!r}')
+        choices.append([(key, value) for value in split(values)])
     planned = [Run(config, combination, seed) for seed in seeds for config in configs
                for combination in itertools.product(*choices)]
     names = [run.name for run in planned]
@@ -66,25 +67,53 @@ def plan(configs: list[Path], settings: list[str], seeds: list[int]) -> list[Run
     return planned
 
 
+def split(values: str) -> list[str]:
+    """At the commas outside brackets."""
+    parts, depth = [''], 0
+    for char in values:
+        depth += (char in '[(') - (char in '])')
+        if char == ',' and depth == 0:
+            parts.append('')
+        else:
+            parts[-1] += char
+    return parts
+
+
 def carry_out(run: Run, args: argparse.Namespace) -> dict:
-    work_dir = args.work_dir / run.name
-    runs.train(ROOT / 'tools/train.py', run.config, work_dir, [*run.options, *args.cfg_options], args.threads)
-    return keep(run, work_dir, args)
+    work_dir, kept = args.work_dir / run.name, args.results / f'{run.name}.json'
+    trained = runs.train(ROOT / 'tools/train.py', run.config, work_dir, [*run.options, *args.cfg_options], args.threads)
+    if trained or not kept.exists():  # what an earlier sweep kept says on which machine, by how many jobs
+        keep(run, work_dir, args)
+    return json.loads(kept.read_text())
 
 
-def keep(run: Run, work_dir: Path, args: argparse.Namespace) -> dict:
-    """Copy the config and the log into results/, and write the figures beside them."""
+def keep(run: Run, work_dir: Path, args: argparse.Namespace) -> None:
+    """Copy the config and the log into results/, and write the figures beside them.
+
+    Raises:
+        RuntimeError: If the last epoch was never validated.
+    """
+    log = runs.scalars(work_dir)
+    check_last_epoch(log, work_dir, Config.fromfile(work_dir / run.config.name).train_cfg.max_epochs)
     folder = args.results / 'logs' / run.name
     folder.mkdir(parents=True, exist_ok=True)
-    log = runs.scalars(work_dir)
     (folder / 'scalars.json').write_text(''.join(json.dumps(line) + '\n' for line in log))
     shutil.copy(work_dir / run.config.name, folder / 'config.py')
     top1 = [line['accuracy/top1'] for line in log if 'accuracy/top1' in line]
     result = dict(config=run.config.stem, settings=dict(run.settings), seed=run.seed, top1=round(top1[-1], 4),
                   top1_of_each_epoch=[round(value, 4) for value in top1], seconds=round(runs.seconds(work_dir)),
                   log=f'logs/{run.name}', options=args.cfg_options, machine=machine(args))
-    (args.results / f'{run.name}.json').write_text(json.dumps(result, indent=1) + '\n')
-    return result
+    with whole_file(args.results / f'{run.name}.json') as file:
+        file.write((json.dumps(result, indent=1) + '\n').encode())
+
+
+def check_last_epoch(log: list[dict], work_dir: Path, epochs: int) -> None:
+    """A run that was killed after its last checkpoint and within the validation does not repeat that."""
+    validated = max((line['step'] for line in log if 'accuracy/top1' in line), default=0)
+    if validated != epochs:
+        raise RuntimeError(f'the last validation in {work_dir} is of epoch {validated}, not {epochs}. If the run was '
+                           'killed in the last one, delete run.json there, put the path of the checkpoint before the '
+                           'last into last_checkpoint, and give the same command again: it repeats the last epoch')
 
 
 def machine(args: argparse.Namespace) -> dict:
@@ -99,9 +128,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('configs', nargs='+', type=Path)
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
     parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE1,VALUE2', dest='settings',
-                        help='run every config with each of these values; may be given several times')
+                        help='run every config with each of these values, a list in brackets; may be given '
+                        'several times')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
-                        help='for every run, as in tools/train.py')
+                        help='for every run, as in tools/train.py; tables show a run only where these change neither '
+                        'training nor data')
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
     parser.add_argument('--threads', type=int, default=max(1, (os.cpu_count() or 1)), help='of each run, on a CPU')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/sweep'), help='a folder for each run in here')

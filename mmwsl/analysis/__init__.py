@@ -1,5 +1,5 @@
 from mmwsl.analysis.bias_variance import Decomposition, Interval, bootstrap, decompose, pseudo_values
-from mmwsl.analysis.records import RECORD, read_records, save_array, write_records
+from mmwsl.analysis.records import RECORD, read_records, write_records
 from mmwsl.analysis.regularization import (
     Flow,
     changed,
@@ -13,6 +13,6 @@ from mmwsl.analysis.regularization import (
 
 __all__ = [
     'RECORD', 'Decomposition', 'Flow', 'Interval', 'bootstrap', 'changed', 'decompose', 'flow', 'held_back',
-    'is_regularization', 'pseudo_values', 'read_records', 'records_of_logits', 'records_of_terms', 'save_array',
-    'share', 'write_records'
+    'is_regularization', 'pseudo_values', 'read_records', 'records_of_logits', 'records_of_terms', 'share',
+    'write_records'
 ]

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from mmwsl.analysis.records import sample_indices
 from mmwsl.analysis.regularization import records_of_logits
 from mmwsl.models.algorithms.teacher import set_teacher_mode
+from mmwsl.models.classifiers import CachedTeacher
 from mmwsl.utils.checkpoint import load_network
 
 
@@ -95,12 +96,15 @@ def records_of_checkpoints(cfg: Config, checkpoints: dict[int, str],
         Records (:data:`mmwsl.analysis.records.RECORD`) by temperature and epoch, sorted by index.
 
     Raises:
-        ValueError: If the config has no teacher, or a checkpoint does not fit its student.
+        ValueError: If the config has no teacher or an inexact cache, or a checkpoint does not fit its student.
     """
     if 'teacher' not in cfg.model:
         raise ValueError(f'regularization samples are those of a teacher, and this config has none: its model is a '
                          f'{cfg.model.type}')
     model = build_model(cfg)
+    if isinstance(model.teacher, CachedTeacher) and not model.teacher.cache.manifest.record.is_exact:
+        raise ValueError(f"the records in {cfg.model.teacher_cache} do not hold the teacher's exact logits, which "
+                         'other temperatures and the weight need: give the config without teacher_cache')
     set_teacher_mode(model.teacher, use_batch_statistics=not model.teacher_norm_eval)
     students = {epoch: copy.deepcopy(model.student) for epoch in checkpoints}
     for epoch, path in checkpoints.items():

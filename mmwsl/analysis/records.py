@@ -1,12 +1,13 @@
 """Records of single samples: what the loss knew of each in one epoch."""
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mmwsl.utils.files import whole_file
 
 RECORD = np.dtype([('index', 'i8'), ('w', 'f4'), ('L_s', 'f4'), ('L_t', 'f4'), ('a', 'f4'), ('b', 'f4')])
 FOLDER = 'sample_records'
@@ -24,8 +25,8 @@ def write_records(records: np.ndarray, work_dir: str | Path, epoch: int) -> Path
         Path of the file: ``<work_dir>/sample_records/epoch_<epoch>.npy``.
     """
     path = Path(work_dir) / FOLDER / f'epoch_{epoch}.npy'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_array(records[np.argsort(records['index'], kind='stable')], path)
+    with whole_file(path) as file:
+        np.save(file, records[np.argsort(records['index'], kind='stable')])
     return path
 
 
@@ -56,14 +57,6 @@ def sample_indices(data_samples: list[Any]) -> list[int]:
         raise ValueError("the samples have no index: let PackInputs have 'sample_idx' among its meta_keys (it has by "
                          'default), and the dataset be one of mmengine or mmpretrain')
     return indices
-
-
-def save_array(array: np.ndarray, path: Path) -> None:
-    """Save as .npy, whole or not at all."""
-    partial = path.with_name(f'{path.name}.partial')
-    with partial.open('wb') as stream:  # np.save would add a suffix to a name
-        np.save(stream, array)
-    os.replace(partial, path)
 
 
 def _read(path: Path) -> np.ndarray:

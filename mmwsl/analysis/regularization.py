@@ -31,8 +31,11 @@ class Flow(NamedTuple):
 
 
 def share(records: np.ndarray) -> float:
-    """Share of regularization samples among the records, in [0, 1]; NaN without records."""
-    return float(is_regularization(records).mean()) if len(records) else float('nan')
+    """Share of regularization samples among the records, in [0, 1].
+
+    NaN without records, or where samples of mixed classes, which have no a and b, are among them.
+    """
+    return _mean(is_regularization(records), records)
 
 
 def held_back(records: np.ndarray) -> float:
@@ -40,7 +43,7 @@ def held_back(records: np.ndarray) -> float:
 
     The other regularization samples have b < -|a|: their soft label raises it by more than the hard label does.
     """
-    return float((records['b'] > np.abs(records['a'])).mean()) if len(records) else float('nan')
+    return _mean(records['b'] > np.abs(records['a']), records)
 
 
 def flow(before: np.ndarray, after: np.ndarray) -> Flow:
@@ -53,8 +56,12 @@ def flow(before: np.ndarray, after: np.ndarray) -> Flow:
         after: Records of the later one. Shape: (M, ).
 
     Raises:
-        ValueError: If the two have no sample in common.
+        ValueError: If the two have no sample in common, or samples of mixed classes.
     """
+    for records in (before, after):
+        if np.isnan(records['b']).any():
+            raise ValueError('samples of mixed classes (mixup, cutmix) are neither inside nor outside the set of '
+                             'regularization samples: record a run without batch_augments')
     _, first, second = np.intersect1d(before['index'], after['index'], return_indices=True)
     if len(first) == 0:
         raise ValueError(f'two epochs with {len(before)} and {len(after)} records have no sample in common: are they '
@@ -100,6 +107,11 @@ def records_of_logits(index: list[int], preds_S: Tensor, preds_T: Tensor, target
     return records_of_terms(index, dict(
         w=functional.wsl_weight(preds_S, preds_T, target), L_s=functional.hard_loss(preds_S, target),
         L_t=functional.hard_loss(preds_T, target), a=a, b=b))
+
+
+def _mean(members: np.ndarray, records: np.ndarray) -> float:
+    known = len(records) > 0 and not np.isnan(records['b']).any()
+    return float(members.mean()) if known else float('nan')
 
 
 def records_of_terms(index: list[int], terms: dict[str, Tensor]) -> np.ndarray:

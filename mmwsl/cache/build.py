@@ -90,9 +90,11 @@ def dataset_config(cfg: Config) -> dict:
 
 
 def build_model(cfg: Config) -> WSLDistill:
-    """The teacher as training would run it."""
+    """The teacher as training would run it, but always in full precision: every later run reads its records."""
     config = copy.deepcopy(cfg.model)
     config.pop('teacher_cache', None)
+    if 'bf16' in config.get('teacher_speed', ''):
+        config.teacher_speed = 'compile' if 'compile' in config.teacher_speed else 'fold'
     if config.get('data_preprocessor') is None:
         config.data_preprocessor = cfg.get('data_preprocessor')
     model = MODELS.build(config)

@@ -36,9 +36,12 @@ def data_fingerprint(config: Mapping, dataset: Any) -> dict[str, Any]:
     """Of a dataset: its config and pipeline, its labels, and its images (or, where they are files, their names).
 
     Raises:
-        ValueError: If its pipeline mixes images.
+        ValueError: If its pipeline mixes images, or it does not tell what its images are.
     """
     refuse_mixing(config.get('pipeline', ()))
+    if not hasattr(dataset, 'get_data_info'):
+        raise ValueError(f'a teacher is cached for a dataset of mmengine or mmpretrain, got {config.get("type")}: take '
+                         'it out, and let mmwsl.SeededViews draw the views')
     labels, images = hashlib.sha256(), hashlib.sha256()
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)

@@ -8,7 +8,6 @@ which also covers its seed, view and image and is compared at each read: nothing
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from mmengine.logging import print_log
 
 from mmwsl.cache.fingerprint import differences, versions
 from mmwsl.cache.records import RecordFormat
+from mmwsl.utils.files import whole_file
 
 MANIFEST = 'cache.json'
 _FORMAT = 1
@@ -90,7 +90,8 @@ class Manifest:
     def save(self, folder: Path) -> None:
         content = _to_json(self)
         text = json.dumps({'format': _FORMAT, 'checksum': _digest(content), **content}, indent=1, sort_keys=True)
-        write_atomically(folder / MANIFEST, text.encode())
+        with whole_file(folder / MANIFEST) as file:
+            file.write(text.encode())
 
     def warn_of_other_versions(self) -> None:
         found = differences(self.versions, versions())
@@ -211,9 +212,8 @@ def write_shard(folder: Path, manifest: Manifest, shard: Shard, records: np.ndar
     images = manifest.images(shard.part)
     records['check'] = [_crc(record.tobytes(), manifest.seed, shard.view, image)
                         for record, image in zip(records, images, strict=True)]
-    file = io.BytesIO()
-    np.save(file, records)
-    write_atomically(folder / shard.name, file.getbuffer())
+    with whole_file(folder / shard.name) as file:
+        np.save(file, records)
 
 
 def verify_shard(folder: Path, manifest: Manifest, shard: Shard) -> int:
@@ -227,21 +227,6 @@ def verify_shard(folder: Path, manifest: Manifest, shard: Shard) -> int:
         if _crc(record.tobytes(), manifest.seed, shard.view, image) != record['check']:
             raise _damaged(folder / shard.name, f'record {row}')
     return int((manifest.record.predictions(records) == records['label']).sum())
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """A file that is there whole or not at all, whatever happens in between."""
-    partial = path.with_name(f'{path.name}.partial')
-    with open(partial, 'wb') as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    folder = os.open(path.parent, os.O_RDONLY)  # the name must last as the content does
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _crc(record: bytes, seed: int, view: int, image: int) -> int:

@@ -1,6 +1,7 @@
 """Small images kept on the device, cropped and flipped there a batch at a time."""
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,10 +44,9 @@ class DeviceDataset:
                              f'padding={padding} and flip_prob={flip_prob}')
         if isinstance(dataset, dict):
             dataset = DATASETS.build(dataset)
-        _check_pipeline(dataset)
         self.padding, self.flip_prob = padding, flip_prob
         self.metainfo = dataset.metainfo
-        images, labels = _read(dataset)
+        images, labels, self.sample_idx = _read(dataset)
         self.images, self.labels = (tensor.to(device or get_device()) for tensor in (images, labels))
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class DeviceDataset:
         if self.padding or self.flip_prob:
             images = crop_and_flip(images, self.padding, *draw(_as_views(views), self.padding, self.flip_prob))
         labels = self.labels[index].split(1)
-        samples = [DataSample(gt_label=label, metainfo=dict(sample_idx=image))
+        samples = [DataSample(gt_label=label, metainfo=dict(sample_idx=self.sample_idx[image]))
                    for label, image in zip(labels, chosen, strict=True)]
         return dict(inputs=images, data_samples=samples)
 
@@ -125,18 +125,10 @@ def _as_views(views: Sequence[View | int]) -> Sequence[View]:
     return views  # type: ignore[return-value]
 
 
-def _check_pipeline(dataset: Any) -> None:
-    transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
-    names = [name for name in (type(transform).__name__ for transform in transforms) if name.startswith('Random')]
-    if names:
-        raise ValueError(f"the pipeline of a DeviceDataset's dataset runs once for each image, got {', '.join(names)}: "
-                         'take it out, and crop and flip with padding and flip_prob of the DeviceDataset')
-
-
-def _read(dataset: Any) -> tuple[Tensor, Tensor]:
-    """All images, uint8 (N, C, H, W), and their labels, int64 (N, ), on the CPU."""
+def _read(dataset: Any) -> tuple[Tensor, Tensor, list[int]]:
+    """All images, uint8 (N, C, H, W), their labels, int64 (N, ), on the CPU, and their indices in the dataset."""
     labels = torch.empty(len(dataset), dtype=torch.int64)
-    images: Tensor = torch.empty(0)
+    images, sample_idx, before = torch.empty(0), [], _generators()
     for i in range(len(dataset)):
         item = dataset[i]
         if i == 0:
@@ -144,5 +136,15 @@ def _read(dataset: Any) -> tuple[Tensor, Tensor]:
         if item['inputs'].shape != images.shape[1:]:
             raise ValueError(f'the images of a DeviceDataset have one size, got {tuple(images.shape[1:])} and, of '
                              f"image {i}, {tuple(item['inputs'].shape)}: resize them in the dataset's pipeline")
+        if i == 0 and _generators() != before:
+            raise ValueError("the pipeline of a DeviceDataset's dataset runs once for each image, and it draws random "
+                             f'numbers: {getattr(dataset, "pipeline", "")}. Take out what is random, and crop and flip '
+                             'with padding and flip_prob of the DeviceDataset')
         images[i], labels[i] = item['inputs'], item['data_samples'].gt_label.item()
-    return images, labels
+        sample_idx.append(item['data_samples'].get('sample_idx', i))  # a resample's are not its positions
+    return images, labels, sample_idx
+
+
+def _generators() -> tuple:
+    numpy = np.random.get_state()
+    return random.getstate(), numpy[1].tobytes(), numpy[2], torch.get_rng_state().tolist()  # type: ignore[index]

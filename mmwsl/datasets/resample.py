@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from mmwsl.datasets.device import DeviceDataset
+from mmwsl.datasets.views import SeededViews
 from mmwsl.registry import DATASETS
 
 
@@ -11,16 +13,23 @@ from mmwsl.registry import DATASETS
 class Resample:
     """A bootstrap resample of a dataset: as many items, drawn with replacement; about 63 % of its images occur.
 
-    The items keep the index that they have in the dataset itself (``sample_idx``). Put it inside ``SeededViews``, so
-    that an image that was drawn twice is seen in two views.
+    The items keep the index that they have in the dataset itself (``sample_idx``). Put it inside ``SeededViews`` or
+    ``DeviceDataset``, so that an image that was drawn twice is seen in two views.
 
     Args:
         dataset: Config of the dataset, or the dataset.
         seed: Of the resample. The same seed and length draw the same indices.
+
+    Raises:
+        ValueError: If the dataset hands out views.
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        if isinstance(self.dataset, SeededViews | DeviceDataset):
+            raise ValueError(f'mmwsl.Resample draws images and not views, got a {type(self.dataset).__name__}: put it '
+                             'inside of mmwsl.SeededViews or mmwsl.DeviceDataset. The views of a teacher cache cannot '
+                             'be resampled: teach live (without teacher_cache)')
         size = len(self.dataset)
         self.indices = np.random.default_rng(seed).integers(size, size=size)
 

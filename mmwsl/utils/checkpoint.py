@@ -7,6 +7,8 @@ import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
+from mmwsl.utils.files import whole_file
+
 _STUDENT = 'architecture.'  # MMRazor's name for the student
 
 
@@ -71,11 +73,8 @@ def student_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def save_weights(weights: dict[str, Tensor], path: str) -> None:
     """Write a state dict as mmpretrain loads it; a file is there whole or not at all."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f'{target.name}.partial')
-    torch.save({'meta': {}, 'state_dict': weights}, partial)
-    partial.replace(target)
+    with whole_file(Path(path)) as file:
+        torch.save({'meta': {}, 'state_dict': weights}, file)
 
 
 def _mismatches(model: nn.Module, weights: dict[str, Tensor]) -> list[str]:

@@ -1,6 +1,7 @@
 """Training runs, each in a process of its own: kept apart, taken up where they were killed, never done twice."""
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -8,11 +9,14 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TextIO
+
+from mmwsl.utils.files import whole_file
 
 _RECORD = 'run.json'
 
 
-def train(tool: Path, config: Path, work_dir: Path, options: Sequence[str] = (), threads: int = 1) -> None:
+def train(tool: Path, config: Path, work_dir: Path, options: Sequence[str] = (), threads: int = 1) -> bool:
     """Train a config to its end; return at once where that is done, go on where it was killed.
 
     Args:
@@ -22,25 +26,31 @@ def train(tool: Path, config: Path, work_dir: Path, options: Sequence[str] = (),
         options: Settings of the config to override, ``key=value``.
         threads: Of torch, on a CPU.
 
+    Returns:
+        Whether there was anything left to train.
+
     Raises:
         ValueError: If ``work_dir`` holds a run of another config or with other options.
-        RuntimeError: If training fails; the message ends with the last lines that it wrote.
+        RuntimeError: If training fails; the message ends with the last lines that it wrote. If another process trains
+            in ``work_dir``.
     """
     record = dict(config=str(config), options=list(options), finished=False)
     if _finished(work_dir, record):
-        return
+        return False
     work_dir.mkdir(parents=True, exist_ok=True)
-    _write(work_dir, record)
-    command = [sys.executable, '-W', 'ignore', str(tool), str(config), '--work-dir', str(work_dir), '--resume',
+    command = [sys.executable, str(tool), str(config), '--work-dir', str(work_dir), '--resume',
                *(['--cfg-options', *options] if options else [])]
     environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
     output = work_dir / 'output.log'
     with output.open('a') as stream:
+        _lock(stream, work_dir)
+        _write(work_dir, record)
         status = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False)
     if status.returncode:
         end = '\n'.join(output.read_text(errors='replace').splitlines()[-15:])
         raise RuntimeError(f'training {config} failed with status {status.returncode}; {output} ends with\n{end}')
     _write(work_dir, {**record, 'finished': True})
+    return True
 
 
 def scalars(work_dir: Path) -> list[dict]:
@@ -73,10 +83,18 @@ def _finished(work_dir: Path, record: dict) -> bool:
     return found['finished']
 
 
+def _lock(stream: TextIO, work_dir: Path) -> None:
+    """Until this process and the one that trains, which inherits the stream, have both ended."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RuntimeError(f'another process trains in {work_dir}, perhaps one that outlived a killed driver: wait for '
+                           'it or end it, then give the same command again') from error
+
+
 def _write(work_dir: Path, record: dict) -> None:
-    partial = work_dir / f'{_RECORD}.partial'
-    partial.write_text(json.dumps(record, indent=1))
-    partial.replace(work_dir / _RECORD)
+    with whole_file(work_dir / _RECORD) as file:
+        file.write(json.dumps(record, indent=1).encode())
 
 
 def _logs(work_dir: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from mmwsl.analysis.predict import (
     records_of_checkpoints,
     true_classes,
 )
+from tests.caches import cached, live, make_cache
 from tests.tiny import PREPROCESSOR, ROOT, build, distillation, network, save_teacher
 
 
@@ -46,6 +47,13 @@ def test_log_probabilities_are_those_of_each_test_image(cfg):
             logits = student((item['inputs'][None].float() - 4.9) / 6.0, mode='tensor')[0]
         np.testing.assert_allclose(log_probs[index], logits.log_softmax(0), rtol=1e-4, atol=1e-5)
         assert target[index] == item['data_samples'].gt_label.item()
+
+
+def test_records_are_not_made_from_an_inexact_cache(tmp_path):
+    run = live(save_teacher(tmp_path / 'teacher.pth'))
+    folder = make_cache(tmp_path / 'cache', run, views=1, dtype='float16')
+    with pytest.raises(ValueError, match="do not hold the teacher's exact logits.*without teacher_cache"):
+        records_of_checkpoints(cached(run, folder), {}, [4.0])
 
 
 @pytest.mark.parametrize('norm_eval', [True, False])

@@ -70,6 +70,14 @@ def test_nothing_is_kept_of_an_empty_set():
     assert np.isnan(flow(members([0, 0]), members([1, 0])).kept)
 
 
+def test_mixed_classes_have_no_share_and_no_flow():
+    mixed = members([1, 0])
+    mixed['a'], mixed['b'] = np.nan, np.nan
+    assert np.isnan(share(mixed)) and np.isnan(held_back(mixed))
+    with pytest.raises(ValueError, match='mixed classes.*record a run without batch_augments'):
+        flow(members([1, 0]), mixed)
+
+
 def test_flow_between_strangers():
     with pytest.raises(ValueError, match='two epochs with 1 and 1 records have no sample in common'):
         flow(members([1], index=[0]), members([1], index=[1]))

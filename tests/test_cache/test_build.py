@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from mmwsl.cache import CacheError, TeacherCache
-from mmwsl.cache.build import dataset_config
+from mmwsl.cache.build import build_model, dataset_config
 from mmwsl.datasets import SeededViews
 from mmwsl.datasets.views import View
 from mmwsl.utils import load_network
 from tests.caches import cached, contents, live, make_cache
-from tests.tiny import PREPROCESSOR, batch, build, network, save_teacher
+from tests.tiny import PREPROCESSOR, batch, build, network, on_device, save_teacher
 
 
 @pytest.fixture(scope='module')
@@ -49,6 +49,18 @@ def test_records_are_the_teachers_answers_to_the_views(tmp_path, teacher):
     assert cache.manifest.parts == 4
     labels = torch.tensor([dataset.get_data_info(view.image)['gt_label'] for view in views])
     assert cache.manifest.top1 == int((expected.argmax(1) == labels).sum()) / 200
+
+
+@pytest.mark.parametrize('speed, runs_as', [('bf16', 'fold'), ('compile_bf16', 'compile'), ('plain', 'plain')])
+def test_teacher_answers_in_full_precision(teacher, speed, runs_as):
+    assert build_model(live(teacher, teacher_speed=speed)).teacher_speed == runs_as
+
+
+def test_images_on_the_device_are_not_cached(tmp_path, teacher):
+    cfg = live(teacher)
+    cfg.merge_from_dict(on_device())
+    with pytest.raises(ValueError, match=r'got mmwsl\.DeviceDataset: take it out, and let mmwsl\.SeededViews'):
+        make_cache(tmp_path, cfg)
 
 
 def test_batch_statistics_are_those_of_a_batch_of_the_build(tmp_path, teacher):

@@ -119,11 +119,21 @@ def test_workers_are_refused():
         next(iter(loader))
 
 
-def test_a_random_pipeline_is_refused():
+@pytest.mark.parametrize('transform', [
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='RandAugment', policies='timm_increasing', num_policies=2, total_level=10, magnitude_level=9)])
+def test_a_random_pipeline_is_refused(transform):
     init_default_scope('mmpretrain')
-    pipeline = [dict(type='RandomFlip', prob=0.5), *PACKED]
-    with pytest.raises(ValueError, match='RandomFlip: take it out'):
-        DeviceDataset(dict(DIGITS, pipeline=pipeline))
+    with pytest.raises(ValueError, match=f'it draws random numbers(?s:.*){transform["type"]}(?s:.*)Take out'):
+        DeviceDataset(dict(DIGITS, pipeline=[transform, *PACKED]), device='cpu')
+
+
+def test_items_of_a_resample_keep_the_index_of_their_image():
+    init_default_scope('mmpretrain')
+    resample = dict(type='mmwsl.Resample', seed=0, dataset=DIGITS)
+    dataset, drawn = DeviceDataset(resample, padding=1, device='cpu'), DATASETS.build(resample).indices
+    found = dataset.__getitems__(views(50))
+    assert [sample.sample_idx for sample in found['data_samples']] == drawn[:50].tolist()
 
 
 @pytest.mark.parametrize('kwargs', [dict(padding=-1), dict(flip_prob=1.5)])

@@ -71,5 +71,12 @@ def test_answers_as_the_dataset_does_also_when_copied(copied):
     assert images(twin) == images(Resample(Draws(), seed=0))
 
 
+@pytest.mark.parametrize('wrapper', ['SeededViews', 'DeviceDataset'])
+def test_views_are_not_resampled(wrapper):
+    views = DATASETS.build(dict(type=f'mmwsl.{wrapper}', dataset=PACKED))
+    with pytest.raises(ValueError, match=f'images and not views, got a {wrapper}: put it inside'):
+        Resample(views, seed=0)
+
+
 def test_of_a_subset_only_the_subset_is_drawn():
     assert set(Resample(Digits(indices=10), seed=0).indices) <= set(range(10))

@@ -2,13 +2,14 @@ import csv
 import importlib.util
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from mmengine.config import Config
 
 from mmwsl.analysis import RECORD, bootstrap, pseudo_values, write_records
-from tests.tiny import ROOT, save_teacher, tool
+from tests.tiny import ROOT, on_device, save_teacher, tool
 
 
 def load(name):
@@ -92,6 +93,22 @@ def test_the_same_resample_for_every_config_and_another_for_every_run(tmp_path, 
     assert sorted(wrapped) == [('mmwsl.SeededViews', 'mmwsl.Resample', seed, seed) for seed in (0, 0, 1, 1)]
     recorded = ['sample_records' in cfg.default_hooks for cfg in trained]
     assert recorded == ['teacher' in cfg.model for cfg in trained]
+
+
+def test_resample_lies_inside_of_a_device_dataset(tmp_path):
+    arm, = bias_variance.make_arms([STUDENT], None, on_device())
+    cfg = Config.fromfile(bias_variance.prepare(arm, 0, SimpleNamespace(out=tmp_path, same_data=False)))
+    dataset = cfg.train_dataloader.dataset
+    assert [dataset.type, dataset.dataset.type, dataset.dataset.dataset.type] == [
+        'mmwsl.DeviceDataset', 'mmwsl.Resample', 'mmwsl.Digits']
+
+
+def test_a_folder_with_other_settings_is_found_before_the_first_run(tmp_path, monkeypatch, trained):
+    (tmp_path / 'digits_student/1').mkdir(parents=True)
+    (tmp_path / 'digits_student/1/config.py').write_text('')
+    with pytest.raises(ValueError, match='holds a run with other settings'):
+        run(bias_variance, monkeypatch, STUDENT, '--models', 2, '--out', tmp_path)
+    assert not trained
 
 
 def test_same_data_leaves_the_training_set_alone(tmp_path, monkeypatch, trained):

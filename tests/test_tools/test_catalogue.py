@@ -58,11 +58,12 @@ def results(tmp_path, monkeypatch):
     """A folder of results to which runs are added."""
     monkeypatch.setattr(catalogue, 'RESULTS', tmp_path)
 
-    def add(config, seed, top1, settings=None):
+    def add(config, seed, top1, settings=None, options=()):
         log = tmp_path / f'logs/{config}-{seed}'
         log.mkdir(parents=True)
         (log / 'scalars.json').write_text('')
-        run = dict(config=config, seed=seed, top1=top1, settings=settings or {}, log=f'logs/{config}-{seed}')
+        run = dict(config=config, seed=seed, top1=top1, settings=settings or {}, options=options,
+                   log=f'logs/{config}-{seed}')
         (tmp_path / f'{config}-{seed}.json').write_text(json.dumps(run))
         return log
 
@@ -73,6 +74,13 @@ def test_results_are_runs_of_the_config_as_it_is_in_order_of_seeds(results):
     results('a', 10, 1.0), results('a', 2, 3.0), results('a', 3, 9.0, settings={'tau': '8'}), results('b', 0, 5.0)
     found = catalogue.read_results()
     assert {config: [run['top1'] for run in runs] for config, runs in found.items()} == {'a': [3.0, 1.0], 'b': [5.0]}
+
+
+def test_a_run_of_another_recipe_is_no_result_of_the_config(results):
+    results('a', 0, 1.0, options=['model.teacher_ckpt=t.pth', 'train_dataloader.num_workers=0'])
+    results('a', 1, 9.0, options=['train_cfg.max_epochs=1'])
+    results('b', 0, 9.0, options=['model.teacher_ckpt=t.pth', 'model.teacher_norm_eval=True'])
+    assert {config: [run['top1'] for run in runs] for config, runs in catalogue.read_results().items()} == {'a': [1.0]}
 
 
 def test_result_without_its_log_is_an_error(results):

@@ -1,5 +1,9 @@
+import fcntl
 import importlib.util
 import json
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,8 +24,15 @@ def test_plan_is_every_combination_the_seed_changing_last():
     assert planned[1].options == ['model.x.tau=4', 'randomness.seed=0']
 
 
+def test_commas_in_brackets_belong_to_a_value():
+    planned = sweep.plan([Path('c.py')], ['a.steps=[1,2],[3,(4,5)],6'], [0])
+    assert [run.settings for run in planned] == [
+        (('a.steps', '[1,2]'), ), (('a.steps', '[3,(4,5)]'), ), (('a.steps', '6'), )]
+
+
 @pytest.mark.parametrize('setting, message', [
-    ('tau', "takes KEY=VALUE1,VALUE2, got 'tau'"), ('tau=', "got 'tau='"),
+    ('tau', "takes KEY=VALUE1,VALUE2 .*, got 'tau'"), ('tau=', "got 'tau='"),
+    ('name=a b', "white space.*got 'name=a b'"),
     ('a.tau=1,1', r"same name: \['c-tau=1-seed=0'\]")])
 def test_settings_that_cannot_be(setting, message):
     with pytest.raises(ValueError, match=message):
@@ -42,6 +53,39 @@ def test_epoch_that_was_repeated_after_a_kill_counts_once(tmp_path):
     assert runs.scalars(tmp_path) == first[:2] + second
 
 
+def test_figure_of_an_earlier_epoch_is_not_kept_as_the_last(tmp_path):
+    log = [{'accuracy/top1': 50.0, 'step': 1}, dict(loss=2.0, epoch=2, step=24)]
+    sweep.check_last_epoch(log, tmp_path, 1)
+    with pytest.raises(RuntimeError, match='is of epoch 1, not 2.*delete run.json'):
+        sweep.check_last_epoch(log, tmp_path, 2)
+
+
+def test_one_process_trains_in_a_work_dir(tmp_path):
+    script, work_dir = tmp_path / 'train.py', tmp_path / 'work'
+    script.write_text('print("trained")')
+    work_dir.mkdir()
+    with (work_dir / 'output.log').open('a') as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(RuntimeError, match='another process trains in .*work.*wait for it or end it'):
+            runs.train(script, Path('config.py'), work_dir)
+    assert runs.train(script, Path('config.py'), work_dir)
+    assert not runs.train(script, Path('config.py'), work_dir)
+    assert (work_dir / 'output.log').read_text() == 'trained\n'
+
+
+def test_a_process_that_outlives_its_driver_keeps_the_work_dir(tmp_path):
+    script, work_dir = tmp_path / 'train.py', tmp_path / 'work'
+    script.write_text('import os; os.kill(os.getppid(), 9); os.write(0, b"killed"); os.read(0, 1)')
+    driver = ('import sys; from pathlib import Path; from mmwsl.utils import runs; '
+              'runs.train(Path(sys.argv[1]), Path("config.py"), Path(sys.argv[2]))')
+    here, there = socket.socketpair()
+    with here, subprocess.Popen([sys.executable, '-W', 'ignore', '-c', driver, script, work_dir], stdin=there):
+        assert here.recv(6) == b'killed'
+        script.write_text('')
+        with pytest.raises(RuntimeError, match='another process trains'):
+            runs.train(script, Path('config.py'), work_dir)
+
+
 @pytest.mark.slow
 def test_sweep_keeps_every_run_and_repeats_none(tmp_path):
     config = ROOT / 'configs/vanilla/digits_student.py'
@@ -55,7 +99,8 @@ def test_sweep_keeps_every_run_and_repeats_none(tmp_path):
         'digits_student', 1, {'optim_wrapper.optimizer.lr': '0.1'})
     assert result['top1'] == result['top1_of_each_epoch'][0] > 0
     checkpoints = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*.pth')}
-    tool(*command, 'train_cfg.max_epochs=1')
+    tool(*command[:2], '--jobs', 2, *command[2:], 'train_cfg.max_epochs=1')
+    assert {path: path.read_text() for path in kept} == kept
     assert checkpoints == {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*.pth')}
     assert 'holds a run with options' in tool(*command, 'train_cfg.max_epochs=2', check=False).stdout
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from mmengine.config import Config, DictAction
 
-from mmwsl.analysis import bootstrap, pseudo_values, read_records, save_array, share
+from mmwsl.analysis import bootstrap, pseudo_values, read_records, share
 from mmwsl.analysis.predict import build_dataloader, build_model, log_probabilities
-from mmwsl.utils import check_data, load_network
+from mmwsl.utils import check_data, load_network, whole_file
 from mmwsl.utils.runs import train
 
 TRAIN = Path(__file__).resolve().parents[1] / 'train.py'
@@ -96,14 +96,12 @@ def distill_losses(cfg: Config) -> dict:
 def train_all(arms: list[Arm], args: argparse.Namespace) -> None:
     """Train and predict; every run is finished, or an error names the one that failed."""
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    total = len(arms) * args.models
+    # all before the first run, so that a folder with other settings is found at once
+    configs = [(arm, prepare(arm, model, args)) for model in range(args.models) for arm in arms]
+    total = len(configs)
     with ThreadPoolExecutor(args.jobs) as pool:
-        running = {}
-        for model in range(args.models):
-            for arm in arms:
-                config = prepare(arm, model, args)
-                future = pool.submit(train, TRAIN, config, config.parent / 'run', threads=threads)
-                running[future] = arm, config.parent
+        running = {pool.submit(train, TRAIN, config, config.parent / 'run', threads=threads): (arm, config.parent)
+                   for arm, config in configs}
         try:
             for number, future in enumerate(as_completed(running), 1):
                 future.result()
@@ -126,7 +124,7 @@ def prepare(arm: Arm, model: int, args: argparse.Namespace) -> Path:
     cfg.randomness = dict(seed=model)
     loader = cfg.train_dataloader
     if not args.same_data:
-        holder = loader.dataset if loader.dataset.type == 'mmwsl.SeededViews' else loader
+        holder = loader.dataset if loader.dataset.type in ('mmwsl.SeededViews', 'mmwsl.DeviceDataset') else loader
         holder.dataset = dict(type='mmwsl.Resample', seed=model, dataset=holder.dataset)
     if any(loss.type == 'mmwsl.WSLLoss' for loss in distill_losses(cfg).values()):
         cfg.default_hooks.sample_records = dict(type='mmwsl.SampleRecordHook')
@@ -145,8 +143,9 @@ def predict(arm: Arm, folder: Path) -> float:
         network = build_model(arm.cfg, student_only=True)
         load_network(network, (folder / 'run/last_checkpoint').read_text().strip())
         log_probs, target = log_probabilities(network, build_dataloader(arm.cfg, 'val_dataloader'))
-        save_array(target, folder / 'target.npy')
-        save_array(log_probs, folder / 'log_probs.npy')  # last: it says that both are there
+        for name, array in (('target', target), ('log_probs', log_probs)):  # the last says that both are there
+            with whole_file(folder / f'{name}.npy') as file:
+                np.save(file, array)
     log_probs, target = np.load(folder / 'log_probs.npy'), np.load(folder / 'target.npy')
     return float((log_probs.argmax(1) == target).mean())
 

@@ -31,11 +31,19 @@ def parse_args() -> argparse.Namespace:
 
 
 def gather(cfg: Config, args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor, WSLLoss]:
-    """The student's logits, the teacher's, the teacher's in other batches, the true classes, and the loss."""
+    """The student's logits, the teacher's, the teacher's in other batches, the true classes, and the loss.
+
+    Raises:
+        ValueError: If the config has no WSLLoss, or fewer images than a batch are asked for.
+    """
     model, dataset = build_model(cfg), SeededViews(dataset_config(cfg))
     if args.student:
         load_network(model.student, args.student)
+    losses = [loss for loss in model.distiller.distill_losses.values() if isinstance(loss, WSLLoss)]
     size = cfg.train_dataloader.batch_size
+    if not losses or args.images < size:
+        raise ValueError(f'a config with a WSLLoss and at least a batch, {size} images, are needed, got '
+                         f'{list(model.distiller.distill_losses)} and --images {args.images}')
     images = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:args.images // size * size]
     shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
 
@@ -47,9 +55,8 @@ def gather(cfg: Config, args: argparse.Namespace) -> tuple[Tensor, Tensor, Tenso
     again = torch.cat([answers(model, batch)[0] for batch in batches(images[shuffled])])
     with torch.no_grad():
         student = [model.student(model.data_preprocessor(batch, True)['inputs']).cpu() for batch in batches(images)]
-    loss = next(loss for loss in model.distiller.distill_losses.values() if isinstance(loss, WSLLoss))
     teacher, labels = (torch.cat(parts) for parts in zip(*taught, strict=True))
-    return torch.cat(student), teacher, again[shuffled.argsort()], labels, loss
+    return torch.cat(student), teacher, again[shuffled.argsort()], labels, losses[0]
 
 
 def loss_and_weight(loss: WSLLoss, student: Tensor, teacher: Tensor, labels: Tensor,

@@ -11,6 +11,7 @@ import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import json
+import os
 import random
 import shutil
 import statistics
@@ -98,7 +99,8 @@ def config_of(arm: str, steps: int, teacher: str, out: Path) -> Config:
         base = Config.fromfile(ROOT / 'configs/_base_/datasets/cifar100_bs64_device.py')
         cfg.train_dataloader = base.train_dataloader
     cfg.merge_from_dict(dict(
-        work_dir=str(out / arm), experiment_name=f'{arm} {time.time()}', log_level='ERROR', train_cfg=dict(max_epochs=1),
+        work_dir=str(out / arm), experiment_name=f'{arm} {time.time()}', log_level='ERROR',
+        train_cfg=dict(max_epochs=1),
         train_dataloader=dict(num_batch_per_epoch=steps, num_workers=0, persistent_workers=False, pin_memory=False),
         val_cfg=None, val_dataloader=None, val_evaluator=None,
         custom_hooks=[dict(type='TurnsHook', arm=arm)], randomness=dict(seed=0)))
@@ -148,6 +150,7 @@ def measure(steps: int, teacher: str, out: Path) -> dict[str, list[float]]:
     arms = ['bare', 'teacher', 'vanilla', 'vanilla, device', 'wsl, eval', 'wsl, every option', 'wsl, batch statistics',
             'cached', 'mmrazor']
     turns = TurnsHook.turns = Turns(arms)
+    threading.excepthook = end_all
     init_default_scope('mmpretrain')
     shutil.rmtree(out / 'teacher_cache', ignore_errors=True)
     build_cache(config_of('cached', steps, teacher, out), out / 'teacher_cache', views=1)
@@ -161,6 +164,12 @@ def measure(steps: int, teacher: str, out: Path) -> dict[str, list[float]]:
     for thread in threads:
         thread.join()
     return {arm: times[5:] for arm, times in turns.times.items()}
+
+
+def end_all(failure: threading.ExceptHookArgs) -> None:
+    """The other arms would wait for ever for one that has failed to take its turn."""
+    threading.__excepthook__(failure)
+    os._exit(1)
 
 
 def teacher_loop(steps: int, turns: Turns, path: str) -> None:
