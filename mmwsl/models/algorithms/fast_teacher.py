@@ -47,7 +47,9 @@ def fast_forward(teacher: nn.Module, inputs: Tensor, speed: str) -> Callable[[Te
     if half is None and network is None and 'compile' not in speed:
         return None
     run = _runner(half or network or copy.deepcopy(teacher), half is not None)
-    return _compiled(run, inputs) if 'compile' in speed else run
+    if 'compile' not in speed:
+        return run
+    return _compiled(run, inputs, _TOLERANCE if half is None else _BF16_TOLERANCE)
 
 
 def _rearranged(teacher: nn.Module, inputs: Tensor, expected: Tensor) -> nn.Module | None:
@@ -101,14 +103,16 @@ def _runner(network: nn.Module, half: bool) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def _compiled(run: Callable[[Tensor], Tensor], inputs: Tensor) -> Callable[[Tensor], Tensor]:
+def _compiled(run: Callable[[Tensor], Tensor], inputs: Tensor, tolerance: float) -> Callable[[Tensor], Tensor]:
     compiled = torch.compile(run)
     torch._dynamo.maybe_mark_dynamic(inputs, 0)  # an epoch's last batch is smaller
     try:
         with torch.no_grad():
-            compiled(inputs)
+            if _agree(compiled(inputs), run(inputs), tolerance):
+                return compiled
+        reason = f'changes a logit by more than {tolerance} of the largest'
     except Exception as error:  # each backend has its own: no compiler, an operator that it does not know
-        warnings.warn(f'the teacher runs without torch.compile, which fails here ({error}). teacher_speed without '
-                      "'compile' is silent about it", UserWarning, stacklevel=3)
-        return run
-    return compiled
+        reason = f'fails here ({error})'
+    warnings.warn(f"the teacher runs without torch.compile, which {reason}. teacher_speed without 'compile' is silent "
+                  'about it', UserWarning, stacklevel=3)
+    return run

@@ -240,6 +240,17 @@ def test_compilation_that_fails_is_left_out_with_one_warning(model, monkeypatch)
     assert_same(recorded(model), expected)
 
 
+@pytest.mark.filterwarnings('ignore:teacher_ckpt is None')
+def test_compilation_that_changes_logits_is_left_out_with_one_warning(model, monkeypatch):
+    monkeypatch.setattr(torch, 'compile', lambda run: lambda inputs: 1.01 * run(inputs))
+    model = model(teacher_speed='compile')
+    with torch.no_grad():
+        expected = model.teacher(prepared(model))
+    with pytest.warns(UserWarning, match='torch.compile, which changes a logit by more than 0.0001 of the largest'):
+        losses(model, batch())
+    assert_same(recorded(model), expected)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:teacher_ckpt is None')
 @pytest.mark.parametrize('speed, norm_eval, tolerance', [
