@@ -19,6 +19,7 @@ from mmwsl.analysis.regularization import records_of_logits
 from mmwsl.models.algorithms.teacher import set_teacher_mode
 from mmwsl.models.classifiers import CachedTeacher
 from mmwsl.utils.checkpoint import load_network
+from mmwsl.utils.data import single_labels
 
 
 def build_model(cfg: Config, student_only: bool = False) -> Any:
@@ -75,10 +76,10 @@ def true_classes(data_samples: list[Any]) -> Tensor:
     Raises:
         ValueError: If a sample has no class, or several.
     """
-    labels = [getattr(sample, 'gt_label', torch.empty(0)).reshape(-1).cpu() for sample in data_samples]
-    if any(len(label) != 1 for label in labels):
+    labels = single_labels(data_samples)
+    if labels is None:
         raise ValueError('each image should have one class; is this a dataset for classification with labels?')
-    return torch.cat(labels)
+    return labels
 
 
 def records_of_checkpoints(cfg: Config, checkpoints: dict[int, str],

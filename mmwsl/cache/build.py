@@ -35,6 +35,7 @@ from mmwsl.cache.records import RecordFormat
 from mmwsl.cache.store import MANIFEST, CacheError, Manifest, Shard, missing_shards, verify_shard, write_shard
 from mmwsl.datasets.views import SeededViews, View
 from mmwsl.models.algorithms import WSLDistill
+from mmwsl.utils.data import single_labels
 
 SHARD_SIZE = 8192  # images, at most
 _WRAPPERS = ('SeededViews', 'CachedViews')
@@ -208,12 +209,12 @@ def collate(loader: Mapping) -> Any:
 def answers(model: WSLDistill, batch: dict) -> tuple[Tensor, Tensor]:
     """Logits, (N, C), and true classes, (N, ), on the CPU."""
     batch = model.data_preprocessor(batch, True)
-    labels = [sample.get('gt_label') for sample in batch['data_samples']]
-    if any(label is None or label.numel() != 1 for label in labels):
+    labels = single_labels(batch['data_samples'])
+    if labels is None:
         raise ValueError('a teacher is cached for images of one class each (gt_label), and one of these has none or '
                          'several')
     logits = model.teacher_logits(batch['inputs'], batch['data_samples'])
-    return logits.cpu(), torch.cat([label.reshape(1) for label in labels]).cpu()
+    return logits.cpu(), labels
 
 
 def _finish(folder: Path, manifest: Manifest) -> None:

@@ -6,11 +6,12 @@ import numpy as np
 
 from mmwsl.datasets.device import DeviceDataset
 from mmwsl.datasets.views import SeededViews
+from mmwsl.datasets.wrapper import DatasetWrapper
 from mmwsl.registry import DATASETS
 
 
 @DATASETS.register_module()
-class Resample:
+class Resample(DatasetWrapper):
     """A bootstrap resample of a dataset: as many items, drawn with replacement; about 63 % of its images occur.
 
     The items keep the index that they have in the dataset itself (``sample_idx``). Put it inside ``SeededViews`` or
@@ -25,7 +26,7 @@ class Resample:
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:
-        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        super().__init__(dataset)
         if isinstance(self.dataset, SeededViews | DeviceDataset):
             raise ValueError(f'mmwsl.Resample draws images and not views, got a {type(self.dataset).__name__}: put it '
                              'inside of mmwsl.SeededViews or mmwsl.DeviceDataset. The views of a teacher cache cannot '
@@ -42,9 +43,3 @@ class Resample:
     def get_data_info(self, index: int) -> dict:
         """Of the item's image, as mmengine's datasets give it."""
         return self.dataset.get_data_info(int(self.indices[index]))
-
-    def __getattr__(self, name: str) -> Any:  # metainfo, full_init, ...
-        # not there yet while a copy is being made; a special method such as __getitems__ knows no resample
-        if name == 'dataset' or name.startswith('__'):
-            raise AttributeError(name)
-        return getattr(self.dataset, name)

@@ -18,6 +18,7 @@ from torch.utils.data import get_worker_info
 
 from mmwsl.cache import TeacherCache
 from mmwsl.cache.fingerprint import data_fingerprint
+from mmwsl.datasets.wrapper import DatasetWrapper
 from mmwsl.registry import DATA_SAMPLERS, DATASETS
 
 
@@ -37,15 +38,12 @@ class ViewSampler(DefaultSampler):
 
 
 @DATASETS.register_module()
-class SeededViews:
+class SeededViews(DatasetWrapper):
     """A dataset whose pipeline draws from the view it is asked for.
 
     Args:
         dataset: Config of the dataset, or the dataset. Asked for a plain index, it answers as without this wrapper.
     """
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -55,21 +53,6 @@ class SeededViews:
             return self.dataset[view]
         with seeded_generators(view.seed, view.epoch, view.image):
             return self.dataset[view.image]
-
-    @property
-    def pipeline(self) -> Any:
-        """The dataset's; mmpretrain's browse_dataset puts its own in place."""
-        return self.dataset.pipeline
-
-    @pipeline.setter
-    def pipeline(self, pipeline: Any) -> None:
-        self.dataset.pipeline = pipeline
-
-    def __getattr__(self, name: str) -> Any:  # metainfo, full_init, ...
-        # 'dataset' is not there yet while a copy is being made; special methods such as __getitems__ know no views
-        if name == 'dataset' or name.startswith('__'):
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
 
 
 @DATASETS.register_module()

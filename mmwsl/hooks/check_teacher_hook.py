@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmwsl.models.classifiers import CachedTeacher
 from mmwsl.registry import HOOKS
+from mmwsl.utils.data import single_labels
 
 
 @HOOKS.register_module()
@@ -65,7 +66,7 @@ class CheckTeacherHook(Hook):
         for batch_idx, batch in enumerate(islice(dataloader, self.max_batches)):
             batch = model.data_preprocessor(batch, False)
             logits = model.teacher(batch['inputs'], batch['data_samples'], mode='tensor')
-            target = _single_labels(batch['data_samples'])
+            target = single_labels(batch['data_samples'])
             if not isinstance(logits, Tensor) or logits.dim() != 2 or target is None:
                 break
             if batch_idx == 0:
@@ -85,12 +86,6 @@ class CheckTeacherHook(Hook):
                 f'{100 * chance:.2f} % and {100 * least:.2f} % is required. Is teacher_ckpt the right file, and do '
                 'data_preprocessor (mean, std, to_rgb) and the order of the classes fit it? If it is meant to be so, '
                 "set min_accuracy of the hook 'mmwsl.CheckTeacherHook' in custom_hooks to 0.")
-
-
-def _single_labels(data_samples: Any) -> Tensor | None:
-    labels = [getattr(sample, 'gt_label', None) for sample in data_samples or [None]]
-    single = [label.reshape(1).cpu() for label in labels if label is not None and label.numel() == 1]
-    return torch.cat(single) if len(single) == len(labels) else None
 
 
 def _check_classes(student_logits: Any, classes: int) -> None:

@@ -5,9 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, init_default_scope
+from torch import Tensor
 
 _CIFAR = {  # folder, its files, archive
     'CIFAR10': ('cifar-10-batches-py', (*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch', 'batches.meta'),
@@ -34,6 +36,13 @@ def check_data(cfg: Config, dataloaders: tuple[str, ...]) -> None:
             _check_cifar(name, dataset, field)
         elif name in _FOLDERS:
             _check_folder(dataset, field)
+
+
+def single_labels(data_samples: Any) -> Tensor | None:
+    """Class of each sample, on the CPU, (N, ); None unless each has exactly one."""
+    labels = [getattr(sample, 'gt_label', None) for sample in data_samples or [None]]
+    single = [label.reshape(1).cpu() for label in labels if label is not None and label.numel() == 1]
+    return torch.cat(single) if len(single) == len(labels) else None
 
 
 def _check_cifar(name: str, dataset: dict[str, Any], field: str) -> None:

@@ -80,3 +80,10 @@ def test_views_are_not_resampled(wrapper):
 
 def test_of_a_subset_only_the_subset_is_drawn():
     assert set(Resample(Digits(indices=10), seed=0).indices) <= set(range(10))
+
+
+def test_pipeline_put_in_place_reaches_the_dataset():
+    resample = Resample(DATASETS.build(PACKED), seed=0)
+    pipeline = resample.pipeline = lambda item: item['sample_idx']
+    assert resample.dataset.pipeline is pipeline
+    assert [resample[index] for index in range(5)] == resample.indices[:5].tolist()

@@ -32,15 +32,6 @@ from mmwsl.utils import load_network
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {'vanilla': 'vanilla/r20_cifar100', 'vanilla, device': 'vanilla/r20_cifar100',
            'cached': 'wsl_r56_r20_cifar100_cached'}
-MMRAZOR = dict(
-    type='mmrazor.ConfigurableDistiller',
-    student_recorders=dict(fc=dict(type='mmrazor.ModuleOutputs', source='head.fc'),
-                           targets=dict(type='mmrazor.ModuleInputs', source='head.loss_module')),
-    teacher_recorders=dict(fc=dict(type='mmrazor.ModuleOutputs', source='head.fc')),
-    distill_losses=dict(loss_wsld=dict(type='mmrazor.WSLD', tau=4.0, loss_weight=2.25, num_classes=100)),
-    loss_forward_mappings=dict(loss_wsld=dict(
-        student=dict(recorder='fc', from_student=True), teacher=dict(recorder='fc', from_student=False),
-        gt_labels=dict(recorder='targets', from_student=True, data_idx=1))))
 
 
 class Turns:
@@ -116,8 +107,9 @@ def config_of(arm: str, steps: int, teacher: str, out: Path) -> Config:
         cfg.model.teacher_cache = cfg.train_dataloader.dataset.cache = str(out / 'teacher_cache')
     cfg.model.teacher_speed = 'compile_bf16' if arm == 'wsl, every option' else 'fold'
     if arm == 'mmrazor':
+        peer = Config.fromfile(ROOT / 'configs/mmrazor_r56_r20_cifar100_8e.py').model
         del cfg.model.teacher_speed
-        cfg.model.type, cfg.model.distiller = 'mmrazor.SingleTeacherDistill', MMRAZOR
+        cfg.model.type, cfg.model.distiller = peer.type, peer.distiller
     return cfg
 
 

@@ -97,8 +97,11 @@ class WSLLoss(nn.Module):
         if not self._has_classes:
             raise ValueError(f'weighting={self.weighting!r} needs class indices, got class scores: a regularization '
                              "sample has one true class. Use weighting='wsl', 'one' or 'random' with mixed labels")
+        return (self._regularization() == (self.weighting == 'only_regularization')).to(self._wsl_weight.dtype)
+
+    def _regularization(self) -> Tensor:
         a, b = self._gradients()
-        return ((b.abs() > a.abs()) == (self.weighting == 'only_regularization')).to(a.dtype)
+        return b.abs() > a.abs()
 
     def _gradients(self) -> tuple[Tensor, Tensor]:
         """a and b of :func:`functional.bias_and_variance_gradients`; NaN for class scores, which have no one class."""
@@ -133,8 +136,7 @@ class WSLLoss(nn.Module):
         count = self._kept.sum().clamp(min=1)
         statistics = {'wsl_weight': (self._weight * self._kept).sum() / count}
         if self._has_classes:
-            a, b = self._gradients()
-            statistics['regularization_share'] = ((b.abs() > a.abs()) & self._kept).sum() / count
+            statistics['regularization_share'] = (self._regularization() & self._kept).sum() / count
         return statistics
 
     def extra_repr(self) -> str:
