@@ -1,6 +1,8 @@
 import os
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +16,14 @@ def _one_thread(monkeypatch):
     """Small tensors gain nothing from threads, and results do not depend on the machine's cores."""
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    """Each test draws the same numbers, whichever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture
