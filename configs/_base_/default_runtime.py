@@ -12,6 +12,7 @@ default_hooks = dict(
 custom_hooks = [
     dict(type='mmwsl.EpochSeedHook'),
     dict(type='mmwsl.CheckTeacherHook'),
+    dict(type='mmwsl.ChannelsLastHook'),
 ]
 
 env_cfg = dict(

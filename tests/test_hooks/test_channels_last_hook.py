@@ -1,0 +1,40 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from mmwsl.hooks import ChannelsLastHook
+from tests.tiny import batch, build, network, run_digits
+
+
+def formats(model):
+    """Whether each convolution computes in channels_last; a kernel of one pixel or one channel fits both."""
+    weights = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
+    return {weight.is_contiguous(memory_format=torch.channels_last) for weight in weights
+            if weight.shape[1] > 1 and weight.shape[2] > 1}
+
+
+@pytest.mark.parametrize('device_type, expected', [('cpu', True), (None, True), ('cuda', False)])
+def test_weights_change_on_the_device_asked_for(device_type, expected):
+    model = build(network())
+    ChannelsLastHook(device_type).before_run(SimpleNamespace(model=model))
+    assert formats(model) == {expected}
+    features, = model.backbone(torch.randn(2, 1, 8, 8))
+    assert features.is_contiguous(memory_format=torch.channels_last) is expected
+
+
+def test_mathematics_is_the_same():
+    model = build(network()).double()
+    data = batch(20)
+    data = dict(inputs=data['inputs'].double(), data_samples=data['data_samples'])
+    gradients = []
+    for change in (lambda: None, lambda: ChannelsLastHook().before_run(SimpleNamespace(model=model))):
+        change()
+        loss, = model(**data, mode='loss').values()
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-12)
+
+
+def test_config_puts_it_to_work(tmp_path):
+    assert formats(run_digits(tmp_path, network()).model) == {True}
