@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.model import MMDistributedDataParallel
 from torch import nn
 
 from mmwsl.hooks import ChannelsLastHook
@@ -18,7 +19,7 @@ def formats(model):
 @pytest.mark.parametrize('device_type, expected', [('cpu', True), (None, True), ('cuda', False)])
 def test_weights_change_on_the_device_asked_for(device_type, expected):
     model = build(network())
-    ChannelsLastHook(device_type).before_run(SimpleNamespace(model=model))
+    ChannelsLastHook(device_type).before_train(SimpleNamespace(model=model))
     assert formats(model) == {expected}
     features, = model.backbone(torch.randn(2, 1, 8, 8))
     assert features.is_contiguous(memory_format=torch.channels_last) is expected
@@ -29,7 +30,7 @@ def test_mathematics_is_the_same():
     data = batch(20)
     data = dict(inputs=data['inputs'].double(), data_samples=data['data_samples'])
     gradients = []
-    for change in (lambda: None, lambda: ChannelsLastHook().before_run(SimpleNamespace(model=model))):
+    for change in (lambda: None, lambda: ChannelsLastHook().before_train(SimpleNamespace(model=model))):
         change()
         loss, = model(**data, mode='loss').values()
         gradients.append(torch.autograd.grad(loss, list(model.parameters())))
@@ -38,3 +39,22 @@ def test_mathematics_is_the_same():
 
 def test_config_puts_it_to_work(tmp_path):
     assert formats(run_digits(tmp_path, network()).model) == {True}
+
+
+def test_model_in_distributed_data_parallel_stays(tmp_path):
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        model = MMDistributedDataParallel(build(network()))
+        ChannelsLastHook().before_train(SimpleNamespace(model=model))
+        assert formats(model) == {False}
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_initial_weights_are_those_without_it(tmp_path):
+    def initial(device_type):
+        hook = dict(type='mmwsl.ChannelsLastHook', device_type=device_type)
+        runner = run_digits(tmp_path / device_type, network(), custom_hooks=[hook],
+                            optim_wrapper=dict(optimizer=dict(lr=0.0)))
+        return dict(runner.model.named_parameters())
+    torch.testing.assert_close(initial('cpu'), initial('cuda'), rtol=0, atol=0)
