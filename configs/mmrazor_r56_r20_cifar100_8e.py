@@ -24,3 +24,5 @@ model = dict(
                 student=dict(recorder='fc', from_student=True),
                 teacher=dict(recorder='fc', from_student=False),
                 gt_labels=dict(recorder='targets', from_student=True, data_idx=1)))))
+
+custom_hooks = [*_base_.custom_hooks, dict(type='mmwsl.ChannelsLastHook')]

@@ -14,3 +14,5 @@ model = dict(
     teacher_ckpt='checkpoints/resnet56_cifar100.pth',
     teacher_norm_eval=False,  # batch statistics, as in the authors' code
     distiller=_base_.wsl)
+
+custom_hooks = [*_base_.custom_hooks, dict(type='mmwsl.ChannelsLastHook')]

@@ -132,17 +132,38 @@ def test_learning_rate_is_the_recipes(name):
     assert load(name).optim_wrapper.optimizer.lr == expected
 
 
-@pytest.mark.parametrize('name', [name for name in DISTILLED if '_8e' in name])
+@pytest.mark.parametrize('name', [name for name in DISTILLED if 'r56' in name and name.endswith(('_8e', '_8e_eval'))])
 def test_short_schedule_changes_nothing_but_the_recipe(name):
     """Schedule, batch size and, where the name says so, the teacher's BatchNorm."""
     short, usual = load(name).to_dict(), load(name.partition('_8e')[0]).to_dict()
     for cfg in (short, usual):
         for field in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'auto_scale_lr', 'wsl', 'kd'):
             cfg.pop(field, None)
+    assert short.pop('custom_hooks') == [*usual.pop('custom_hooks'), dict(type='mmwsl.ChannelsLastHook')]
     assert short['train_dataloader'].pop('batch_size') == 2 * usual['train_dataloader'].pop('batch_size')
     norm_eval = short['model'].pop('teacher_norm_eval'), usual['model'].pop('teacher_norm_eval')
     assert norm_eval == (name.endswith('_eval'), False)
     assert short == usual
+
+
+@pytest.mark.parametrize('name', sorted(path.stem for path in FILES if path.stem.endswith('_noise')))
+def test_noise_is_all_that_differs(name):
+    noisy, clean = load(name).to_dict(), load(name.removesuffix('_noise')).to_dict()
+    noise = noisy['train_dataloader']['dataset']['dataset']['pipeline'].pop(0)
+    classes = noisy['data_preprocessor']['num_classes']
+    assert noise == dict(type='mmwsl.LabelNoise', prob=0.2, num_classes=classes)
+    assert noisy == clean
+
+
+@pytest.mark.parametrize('name, usual, student', [
+    ('wsl_r20_r20_cifar100_8e', 'wsl_r56_r20_cifar100_8e', 'resnet20'),
+    ('wsl_digits_student_student', 'wsl_digits', 'digits_student')])
+def test_student_that_is_its_own_teacher(name, usual, student):
+    itself, usual = load(name).to_dict(), load(usual).to_dict()
+    assert itself['model'].pop('teacher') == itself['model']['architecture'] == itself[student]
+    assert itself['model'].pop('teacher_ckpt') != usual['model'].pop('teacher_ckpt')
+    usual['model'].pop('teacher')
+    assert itself == usual
 
 
 def test_short_schedule_warms_up_and_ends_at_zero():

@@ -154,17 +154,23 @@ def mean_and_spread(runs: list[dict]) -> str:
     return f'{statistics.mean(top1):.2f}{spread}' if top1 else ''
 
 
-def read_results() -> dict[str, list[dict]]:
-    """Runs of each config as it is, with nothing set but the seed and what is NEUTRAL, in order of seeds.
+def read_runs() -> list[dict]:
+    """All runs that are kept, in order of seeds.
 
     Raises:
         ValueError: If a run's log is not there.
     """
-    found: dict[str, list[dict]] = {}
-    runs = [json.loads(path.read_text()) for path in RESULTS.glob('*.json')]
-    for run in sorted(runs, key=lambda run: run['seed']):
+    runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob('*.json'))]
+    for run in runs:
         if not (RESULTS / run['log'] / 'scalars.json').exists():
             raise ValueError(f"results/ has a run of {run['config']}, seed {run['seed']}, without its log {run['log']}")
+    return sorted(runs, key=lambda run: run['seed'])
+
+
+def read_results() -> dict[str, list[dict]]:
+    """Runs of each config as it is, with nothing set but the seed and what is NEUTRAL, in order of seeds."""
+    found: dict[str, list[dict]] = {}
+    for run in read_runs():
         if not run['settings'] and all(NEUTRAL.match(option) for option in run['options']):
             found.setdefault(run['config'], []).append(run)
     return found

@@ -12,7 +12,6 @@ default_hooks = dict(
 custom_hooks = [
     dict(type='mmwsl.EpochSeedHook'),
     dict(type='mmwsl.CheckTeacherHook'),
-    dict(type='mmwsl.ChannelsLastHook'),
 ]
 
 env_cfg = dict(

@@ -6,3 +6,5 @@ _base_ = [
 ]
 
 model = _base_.resnet20
+
+custom_hooks = [*_base_.custom_hooks, dict(type='mmwsl.ChannelsLastHook')]

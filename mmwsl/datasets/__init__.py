@@ -1,6 +1,7 @@
 from mmwsl.datasets.device import DeviceDataset
 from mmwsl.datasets.digits import Digits
+from mmwsl.datasets.label_noise import LabelNoise
 from mmwsl.datasets.resample import Resample
 from mmwsl.datasets.views import CachedViews, SeededViews, ViewSampler
 
-__all__ = ['CachedViews', 'DeviceDataset', 'Digits', 'Resample', 'SeededViews', 'ViewSampler']
+__all__ = ['CachedViews', 'DeviceDataset', 'Digits', 'LabelNoise', 'Resample', 'SeededViews', 'ViewSampler']

@@ -10,11 +10,11 @@ from mmwsl.registry import HOOKS
 
 @HOOKS.register_module()
 class ChannelsLastHook(Hook):
-    """Keep convolution weights in ``channels_last``, the memory format in which convolutions then compute.
+    """Lay the model's 4-D parameters out in ``channels_last``, the memory format in which convolutions then compute.
 
-    The mathematics is the same and rounding differs. On a CPU it is the faster format: a training step of ResNet-20
-    on CIFAR takes 0.7 of the time. On a GPU that holds in mixed precision only. A model in DistributedDataParallel is
-    left as it is.
+    The mathematics is the same and rounding differs. On a CPU it makes convolutions faster: see MMRazor's two steps in
+    tools/benchmarks/train_step.py. What calls ``view`` on a feature map fails in this format: mmpretrain's AlexNet and
+    VGG, MMRazor's L2Loss, ChannelWiseDivergence, FTLoss and RKD. A model in DistributedDataParallel is left as it is.
 
     Args:
         device_type: Where it applies, 'cpu' or 'cuda'. None: everywhere.

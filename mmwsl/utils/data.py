@@ -41,8 +41,8 @@ def check_data(cfg: Config, dataloaders: tuple[str, ...]) -> None:
 def single_labels(data_samples: Any) -> Tensor | None:
     """Class of each sample, on the CPU, (N, ); None unless each has exactly one."""
     labels = [getattr(sample, 'gt_label', None) for sample in data_samples or [None]]
-    single = [label.reshape(1).cpu() for label in labels if label is not None and label.numel() == 1]
-    return torch.cat(single) if len(single) == len(labels) else None
+    single = [label.reshape(1) for label in labels if label is not None and label.numel() == 1]
+    return torch.cat(single).cpu() if len(single) == len(labels) else None
 
 
 def _check_cifar(name: str, dataset: dict[str, Any], field: str) -> None:

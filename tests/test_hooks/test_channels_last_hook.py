@@ -30,15 +30,18 @@ def test_mathematics_is_the_same():
     data = batch(20)
     data = dict(inputs=data['inputs'].double(), data_samples=data['data_samples'])
     gradients = []
+    assert formats(model) == {False}
     for change in (lambda: None, lambda: ChannelsLastHook().before_train(SimpleNamespace(model=model))):
         change()
         loss, = model(**data, mode='loss').values()
         gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    assert formats(model) == {True}
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-12)
 
 
-def test_config_puts_it_to_work(tmp_path):
-    assert formats(run_digits(tmp_path, network()).model) == {True}
+def test_run_with_one_setting(tmp_path):
+    runner = run_digits(tmp_path, network(), **{'default_hooks.channels_last.type': 'mmwsl.ChannelsLastHook'})
+    assert formats(runner.model) == {True}
 
 
 def test_model_in_distributed_data_parallel_stays(tmp_path):

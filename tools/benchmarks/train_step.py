@@ -3,9 +3,10 @@
 The arms take turns, step by step, so that whatever else the machine does falls on all of them: a bare PyTorch loop over
 the student alone (the floor); the forward pass of the teacher, in eval mode and without gradient; the student alone
 through mmengine's Runner, also with its images kept on the device; mmwsl with its teacher in eval mode, as it comes and
-with every option (compiled, in bfloat16), with batch statistics, and cached; MMRazor's SingleTeacherDistill with WSLD.
-All have the same networks, images and batch size, and read their images in the same process. Medians and ratios are
-printed and written to a JSON file with the machine's description, beside a plot.
+with every option (compiled, bfloat16), with batch statistics, and cached; MMRazor's SingleTeacherDistill with WSLD, as
+it comes and with mmwsl's ChannelsLastHook, which all other arms through a Runner have too. All have the same networks,
+images and batch size, and read their images in the same process. Medians and ratios are printed and written to a JSON
+file with the machine's description, beside a plot.
 """
 import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
 
@@ -32,6 +33,7 @@ from mmwsl.utils import load_network
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {'vanilla': 'vanilla/r20_cifar100', 'vanilla, device': 'vanilla/r20_cifar100',
            'cached': 'wsl_r56_r20_cifar100_cached'}
+LAYOUT = dict(type='mmwsl.ChannelsLastHook')
 
 
 class Turns:
@@ -94,7 +96,8 @@ def config_of(arm: str, steps: int, teacher: str, out: Path) -> Config:
         train_cfg=dict(max_epochs=1),
         train_dataloader=dict(num_batch_per_epoch=steps, num_workers=0, persistent_workers=False, pin_memory=False),
         val_cfg=None, val_dataloader=None, val_evaluator=None,
-        custom_hooks=[dict(type='TurnsHook', arm=arm)], randomness=dict(seed=0)))
+        custom_hooks=[*([] if arm == 'mmrazor' else [LAYOUT]), dict(type='TurnsHook', arm=arm)],
+        randomness=dict(seed=0)))
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=-1)
     cfg.train_dataloader.dataset.dataset.data_root = str(ROOT / 'data/cifar100')
     if arm.startswith('vanilla'):
@@ -106,7 +109,7 @@ def config_of(arm: str, steps: int, teacher: str, out: Path) -> Config:
         cfg.train_dataloader.dataset.dataset.indices = steps * cfg.train_dataloader.batch_size
         cfg.model.teacher_cache = cfg.train_dataloader.dataset.cache = str(out / 'teacher_cache')
     cfg.model.teacher_speed = 'compile_bf16' if arm == 'wsl, every option' else 'fold'
-    if arm == 'mmrazor':
+    if arm.startswith('mmrazor'):
         peer = Config.fromfile(ROOT / 'configs/mmrazor_r56_r20_cifar100_8e.py').model
         del cfg.model.teacher_speed
         cfg.model.type, cfg.model.distiller = peer.type, peer.distiller
@@ -121,6 +124,8 @@ def bare_loop(steps: int, turns: Turns) -> None:
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     model = MODELS.build(cfg.model).to(device)
+    if device == 'cpu':  # as LAYOUT
+        model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     mean, std = (torch.tensor(cfg.data_preprocessor[key], device=device).view(3, 1, 1) for key in ('mean', 'std'))
     model.train()
@@ -140,13 +145,15 @@ def bare_loop(steps: int, turns: Turns) -> None:
 def measure(steps: int, teacher: str, out: Path) -> dict[str, list[float]]:
     """Seconds of each arm's steps but the first five, by arm."""
     arms = ['bare', 'teacher', 'vanilla', 'vanilla, device', 'wsl, eval', 'wsl, every option', 'wsl, batch statistics',
-            'cached', 'mmrazor']
+            'cached', 'mmrazor', 'mmrazor, channels last']
     turns = TurnsHook.turns = Turns(arms)
     threading.excepthook = end_all
     init_default_scope('mmpretrain')
     shutil.rmtree(out / 'teacher_cache', ignore_errors=True)
     build_cache(config_of('cached', steps, teacher, out), out / 'teacher_cache', views=1)
     runners = {arm: Runner.from_cfg(config_of(arm, steps, teacher, out)) for arm in arms[2:]}
+    for runner in runners.values():
+        runner.train_loop  # noqa: B018  reads its data now, while no other thread draws random numbers
     threads = [threading.Thread(target=bare_loop, args=(steps, turns)),
                threading.Thread(target=teacher_loop, args=(steps, turns, teacher))]
     threads += [threading.Thread(target=runner.train) for runner in runners.values()]
@@ -188,6 +195,7 @@ def ratios_of(medians: dict[str, float]) -> dict[str, float]:
         '(wsl, every option - vanilla) / teacher': extra('wsl, every option'),
         'cached / vanilla': medians['cached'] / medians['vanilla'],
         'wsl, eval / mmrazor': medians['wsl, eval'] / medians['mmrazor'],
+        'wsl, eval / mmrazor, channels last': medians['wsl, eval'] / medians['mmrazor, channels last'],
         'wsl, every option / mmrazor': medians['wsl, every option'] / medians['mmrazor'],
         'wsl, batch statistics / mmrazor': medians['wsl, batch statistics'] / medians['mmrazor'],
     }

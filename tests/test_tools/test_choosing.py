@@ -1,0 +1,80 @@
+import importlib.util
+import sys
+
+import pytest
+
+from tests.tiny import ROOT
+
+
+@pytest.fixture(scope='module')
+def choosing():
+    sys.path.insert(0, str(ROOT / 'tools'))
+    spec = importlib.util.spec_from_file_location('choosing', ROOT / 'tools/choosing.py')
+    module = importlib.util.module_from_spec(spec)
+    sys.modules['choosing'] = module  # dataclasses look it up
+    spec.loader.exec_module(module)
+    yield module
+    sys.path.remove(str(ROOT / 'tools'))
+
+
+def run(config, seed, top1, options=(), **settings):
+    return dict(config=config, seed=seed, top1=top1, options=list(options), settings=settings)
+
+
+def test_page_is_what_the_results_give(choosing):
+    text = choosing.PAGE.read_text()
+    assert choosing.page(choosing.Runs(choosing.read_runs())) == text, 'out of step: run tools/choosing.py'
+    assert text.count('written by tools/choosing.py') == 3
+
+
+def test_every_config_that_is_asked_for_exists(choosing):
+    stems = {path.stem for path in (ROOT / 'configs').rglob('*.py')}
+    for data in choosing.DATA:
+        for pair, suffix in ((data.pair, ''), (data.weak_pair, ''), (data.pair, '_noise')):
+            assert set(data.configs(pair, suffix).values()) <= stems
+
+
+def test_grid_holds_runs_of_that_setting_and_no_others(choosing):
+    tau, weight = f'{choosing.LOSS}.tau', f'{choosing.LOSS}.loss_weight'
+    runs = choosing.Runs([
+        run('wsl_digits', 0, 90.0, **{tau: '2', weight: '1'}), run('wsl_digits', 1, 92.0, **{weight: '1', tau: '2'}),
+        run('wsl_digits', 2, 10.0, ['train_cfg.max_epochs=1'], **{tau: '2', weight: '1'}),
+        run('wsl_digits', 0, 80.0, ['model.teacher_ckpt=t.pth'], **{tau: '8', weight: '4'}),
+        run('wsl_digits', 3, 20.0)])
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in choosing.grid_table(runs).splitlines()]
+    assert rows[0] == ['Data', '`tau`', *(f'`loss_weight` {weight}' for weight in ('0.5', '1', '2.25', '4'))]
+    filled = {(row[0], row[1], place): cell for row in rows[2:] for place, cell in enumerate(row[2:])
+              if cell != choosing.EMPTY}
+    assert filled == {('Digits', '2', 1): '91.00 ± 1.41', ('Digits', '8', 3): '80.00'}
+
+
+def test_runs_on_a_subset_stand_apart(choosing):
+    digits, cifar = choosing.DATA
+    runs = choosing.Runs([run('r20_cifar100_8e', 0, 60.0),
+                          run('r20_cifar100_8e', 0, 30.0, **dict(cifar.settings)),
+                          run('r20_cifar100_8e_noise', 0, 20.0, **dict(cifar.settings), **{choosing.NOISE: '0.4'})])
+    cells = choosing.noisy(runs, cifar)
+    assert {prob: [run['top1'] for run in arms['alone'].values()] for prob, arms in cells.items()} == {
+        '0': [30.0], '0.2': [], '0.4': [20.0]}
+    assert not any(seeds for arms in choosing.noisy(runs, digits).values() for seeds in arms.values())
+
+
+def test_difference_is_taken_in_pairs(choosing):
+    first = {0: dict(top1=5.0), 1: dict(top1=7.0), 2: dict(top1=6.0), 9: dict(top1=100.0)}
+    second = {2: dict(top1=5.0), 1: dict(top1=4.0), 0: dict(top1=3.0)}
+    # 2, 3, 1: mean 2, standard deviation 1, over root 3
+    assert choosing.difference(first, second) == '+2.00 ± 0.58'
+    assert choosing.difference(first, {1: dict(top1=7.5)}) == '-0.50'
+    assert choosing.difference(first, {}) == ''
+
+
+def test_pictures_show_what_is_complete(choosing, tmp_path, monkeypatch):
+    monkeypatch.setattr(choosing, 'PICTURES', tmp_path)
+    choosing.draw(choosing.Runs([]))
+    assert not list(tmp_path.iterdir())
+    digits = choosing.DATA[0]
+    runs = [run(config, seed, 90.0 + seed, **({choosing.NOISE: prob} if suffix else {})) for seed in (0, 1)
+            for prob, suffix in (('0', ''), ('0.2', '_noise'), ('0.4', '_noise'))
+            for config in digits.configs(digits.pair, suffix).values()]
+    choosing.draw(choosing.Runs(runs))
+    assert [path.name for path in tmp_path.iterdir()] == ['choosing_noise.png']

@@ -1,0 +1,179 @@
+"""Write the tables and pictures of docs/choosing.md from results/*.json, which tools/sweep.py writes.
+
+With --check, nothing is written, and it is an error if the tables are out of step with the results.
+"""
+import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
+
+import argparse
+import re
+import statistics
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from catalogue import NEUTRAL, ROOT, mean_and_spread, read_runs, table
+
+PAGE = ROOT / 'docs/choosing.md'
+PICTURES = ROOT / 'docs/pictures'
+TAUS, WEIGHTS = ('1', '2', '4', '8'), ('0.5', '1', '2.25', '4')
+LOSS = 'model.distiller.distill_losses.loss_wsl'
+NOISE = 'train_dataloader.dataset.dataset.pipeline.0.prob'
+NOISES = ('0', '0.2', '0.4')
+ARMS = {'alone': 'Alone', 'kd': 'Plain soft labels', 'wsl': 'Weighted soft labels'}
+EMPTY = 'not run yet'
+Seeds = dict[int, dict]  # runs of one kind, by their seeds
+Arms = dict[str, Seeds]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset, the configs of its pair, and what every run on it sets."""
+    title: str
+    alone: str
+    pair: str
+    weak_pair: str
+    teacher: str
+    weak_teacher: str
+    settings: tuple[tuple[str, str], ...] = ()
+
+    def configs(self, pair: str, suffix: str = '') -> dict[str, str]:
+        return {'alone': self.alone + suffix, 'kd': f'kd_{pair}{suffix}', 'wsl': f'wsl_{pair}{suffix}'}
+
+
+DATA = (
+    Data('Digits', 'digits_student', 'digits', 'digits_student_student', 'ResNet-14', 'ResNet-8, as the student'),
+    Data('CIFAR-100, 10,000 images', 'r20_cifar100_8e', 'r56_r20_cifar100_8e', 'r20_r20_cifar100_8e', 'ResNet-56',
+         'ResNet-20, as the student', (('train_dataloader.dataset.dataset.indices', '10000'), )),
+)
+
+
+class Runs:
+    """All runs that are kept, found by what was run."""
+
+    def __init__(self, runs: Iterable[dict]) -> None:
+        self.runs: dict[tuple[str, frozenset], Seeds] = {}
+        for run in runs:
+            if all(NEUTRAL.match(option) for option in run['options']):
+                self.runs.setdefault((run['config'], frozenset(run['settings'].items())), {})[run['seed']] = run
+
+    def of(self, config: str, data: Data, **settings: str) -> Seeds:
+        """By seed."""
+        return self.runs.get((config, frozenset({**dict(data.settings), **settings}.items())), {})
+
+
+def grid(runs: Runs, data: Data) -> dict[tuple[str, str], Seeds]:
+    """Runs at each tau and loss_weight."""
+    return {(tau, weight): runs.of(f'wsl_{data.pair}', data, **{f'{LOSS}.tau': tau, f'{LOSS}.loss_weight': weight})
+            for tau in TAUS for weight in WEIGHTS}
+
+
+def noisy(runs: Runs, data: Data) -> dict[str, Arms]:
+    """Runs of each arm at each share of wrong labels."""
+    found = {'0': {arm: runs.of(config, data) for arm, config in data.configs(data.pair).items()}}
+    for prob in NOISES[1:]:
+        found[prob] = {arm: runs.of(config, data, **{NOISE: prob})
+                       for arm, config in data.configs(data.pair, '_noise').items()}
+    return found
+
+
+def teachers(runs: Runs, data: Data) -> dict[str, Arms]:
+    """Runs of each arm with each teacher."""
+    return {name: {arm: runs.of(config, data) for arm, config in data.configs(pair).items()}
+            for name, pair in ((data.teacher, data.pair), (data.weak_teacher, data.weak_pair))}
+
+
+def cell(runs: Seeds) -> str:
+    return mean_and_spread(list(runs.values())) or EMPTY
+
+
+def difference(first: Seeds, second: Seeds) -> str:
+    """Mean of first - second over the seeds that both have, and its standard error."""
+    pairs = [first[seed]['top1'] - second[seed]['top1'] for seed in sorted(first.keys() & second.keys())]
+    if len(pairs) < 2:
+        return f'{pairs[0]:+.2f}' if pairs else ''
+    return f'{statistics.mean(pairs):+.2f} ± {statistics.stdev(pairs) / len(pairs)**0.5:.2f}'
+
+
+def grid_table(runs: Runs) -> str:
+    rows = []
+    for data in DATA:
+        cells = grid(runs, data)
+        rows += [(data.title, tau, *(cell(cells[tau, weight]) for weight in WEIGHTS)) for tau in TAUS]
+    return table(('Data', '`tau`', *(f'`loss_weight` {weight}' for weight in WEIGHTS)), rows)
+
+
+def arms_table(question: str, rows: Iterable[tuple[str, str, Arms]]) -> str:
+    return table(('Data', question, *ARMS.values(), 'Weighted - plain', 'Runs'), [
+        (title, case, *(cell(arms[arm]) for arm in ARMS), difference(arms['wsl'], arms['kd']),
+         ', '.join(str(len(arms[arm])) for arm in ARMS)) for title, case, arms in rows])
+
+
+def tables(runs: Runs) -> dict[str, str]:
+    """By the name of the place in the page."""
+    return {
+        'grid': grid_table(runs),
+        'teachers': arms_table('Teacher', ((data.title, name, arms) for data in DATA
+                                           for name, arms in teachers(runs, data).items())),
+        'noise': arms_table('Wrong labels', ((data.title, f'{float(prob):.0%}', arms) for data in DATA
+                                             for prob, arms in noisy(runs, data).items())),
+    }
+
+
+def page(runs: Runs) -> str:
+    """The page, with its tables made anew."""
+    text = PAGE.read_text()
+    for name, made in tables(runs).items():
+        begin, end = f'<!-- {name}: written by tools/choosing.py -->', f'<!-- end of {name} -->'
+        text = re.sub(f'{begin}.*?{end}', lambda _: f'{begin}\n\n{made}\n\n{end}', text, flags=re.S)  # noqa: B023
+    return text
+
+
+def draw(runs: Runs) -> None:
+    """choosing_grid.png and choosing_noise.png, a panel for each dataset that has runs."""
+    panel('choosing_grid.png', 'temperature tau', [
+        (data.title, TAUS, {f'loss_weight {weight}': [cells[tau, weight] for tau in TAUS] for weight in WEIGHTS})
+        for data in DATA for cells in [grid(runs, data)]])
+    panel('choosing_noise.png', 'share of wrong labels', [
+        (data.title, NOISES, {name: [cells[prob][arm] for prob in NOISES] for arm, name in ARMS.items()})
+        for data in DATA for cells in [noisy(runs, data)]])
+
+
+def panel(name: str, xlabel: str, panels: list[tuple[str, tuple[str, ...], dict[str, list[Seeds]]]]) -> None:
+    """Mean and standard deviation of each line at each place, of the panels whose cells are all filled."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+    panels = [panel for panel in panels if all(cell for line in panel[2].values() for cell in line)]
+    if not panels:
+        return
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), layout='constrained', squeeze=False)
+    for ax, (title, places, lines) in zip(axes[0], panels, strict=True):
+        for shift, (label, cells) in enumerate(lines.items()):
+            mean, spread = zip(*map(moments, cells), strict=True)
+            at = [place + 0.06 * (shift - (len(lines) - 1) / 2) for place in range(len(places))]
+            ax.errorbar(at, mean, spread, marker='o', capsize=3, label=label)
+        ax.set_xticks(range(len(places)), places)
+        ax.set(xlabel=xlabel, ylabel='top-1 on the test set, %', title=title)
+        ax.legend(fontsize='small')
+    figure.savefig(PICTURES / name, dpi=100)
+
+
+def moments(runs: Seeds) -> tuple[float, float]:
+    top1 = [run['top1'] for run in runs.values()]
+    return statistics.mean(top1), statistics.stdev(top1) if len(top1) > 1 else 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--check', action='store_true', help='only compare the tables with what would be written')
+    args = parser.parse_args()
+    runs = Runs(read_runs())
+    text = page(runs)
+    if args.check:
+        sys.exit('out of step, run tools/choosing.py' if text != PAGE.read_text() else 0)
+    PAGE.write_text(text)
+    draw(runs)
+
+
+if __name__ == '__main__':
+    main()
