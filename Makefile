@@ -1,8 +1,10 @@
 # make demo | test | lint [STACK=openmmlab] [PYTHON=python3.12] [TORCH_INDEX=address of an index with other builds of torch]
+# make test CUDA=0 PYTEST_ARGS="-k cuda": what needs a GPU; all else is tested on the CPU
 STACK ?= onedl
 PYTHON ?= python3
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+CUDA ?=
 
 VENV := .venv$(if $(filter-out onedl,$(STACK)),-$(STACK))
 BIN := $(VENV)/bin
@@ -27,7 +29,7 @@ demo: $(INSTALLED)
 	$(BIN)/python tools/demo.py
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	CUDA_VISIBLE_DEVICES=$(CUDA) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

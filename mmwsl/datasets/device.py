@@ -91,10 +91,11 @@ def crop_and_flip(images: Tensor, padding: int, top: np.ndarray, left: np.ndarra
         Shape: as images.
     """
     height, width = images.shape[2:]
-    rows = top[:, None] + np.arange(height)
-    columns = left[:, None] + np.where(flip[:, None], np.arange(width)[::-1], np.arange(width))
-    pixels = rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]
-    index = torch.from_numpy(pixels.reshape(len(images), 1, -1)).to(images.device)
+    corner = torch.from_numpy(np.stack((top, left, flip))).to(images.device)
+    rows = corner[0, :, None] + torch.arange(height, device=images.device)
+    across = torch.arange(width, device=images.device)
+    columns = corner[1, :, None] + torch.where(corner[2, :, None] > 0, across.flip(0), across)
+    index = (rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]).view(len(images), 1, -1)
     padded = F.pad(images, (padding, ) * 4).flatten(2)
     return padded.gather(2, index.expand(-1, images.shape[1], -1)).view_as(images)
 

@@ -48,7 +48,8 @@ def single_labels(data_samples: Any) -> Tensor | None:
 def _check_cifar(name: str, dataset: dict[str, Any], field: str) -> None:
     folder, files, archive = _CIFAR[name]
     root = Path(dataset.get('data_root') or dataset.get('data_prefix') or '')
-    first_process = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0))) == 0
+    ranks = [os.environ[name] for name in ('RANK', 'OMPI_COMM_WORLD_RANK', 'SLURM_PROCID') if name in os.environ]
+    first_process = ranks[:1] in ([], ['0'])
     # of several processes the first fetches; the dataset itself lets the others wait
     if not first_process or all((root / folder / file).is_file() for file in files):
         return

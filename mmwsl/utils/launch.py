@@ -42,7 +42,8 @@ def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, .
         FileNotFoundError: If data are missing; the message says which layout is expected where.
         ValueError: If mixed precision is asked for without a GPU.
     """
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    # mmengine reads LOCAL_RANK, and MPI names it otherwise
+    os.environ.setdefault('LOCAL_RANK', os.environ.get('OMPI_COMM_WORLD_LOCAL_RANK', str(args.local_rank)))
     cfg.launcher = args.launcher
     if args.work_dir or not cfg.get('work_dir'):
         cfg.work_dir = args.work_dir or f'work_dirs/{Path(args.config).stem}'

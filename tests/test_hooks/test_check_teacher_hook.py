@@ -1,8 +1,23 @@
 
 import pytest
 import torch
+from mmengine.registry import DATASETS
 
+from mmwsl.datasets import Digits
 from tests.tiny import distillation, network, run_digits
+
+
+@DATASETS.register_module()
+class SortedDigits(Digits):
+    """Class after class, as folders hold them."""
+
+    def load_data_list(self):
+        return sorted(super().load_data_list(), key=lambda item: item['gt_label'])
+
+
+@DATASETS.register_module()
+class OtherDigits(Digits):
+    METAINFO = {'classes': ('0', '1', '2', '3', '4', '5', '6', '7', '9', 'eight')}
 
 
 @pytest.fixture(scope='module')
@@ -34,6 +49,31 @@ def test_at_most_max_batches_are_looked_at(tmp_path, trained):
 def test_teacher_that_knows_nothing_stops_the_run(tmp_path):
     with pytest.raises(RuntimeError, match=r'chance is 10\.00 % and 20\.00 % is required.*min_accuracy'):
         run(tmp_path, distillation())
+
+
+def test_images_that_lie_in_order_of_classes_are_looked_at_in_another(tmp_path, trained):
+    """A teacher that only ever says 0 has a tenth of all images right, and most of the first 100."""
+    checkpoint = torch.load(trained[0], weights_only=False)
+    checkpoint['state_dict']['head.fc.bias'][0] = 1e4
+    torch.save(checkpoint, tmp_path / 'says_0.pth')
+    with pytest.raises(RuntimeError, match=r'gets (\d|1\d)\.\d\d % of 200 validation images right'):
+        run(tmp_path, distillation(teacher_ckpt=str(tmp_path / 'says_0.pth')), dict(max_batches=1),
+            val_dataloader=dict(batch_size=200, dataset=dict(type='SortedDigits')))
+
+
+def test_training_and_validation_have_the_same_classes(tmp_path, trained):
+    with pytest.raises(ValueError, match=r"only in training: \['8'\], only in validation: \['eight'\]"):
+        run(tmp_path, distillation(teacher_ckpt=trained[0]), val_dataloader=dict(dataset=dict(type='OtherDigits')))
+
+
+def test_fewer_outputs_than_classes_stop_any_run(tmp_path):
+    with pytest.raises(ValueError, match='the data have 10 classes and the student predicts 9: set num_classes'):
+        run(tmp_path, network(2, classes=9))
+
+
+def test_more_outputs_than_classes_are_said(tmp_path):
+    assert run(tmp_path, network(2, classes=11)).iter == 6
+    assert 'the data have 10 classes and the student predicts 11' in next(tmp_path.glob('*/*.log')).read_text()
 
 
 def test_the_check_can_be_overridden(tmp_path):

@@ -82,6 +82,25 @@ def test_both_spellings_of_local_rank(monkeypatch, option):
     assert os.environ.pop('LOCAL_RANK') == '3'
 
 
+def test_local_rank_of_mpi(monkeypatch):
+    import os
+    monkeypatch.delenv('LOCAL_RANK', raising=False)
+    monkeypatch.setenv('OMPI_COMM_WORLD_LOCAL_RANK', '5')
+    prepared(monkeypatch)
+    assert os.environ.pop('LOCAL_RANK') == '5'
+
+
+@pytest.mark.parametrize('rank', ['RANK', 'OMPI_COMM_WORLD_RANK', 'SLURM_PROCID'])
+def test_the_first_process_fetches_for_all(tmp_path, monkeypatch, rank):
+    for name in ('RANK', 'OMPI_COMM_WORLD_RANK', 'SLURM_PROCID'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(rank, '1')
+    check_data(cifar(tmp_path, download=False), ('train_dataloader', ))
+    monkeypatch.setenv(rank, '0')
+    with pytest.raises(FileNotFoundError):
+        check_data(cifar(tmp_path, download=False), ('train_dataloader', ))
+
+
 def cifar(tmp_path, **kwargs):
     dataset = dict(type='mmwsl.SeededViews', dataset=dict(type='CIFAR100', data_root=str(tmp_path), **kwargs))
     return Config(dict(train_dataloader=dict(dataset=dataset)))

@@ -33,7 +33,7 @@ from mmwsl.utils import load_network
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {'vanilla': 'vanilla/r20_cifar100', 'vanilla, device': 'vanilla/r20_cifar100',
            'cached': 'wsl_r56_r20_cifar100_cached'}
-LAYOUT = dict(type='mmwsl.ChannelsLastHook')
+LAYOUT = dict(type='mmwsl.ChannelsLastHook', device_type=None)
 
 
 class Turns:
@@ -124,8 +124,7 @@ def bare_loop(steps: int, turns: Turns) -> None:
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     model = MODELS.build(cfg.model).to(device)
-    if device == 'cpu':  # as LAYOUT
-        model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # as LAYOUT
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     mean, std = (torch.tensor(cfg.data_preprocessor[key], device=device).view(3, 1, 1) for key in ('mean', 'std'))
     model.train()

@@ -3,10 +3,13 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmcv.cnn import fuse_conv_bn
+from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -25,8 +28,8 @@ def fast_forward(teacher: nn.Module, inputs: Tensor, speed: str) -> Callable[[Te
     """What the teacher does with images, faster.
 
     Its BatchNorm is folded into the convolutions before it where it predicts with running statistics, weights are laid
-    out channels last, and both only where logits stay the same to 1e-4 of the largest. What is asked for beyond that is
-    left out, with a warning, where it does not work.
+    out channels last, and both only where logits stay the same to 1e-4 of the largest in float32. What is asked for
+    beyond that is left out, with a warning, where it does not work.
 
     Args:
         teacher: The network in the mode in which it teaches. It is left as it is; the function holds a copy.
@@ -38,7 +41,8 @@ def fast_forward(teacher: nn.Module, inputs: Tensor, speed: str) -> Callable[[Te
     """
     if speed == 'plain' or inputs.dim() != 4:
         return None
-    with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
+    mixed = torch.is_autocast_enabled(inputs.device.type)
+    with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False), _without_tf32():
         expected = teacher(inputs, mode='tensor')
         if not isinstance(expected, Tensor) or not torch.isfinite(expected).all():
             return None
@@ -49,19 +53,43 @@ def fast_forward(teacher: nn.Module, inputs: Tensor, speed: str) -> Callable[[Te
     run = _runner(half or network or copy.deepcopy(teacher), half is not None)
     if 'compile' not in speed:
         return run
-    return _compiled(run, inputs, _TOLERANCE if half is None else _BF16_TOLERANCE)
+    with _without_tf32():
+        return _compiled(run, inputs, _BF16_TOLERANCE if mixed or half is not None else _TOLERANCE)
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """A GPU's convolutions round to TF32 by default, each form of a network otherwise: by 1e-3, not by 1e-4."""
+    switches: tuple[Any, ...] = torch.backends.cudnn, torch.backends.cuda.matmul
+    try:
+        before = [switch.allow_tf32 for switch in switches]
+    except RuntimeError:  # set by torch's finer switches, which these do not mix with
+        yield
+        return
+    try:
+        for switch in switches:
+            switch.allow_tf32 = False
+        yield
+    finally:
+        for switch, allowed in zip(switches, before, strict=True):
+            switch.allow_tf32 = allowed
 
 
 def _rearranged(teacher: nn.Module, inputs: Tensor, expected: Tensor) -> nn.Module | None:
     """The fastest copy of the teacher that says the same in float32."""
-    for change in ((_folded, _channels_last) if _may_fold(teacher) else (_channels_last, )):
+    changes = {'its BatchNorm folded into convolutions, channels last': _folded, 'channels last': _channels_last}
+    for form, change in changes.items():
+        if change is _folded and not _may_fold(teacher):
+            continue
         try:
             network = change(copy.deepcopy(teacher)).requires_grad_(False)
             logits = network(inputs, mode='tensor')
         except (RuntimeError, AttributeError):  # folded into a convolution of another shape; a view of this layout
             continue
         if _agree(logits, expected, _TOLERANCE):
+            print_log(f'The teacher runs with {form}.', logger='current')
             return network
+    print_log('The teacher runs as it is: other forms of it fail or change its logits.', logger='current')
     return None
 
 

@@ -92,4 +92,5 @@ class _InputAdapter:
 
     def adapt(self, inputs: Tensor) -> Tensor:
         inputs = inputs.flip(1) if self.flip else inputs
+        self.scale, self.shift = self.scale.to(inputs.device), self.shift.to(inputs.device)  # a copy, once
         return inputs * self.scale.to(inputs) + self.shift.to(inputs)

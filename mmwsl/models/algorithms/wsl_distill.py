@@ -144,6 +144,7 @@ class WSLDistill(SingleTeacherDistill):
         self._teach(batch_inputs, data_samples)
         return self.distiller.get_record('logits', from_student=False)
 
+    @torch.compiler.disable  # it compiles and copies networks itself
     def _choose_teacher_mode(self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None) -> None:
         """Logits come from ``mode='tensor'``, and fast if nothing else is read.
 

@@ -1,6 +1,7 @@
 """The fast teacher: which one it is, and that it says what the plain one says."""
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -249,6 +250,39 @@ def test_compilation_that_changes_logits_is_left_out_with_one_warning(model, mon
     with pytest.warns(UserWarning, match='torch.compile, which changes a logit by more than 0.0001 of the largest'):
         losses(model, batch())
     assert_same(recorded(model), expected)
+
+
+def test_rounding_to_tf32_does_not_hide_the_fold(monkeypatch):
+    """A stand-in for a GPU, whose convolutions round each form of a network otherwise while TF32 is allowed."""
+    def round_otherwise(module, args):
+        if torch.backends.cudnn.allow_tf32:
+            return args[0] * (1 + 1e-2 * torch.rand_like(args[0])),
+        return None
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', True)
+    teacher = with_running_statistics(build(distillation()['teacher']).eval())
+    teacher.backbone.conv1.register_forward_pre_hook(round_otherwise)
+    fast = fast_forward(teacher, torch.randn(4, 1, 8, 8), 'fold')
+    assert fast is not None
+    assert torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize('enabled', [True, False])
+def test_compilation_is_judged_by_the_precision_of_the_run(monkeypatch, enabled):
+    monkeypatch.setattr(torch, 'compile', lambda run: lambda inputs: 1.01 * run(inputs))
+    teacher, inputs = build(distillation()['teacher']).eval(), torch.randn(4, 1, 8, 8)
+    with torch.autocast('cpu', dtype=torch.bfloat16, enabled=enabled), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        fast_forward(teacher, inputs, 'compile')
+    assert any('runs without torch.compile' in str(warning.message) for warning in caught) is not enabled
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore:teacher_ckpt is None')
+def test_mmengines_compile_works_on_a_compiled_teacher(tmp_path):
+    model = distillation(teacher_speed='compile')
+    runner = run_digits(tmp_path, model, custom_hooks=[], compile=dict(backend='eager'))
+    assert runner.iter == 6
+    assert runner.model._fast_teacher is not None
 
 
 @pytest.mark.slow
