@@ -1,11 +1,12 @@
+import json
 import re
 
 import pytest
 from mmengine.config import Config
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
-from tests.tiny import ROOT, build
+from tests.tiny import ROOT, batch, build, losses
 
 README = (ROOT / 'README.md').read_text()
 BLOCKS = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
@@ -37,18 +38,45 @@ def test_own_data_is_read_as_the_example_says(own_data):
 def test_own_classes_reach_both_networks(own_data):
     model = own_data.model
     assert model.architecture.head.num_classes == model.teacher.head.num_classes == 20
-    assert model.teacher_ckpt == 'checkpoints/my_teacher.pth'
+    assert model.teacher_ckpt == 'work_dirs/my_r34/epoch_90.pth'
 
 
-def test_distiller_of_the_example_builds():
-    scope = {}
-    exec(next(block for block in BLOCKS if 'distiller = dict' in block), scope)
+def test_distiller_of_the_example_trains(tmp_path):
+    block = next(block for block in BLOCKS if 'distiller=dict' in block)
+    (tmp_path / 'features.py').write_text(block.replace("'wsl_r34", f"'{ROOT}/configs/wsl_r34"))
+    cfg = Config.fromfile(tmp_path / 'features.py').model
     init_default_scope('mmpretrain')
-    assert set(MODELS.build(scope['distiller']).distill_losses) == {'loss_wsl', 'loss_features'}
-    cfg = Config.fromfile(ROOT / 'configs/wsl_r34_r18_in1k.py').model
     # its recorders name layers that these networks have
-    build({**cfg, 'distiller': scope['distiller'], 'teacher_ckpt': None,
-           'data_preprocessor': dict(type='mmpretrain.ClsDataPreprocessor')})
+    model = build({**cfg, 'teacher_ckpt': None, 'data_preprocessor': dict(type='mmpretrain.ClsDataPreprocessor')})
+    assert {'distill.loss_wsl', 'distill.loss_features'} < set(losses(model, batch(2, channels=3)))
+
+
+def benchmark(name):
+    return json.loads((ROOT / f'results/benchmarks/{name}.json').read_text())
+
+
+def test_table_of_the_loss_is_that_of_its_benchmark():
+    for row in benchmark('loss')['rows']:
+        times, memory = row['milliseconds'], row['memory / logits']
+        cells = [' x '.join(map(str, row['shape'])), f'{times["WSLLoss"]:.2f} ms']
+        peers = [peer for peer in ('plain KD', 'WSLD (mmrazor)') if peer in times]
+        cells += [f'{times["WSLLoss"] / times[peer]:.2f}' for peer in peers] + [''] * (2 - len(peers))
+        cells += [f'{memory[peer]:.1f}' for peer in ('WSLLoss', *peers)] + [''] * (2 - len(peers))
+        assert f'| {" | ".join(cells)}'.rstrip() in README
+
+
+def test_table_of_the_step_is_that_of_its_benchmark():
+    times = benchmark('train_step')['milliseconds']
+    arms = ['bare', 'vanilla', 'vanilla, device', 'wsl, eval', 'wsl, every option', 'wsl, batch statistics', 'cached',
+            'mmrazor', 'mmrazor, channels last', 'teacher']
+    table = README[README.index('| student alone, bare PyTorch loop'):].split('\n\n')[0].splitlines()
+    for arm, row in zip(arms, table, strict=True):
+        _, milliseconds, beyond, ratio = (cell.strip() for cell in row.strip('|').split('|'))
+        assert milliseconds == f'{times[arm]:.0f}'
+        if beyond:
+            assert float(beyond) == round((times[arm] - times['vanilla']) / times['teacher'], 2)
+        if ratio:
+            assert float(ratio) == round(times[arm] / times['mmrazor'], 2)
 
 
 def test_python_example_runs():

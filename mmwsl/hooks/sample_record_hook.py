@@ -64,7 +64,8 @@ class SampleRecordHook(Hook):
         # where it was computed: a copy to the CPU would wait for the device at each step
         self.terms.append(torch.stack([terms[name] for name in _TERMS]))
         self.unlogged += 1
-        if self.log_interval and (batch_idx + 1) % self.log_interval == 0:
+        if self.log_interval and ((batch_idx + 1) % self.log_interval == 0
+                                  or self.end_of_epoch(runner.train_dataloader, batch_idx)):  # as the logger may
             self._log(runner)
 
     def after_train_epoch(self, runner: Runner) -> None:

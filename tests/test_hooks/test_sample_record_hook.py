@@ -75,6 +75,11 @@ def scalars(work_dir):
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
+def test_an_epoch_shorter_than_the_loggers_interval_is_logged(tmp_path):
+    runner = run_digits(tmp_path, with_loss(), custom_hooks=[HOOK], default_hooks=dict(logger=dict(interval=100)))
+    assert len(runner.message_hub.get_scalar('train/wsl/w_p50').data[0]) == 1
+
+
 def test_every_interval_and_after_the_last_epoch(tmp_path):
     run_digits(tmp_path, with_loss(), 5, custom_hooks=[dict(HOOK, interval=2)])
     assert list(read_records(tmp_path)) == [2, 4, 5]

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from mmrazor.models.distillers import ConfigurableDistiller
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmwsl.registry import MODELS
 
@@ -53,6 +56,16 @@ class WSLDistiller(ConfigurableDistiller):
                                           self.teacher_recorders)
         self.loss_forward_mappings = mappings
 
+    def prepare_from_student(self, model: BaseModel) -> None:
+        """Find what is recorded in the student, or raise ValueError."""
+        with _explained('student', model):
+            super().prepare_from_student(model)
+
+    def prepare_from_teacher(self, model: nn.Module) -> None:
+        """Find what is recorded in the teacher, or raise ValueError."""
+        with _explained('teacher', model):
+            super().prepare_from_teacher(model)
+
     def compute_distill_losses(self) -> dict[str, Tensor]:
         """The losses, and what a loss says of its last batch in ``statistics``, which is logged but not summed."""
         results = super().compute_distill_losses()
@@ -66,3 +79,14 @@ class WSLDistiller(ConfigurableDistiller):
         named = [name for name in inspect.signature(loss.forward).parameters if name in RECORDS]
         recorded = {*self.student_recorders.recorders, *self.teacher_recorders.recorders}
         return {name: RECORDS[name] for name in named if RECORDS[name]['recorder'] in recorded}
+
+
+@contextmanager
+def _explained(who: str, network: nn.Module) -> Iterator[None]:
+    try:
+        yield
+    except AssertionError as error:  # of a recorder, whose source is not there
+        raise ValueError(
+            f'a recorder of the {who} finds nothing: {error} The {who} is a {type(network).__name__} of '
+            f'{[name for name, _ in network.named_children()]}. Name one of its modules in {who}_recorders of '
+            "model.distiller; a teacher without a head takes logits=dict(type='ModuleOutputs', source='')") from error

@@ -128,3 +128,11 @@ def test_wiring_that_names_no_recorder_is_refused():
         build(distillation(distiller=dict(
             type='mmwsl.WSLDistiller', student_recorders=dict(fc=LOGITS, targets=TARGETS),
             loss_forward_mappings=mappings)))
+
+
+@pytest.mark.parametrize('who', ['student', 'teacher'])
+def test_a_recorder_without_its_module_is_explained(who):
+    recorders = {f'{who}_recorders': dict(features=dict(type='mmrazor.ModuleOutputs', source='backbone.layer9'))}
+    with pytest.raises(ValueError, match=f"of the {who} finds nothing.*of \\['data_preprocessor', 'backbone', 'neck', "
+                       f"'head'\\]. Name one of its modules in {who}_recorders"):
+        build(distillation(distiller=dict(type='mmwsl.WSLDistiller', **recorders)))
