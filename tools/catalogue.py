@@ -24,7 +24,6 @@ from mmengine.registry import MODELS, init_default_scope
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'
 RESULTS = ROOT / 'results'
-BEGIN, END = '<!-- results: written by tools/catalogue.py -->', '<!-- end of results -->'
 DATASETS = {'in1k': ('ImageNet-1k', (3, 224, 224)), 'cifar100': ('CIFAR-100', (3, 32, 32)),
             'cifar10': ('CIFAR-10', (3, 32, 32)), 'digits': ('Digits', (1, 8, 8))}
 METHODS = {'wsl': 'Weighted soft labels', 'kd': 'Plain soft labels', 'mmrazor': "MMRazor's weighted soft labels",
@@ -167,11 +166,16 @@ def read_runs() -> list[dict]:
     return sorted(runs, key=lambda run: run['seed'])
 
 
+def is_neutral(run: dict) -> bool:
+    """Whether its options change neither training nor data."""
+    return all(NEUTRAL.match(option) for option in run['options'])
+
+
 def read_results() -> dict[str, list[dict]]:
     """Runs of each config as it is, with nothing set but the seed and what is NEUTRAL, in order of seeds."""
     found: dict[str, list[dict]] = {}
     for run in read_runs():
-        if not run['settings'] and all(NEUTRAL.match(option) for option in run['options']):
+        if not run['settings'] and is_neutral(run):
             found.setdefault(run['config'], []).append(run)
     return found
 
@@ -180,8 +184,17 @@ def main_readme(entries: list[Entry], numbers: dict, results: dict) -> str:
     """README.md, with its table of results made anew."""
     rows = [result_row(entry, numbers, runs) for entry in entries if (runs := results.get(entry.name))]
     made = table(('Config', 'Epochs', 'Top-1, %', 'Each run', 'Published', 'Source'), rows)
-    text = (ROOT / 'README.md').read_text()
-    return re.sub(f'{BEGIN}.*?{END}', lambda _: f'{BEGIN}\n\n{made}\n\n{END}', text, flags=re.S)
+    return with_table((ROOT / 'README.md').read_text(), 'results', 'catalogue', made)
+
+
+def with_table(text: str, name: str, tool: str, made: str) -> str:
+    """A page with one of its tables made anew, between the marks that name it and the tool that writes it."""
+    begin, end = marks(name, tool)
+    return re.sub(f'{begin}.*?{end}', lambda _: f'{begin}\n\n{made}\n\n{end}', text, flags=re.S)
+
+
+def marks(name: str, tool: str) -> tuple[str, str]:
+    return f'<!-- {name}: written by tools/{tool}.py -->', f'<!-- end of {name} -->'
 
 
 def result_row(entry: Entry, numbers: dict, runs: list[dict]) -> tuple[str, ...]:

@@ -5,13 +5,12 @@ With --check, nothing is written, and it is an error if the tables are out of st
 import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
-import re
 import statistics
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from catalogue import NEUTRAL, ROOT, mean_and_spread, read_runs, table
+from catalogue import ROOT, is_neutral, mean_and_spread, read_runs, table, with_table
 
 PAGE = ROOT / 'docs/choosing.md'
 PICTURES = ROOT / 'docs/pictures'
@@ -53,7 +52,7 @@ class Runs:
     def __init__(self, runs: Iterable[dict]) -> None:
         self.runs: dict[tuple[str, frozenset], Seeds] = {}
         for run in runs:
-            if all(NEUTRAL.match(option) for option in run['options']):
+            if is_neutral(run):
                 self.runs.setdefault((run['config'], frozenset(run['settings'].items())), {})[run['seed']] = run
 
     def of(self, config: str, data: Data, **settings: str) -> Seeds:
@@ -123,8 +122,7 @@ def page(runs: Runs) -> str:
     """The page, with its tables made anew."""
     text = PAGE.read_text()
     for name, made in tables(runs).items():
-        begin, end = f'<!-- {name}: written by tools/choosing.py -->', f'<!-- end of {name} -->'
-        text = re.sub(f'{begin}.*?{end}', lambda _: f'{begin}\n\n{made}\n\n{end}', text, flags=re.S)  # noqa: B023
+        text = with_table(text, name, 'choosing', made)
     return text
 
 
