@@ -1,6 +1,6 @@
 """Time and memory of WSLLoss, forward and backward, against plain KD and against MMRazor's WSLD, in one run.
 
-The three take turns, step by step, so that whatever else the machine does falls on all of them; medians and ratios are
+They take turns, step by step, so that whatever else the machine does falls on all of them; medians and ratios are
 printed and written to a JSON file with the machine's description, beside a plot.
 """
 import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
@@ -30,7 +30,9 @@ def plain_kd(preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
 
 def losses(shape: tuple[int, ...]) -> dict[str, Callable]:
     """What is compared; WSLD takes two dimensions only."""
-    contestants: dict[str, Callable] = {'WSLLoss': WSLLoss(tau=TAU), 'plain KD': plain_kd}
+    torch._dynamo.reset()  # kernels for this shape, not for any
+    contestants: dict[str, Callable] = {'WSLLoss': WSLLoss(tau=TAU), 'plain KD': plain_kd,
+                                        'WSLLoss compiled': WSLLoss(tau=TAU, compile=True)}
     if len(shape) == 2:
         contestants['WSLD (mmrazor)'] = WSLD(tau=TAU, loss_weight=2.5, num_classes=shape[1])
     return contestants
@@ -86,14 +88,16 @@ def measure(shape: tuple[int, ...], device: str, dtype: torch.dtype, rounds: int
 
 
 def print_table(rows: list[dict]) -> None:
-    print(f'{"logits":20} {"WSLLoss ms":>10} {"/ KD":>6} {"/ WSLD":>6}   memory beside the inputs, in logits tensors')
+    print(f'{"logits":20} {"WSLLoss ms":>10} {"/ KD":>6} {"/ WSLD":>6} {"compiled / KD":>13}   '
+          'memory beside the inputs, in logits tensors')
     for row in rows:
         times = row['milliseconds']
         wsld = times.get('WSLD (mmrazor)')
         ratio = f'{times["WSLLoss"] / wsld:6.2f}' if wsld else '     -'
         memory = ', '.join(f'{name} {value:.2f}' for name, value in row['memory / logits'].items())
         kd = times['WSLLoss'] / times['plain KD']
-        print(f'{row["shape"]!s:20} {times["WSLLoss"]:10.3f} {kd:6.2f} {ratio}   {memory}')
+        compiled = times['WSLLoss compiled'] / times['plain KD']
+        print(f'{row["shape"]!s:20} {times["WSLLoss"]:10.3f} {kd:6.2f} {ratio} {compiled:13.2f}   {memory}')
 
 
 def draw(rows: list[dict], machine: dict, path: Path) -> None:
@@ -101,10 +105,10 @@ def draw(rows: list[dict], machine: dict, path: Path) -> None:
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
     figure, axes = plt.subplots(figsize=(8, 4), layout='constrained')
-    names = ['WSLLoss', 'plain KD', 'WSLD (mmrazor)']
-    for offset, (name, hatch) in enumerate(zip(names, ('', '//', '..'), strict=True)):
+    names = ['WSLLoss', 'WSLLoss compiled', 'plain KD', 'WSLD (mmrazor)']
+    for offset, (name, hatch) in enumerate(zip(names, ('', 'xx', '//', '..'), strict=True)):
         values = [row['milliseconds'].get(name, 0) / row['milliseconds']['plain KD'] for row in rows]
-        axes.bar([i + 0.27 * (offset - 1) for i in range(len(rows))], values, 0.25, label=name, hatch=hatch)
+        axes.bar([i + 0.2 * (offset - 1.5) for i in range(len(rows))], values, 0.18, label=name, hatch=hatch)
     axes.set_xticks(range(len(rows)), [' x '.join(map(str, row['shape'])) for row in rows])
     axes.set(ylabel='time of forward + backward / plain KD', xlabel='shape of the logits')
     axes.set_title(caption(machine), fontsize='small')

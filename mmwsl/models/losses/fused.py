@@ -1,17 +1,21 @@
-r"""The soft labels' loss and the losses that weight it, in one pass over the logits, with the gradient by hand.
+r"""The soft labels' loss and the losses that weight it, with the gradient by hand. :mod:`functional` says what is
+computed; this says it fast.
 
-:mod:`functional` says what is computed; this says it fast. Three things save time. The tempered softmaxes serve the
-value and the gradient, :math:`\partial (\tau^2 H) / \partial z_s = \tau (p_s - p_t)`. The losses at temperature 1
-come out of the tempered probabilities p without exponentials of their own, and precisely so where they are small:
+The tempered softmaxes serve value and gradient, :math:`\partial (\tau^2 H) / \partial z_s = \tau (p_s - p_t)`. The
+losses at temperature 1 are precise where they are small, as a confident teacher's are, because the true class is left
+out of the sum:
 
 .. math::
-    CE(z, y) = \log \sum_i (p_i / p_y)^\tau = \log(1 + e^x), \quad x = \log \sum_{i \ne y} p_i^\tau - \tau \log p_y
+    CE(z, y) = \log(1 + e^x), \quad
+    x = \log \sum_{i \ne y} e^{z_i} - z_y = \log \sum_{i \ne y} p_i^\tau - \tau \log p_y
 
-And on a CPU the batch is walked in blocks that stay in its cache, so that beside the inputs little more than the
-gradient takes memory.
+On a CPU the batch is walked in blocks that stay in the cache, in memory that is taken once, and at the paper's
+temperatures the last form saves an exponential for each logit. Elsewhere torch.compile can make one kernel of it.
 """
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -30,12 +34,11 @@ class Terms(NamedTuple):
     student_hard_loss: Tensor
     """At temperature 1."""
     teacher_hard_loss: Tensor
-    student_true_prob: Tensor
-    """At temperature tau; for soft targets its expectation."""
-    teacher_true_prob: Tensor
+    true_prob_difference: Tensor
+    """The true class's probability at temperature tau, student's - teacher's; its expectation for soft targets."""
 
 
-def soft_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float) -> Terms:
+def soft_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, compile: bool = False) -> Terms:
     r"""As :func:`functional.soft_cross_entropy`, :func:`functional.hard_loss` and the probabilities that
     :func:`functional.bias_and_variance_gradients` takes, for arguments that have been checked.
 
@@ -44,17 +47,20 @@ def soft_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float) -> 
         preds_T: Teacher logits. Shape: (N, C, \*).
         target: Class indices in [0, C), (N, \*), or class scores, (N, C, \*).
         tau: Temperature of the soft labels.
+        compile: Whether torch.compile makes kernels of it.
     """
-    return Terms(*_SoftTerms.apply(preds_S, preds_T.detach(), target, tau))
+    return Terms(*_SoftTerms.apply(preds_S, preds_T.detach(), target, tau, compile))
 
 
 class _SoftTerms(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx: Any, preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float) -> tuple[Tensor, ...]:
-        difference = torch.empty_like(preds_S, dtype=torch.promote_types(preds_S.dtype, torch.float32))
-        blocks = [_block_terms(tau, *block) for block in _blocks(preds_S, preds_T, target, difference)]
-        terms = blocks[0] if len(blocks) == 1 else tuple(map(torch.cat, zip(*blocks, strict=True)))
+    def forward(ctx: Any, preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float,
+                compile: bool) -> tuple[Tensor, ...]:
+        if compile or preds_S.device.type != 'cpu':
+            terms, difference = (_compiled_terms() if compile else _careful_terms)(preds_S, preds_T, target, tau)
+        else:
+            terms, difference = _walked_terms(preds_S, preds_T, target, tau)
         ctx.mark_non_differentiable(*terms[1:])
         ctx.set_materialize_grads(False)
         ctx.tau, ctx.dtype = tau, preds_S.dtype
@@ -63,73 +69,91 @@ class _SoftTerms(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None, None]:
         if grad_loss is None:
-            return None, None, None, None
+            return None, None, None, None, None
         difference, = ctx.saved_tensors
-        return (difference * (grad_loss * ctx.tau).unsqueeze(1)).to(ctx.dtype), None, None, None
+        return (difference * (grad_loss * ctx.tau).unsqueeze(1)).to(ctx.dtype), None, None, None, None
 
 
-def _blocks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Split a batch: into cache-sized parts on a CPU, not at all elsewhere."""
-    logits = tensors[0]
-    if logits.device.type != 'cpu' or logits.numel() <= _BLOCK:
-        return [tensors]
-    rows = max(1, _BLOCK * len(logits) // logits.numel())
-    return list(zip(*(tensor.split(rows) for tensor in tensors), strict=True))
+def _walked_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float) -> tuple[Terms, Tensor]:
+    """As :func:`_careful_terms`, block by block."""
+    difference = torch.empty_like(preds_S, dtype=torch.promote_types(preds_S.dtype, torch.float32))
+    rows = max(1, _BLOCK * len(preds_S) // max(preds_S.numel(), 1))
+    scratch = difference.new_empty(2, *difference[:rows].shape) if _is_quick(target, tau) else None
+    blocks = zip(*(tensor.split(rows) for tensor in (preds_S, preds_T, target, difference)), strict=True)
+    terms = [_block_terms(tau, scratch, *block) for block in blocks]
+    return (terms[0] if len(terms) == 1 else Terms(*map(torch.cat, zip(*terms, strict=True)))), difference
 
 
-def _block_terms(tau: float, preds_S: Tensor, preds_T: Tensor, target: Tensor,
-                 difference: Tensor) -> tuple[Tensor, ...]:
+def _is_quick(target: Tensor, tau: float) -> bool:
+    return tau in (2, 4) and not target.is_floating_point() and target.numel() > 0
+
+
+def _block_terms(tau: float, scratch: Tensor | None, preds_S: Tensor, preds_T: Tensor, target: Tensor,
+                 difference: Tensor) -> Terms:
     """The terms of a block; ``difference`` is filled with p_s - p_t."""
-    preds_S, preds_T = preds_S.to(difference.dtype), preds_T.to(difference.dtype)
-    if tau in (2, 4) and preds_S.device.type == 'cpu' and not target.is_floating_point() and target.numel():
-        terms = _quick_terms(tau, preds_S, preds_T, target.unsqueeze(1), difference)
+    if scratch is not None:
+        terms = _quick_terms(tau, scratch[:, :len(target)], preds_S, preds_T, target.unsqueeze(1), difference)
         if terms is not None:
             return terms
-    return _careful_terms(tau, preds_S, preds_T, target, difference)
+    terms, values = _careful_terms(preds_S, preds_T, target, tau)
+    difference.copy_(values)
+    return terms
 
 
-def _quick_terms(tau: float, preds_S: Tensor, preds_T: Tensor, index: Tensor,
-                 difference: Tensor) -> tuple[Tensor, ...] | None:
-    """For the paper's temperatures: one exponential for each logit. None where a true class's probability vanishes."""
-    logits_S = preds_S / tau
-    probs_S, probs_T = torch.softmax(logits_S, 1), torch.softmax(preds_T / tau, 1)
-    true_S, true_T = probs_S.gather(1, index).squeeze(1), probs_T.gather(1, index).squeeze(1)
+def _quick_terms(tau: float, memory: Tensor, preds_S: Tensor, preds_T: Tensor, index: Tensor,
+                 difference: Tensor) -> Terms | None:
+    """At temperature 2 or 4, in the memory that is given. None where a true class's probability vanishes."""
+    probs_S, (probs_T, scratch) = difference, memory
+    torch.softmax(scratch.copy_(preds_T).div_(tau), 1, out=probs_T)
+    logits_S = scratch.copy_(preds_S).div_(tau)
+    torch.softmax(logits_S, 1, out=probs_S)
+    true_S, true_T = probs_S.gather(1, index), probs_T.gather(1, index)
     if min(true_S.min(), true_T.min()) < _SMALLEST:
         return None
     log_true_S = true_S.log()
-    soft = logits_S.gather(1, index).squeeze(1).sub_(log_true_S).sub_(logits_S.mul_(probs_T).sum(1))  # H(p_t, p_s)
-    torch.sub(probs_S, probs_T, out=difference)
-    hard_S = _quick_hard_loss(probs_S, log_true_S, index, tau)
-    hard_T = _quick_hard_loss(probs_T, true_T.log(), index, tau)
-    return soft.mul_(tau**2), hard_S, hard_T, true_S, true_T
+    soft = logits_S.gather(1, index).sub_(log_true_S).squeeze(1).sub_(logits_S.mul_(probs_T).sum(1))  # H(p_t, p_s)
+    hard_S = _quick_hard_loss(probs_S, log_true_S, index, tau, scratch)
+    hard_T = _quick_hard_loss(probs_T, true_T.log(), index, tau, scratch)
+    difference.sub_(probs_T)
+    return Terms(soft.mul_(tau**2), hard_S, hard_T, true_S.sub_(true_T).squeeze(1))
 
 
-def _quick_hard_loss(probs: Tensor, log_true: Tensor, index: Tensor, tau: float) -> Tensor:
-    """Cross-entropy at temperature 1 from probabilities at temperature 2 or 4, which are used up. Shape: (N, *)."""
-    # without the true class: beside its 1, float32 would lose all of a confident teacher's loss
-    others = probs.scatter_(1, index, torch.zeros_like(log_true).unsqueeze(1))
-    for _ in range(int(tau) // 2):
+def _quick_hard_loss(probs: Tensor, log_true: Tensor, index: Tensor, tau: float, scratch: Tensor) -> Tensor:
+    """Cross-entropy at temperature 1 from probabilities at temperature 2 or 4. Shape: (N, *)."""
+    others = torch.mul(probs, probs, out=scratch)
+    if tau == 4:
         others.mul_(others)
-    return F.softplus(others.sum(1).log_().sub_(log_true, alpha=tau), threshold=40)
+    others.scatter_(1, index, 0)
+    return F.softplus(others.sum(1).log_().sub_(log_true.squeeze(1), alpha=tau), threshold=40)
 
 
-def _careful_terms(tau: float, preds_S: Tensor, preds_T: Tensor, target: Tensor,
-                   difference: Tensor) -> tuple[Tensor, ...]:
-    """For every temperature, logit and target: by way of logarithms."""
-    logits = torch.stack((preds_S, preds_T))
-    hard_S, hard_T = -_at_target(torch.log_softmax(logits, 2), target)
-    log_probs = torch.log_softmax(logits.div_(tau), 2)
-    probs = log_probs.exp()
-    soft = -(log_probs[0] * probs[1]).sum(1)
-    true_S, true_T = _at_target(probs, target)
-    torch.sub(probs[0], probs[1], out=difference)
-    return soft.mul_(tau**2), hard_S, hard_T, true_S, true_T
+def _careful_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float) -> tuple[Terms, Tensor]:
+    """For every temperature, logit and target, by way of logarithms; beside the terms p_s - p_t."""
+    dtype = torch.promote_types(preds_S.dtype, torch.float32)
+    preds_S, preds_T = preds_S.to(dtype), preds_T.to(dtype)
+    log_probs_S, probs_T = F.log_softmax(preds_S / tau, 1), F.softmax(preds_T / tau, 1)
+    soft = (log_probs_S * probs_T).sum(1) * -tau**2
+    difference = log_probs_S.exp() - probs_T
+    hard_S, hard_T = _careful_hard_loss(preds_S, target), _careful_hard_loss(preds_T, target)
+    return Terms(soft, hard_S, hard_T, _at_target(difference, target)), difference
+
+
+def _careful_hard_loss(preds: Tensor, target: Tensor) -> Tensor:
+    if target.is_floating_point():
+        return -_at_target(F.log_softmax(preds, 1), target)
+    others = preds.scatter(1, target.unsqueeze(1), -torch.inf)
+    return F.softplus(others.logsumexp(1) - _at_target(preds, target), threshold=40)
 
 
 def _at_target(values: Tensor, target: Tensor) -> Tensor:
-    """The value of each target's class, or its expectation under class scores. Shape: (2, N, *)."""
+    """The value of each target's class, or its expectation under class scores. Shape: (N, *)."""
     if target.is_floating_point():
-        return (target.to(values.dtype) * values).sum(2)
-    return values.gather(2, target.unsqueeze(1).expand(2, *target.unsqueeze(1).shape)).squeeze(2)
+        return (target.to(values.dtype) * values).sum(1)
+    return values.gather(1, target.unsqueeze(1)).squeeze(1)
+
+
+@functools.cache
+def _compiled_terms() -> Callable[..., tuple[Terms, Tensor]]:
+    return torch.compile(_careful_terms)
