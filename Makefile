@@ -1,9 +1,11 @@
 # make demo | test | lint [STACK=openmmlab] [PYTHON=python3.12] [TORCH_INDEX=address of an index with other builds of torch]
+# make test WORKERS=0: in one process, as a debugger needs it
 # make test CUDA=0 PYTEST_ARGS="-k cuda": what needs a GPU; all else is tested on the CPU
 STACK ?= onedl
 PYTHON ?= python3
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+WORKERS ?= auto
 CUDA ?=
 
 VENV := .venv$(if $(filter-out onedl,$(STACK)),-$(STACK))
@@ -29,7 +31,7 @@ demo: $(INSTALLED)
 	$(BIN)/python tools/demo.py
 
 test: $(INSTALLED)
-	CUDA_VISIBLE_DEVICES=$(CUDA) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	CUDA_VISIBLE_DEVICES=$(CUDA) $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

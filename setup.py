@@ -74,6 +74,6 @@ setup(
     ],
     extras_require={
         **STACKS,
-        'dev': ['pytest', 'hypothesis', 'ruff', 'mypy'],
+        'dev': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'mypy'],
     },
 )

@@ -185,7 +185,7 @@ def test_two_processes_write_one_record_of_all_samples(tmp_path):
                '--cfg-options', f'model.teacher_ckpt={tmp_path / "teacher.pth"}', 'train_cfg.max_epochs=1',
                'train_dataloader.batch_size=25', 'default_hooks.sample_records.type=mmwsl.SampleRecordHook']
     done = subprocess.run([*map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          env={**os.environ, 'PYTHON': sys.executable, 'PORT': '29517'}, check=False)
+                          env={**os.environ, 'PYTHON': sys.executable, 'PORT': '29519'}, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
     (epoch, records), = read_records(tmp_path).items()
     assert epoch == 1 and records['index'].tolist() == list(range(600))
