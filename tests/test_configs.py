@@ -13,7 +13,7 @@ from tests.tiny import ROOT, build
 CONFIGS = ROOT / 'configs'
 FILES = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)
 DISTILLED = sorted(path.stem for path in FILES if path.stem.startswith(('wsl_', 'kd_')) and 'digits' not in path.stem
-                   and not path.stem.endswith('_cached'))
+                   and not path.stem.endswith(('_cached', '_device')))
 # by their usual recipe; what else a name ends in is a variant of one
 PAIRS = [name for name in DISTILLED if name.endswith(('_in1k', '_cifar100', '_cifar10'))]
 
@@ -113,6 +113,16 @@ def test_cached_pair_differs_in_two_lines():
     assert cached['train_dataloader']['dataset'].pop('type') == 'mmwsl.CachedViews'
     assert live['train_dataloader']['dataset'].pop('type') == 'mmwsl.SeededViews'
     assert cached == live
+
+
+def test_device_pair_differs_in_its_data_alone():
+    usual, device = (load(f'wsl_r56_r20_cifar100{suffix}').to_dict() for suffix in ('', '_device'))
+    loaders = [{name: cfg.pop(f'{name}_dataloader') for name in ('train', 'val', 'test')} for cfg in (usual, device)]
+    assert device == usual
+    for usual_loader, device_loader in zip(*(loader.values() for loader in loaders), strict=True):
+        assert device_loader['batch_size'] == usual_loader['batch_size']
+        assert device_loader['sampler'] == usual_loader['sampler']
+        assert device_loader['dataset']['type'] == 'mmwsl.DeviceDataset'
 
 
 def test_names_are_unique_and_every_pair_has_its_control_and_its_networks_alone():

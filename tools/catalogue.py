@@ -48,7 +48,8 @@ those, and run it again.
 `vanilla/` trains each network alone, which is also how a teacher is made. `ablations/wsl-<weighting>_...` puts another
 weight in place of WSL's, all else equal: 1 (`one`), 0 for regularization samples (`drop`), 0 for all others (`only`),
 or WSL's weights handed out at random (`random`). What follows the dataset's name says how a config differs from the
-pair's usual recipe; `_cached` reads what a teacher said from disk ([docs/teacher_cache.md](../docs/teacher_cache.md)).
+pair's usual recipe; `_cached` reads what a teacher said from disk ([docs/teacher_cache.md](../docs/teacher_cache.md)),
+and `_device` keeps the images on the GPU.
 Top-1 accuracy is in percent. *Published* numbers are others', and stand with their source; *Measured* ones are this
 project's, mean and standard deviation over seeds, each run with its log in `results/`. Parameters and multiply-adds
 (MACs, counted by mmengine for one image) are the student's, or those of the network alone.
@@ -103,9 +104,10 @@ def read_entry(path: Path) -> Entry:
 
 def recipe(cfg: Config) -> str:
     optimizer = cfg.optim_wrapper.optimizer
-    cached = ', cached teacher' if cfg.model.get('teacher_cache') else ''
+    more = ', cached teacher' if cfg.model.get('teacher_cache') else ''
+    more += ', images on the device' if cfg.train_dataloader.dataset.type == 'mmwsl.DeviceDataset' else ''
     return (f'{optimizer.type}, lr {optimizer.lr:g}, {cfg.train_cfg.max_epochs} epochs, '
-            f'batch {cfg.train_dataloader.batch_size}{cached}')
+            f'batch {cfg.train_dataloader.batch_size}{more}')
 
 
 def count(entry: Entry) -> tuple[int, int]:
