@@ -1,16 +1,20 @@
 """Time and memory of WSLLoss, forward and backward, against plain KD and against MMRazor's WSLD, in one run.
 
-They take turns, step by step, so that whatever else the machine does falls on all of them; medians and ratios are
-printed and written to a JSON file with the machine's description, beside a plot.
+They take turns, step by step, so that whatever else the machine does falls on all of them, in several processes, since
+where a process finds its memory changes times as well. Medians and ratios are printed and written to a JSON file with
+the machine's description, beside a plot.
 """
 import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from machine import caption, describe
@@ -22,6 +26,7 @@ from mmwsl.models.losses import WSLLoss
 
 SHAPES = [(64, 100), (256, 1000), (1024, 1000), (4096, 1000), (65536, 19), (8, 19, 128, 128)]
 TAU = 2.0
+WARM_UP = 3  # steps of each contestant that are not counted: kernels are compiled, memory is taken
 
 
 def plain_kd(preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
@@ -69,7 +74,8 @@ def peak_memory(loss: Callable, inputs: tuple[Tensor, ...], device: str) -> int:
     return peak
 
 
-def measure(shape: tuple[int, ...], device: str, dtype: torch.dtype, rounds: int) -> dict:
+def measure(shape: tuple[int, ...], device: str, dtype: torch.dtype, rounds: int) -> tuple[dict, dict]:
+    """Seconds of each step of each contestant, and the memory that each holds, in logits tensors."""
     generator = torch.Generator(device).manual_seed(0)
     preds_S, preds_T = torch.randn(2, *shape, generator=generator, device=device).to(dtype)
     target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator, device=device)
@@ -80,10 +86,19 @@ def measure(shape: tuple[int, ...], device: str, dtype: torch.dtype, rounds: int
         for name, loss in contestants.items():
             times[name].append(seconds(loss, inputs, device))
     size = preds_S.numel() * preds_S.element_size()
+    return ({name: values[WARM_UP:] for name, values in times.items()},
+            {name: peak_memory(loss, inputs, device) / size for name, loss in contestants.items()})
+
+
+def measured_row(shape: tuple[int, ...], processes: int, *settings: Any) -> dict:
+    spawn = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
+        runs = [pool.submit(measure, shape, *settings).result() for _ in range(processes)]
+    times = {name: [value for run, _ in runs for value in run[name]] for name in runs[0][0]}
     return {
         'shape': list(shape),
-        'milliseconds': {name: 1e3 * statistics.median(values[2:]) for name, values in times.items()},
-        'memory / logits': {name: peak_memory(loss, inputs, device) / size for name, loss in contestants.items()},
+        'milliseconds': {name: 1e3 * statistics.median(values) for name, values in times.items()},
+        'memory / logits': runs[0][1],
     }
 
 
@@ -120,10 +135,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16', 'float16'])
-    parser.add_argument('--rounds', type=int, default=60)
+    parser.add_argument('--rounds', type=int, default=60, help='in a process')
+    parser.add_argument('--processes', type=int, default=5)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks'))
     args = parser.parse_args()
-    rows = [measure(shape, args.device, getattr(torch, args.dtype), args.rounds) for shape in SHAPES]
+    settings = (args.processes, args.device, getattr(torch, args.dtype), args.rounds)
+    rows = [measured_row(shape, *settings) for shape in SHAPES]
     args.out.mkdir(parents=True, exist_ok=True)
     print_table(rows)
     machine = describe(args.device)
