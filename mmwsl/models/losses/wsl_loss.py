@@ -26,8 +26,8 @@ class WSLLoss(nn.Module):
         weighting: 'wsl', or a control that shows what the weight does: 'one' is plain knowledge distillation (KD);
             'drop_regularization' is 0 for regularization samples and 1 for the others, 'only_regularization' the
             reverse; 'random' hands the weights of a batch to its targets in an order drawn from torch's generator.
-        compile: Whether torch.compile makes one kernel of the passes over the logits: less memory traffic on a GPU, and
-            a first batch that waits for the compiler. A CPU needs a C++ compiler for it and gains little.
+        compile: Whether torch.compile makes one kernel of the passes over the logits. It is meant for GPUs, where each
+            pass reads all of them again; the first batch waits for the compiler. A CPU gains little.
 
     Examples:
         >>> loss = WSLLoss(tau=4.0, loss_weight=2.25)
