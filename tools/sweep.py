@@ -94,14 +94,15 @@ def keep(run: Run, work_dir: Path, args: argparse.Namespace) -> None:
         RuntimeError: If the last epoch was never validated.
     """
     log = runs.scalars(work_dir)
-    check_last_epoch(log, work_dir, Config.fromfile(work_dir / run.config.name).train_cfg.max_epochs)
+    epochs = Config.fromfile(work_dir / run.config.name).train_cfg.max_epochs
+    check_last_epoch(log, work_dir, epochs)
     folder = args.results / 'logs' / run.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'scalars.json').write_text(''.join(json.dumps(line) + '\n' for line in log))
     shutil.copy(work_dir / run.config.name, folder / 'config.py')
-    top1 = [line['accuracy/top1'] for line in log if 'accuracy/top1' in line]
-    result = dict(config=run.config.stem, settings=dict(run.settings), seed=run.seed, top1=round(top1[-1], 4),
-                  top1_of_each_epoch=[round(value, 4) for value in top1], seconds=round(runs.seconds(work_dir)),
+    top1 = top1_of_each_epoch(log, epochs)
+    result = dict(config=run.config.stem, settings=dict(run.settings), seed=run.seed, top1=top1[-1],
+                  top1_of_each_epoch=top1, seconds=round(runs.seconds(work_dir)),
                   log=f'logs/{run.name}', options=args.cfg_options, machine=machine(args))
     with whole_file(args.results / f'{run.name}.json') as file:
         file.write((json.dumps(result, indent=1) + '\n').encode())
@@ -114,6 +115,12 @@ def check_last_epoch(log: list[dict], work_dir: Path, epochs: int) -> None:
         raise RuntimeError(f'the last validation in {work_dir} is of epoch {validated}, not {epochs}. If the run was '
                            'killed in the last one, delete run.json there, put the path of the checkpoint before the '
                            'last into last_checkpoint, and give the same command again: it repeats the last epoch')
+
+
+def top1_of_each_epoch(log: list[dict], epochs: int) -> list[float | None]:
+    """None for an epoch that was not validated, as one is whose validation was killed."""
+    found = {line['step']: round(line['accuracy/top1'], 4) for line in log if 'accuracy/top1' in line}
+    return [found.get(epoch) for epoch in range(1, epochs + 1)]
 
 
 def machine(args: argparse.Namespace) -> dict:

@@ -53,6 +53,11 @@ def test_epoch_that_was_repeated_after_a_kill_counts_once(tmp_path):
     assert runs.scalars(tmp_path) == first[:2] + second
 
 
+def test_an_epoch_without_its_validation_has_no_figure():
+    log = [dict(loss=2.0, epoch=1, step=9), {'accuracy/top1': 50.123456, 'step': 2}, {'accuracy/top1': 60.0, 'step': 3}]
+    assert sweep.top1_of_each_epoch(log, 3) == [None, 50.1235, 60.0]
+
+
 def test_figure_of_an_earlier_epoch_is_not_kept_as_the_last(tmp_path):
     log = [{'accuracy/top1': 50.0, 'step': 1}, dict(loss=2.0, epoch=2, step=24)]
     sweep.check_last_epoch(log, tmp_path, 1)
