@@ -57,10 +57,9 @@ class _SoftTerms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float,
                 compile: bool) -> tuple[Tensor, ...]:
-        if compile or preds_S.device.type != 'cpu':
-            terms, difference = (_compiled_terms() if compile else _careful_terms)(preds_S, preds_T, target, tau)
-        else:
-            terms, difference = _walked_terms(preds_S, preds_T, target, tau)
+        on_cpu = preds_S.device.type == 'cpu'
+        make_terms = _compiled_terms() if compile else _walked_terms if on_cpu else _careful_terms
+        terms, difference = make_terms(preds_S, preds_T, target, tau)
         ctx.mark_non_differentiable(*terms[1:])
         ctx.set_materialize_grads(False)
         ctx.tau, ctx.dtype = tau, preds_S.dtype
