@@ -107,8 +107,10 @@ def test_control_differs_in_the_distiller_alone(name):
     assert (kd['tau'], kd['loss_weight']) == (wsl['tau'], wsl['loss_weight'])
 
 
-def test_cached_pair_differs_in_two_lines():
-    live, cached = (load(f'wsl_r56_r20_cifar100{suffix}').to_dict() for suffix in ('', '_cached'))
+@pytest.mark.parametrize('name', ['wsl_r56_r20_cifar100', 'wsl_r56_r20_cifar100_8e_eval'])
+def test_cached_pair_differs_in_two_lines(name):
+    live, cached = (load(name + suffix).to_dict() for suffix in ('', '_cached'))
+    assert cached['model']['teacher_cache'] == f'work_dirs/{name}/teacher_cache', 'where tools/cache_teacher.py puts it'
     assert cached['model'].pop('teacher_cache') == cached['train_dataloader']['dataset'].pop('cache')
     assert cached['train_dataloader']['dataset'].pop('type') == 'mmwsl.CachedViews'
     assert live['train_dataloader']['dataset'].pop('type') == 'mmwsl.SeededViews'

@@ -36,8 +36,9 @@ NETWORKS = {
     'teacher-ls': 'ResNet-14, label smoothing', 'student': 'ResNet-8, 2 channels',
     'r56-ls': 'ResNet-56, label smoothing',
 }
-# settings of a run that leave its figures alone: where things lie, how they are read, what is logged
-NEUTRAL = re.compile(r'(model\.teacher_ckpt|.*data_root|.*_workers|work_dir|default_hooks\..*)=')
+# settings of a run that leave its last figure alone: where things lie, how they are read, what is logged and when
+NEUTRAL = re.compile(
+    r'(model\.teacher_ckpt|.*data_root|.*_workers|work_dir|default_hooks\..*|train_cfg\.val_interval)=')
 COLUMNS = ('Config', 'Teacher', 'Student', 'Recipe', 'Parameters', 'MACs', 'Published', 'Source', 'Measured', 'Runs')
 PROSE = """# Configs
 

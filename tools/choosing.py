@@ -33,6 +33,7 @@ class Data:
     weak_pair: str
     teacher: str
     weak_teacher: str
+    grid: str
     settings: tuple[tuple[str, str], ...] = ()
 
     def configs(self, pair: str, suffix: str = '') -> dict[str, str]:
@@ -40,9 +41,11 @@ class Data:
 
 
 DATA = (
-    Data('Digits', 'digits_student', 'digits', 'digits_student_student', 'ResNet-14', 'ResNet-8, as the student'),
+    Data('Digits', 'digits_student', 'digits', 'digits_student_student', 'ResNet-14', 'ResNet-8, as the student',
+         'wsl_digits'),
     Data('CIFAR-100, 10,000 images', 'r20_cifar100_8e', 'r56_r20_cifar100_8e', 'r20_r20_cifar100_8e', 'ResNet-56',
-         'ResNet-20, as the student', (('train_dataloader.dataset.dataset.indices', '10000'), )),
+         'ResNet-20, as the student', 'wsl_r56_r20_cifar100_8e_eval_cached',
+         (('train_dataloader.dataset.dataset.indices', '10000'), )),
 )
 
 
@@ -62,7 +65,7 @@ class Runs:
 
 def grid(runs: Runs, data: Data) -> dict[tuple[str, str], Seeds]:
     """Runs at each tau and loss_weight."""
-    return {(tau, weight): runs.of(f'wsl_{data.pair}', data, **{f'{LOSS}.tau': tau, f'{LOSS}.loss_weight': weight})
+    return {(tau, weight): runs.of(data.grid, data, **{f'{LOSS}.tau': tau, f'{LOSS}.loss_weight': weight})
             for tau in TAUS for weight in WEIGHTS}
 
 

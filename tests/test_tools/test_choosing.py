@@ -30,6 +30,7 @@ def test_page_is_what_the_results_give(choosing):
 def test_every_config_that_is_asked_for_exists(choosing):
     stems = {path.stem for path in (ROOT / 'configs').rglob('*.py')}
     for data in choosing.DATA:
+        assert data.grid in stems
         for pair, suffix in ((data.pair, ''), (data.weak_pair, ''), (data.pair, '_noise')):
             assert set(data.configs(pair, suffix).values()) <= stems
 
@@ -39,7 +40,8 @@ def test_grid_holds_runs_of_that_setting_and_no_others(choosing):
     runs = choosing.Runs([
         run('wsl_digits', 0, 90.0, **{tau: '2', weight: '1'}), run('wsl_digits', 1, 92.0, **{weight: '1', tau: '2'}),
         run('wsl_digits', 2, 10.0, ['train_cfg.max_epochs=1'], **{tau: '2', weight: '1'}),
-        run('wsl_digits', 0, 80.0, ['model.teacher_ckpt=t.pth'], **{tau: '8', weight: '4'}),
+        run('wsl_digits', 0, 80.0, ['model.teacher_ckpt=t.pth', 'train_cfg.val_interval=8'],
+            **{tau: '8', weight: '4'}),
         run('wsl_digits', 3, 20.0)])
     rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in choosing.grid_table(runs).splitlines()]
     assert rows[0] == ['Data', '`tau`', *(f'`loss_weight` {weight}' for weight in ('0.5', '1', '2.25', '4'))]
