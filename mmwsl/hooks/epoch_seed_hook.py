@@ -18,7 +18,8 @@ class EpochSeedHook(Hook):
 
     mmengine saves no generator state: after resuming, dropout and mixup would draw other numbers. Seeding anew at each
     epoch needs no state at all. It also hands the sampler the seed of the run that is resumed, where the config names
-    none. Works with ``mmwsl.SeededViews``, which does the same for the views.
+    none. Works with ``mmwsl.SeededViews``, which does the same for the views. A run
+    by iterations, which knows no epochs, draws other numbers after resuming.
     """
     priority = 'VERY_HIGH'  # before whatever else an epoch's start draws
 
@@ -28,7 +29,7 @@ class EpochSeedHook(Hook):
         sampler: Any = getattr(batch_sampler, 'sampler', None)
         if getattr(sampler, 'seed', None) is not None and not runner._randomness_cfg.get('diff_rank_seed', False):
             sampler.seed = runner.seed
-        words = np.random.SeedSequence([runner.seed, runner.epoch, get_rank()]).generate_state(3)
+        words = np.random.SeedSequence([runner.seed, runner.epoch or runner.iter, get_rank()]).generate_state(3)
         random.seed(int(words[0]))
         np.random.seed(int(words[1]))
         torch.manual_seed(int(words[2]))

@@ -27,7 +27,7 @@ class SampleRecordHook(Hook):
     mean losses, in nats) of the samples since the last time join what is logged. Every ``interval`` epochs and after
     the last, an array goes to ``<work_dir>/sample_records/epoch_N.npy`` (:mod:`mmwsl.analysis.records`), and a
     histogram of w to the visualizer. w is WSL's weight whichever ``weighting`` is applied. An epoch that was not seen
-    whole is not written.
+    whole is not written. Samples whose target is ignored are left out.
 
     Args:
         interval: Epochs between records, of 28 bytes a sample.
@@ -62,7 +62,7 @@ class SampleRecordHook(Hook):
         terms = self.loss.sample_terms
         self.indices.extend(_indices(data_batch['data_samples'], terms['w']))
         # where it was computed: a copy to the CPU would wait for the device at each step
-        self.terms.append(torch.stack([terms[name] for name in _TERMS]))
+        self.terms.append(torch.stack([terms[name].to(terms['w'].dtype) for name in (*_TERMS, 'kept')]))
         self.unlogged += 1
         if self.log_interval and ((batch_idx + 1) % self.log_interval == 0
                                   or self.end_of_epoch(runner.train_dataloader, batch_idx)):  # as the logger may
@@ -73,21 +73,26 @@ class SampleRecordHook(Hook):
         wanted = epoch % self.interval == 0 or epoch == runner.max_epochs
         if not wanted or len(self.terms) < len(runner.train_dataloader):
             return
-        terms = dict(zip(_TERMS, torch.cat(self.terms, 1), strict=True))
-        gathered = all_gather_object(records_of_terms(self.indices, terms))
+        *columns, kept = torch.cat(self.terms, 1).cpu()
+        terms = {name: column[kept > 0] for name, column in zip(_TERMS, columns, strict=True)}
+        indices = [index for index, counts in zip(self.indices, kept, strict=True) if counts]
+        gathered = all_gather_object(records_of_terms(indices, terms))
         if is_main_process():
             records = np.concatenate(gathered)
             write_records(records, runner.work_dir, epoch)
             runner.visualizer.add_image('wsl_weights', _histogram(records['w'], epoch), step=epoch)
 
     def _log(self, runner: Runner) -> None:
-        w, student, teacher = torch.cat(self.terms[-self.unlogged:], 1)[:3]
+        w, student, teacher, *_, kept = torch.cat(self.terms[-self.unlogged:], 1)
+        w, student, teacher = w[kept > 0], student[kept > 0], teacher[kept > 0]
+        self.unlogged = 0
+        if not len(w):
+            return
         levels = torch.tensor(_QUANTILES, dtype=w.dtype, device=w.device)
         scalars = {f'w_p{100 * level:.0f}': value
                    for level, value in zip(_QUANTILES, torch.quantile(w, levels), strict=True)}
         for name, value in {**scalars, 'L_s': student.mean(), 'L_t': teacher.mean()}.items():
             runner.message_hub.update_scalar(f'train/wsl/{name}', value)
-        self.unlogged = 0
 
 
 def _only_loss(model: Any) -> WSLLoss:

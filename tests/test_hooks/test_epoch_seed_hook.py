@@ -21,9 +21,9 @@ def callers_generators():
     torch.set_rng_state(states[2])
 
 
-def runner_with(seed=5, epoch=2, sampler=None, **randomness):
+def runner_with(seed=5, epoch=2, sampler=None, iter=0, **randomness):
     return SimpleNamespace(
-        seed=seed, epoch=epoch, _randomness_cfg=randomness,
+        seed=seed, epoch=epoch, iter=iter, _randomness_cfg=randomness,
         train_dataloader=SimpleNamespace(batch_sampler=SimpleNamespace(sampler=sampler or SimpleNamespace(seed=0)),
                                          sampler=None))
 
@@ -31,9 +31,9 @@ def runner_with(seed=5, epoch=2, sampler=None, **randomness):
 @pytest.fixture
 def draws(monkeypatch):
     """What each generator gives after the hook."""
-    def after(seed=5, epoch=2, rank=0):
+    def after(seed=5, epoch=2, rank=0, iter=0):
         monkeypatch.setattr(epoch_seed_hook, 'get_rank', lambda: rank)
-        EpochSeedHook().before_train_epoch(runner_with(seed, epoch))
+        EpochSeedHook().before_train_epoch(runner_with(seed, epoch, iter=iter))
         return random.random(), np.random.rand(), torch.rand(()).item()
     return after
 
@@ -52,6 +52,11 @@ def test_draws_repeat_whatever_was_drawn_before(draws):
 def test_seed_epoch_and_rank_change_the_draws_of_each_generator(draws, change):
     for a, b in zip(draws(), draws(**change)):
         assert a != b
+
+
+def test_a_run_by_iterations_does_not_begin_anew_where_it_is_resumed(draws):
+    assert draws(epoch=0, iter=40) != draws(epoch=0)
+    assert draws(epoch=2, iter=40) == draws(epoch=2)
 
 
 def test_the_rank_is_mmengines(draws):

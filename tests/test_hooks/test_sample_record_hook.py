@@ -112,9 +112,10 @@ def recorded(tmp_path):
     hook.before_train(runner)
     hook.before_train_epoch(runner)
 
-    def step(batch_idx, shape=(2, 5), **meta):
+    def step(batch_idx, shape=(2, 5), target=None, **meta):
         size, classes, *rest = shape
-        loss(torch.randn(shape, requires_grad=True), torch.randn(shape), torch.randint(classes, (size, *rest)))
+        target = torch.randint(classes, (size, *rest)) if target is None else torch.tensor(target)
+        loss(torch.randn(shape, requires_grad=True), torch.randn(shape), target)
         samples = [DataSample(metainfo=meta or dict(sample_idx=size * batch_idx + i)) for i in range(size)]
         hook.after_train_iter(runner, batch_idx, dict(data_samples=samples))
     return hook, runner, step
@@ -132,6 +133,23 @@ def test_an_epoch_that_was_seen_in_part_is_not_written(recorded, tmp_path):
     hook.after_train_epoch(runner)
     (epoch, records), = read_records(tmp_path).items()
     assert epoch == 2 and records['index'].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_ignored_targets_are_left_out(recorded, tmp_path):
+    hook, runner, step = recorded
+    logged = {}
+    runner.message_hub = SimpleNamespace(update_scalar=lambda name, value: logged.update({name: float(value)}))
+    for batch_idx, target in enumerate([[-100, 1], [2, -100], [-100, -100]]):
+        step(batch_idx, target=target)
+    hook._log(runner)
+    hook.after_train_epoch(runner)
+    (_, records), = read_records(tmp_path).items()
+    assert records['index'].tolist() == [1, 2]
+    assert logged['train/wsl/L_s'] == pytest.approx(records['L_s'].mean())
+    hook.unlogged = 1
+    logged.clear()
+    hook._log(runner)
+    assert not logged
 
 
 def test_after_distillation_has_stopped_there_is_nothing_to_record(recorded, tmp_path):

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 SPEEDS = ('plain', 'fold', 'bf16', 'compile', 'compile_bf16')
 _TOLERANCE = 1e-4
+_TF32_TOLERANCE = 1e-2  # a GPU's convolutions round to TF32 by default, each form of a network otherwise: by 1e-3
 _BF16_TOLERANCE = 0.1  # rounding alone changes a logit by one or two per cent of the largest
 
 
@@ -37,7 +38,8 @@ def fast_forward(teacher: nn.Module, inputs: Tensor, speed: str) -> Callable[[Te
         speed: One of SPEEDS.
 
     Returns:
-        A function from images, (N, C, H, W), to float32 logits, (N, C). None where there is nothing to gain.
+        A function from images, (N, C, H, W), to logits, (N, C); under autocast in its type. None where there is nothing
+        to gain.
     """
     if speed == 'plain' or inputs.dim() != 4:
         return None
@@ -53,30 +55,32 @@ def fast_forward(teacher: nn.Module, inputs: Tensor, speed: str) -> Callable[[Te
     run = _runner(half or network or copy.deepcopy(teacher), half is not None)
     if 'compile' not in speed:
         return run
-    with _without_tf32():
-        return _compiled(run, inputs, _BF16_TOLERANCE if mixed or half is not None else _TOLERANCE)
+    tolerance = _BF16_TOLERANCE if mixed or half is not None else _TF32_TOLERANCE if inputs.is_cuda else _TOLERANCE
+    return _compiled(run, inputs.detach(), tolerance)
 
 
 @contextmanager
 def _without_tf32() -> Iterator[None]:
-    """A GPU's convolutions round to TF32 by default, each form of a network otherwise: by 1e-3, not by 1e-4."""
-    switches: tuple[Any, ...] = torch.backends.cudnn, torch.backends.cuda.matmul
+    """Compare forms of a network by what they compute, not by how a GPU rounds it."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    switches: list[tuple[Any, str, Any]]
+    if hasattr(cudnn, 'conv'):  # torch 2.9 and later; the older switches cannot be read where one of these was set
+        switches = [(matmul, 'fp32_precision', 'ieee'), (cudnn.conv, 'fp32_precision', 'ieee')]
+    else:
+        switches = [(matmul, 'allow_tf32', False), (cudnn, 'allow_tf32', False)]
+    before = [getattr(owner, name) for owner, name, _ in switches]
     try:
-        before = [switch.allow_tf32 for switch in switches]
-    except RuntimeError:  # set by torch's finer switches, which these do not mix with
-        yield
-        return
-    try:
-        for switch in switches:
-            switch.allow_tf32 = False
+        for owner, name, exact in switches:
+            setattr(owner, name, exact)
         yield
     finally:
-        for switch, allowed in zip(switches, before, strict=True):
-            switch.allow_tf32 = allowed
+        for (owner, name, _), value in zip(switches, before, strict=True):
+            setattr(owner, name, value)
 
 
 def _rearranged(teacher: nn.Module, inputs: Tensor, expected: Tensor) -> nn.Module | None:
     """The fastest copy of the teacher that says the same in float32."""
+    reasons = []
     changes = {'its BatchNorm folded into convolutions, channels last': _folded, 'channels last': _channels_last}
     for form, change in changes.items():
         if change is _folded and not _may_fold(teacher):
@@ -84,12 +88,14 @@ def _rearranged(teacher: nn.Module, inputs: Tensor, expected: Tensor) -> nn.Modu
         try:
             network = change(copy.deepcopy(teacher)).requires_grad_(False)
             logits = network(inputs, mode='tensor')
-        except (RuntimeError, AttributeError):  # folded into a convolution of another shape; a view of this layout
+        except (RuntimeError, AttributeError) as error:  # folded into another shape; a view of this layout
+            reasons.append(f'{form}: {error}')
             continue
         if _agree(logits, expected, _TOLERANCE):
             print_log(f'The teacher runs with {form}.', logger='current')
             return network
-    print_log('The teacher runs as it is: other forms of it fail or change its logits.', logger='current')
+        reasons.append(f'{form}: changes its logits')
+    print_log(f'The teacher runs as it is. {"; ".join(reasons)}.', logger='current')
     return None
 
 

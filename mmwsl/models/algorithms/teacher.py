@@ -46,7 +46,11 @@ def share_inputs(teacher: BaseModel, data_preprocessor: nn.Module, normalises: b
     own, teacher.data_preprocessor = teacher.data_preprocessor, data_preprocessor
     student = _normalisation(data_preprocessor)
     if getattr(own, 'mean', None) is None:
-        if not normalises or student is None:
+        if not normalises:
+            return
+        if student is None:
+            if _swaps(own) != _swaps(data_preprocessor):
+                teacher.register_forward_pre_hook(_InputAdapter(torch.ones(1), torch.zeros(1), True), with_kwargs=True)
             return
         own.mean, own.std = torch.zeros_like(student[0]), torch.ones_like(student[1])
     if student is None:
@@ -73,10 +77,13 @@ def _normalisation(preprocessor: nn.Module) -> tuple[Tensor, Tensor, bool] | Non
     """Mean, std and whether channels are swapped, of mmpretrain's and of mmengine's preprocessors."""
     if getattr(preprocessor, 'mean', None) is None:
         return None
-    swap = bool(getattr(preprocessor, 'to_rgb', False) or getattr(preprocessor, '_channel_conversion', False))
     mean, std = (torch.as_tensor(value, dtype=torch.float32, device='cpu')
                  for value in (preprocessor.mean, preprocessor.std))
-    return mean, std, swap
+    return mean, std, _swaps(preprocessor)
+
+
+def _swaps(preprocessor: nn.Module) -> bool:
+    return bool(getattr(preprocessor, 'to_rgb', False) or getattr(preprocessor, '_channel_conversion', False))
 
 
 class _InputAdapter:
@@ -91,6 +98,6 @@ class _InputAdapter:
         return args, {**kwargs, 'inputs': self.adapt(kwargs['inputs'])}
 
     def adapt(self, inputs: Tensor) -> Tensor:
-        inputs = inputs.flip(1) if self.flip else inputs
+        inputs = inputs.flip(1) if self.flip and inputs.shape[1] == 3 else inputs
         self.scale, self.shift = self.scale.to(inputs.device), self.shift.to(inputs.device)  # a copy, once
         return inputs * self.scale.to(inputs) + self.shift.to(inputs)

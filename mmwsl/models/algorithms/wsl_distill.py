@@ -102,6 +102,9 @@ class WSLDistill(SingleTeacherDistill):
         shared: Any = self.data_preprocessor
         augments = getattr(own, 'batch_augments', None)
         if augments is not None and getattr(shared, 'batch_augments', None) is None:
+            if not hasattr(shared, 'batch_augments'):
+                raise ValueError("the student's train_cfg mixes images, and the algorithm's data_preprocessor, a "
+                                 f'{type(shared).__name__}, cannot: take mmpretrain.ClsDataPreprocessor')
             shared.batch_augments, shared.to_onehot = augments, True
             shared.num_classes = shared.num_classes or own.num_classes
 
@@ -117,7 +120,8 @@ class WSLDistill(SingleTeacherDistill):
             self._teach(batch_inputs, data_samples)
         self.distiller.set_deliveries_override(True)
         learns = self.calculate_student_loss or self.student_trainable
-        with self.distiller.student_recorders, self.distiller.deliveries, torch.set_grad_enabled(learns):
+        with self.distiller.student_recorders, self.distiller.deliveries, torch.set_grad_enabled(
+                learns and torch.is_grad_enabled()):
             student_losses = self.student(batch_inputs, data_samples, mode='loss')
         losses = add_prefix(student_losses, 'student') if self.calculate_student_loss else {}
         if not self.distillation_stopped:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORE_INDEX = -100
+_REPORTS_LATER = ('cuda', 'meta')  # devices with torch._assert_async
 EPSILON = 1e-7  # the authors': keeps the ratio finite where the teacher's loss is 0
 
 
@@ -98,12 +99,23 @@ def hard_loss(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX) -
     check_target(preds, target, ignore_index)
     preds = _at_least_float32(preds)
     if target.is_floating_point():
+        return cross_entropy(preds, target)
+    kept = target != ignore_index
+    return cross_entropy(preds, target * kept) * kept
+
+
+def cross_entropy(preds: Tensor, target: Tensor) -> Tensor:
+    """As torch's without reduction, for arguments that have been checked, and precise where it is nearly 0: log-softmax
+    loses a sum that is nearly 1, so the true class is left out of it. Shape: (N, *)."""
+    if target.is_floating_point():
         return -(target.to(preds.dtype) * F.log_softmax(preds, dim=1)).sum(1)
-    return F.cross_entropy(preds, target, reduction='none', ignore_index=ignore_index)
+    index = target.unsqueeze(1)
+    others = preds.scatter(1, index, -torch.inf).logsumexp(1)
+    return F.softplus(others - preds.gather(1, index).squeeze(1), threshold=40)
 
 
-def bias_and_variance_gradients(preds_S: Tensor, preds_T: Tensor, target: Tensor,
-                                tau: float = 2.0) -> tuple[Tensor, Tensor]:
+def bias_and_variance_gradients(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 2.0,
+                                ignore_index: int = IGNORE_INDEX) -> tuple[Tensor, Tensor]:
     r"""Gradients a and b at the true class's logit (Sec. 3 of the paper).
 
     :math:`a = \partial L_{ce} / \partial z_y = p_{s,1} - 1` reduces bias, and
@@ -113,22 +125,27 @@ def bias_and_variance_gradients(preds_S: Tensor, preds_T: Tensor, target: Tensor
     Args:
         preds_S: Student logits. Shape: (N, C, \*).
         preds_T: Teacher logits. Shape: (N, C, \*).
-        target: Class indices; an ignored one has a and b of some class. Shape: (N, \*).
+        target: Class indices. Shape: (N, \*).
         tau: Temperature of the soft labels, above 0.
+        ignore_index: An index whose targets have a and b of class 0.
+
+    Raises: As :func:`wsl_loss`; TypeError also for class scores, which have no one class.
 
     Returns:
         a and b, without gradient. Shape: (N, \*) each.
     """
     check_logits(preds_S, preds_T)
     check_temperature(tau)
-    index = target.clamp(0, preds_S.shape[1] - 1).unsqueeze(1)
+    if target.is_floating_point():
+        raise TypeError(f'target should hold one class each, as int64, got {target.dtype}')
+    check_target(preds_S, target, ignore_index)
+    target = target * (target != ignore_index)
 
-    def true_class_probability(preds: Tensor, temperature: float) -> Tensor:
-        logits = _at_least_float32(preds.detach()) / temperature
-        return (logits.gather(1, index).squeeze(1) - logits.logsumexp(1)).exp()
+    def log_prob(preds: Tensor, temperature: float) -> Tensor:
+        return -cross_entropy(_at_least_float32(preds.detach()) / temperature, target)
 
-    a = true_class_probability(preds_S, 1) - 1
-    b = tau * (true_class_probability(preds_S, tau) - true_class_probability(preds_T, tau)) - a
+    a = log_prob(preds_S, 1).expm1()
+    b = tau * (log_prob(preds_S, tau).exp() - log_prob(preds_T, tau).exp()) - a
     return a, b
 
 
@@ -157,7 +174,7 @@ def check_logits(preds_S: Tensor, preds_T: Tensor) -> None:
 def check_target(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX) -> None:
     """Raise TypeError or ValueError unless target holds indices, or scores, of the logits' classes.
 
-    On CUDA an index out of range is reported by the device itself, later, so that nothing waits for it here.
+    CUDA itself reports an index out of range, later, so that nothing waits for it here.
     """
     if target.is_floating_point():
         if target.shape != preds.shape:
@@ -171,10 +188,11 @@ def check_target(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX
     if tuple(target.shape) != expected:
         raise ValueError(f'class indices should have shape {expected} for logits of shape {tuple(preds.shape)}, got '
                          f'{tuple(target.shape)}')
-    if target.device.type == 'cpu' and (target.numel() == 0 or _all_below(target, preds.shape[1])):
+    reports_later = target.device.type in _REPORTS_LATER
+    if not reports_later and (target.numel() == 0 or _all_below(target, preds.shape[1])):
         return
     valid = ((target >= 0) & (target < preds.shape[1])) | (target == ignore_index)
-    if target.device.type != 'cpu':
+    if reports_later:
         torch._assert_async(valid.all(), f'a class index is not in [0, {preds.shape[1]}) and not {ignore_index}')
     elif not valid.all():
         raise ValueError(f'class indices should lie in [0, {preds.shape[1]}) or be ignore_index={ignore_index}, got '

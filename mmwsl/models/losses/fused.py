@@ -14,14 +14,15 @@ temperatures the last form saves an exponential for each logit. Elsewhere torch.
 """
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from mmwsl.models.losses import functional
 
 _BLOCK = 2**18  # elements: a few blocks of float32 fit the cache of today's CPUs
 _SMALLEST = 1e-30  # a probability whose logarithm and power of 4 are still exact enough in float32
@@ -67,8 +68,10 @@ class _SoftTerms(torch.autograd.Function):
         return terms
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None, None]:
+        if torch.is_grad_enabled():  # once_differentiable would let a constant's zeros through
+            raise RuntimeError('WSLLoss has a first derivative alone, and create_graph=True asks for a second one: '
+                               'mmwsl.models.losses.functional.wsl_loss has both')
         if grad_loss is None:
             return None, None, None, None, None
         difference, = ctx.saved_tensors
@@ -135,15 +138,8 @@ def _careful_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float)
     log_probs_S, probs_T = F.log_softmax(preds_S / tau, 1), F.softmax(preds_T / tau, 1)
     soft = (log_probs_S * probs_T).sum(1) * -tau**2
     difference = log_probs_S.exp() - probs_T
-    hard_S, hard_T = _careful_hard_loss(preds_S, target), _careful_hard_loss(preds_T, target)
+    hard_S, hard_T = (functional.cross_entropy(preds, target) for preds in (preds_S, preds_T))
     return Terms(soft, hard_S, hard_T, _at_target(difference, target)), difference
-
-
-def _careful_hard_loss(preds: Tensor, target: Tensor) -> Tensor:
-    if target.is_floating_point():
-        return -_at_target(F.log_softmax(preds, 1), target)
-    others = preds.scatter(1, target.unsqueeze(1), -torch.inf)
-    return F.softplus(others.logsumexp(1) - _at_target(preds, target), threshold=40)
 
 
 def _at_target(values: Tensor, target: Tensor) -> Tensor:
@@ -153,6 +149,6 @@ def _at_target(values: Tensor, target: Tensor) -> Tensor:
     return values.gather(1, target.unsqueeze(1)).squeeze(1)
 
 
-@functools.cache
+@cache
 def _compiled_terms() -> Callable[..., tuple[Terms, Tensor]]:
     return torch.compile(_careful_terms)

@@ -79,7 +79,7 @@ class WSLLoss(nn.Module):
         target = gt_labels if gt_labels.is_floating_point() else gt_labels * kept
         terms = soft_terms(preds_S, preds_T, target, self.tau, self.compile_terms)
         if teacher_hard_loss is not None:
-            given = _one_per_target(teacher_hard_loss, terms.soft_loss, 'teacher_hard_loss')
+            given = _one_per_target(teacher_hard_loss.detach(), terms.soft_loss, 'teacher_hard_loss')
             terms = terms._replace(teacher_hard_loss=given)
         self._wsl_weight = functional.weight_of_losses(terms.student_hard_loss, terms.teacher_hard_loss)
         self._terms = terms._replace(soft_loss=terms.soft_loss.detach())  # what is kept must not keep the graph

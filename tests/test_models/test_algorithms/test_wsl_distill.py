@@ -134,15 +134,17 @@ def test_delivery_in_the_head_makes_the_student_see_what_the_teacher_saw():
         torch.testing.assert_close(losses(model, data)['student.loss'], teacher)
 
 
+def three_channels(cfg):
+    cfg['backbone']['in_channels'] = 3
+    return cfg
+
+
 @pytest.mark.parametrize('own', [
     dict(mean=[100.0, 110.0, 120.0], std=[50.0, 60.0, 70.0], to_rgb=False),
     dict(mean=[100.0, 110.0, 120.0], std=[50.0, 60.0, 70.0], to_rgb=True),
     dict(mean=[120.0, 110.0, 100.0], std=[70.0, 60.0, 50.0], to_rgb=True),
 ])
 def test_teacher_with_its_own_preprocessor_sees_its_own_kind_of_input(own):
-    def three_channels(cfg):
-        cfg['backbone']['in_channels'] = 3
-        return cfg
     own = dict(type='mmpretrain.ClsDataPreprocessor', **own)
     student = dict(type='mmpretrain.ClsDataPreprocessor', mean=[90.0, 100.0, 105.0], std=[40.0, 41.0, 42.0])
     torch.manual_seed(0)
@@ -343,3 +345,28 @@ def test_every_step_is_logged(tmp_path):
     runner = run_digits(tmp_path, distillation(), custom_hooks=[])
     for name in ('student.loss', 'distill.loss_wsl', 'distill.wsl_weight', 'distill.regularization_share'):
         assert len(runner.message_hub.get_scalar(f'train/{name}').data[0]) == 6
+
+
+@pytest.mark.parametrize('to_rgb', [True, False])
+def test_channels_are_swapped_for_the_teacher_where_nothing_normalises(to_rgb):
+    own = dict(type='mmpretrain.ClsDataPreprocessor', to_rgb=to_rgb)
+    model = build(distillation(
+        architecture=three_channels(network(2)), teacher=three_channels(network(4, data_preprocessor=own)),
+        data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor')))
+    seen = []
+    model.teacher.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    inputs = torch.rand(2, 3, 8, 8)
+    model.teacher(inputs, mode='tensor')
+    torch.testing.assert_close(seen[0], inputs[:, [2, 1, 0]] if to_rgb else inputs)
+
+
+def test_mixing_that_the_preprocessor_cannot_do():
+    mixing = network(2, train_cfg=dict(augments=[dict(type='Mixup', alpha=0.2)]))
+    with pytest.raises(ValueError, match='mixes images.*a ImgDataPreprocessor, cannot: take mmpretrain.ClsData'):
+        build(distillation(architecture=mixing, data_preprocessor=dict(type='mmengine.ImgDataPreprocessor')))
+
+
+def test_without_gradient_there_is_none(model):
+    with torch.no_grad():
+        found = losses(model, batch())
+    assert not any(value.requires_grad for value in found.values())

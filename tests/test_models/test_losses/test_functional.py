@@ -284,8 +284,8 @@ def test_bias_and_variance_gradients_beside_ignored_targets(ignore_index):
     expected = functional.bias_and_variance_gradients(preds_S, preds_T, target)
     target[2] = ignore_index
     others = torch.arange(6) != 2
-    for result, wanted in zip(functional.bias_and_variance_gradients(preds_S, preds_T, target), expected,
-                              strict=True):
+    found = functional.bias_and_variance_gradients(preds_S, preds_T, target, ignore_index=ignore_index)
+    for result, wanted in zip(found, expected, strict=True):
         assert torch.equal(result[others], wanted[others])
 
 
@@ -400,3 +400,25 @@ def test_off_the_cpu_indices_are_checked_by_the_device(monkeypatch, ignore_index
     (condition, message), = checks
     assert condition.is_meta and condition.dtype == torch.bool and condition.shape == ()
     assert message == f'a class index is not in [0, 5) and not {ignore_index}'
+
+
+@pytest.mark.parametrize('logits', [[[17.0, 0.0]], [[20.0, 0.0]], [[16.5, 0.0]], [[60.0, 0.0]], [[-90.0, 0.0]]])
+def test_loss_of_a_confident_network_is_not_lost(logits):
+    """log(1 + exp(z_1 - z_0)), where a sum that is nearly 1 has no room for the small one."""
+    preds, target = torch.tensor(logits), torch.tensor([0])
+    exact = math.log1p(math.exp(logits[0][1] - logits[0][0]))
+    assert functional.hard_loss(preds, target).item() == pytest.approx(exact, rel=1e-6)
+    a, _ = functional.bias_and_variance_gradients(preds, preds, target)
+    assert a.item() == pytest.approx(math.expm1(-exact), rel=1e-6)
+
+
+def test_gradients_at_a_class_that_is_not_there():
+    with pytest.raises(ValueError, match=r'should lie in \[0, 5\) or be ignore_index=-100, got 9'):
+        functional.bias_and_variance_gradients(LOGITS, LOGITS, LABELS * 0 + 9)
+    with pytest.raises(TypeError, match='one class each, as int64, got torch.float'):
+        functional.bias_and_variance_gradients(LOGITS, LOGITS, LOGITS)
+
+
+def test_gradients_at_an_ignored_target_are_those_of_class_0():
+    ignored = functional.bias_and_variance_gradients(LOGITS, LOGITS + 1, LABELS * 0 + 255, ignore_index=255)
+    torch.testing.assert_close(ignored, functional.bias_and_variance_gradients(LOGITS, LOGITS + 1, LABELS * 0))

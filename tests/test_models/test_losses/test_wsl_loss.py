@@ -610,3 +610,17 @@ def test_avg_factor_of_zero_where_nothing_counts_gives_zero():
     target = torch.full((3, ), -100)
     assert WSLLoss()(preds_S, preds_T, target, avg_factor=0) == 0
     assert WSLLoss()(preds_S, preds_T, target, avg_factor=torch.tensor(0)) == 0
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong():
+    preds_S = torch.randn(3, 5, requires_grad=True)
+    loss = WSLLoss()(preds_S, torch.randn(3, 5), torch.arange(3))
+    with pytest.raises(RuntimeError, match='first derivative alone.*functional.wsl_loss has both'):
+        torch.autograd.grad(loss, preds_S, create_graph=True)
+
+
+def test_a_teachers_loss_that_is_given_gets_no_gradient():
+    given = torch.rand(3, requires_grad=True)
+    loss = WSLLoss()
+    loss(torch.randn(3, 5, requires_grad=True), torch.randn(3, 5), torch.arange(3), teacher_hard_loss=given).backward()
+    assert given.grad is None and not any(term.requires_grad for term in loss.sample_terms.values())
