@@ -30,4 +30,4 @@ def make_cache(folder, cfg, views=2, **options):
 
 def contents(folder):
     """All files by name, without what a build notes of its machine."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != 'lock'}

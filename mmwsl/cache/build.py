@@ -7,6 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ from mmwsl.cache.store import MANIFEST, CacheError, Manifest, Shard, missing_sha
 from mmwsl.datasets.views import SeededViews, View
 from mmwsl.models.algorithms import WSLDistill
 from mmwsl.utils.data import single_labels
+from mmwsl.utils.files import lock
 
 SHARD_SIZE = 8192  # images, at most
 _WRAPPERS = ('SeededViews', 'CachedViews')
@@ -61,6 +63,7 @@ def build_cache(cfg: Config, folder: str | Path, views: int, seed: int = 0, top_
 
     Raises:
         CacheError: If the folder holds another cache or a damaged one, or the disk is too small.
+        RuntimeError: If another building run is at work in the folder.
         ValueError: If the config distils no teacher, or images are mixed or have not one class each.
     """
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
@@ -75,13 +78,14 @@ def build_cache(cfg: Config, folder: str | Path, views: int, seed: int = 0, top_
         RecordFormat(classes, top_k, dtype, _taus(model, taus) if top_k else ()),
         None if model.teacher_norm_eval else loader.batch_size, fingerprint, versions())
     folder = Path(folder)
-    manifest = _agree(folder, manifest)
-    missing = missing_shards(folder, manifest)
-    _announce(folder, manifest, missing, seconds)
-    barrier()  # each process has seen the same files
-    _make_shards(folder, manifest, missing[get_rank()::get_world_size()], model, dataset, loader)
-    barrier()
-    _finish(folder, manifest)
+    with _alone(folder):
+        manifest = _agree(folder, manifest)
+        missing = missing_shards(folder, manifest)
+        _announce(folder, manifest, missing, seconds)
+        barrier()  # each process has seen the same files
+        _make_shards(folder, manifest, missing[get_rank()::get_world_size()], model, dataset, loader)
+        barrier()
+        _finish(folder, manifest)
 
 
 def dataset_config(cfg: Config) -> dict:
@@ -140,10 +144,21 @@ def _try_out(model: WSLDistill, dataset: SeededViews, loader: Mapping) -> tuple[
     return logits.shape[1], max(fetch / workers, teach) if workers else fetch + teach
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other building runs out of the folder."""
+    if get_rank() != 0:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / 'lock').open('a') as stream:
+        lock(stream, f'another process fills {folder}')
+        yield
+
+
 def _agree(folder: Path, manifest: Manifest) -> Manifest:
     """Write what the cache is to be, or compare it with what is there."""
     if get_rank() == 0 and not (folder / MANIFEST).exists():
-        folder.mkdir(parents=True, exist_ok=True)
         if any(folder.glob('*.npy')):
             raise CacheError(f'{folder} holds shards and no {MANIFEST} that says what they are: restore it, or take '
                              'another folder')

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 
 @contextmanager
@@ -22,3 +23,15 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def lock(stream: IO[Any], busy: str) -> None:
+    """Lock an open file until it is closed.
+
+    Raises:
+        RuntimeError: If another process holds it; the message begins with ``busy``.
+    """
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RuntimeError(f'{busy}: wait for it or end it, then give the same command again') from error

@@ -1,17 +1,16 @@
 """Training runs, each in a process of its own: kept apart, taken up where they were killed, never done twice."""
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
 
-from mmwsl.utils.files import whole_file
+from mmwsl.utils.files import lock, whole_file
 
 _RECORD = 'run.json'
 
@@ -43,7 +42,8 @@ def train(tool: Path, config: Path, work_dir: Path, options: Sequence[str] = (),
     environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
     output = work_dir / 'output.log'
     with output.open('a') as stream:
-        _lock(stream, work_dir)
+        # held until this process and the one that trains, which inherits the stream, have both ended
+        lock(stream, f'another process trains in {work_dir}, perhaps one that outlived a killed driver')
         _write(work_dir, record)
         status = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False)
     if status.returncode:
@@ -60,10 +60,16 @@ def scalars(work_dir: Path) -> list[dict]:
     """
     lines: list[dict] = []
     for log in _logs(work_dir):
-        attempt = [json.loads(line) for line in log.read_text().splitlines()]
+        attempt = _read(log)
         first = min((_epoch(line) for line in attempt), default=float('inf'))
         lines = [line for line in lines if _epoch(line) < first] + attempt
     return lines
+
+
+def started(work_dir: Path) -> str | None:
+    """When a run began, 'YYYYMMDD_HHMMSS'; None before its first step."""
+    logs = _logs(work_dir)
+    return logs[0].parents[1].name if logs else None
 
 
 def seconds(work_dir: Path) -> float:
@@ -83,15 +89,6 @@ def _finished(work_dir: Path, record: dict) -> bool:
     return found['finished']
 
 
-def _lock(stream: TextIO, work_dir: Path) -> None:
-    """Until this process and the one that trains, which inherits the stream, have both ended."""
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise RuntimeError(f'another process trains in {work_dir}, perhaps one that outlived a killed driver: wait for '
-                           'it or end it, then give the same command again') from error
-
-
 def _write(work_dir: Path, record: dict) -> None:
     with whole_file(work_dir / _RECORD) as file:
         file.write(json.dumps(record, indent=1).encode())
@@ -99,6 +96,17 @@ def _write(work_dir: Path, record: dict) -> None:
 
 def _logs(work_dir: Path) -> list[Path]:
     return sorted(work_dir.glob('*/vis_data/scalars.json'))
+
+
+def _read(log: Path) -> list[dict]:
+    lines = log.read_text().splitlines()
+    try:
+        read = [json.loads(line) for line in lines[:-1]]
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{log} is damaged: a line of it is not JSON ({error})') from error
+    with suppress(IndexError, json.JSONDecodeError):  # a full disk, or the end of the machine, cuts the last one
+        read.append(json.loads(lines[-1]))
+    return read
 
 
 def _epoch(line: dict) -> int:

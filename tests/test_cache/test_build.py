@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import random
@@ -239,6 +240,15 @@ def test_views_can_be_added(tmp_path, teacher):
     make_cache(tmp_path / 'grown', live(teacher), views=3)
     assert stamps(tmp_path / 'grown').items() > before.items()
     assert contents(tmp_path / 'grown') == contents(make_cache(tmp_path / 'whole', live(teacher), views=3))
+
+
+def test_two_builds_do_not_fill_one_folder(tmp_path, teacher):
+    with (tmp_path / 'lock').open('a') as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(RuntimeError, match=f'another process fills {tmp_path}: wait for it or end it'):
+            make_cache(tmp_path, live(teacher))
+    assert not list(tmp_path.glob('*.npy'))
+    make_cache(tmp_path, live(teacher))
 
 
 def test_shards_without_their_manifest_are_refused(tmp_path, teacher):
