@@ -38,7 +38,8 @@ NETWORKS = {
 }
 # settings of a run that leave its last figure alone: where things lie, how they are read, what is logged and when
 NEUTRAL = re.compile(
-    r'(model\.teacher_ckpt|.*data_root|.*_workers|work_dir|default_hooks\..*|train_cfg\.val_interval)=')
+    r'(model\.teacher_ckpt|.*data_root|.*_workers|work_dir|default_hooks\.(logger|checkpoint|sample_records)\..*'
+    r'|train_cfg\.val_interval)=')
 COLUMNS = ('Config', 'Teacher', 'Student', 'Recipe', 'Parameters', 'MACs', 'Published', 'Source', 'Measured', 'Runs')
 PROSE = """# Configs
 
@@ -170,7 +171,7 @@ def read_runs() -> list[dict]:
 
 
 def is_neutral(run: dict) -> bool:
-    """Whether its options change neither training nor data."""
+    """Whether its options are all NEUTRAL."""
     return all(NEUTRAL.match(option) for option in run['options'])
 
 

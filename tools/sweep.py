@@ -1,6 +1,7 @@
 """Train configs x settings x seeds, and keep each run's config, log and figures under results/.
 
-A sweep that was killed goes on where it stopped when the same command is given again; a finished run is not repeated.
+A sweep that was killed goes on where it stopped when the same command is given again; a run that is finished in its
+work dir is not repeated. A result of the same command is replaced, one of another is not.
 All configs are run with the first seed, then all with the second. tools/catalogue.py makes the tables from results/.
 """
 import mmwsl  # noqa: I001  readies the stack, so it comes first
@@ -81,10 +82,20 @@ def split(values: str) -> list[str]:
 
 def carry_out(run: Run, args: argparse.Namespace) -> dict:
     work_dir, kept = args.work_dir / run.name, args.results / f'{run.name}.json'
-    trained = runs.train(ROOT / 'tools/train.py', run.config, work_dir, [*run.options, *args.cfg_options], args.threads)
-    if trained or not kept.exists():  # what an earlier sweep kept says on which machine, by how many jobs
+    runs.train(ROOT / 'tools/train.py', run.config, work_dir, [*run.options, *args.cfg_options], args.threads)
+    # what an earlier sweep kept of this run says on which machine, by how many jobs
+    if not kept.exists() or json.loads(kept.read_text()).get('started') != runs.started(work_dir):
         keep(run, work_dir, args)
     return json.loads(kept.read_text())
+
+
+def check_results(planned: list[Run], args: argparse.Namespace) -> None:
+    """Raise ValueError where a result is kept of a run with other options, which these would replace."""
+    for kept in (args.results / f'{run.name}.json' for run in planned):
+        options = json.loads(kept.read_text())['options'] if kept.exists() else args.cfg_options
+        if options != args.cfg_options:
+            raise ValueError(f'{kept} is the result of a run with the options {options}, not {args.cfg_options}: '
+                             'choose other --results, or delete it')
 
 
 def keep(run: Run, work_dir: Path, args: argparse.Namespace) -> None:
@@ -102,7 +113,7 @@ def keep(run: Run, work_dir: Path, args: argparse.Namespace) -> None:
     shutil.copy(work_dir / run.config.name, folder / 'config.py')
     top1 = top1_of_each_epoch(log, epochs)
     result = dict(config=run.config.stem, settings=dict(run.settings), seed=run.seed, top1=top1[-1],
-                  top1_of_each_epoch=top1, seconds=round(runs.seconds(work_dir)),
+                  top1_of_each_epoch=top1, started=runs.started(work_dir), seconds=round(runs.seconds(work_dir)),
                   log=f'logs/{run.name}', options=args.cfg_options, machine=machine(args))
     with whole_file(args.results / f'{run.name}.json') as file:
         file.write((json.dumps(result, indent=1) + '\n').encode())
@@ -138,13 +149,15 @@ def parse_args() -> argparse.Namespace:
                         help='run every config with each of these values, a list in brackets; may be given '
                         'several times')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
-                        help='for every run, as in tools/train.py; tables show a run only where these change neither '
-                        'training nor data')
+                        help='for every run, as in tools/train.py; tables show a run only where these say no more than '
+                        'where files lie, how they are read and what is logged')
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
-    parser.add_argument('--threads', type=int, default=max(1, (os.cpu_count() or 1)), help='of each run, on a CPU')
+    parser.add_argument('--threads', type=int, help='of each run, on a CPU; default: all cores, shared out to the jobs')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/sweep'), help='a folder for each run in here')
     parser.add_argument('--results', type=Path, default=Path('results'))
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.threads = args.threads or max(1, (os.cpu_count() or 1) // args.jobs)
+    return args
 
 
 def main() -> None:
@@ -152,6 +165,7 @@ def main() -> None:
     planned = plan(args.configs, args.settings, args.seeds)
     for config in args.configs:
         Config.fromfile(config)  # a mistake in the last config must not wait for the runs before it
+    check_results(planned, args)
     with ThreadPoolExecutor(args.jobs) as pool:
         for number, result in enumerate(pool.map(lambda run: carry_out(run, args), planned), 1):
             print(f'{number}/{len(planned)} {planned[number - 1].name}: top-1 {result["top1"]:.2f} %, '

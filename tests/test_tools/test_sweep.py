@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,6 +52,57 @@ def test_epoch_that_was_repeated_after_a_kill_counts_once(tmp_path):
     log(tmp_path, '20260101_000000', first)
     log(tmp_path, '20260101_000100', second)
     assert runs.scalars(tmp_path) == first[:2] + second
+
+
+def test_a_last_line_that_was_cut_short_is_left_out(tmp_path):
+    log(tmp_path, '20260101_000000', [dict(loss=3.0, epoch=1, step=12)])
+    path, = tmp_path.glob('*/vis_data/scalars.json')
+    path.write_text(path.read_text() + '{"loss": 2.')
+    assert runs.scalars(tmp_path) == [dict(loss=3.0, epoch=1, step=12)]
+    path.write_text('{"loss": 2.\n' + path.read_text())
+    with pytest.raises(ValueError, match='scalars.json is damaged'):
+        runs.scalars(tmp_path)
+    path.write_text('')
+    assert runs.scalars(tmp_path) == []
+
+
+def result_of(tmp_path, **fields):
+    (tmp_path / 'results').mkdir(exist_ok=True)
+    kept = tmp_path / 'results/c-seed=0.json'
+    kept.write_text(json.dumps(dict(options=[], started='20260101_000000', top1=50.0, seconds=1, **fields)))
+    return kept
+
+
+def test_the_result_of_another_command_is_not_replaced(tmp_path):
+    kept = result_of(tmp_path)
+    planned = sweep.plan([Path('c.py')], [], [0, 1])
+    args = SimpleNamespace(results=kept.parent, cfg_options=[])
+    sweep.check_results(planned, args)
+    args.cfg_options = ['train_cfg.max_epochs=1']
+    with pytest.raises(ValueError, match=r"c-seed=0.json is the result of a run with the options \[\], not "
+                                         r"\['train_cfg.max_epochs=1'\]: choose other --results, or delete it"):
+        sweep.check_results(planned, args)
+
+
+@pytest.mark.parametrize('begun, anew', [('20260101_000000', False), ('20260202_000000', True)])
+def test_a_run_that_is_not_the_kept_one_is_kept(tmp_path, monkeypatch, begun, anew):
+    """As where a driver was killed between the end of a training and its record."""
+    kept = result_of(tmp_path)
+    log(tmp_path / 'c-seed=0', begun, [dict(loss=3.0, epoch=1, step=12)])
+    monkeypatch.setattr(runs, 'train', lambda *args: False)
+    seen = []
+    monkeypatch.setattr(sweep, 'keep', lambda *args: seen.append(args))
+    args = SimpleNamespace(work_dir=tmp_path, results=kept.parent, cfg_options=[], threads=1)
+    sweep.carry_out(sweep.plan([Path('c.py')], [], [0])[0], args)
+    assert bool(seen) is anew
+
+
+@pytest.mark.parametrize('arguments, threads', [([], 6), (['--jobs', '2'], 3), (['--jobs', '9'], 1),
+                                                (['--jobs', '2', '--threads', '5'], 5)])
+def test_cores_are_shared_out_to_the_jobs(monkeypatch, arguments, threads):
+    monkeypatch.setattr(sweep.os, 'cpu_count', lambda: 6)
+    monkeypatch.setattr(sys, 'argv', ['sweep.py', 'c.py', *arguments])
+    assert sweep.parse_args().threads == threads
 
 
 def test_an_epoch_without_its_validation_has_no_figure():
