@@ -5,6 +5,7 @@ versions in which it was seen, and what has to happen upstream before the functi
 """
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import importlib.util
@@ -183,6 +184,11 @@ def _only_weights(load: Callable[..., Any], source: Any) -> Any:
                 f'{source} was not loaded: it is damaged, or holds more than weights and what mmengine stores, and '
                 f'reading that could run code. Where you trust it, save its weights alone, '
                 f'e.g. torch.save(checkpoint["state_dict"], ...) (or "model"). torch says: {error}') from error
+        except (EOFError, RuntimeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek past the end is
+                raise
+            raise RuntimeError(f'{source} was not loaded: it is damaged, perhaps cut short. Take another file; a run '
+                               f'goes on from an older checkpoint with --resume CKPT. torch says: {error}') from error
 
 
 def _stored_by_mmengine() -> list[Any]:

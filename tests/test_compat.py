@@ -251,7 +251,6 @@ HARM = {
     'exec': lambda marker: Payload(exec, f'open({str(marker)!r}, "w").close()'),
     'getattr': lambda marker: Payload(Payload(getattr, np.ndarray, 'tofile'), np.arange(3), str(marker)),
 }
-DAMAGED = (RuntimeError, EOFError, OSError)  # as torch's readers put it; UnsafeCheckpointError is a RuntimeError
 
 
 def load(path):
@@ -340,7 +339,7 @@ def test_a_truncated_file_is_an_error_and_runs_nothing(tmp_path, form, kept):
     SAVE[form](dict(extra=HARM['os.mkdir'](marker), weight=torch.zeros(1000).tolist()), path)
     content = path.read_bytes()
     path.write_bytes(content[:int(kept * len(content))])
-    with pytest.raises(DAMAGED):
+    with pytest.raises(RuntimeError, match='was not loaded'):
         load(path)
     assert not marker.exists()
 
@@ -350,9 +349,10 @@ def test_a_truncated_good_file_is_an_error(tmp_path, form):
     path = tmp_path / 'cut.pth'
     SAVE[form](dict(state_dict=Tiny().state_dict(), history=HistoryBuffer([1.], [1])), path)
     content = path.read_bytes()
-    path.write_bytes(content[:len(content) // 2])
-    with pytest.raises(DAMAGED):
-        load(path)
+    for length in (0, len(content) // 2):
+        path.write_bytes(content[:length])
+        with pytest.raises(RuntimeError, match='cut.pth was not loaded: it is damaged'):
+            load(path)
 
 
 @pytest.fixture

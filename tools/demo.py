@@ -26,7 +26,8 @@ ARMS = {
 
 def train(config: str, work_dir: Path, seed: int, *options: str) -> list[dict]:
     """Train a config and return its log, one dict per line."""
-    shutil.rmtree(work_dir, ignore_errors=True)
+    if (work_dir / 'run.json').exists():  # an earlier demo's
+        shutil.rmtree(work_dir)
     # these networks are so small that one thread each is fastest
     train_once(ROOT / 'tools/train.py', ROOT / f'configs/{config}.py', work_dir,
                [f'randomness.seed={seed}', *options], threads=1)
@@ -94,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seeds', type=int, default=5, help='runs of each arm')
     parser.add_argument('--jobs', type=int, default=min(4, os.cpu_count() or 1), help='runs at a time')
-    parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs/demo')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/demo'))
     args = parser.parse_args()
     out = args.out.resolve()
     teacher, logs = run_all(out, args.seeds, args.jobs)

@@ -17,11 +17,13 @@ def parse_args() -> argparse.Namespace:
     parser = launcher_parser(__doc__)
     parser.add_argument('checkpoint', nargs='?', help='checkpoint file; with --teacher, the default is teacher_ckpt')
     parser.add_argument('--teacher', action='store_true', help="test the config's teacher instead of its student")
-    parser.add_argument('--out', help='file for the results: .pkl or .json')
+    parser.add_argument('--out', help='file for the results: .pkl, or .json for metrics')
     parser.add_argument('--out-item', choices=['metrics', 'pred'], help='what --out takes; default: pred')
     args = parser.parse_args()
     if args.out_item and not args.out:
         parser.error('--out-item needs --out')
+    if args.out and args.out_item != 'metrics' and not args.out.endswith('.pkl'):
+        parser.error(f'predictions are written to a .pkl file, got --out {args.out}; --out-item metrics takes .json')
     if not args.checkpoint and not args.teacher:
         parser.error('a checkpoint is needed, unless --teacher is given')
     return args

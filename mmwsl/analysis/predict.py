@@ -20,6 +20,7 @@ from mmwsl.models.algorithms.teacher import set_teacher_mode
 from mmwsl.models.classifiers import CachedTeacher
 from mmwsl.utils.checkpoint import load_network
 from mmwsl.utils.data import single_labels
+from mmwsl.utils.launch import set_dataloader_defaults
 
 
 def build_model(cfg: Config, student_only: bool = False) -> Any:
@@ -44,8 +45,7 @@ def build_dataloader(cfg: Config, field: str, seed: int = 0) -> DataLoader:
     """Build 'train_dataloader' or 'val_dataloader' of a config, as a run does."""
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     dataloader = copy.deepcopy(cfg[field])
-    dataloader.pin_memory = False
-    dataloader.setdefault('collate_fn', dict(type='default_collate'))
+    set_dataloader_defaults(dataloader, pin_memory=False)
     return Runner.build_dataloader(dataloader, seed=seed)
 
 

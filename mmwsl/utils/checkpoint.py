@@ -53,8 +53,9 @@ def read_weights(path: str) -> dict[str, Tensor]:
         checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f'there is no checkpoint {str(path)!r}. Train the network with its config in configs/vanilla/, or convert '
-            'a published file with tools/model_converters/import_teacher.py') from error
+            f'there is no checkpoint {str(path)!r}. Copy the network there once it is trained (configs/vanilla/ has '
+            'configs), name its own file (model.teacher_ckpt for a teacher), or convert a published one with '
+            'tools/model_converters/import_teacher.py') from error
     for key in ('state_dict', 'model', 'net'):
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
             checkpoint = checkpoint[key]

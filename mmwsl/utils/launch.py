@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ def launcher_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='where logs and checkpoints go; default: work_dirs/<name of the config>')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, type=_setting, metavar='KEY=VALUE',
                         help='settings of the config to override, e.g. optim_wrapper.optimizer.lr=0.01; lists as '
                         'key="[a,b]", without white space')
     parser.add_argument('--no-pin-memory', action='store_true', help='switch pinned memory of the dataloaders off')
@@ -28,6 +29,13 @@ def launcher_parser(description: str) -> argparse.ArgumentParser:
     # torch.distributed.launch passes one of the two, depending on its version
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser
+
+
+def _setting(text: str) -> str:
+    if re.search(r'[^\s,(\[]\s+[^\s,)\]]', text):
+        raise argparse.ArgumentTypeError(f'mmengine drops the white space within a setting, got {text!r}: put it into '
+                                         'a config file')
+    return text
 
 
 def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, ...] = _DATALOADERS) -> None:
@@ -51,7 +59,7 @@ def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, .
         cfg.merge_from_dict(args.cfg_options)
     for field in _DATALOADERS:
         if cfg.get(field):
-            _set_dataloader_defaults(cfg[field], pin_memory=not args.no_pin_memory)
+            set_dataloader_defaults(cfg[field], pin_memory=not args.no_pin_memory)
     if args.amp and not torch.cuda.is_available():
         raise ValueError('--amp needs a GPU, and torch sees none here; leave it out to train in float32')
     check_data(cfg, dataloaders)
@@ -65,7 +73,8 @@ def finish_run() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _set_dataloader_defaults(dataloader: ConfigDict, pin_memory: bool) -> None:
+def set_dataloader_defaults(dataloader: ConfigDict, pin_memory: bool) -> None:
+    """Fill in what a config leaves open, in place."""
     dataloader.pin_memory = pin_memory and dataloader.get('pin_memory', True) and torch.cuda.is_available()
     dataloader.setdefault('collate_fn', dict(type='default_collate'))
     # without workers there is nothing to keep alive, and torch refuses the option

@@ -36,6 +36,11 @@ def test_network_alone_takes_the_preprocessor_of_the_config(cfg):
     assert build_model(cfg, student_only=True).data_preprocessor.mean.flatten().tolist() == [3.0]
 
 
+def test_without_workers_there_is_nothing_to_keep_alive(cfg):
+    cfg.val_dataloader.update(num_workers=0, persistent_workers=True)
+    assert build_dataloader(cfg, 'val_dataloader').num_workers == 0
+
+
 def test_log_probabilities_are_those_of_each_test_image(cfg):
     student = build_model(cfg, student_only=True)
     loader = build_dataloader(cfg, 'val_dataloader')

@@ -39,6 +39,9 @@ def test_resume(monkeypatch, arguments, resume, load_from):
 
 
 def test_no_validate_leaves_nothing_to_choose_a_best_checkpoint_by(monkeypatch):
+    usual = Config.fromfile(ROOT / 'configs/wsl_digits.py')
+    usual.default_hooks.checkpoint.save_best = 'auto'
+    monkeypatch.setattr(Config, 'fromfile', lambda path: usual)
     cfg = prepared(monkeypatch, '--no-validate')
     assert cfg.val_cfg is None and cfg.val_dataloader is None and 'save_best' not in cfg.default_hooks.checkpoint
 
@@ -47,6 +50,22 @@ def test_options_of_the_config_win(monkeypatch):
     cfg = prepared(monkeypatch, '--cfg-options', 'optim_wrapper.optimizer.lr=0.5', 'train_dataloader.num_workers=2')
     assert cfg.optim_wrapper.optimizer.lr == 0.5
     assert cfg.train_dataloader.persistent_workers
+
+
+def test_white_space_that_mmengine_would_drop_is_refused(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        prepared(monkeypatch, '--cfg-options', 'model.teacher_ckpt=/my models/teacher.pth')
+    assert "drops the white space within a setting, got 'model.teacher_ckpt=/my models" in capsys.readouterr().err
+    assert prepared(monkeypatch, '--cfg-options', 'a=[1, (2, 3) ]').a == [1, (2, 3)]
+
+
+def test_predictions_go_into_a_pickle_alone(monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['test.py', 'c.py', 'c.pth', '--out', 'a.json'])
+    with pytest.raises(SystemExit):
+        load_tool('test').parse_args()
+    assert 'written to a .pkl file, got --out a.json; --out-item metrics takes .json' in capsys.readouterr().err
+    monkeypatch.setattr(sys, 'argv', [*sys.argv, '--out-item', 'metrics'])
+    assert load_tool('test').parse_args().out == 'a.json'
 
 
 def test_workers_may_be_made_anew(monkeypatch):
