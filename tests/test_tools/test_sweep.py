@@ -159,6 +159,8 @@ def test_sweep_keeps_every_run_and_repeats_none(tmp_path):
     tool(*command[:2], '--jobs', 2, *command[2:], 'train_cfg.max_epochs=1')
     assert {path: path.read_text() for path in kept} == kept
     assert checkpoints == {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*.pth')}
+    assert 'choose other --results' in tool(*command, 'train_cfg.max_epochs=2', check=False).stdout
+    command[command.index(tmp_path / 'results')] = tmp_path / 'others'
     assert 'holds a run with options' in tool(*command, 'train_cfg.max_epochs=2', check=False).stdout
 
 
