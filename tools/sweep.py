@@ -92,8 +92,7 @@ def carry_out(run: Run, args: argparse.Namespace) -> dict:
 def check_results(planned: list[Run], args: argparse.Namespace) -> None:
     """Raise ValueError where a result is kept of a run with other options, which these would replace."""
     for kept in (args.results / f'{run.name}.json' for run in planned):
-        options = json.loads(kept.read_text())['options'] if kept.exists() else args.cfg_options
-        if options != args.cfg_options:
+        if kept.exists() and (options := json.loads(kept.read_text())['options']) != args.cfg_options:
             raise ValueError(f'{kept} is the result of a run with the options {options}, not {args.cfg_options}: '
                              'choose other --results, or delete it')
 

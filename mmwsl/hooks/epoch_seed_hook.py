@@ -18,8 +18,8 @@ class EpochSeedHook(Hook):
 
     mmengine saves no generator state: after resuming, dropout and mixup would draw other numbers. Seeding anew at each
     epoch needs no state at all. It also hands the sampler the seed of the run that is resumed, where the config names
-    none. Works with ``mmwsl.SeededViews``, which does the same for the views. A run
-    by iterations, which knows no epochs, draws other numbers after resuming.
+    none. Works with ``mmwsl.SeededViews``, which does the same for the views. A run by iterations, which
+    knows no epochs, draws other numbers after resuming.
     """
     priority = 'VERY_HIGH'  # before whatever else an epoch's start draws
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -73,18 +74,18 @@ class SampleRecordHook(Hook):
         wanted = epoch % self.interval == 0 or epoch == runner.max_epochs
         if not wanted or len(self.terms) < len(runner.train_dataloader):
             return
-        *columns, kept = torch.cat(self.terms, 1).cpu()
-        terms = {name: column[kept > 0] for name, column in zip(_TERMS, columns, strict=True)}
-        indices = [index for index, counts in zip(self.indices, kept, strict=True) if counts]
-        gathered = all_gather_object(records_of_terms(indices, terms))
+        rows = torch.cat(self.terms, 1).cpu()
+        kept = rows[-1] > 0
+        terms = dict(zip(_TERMS, rows[:-1, kept], strict=True))
+        gathered = all_gather_object(records_of_terms(list(compress(self.indices, kept.tolist())), terms))
         if is_main_process():
             records = np.concatenate(gathered)
             write_records(records, runner.work_dir, epoch)
             runner.visualizer.add_image('wsl_weights', _histogram(records['w'], epoch), step=epoch)
 
     def _log(self, runner: Runner) -> None:
-        w, student, teacher, *_, kept = torch.cat(self.terms[-self.unlogged:], 1)
-        w, student, teacher = w[kept > 0], student[kept > 0], teacher[kept > 0]
+        rows = torch.cat(self.terms[-self.unlogged:], 1)
+        w, student, teacher = rows[:3, rows[-1] > 0]
         self.unlogged = 0
         if not len(w):
             return

@@ -108,10 +108,16 @@ def cross_entropy(preds: Tensor, target: Tensor) -> Tensor:
     """As torch's without reduction, for arguments that have been checked, and precise where it is nearly 0: log-softmax
     loses a sum that is nearly 1, so the true class is left out of it. Shape: (N, *)."""
     if target.is_floating_point():
-        return -(target.to(preds.dtype) * F.log_softmax(preds, dim=1)).sum(1)
-    index = target.unsqueeze(1)
-    others = preds.scatter(1, index, -torch.inf).logsumexp(1)
-    return F.softplus(others - preds.gather(1, index).squeeze(1), threshold=40)
+        return -at_target(F.log_softmax(preds, dim=1), target)
+    others = preds.scatter(1, target.unsqueeze(1), -torch.inf)
+    return F.softplus(others.logsumexp(1) - at_target(preds, target), threshold=40)
+
+
+def at_target(values: Tensor, target: Tensor) -> Tensor:
+    """The value of each target's class, or its expectation under class scores. Shape: (N, *)."""
+    if target.is_floating_point():
+        return (target.to(values.dtype) * values).sum(1)
+    return values.gather(1, target.unsqueeze(1)).squeeze(1)
 
 
 def bias_and_variance_gradients(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 2.0,

@@ -139,14 +139,7 @@ def _careful_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float)
     soft = (log_probs_S * probs_T).sum(1) * -tau**2
     difference = log_probs_S.exp() - probs_T
     hard_S, hard_T = (functional.cross_entropy(preds, target) for preds in (preds_S, preds_T))
-    return Terms(soft, hard_S, hard_T, _at_target(difference, target)), difference
-
-
-def _at_target(values: Tensor, target: Tensor) -> Tensor:
-    """The value of each target's class, or its expectation under class scores. Shape: (N, *)."""
-    if target.is_floating_point():
-        return (target.to(values.dtype) * values).sum(1)
-    return values.gather(1, target.unsqueeze(1)).squeeze(1)
+    return Terms(soft, hard_S, hard_T, functional.at_target(difference, target)), difference
 
 
 @cache
