@@ -1,5 +1,4 @@
 import collections
-import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from torch.utils.data import DataLoader
 from mmwsl.datasets.device import DeviceDataset, already_collated, crop_and_flip, draw
 from mmwsl.datasets.views import View, ViewSampler
 from mmwsl.utils import check_data
-from tests.tiny import ROOT, batch, digits_config, distillation, network, on_device, run_digits, save_teacher, tool
+from tests.tiny import ROOT, batch, digits_config, network, on_device, run_digits, save_teacher, tool
 
 PACKED = [dict(type='PackInputs')]
 DIGITS = dict(type='mmwsl.Digits', split='train', pipeline=PACKED)
@@ -164,22 +163,6 @@ def test_the_loader_hands_out_each_image_once():
     batches = list(DataLoader(dataset, batch_size=256, sampler=sampler, collate_fn=already_collated))
     assert [len(each['inputs']) for each in batches] == [256, 256, 88]
     assert sorted(sample.sample_idx for each in batches for sample in each['data_samples']) == list(range(600))
-
-
-def test_a_run_resumes_exactly(tmp_path):
-    path = save_teacher(tmp_path / 'teacher.pth')
-    hooks = [dict(type='mmwsl.EpochSeedHook')]
-
-    def run(name, epochs, **kwargs):
-        torch.manual_seed(epochs)
-        runner = run_digits(tmp_path / name, distillation(teacher_ckpt=path), epochs,
-                            **on_device(custom_hooks=hooks, checkpoint=dict(max_keep_ckpts=3)), **kwargs)
-        return {key: value.clone() for key, value in runner.model.state_dict().items()}
-    unbroken = run('unbroken', 3)
-    shutil.copytree(tmp_path / 'unbroken', tmp_path / 'broken')
-    (tmp_path / 'broken/epoch_2.pth').unlink(), (tmp_path / 'broken/epoch_3.pth').unlink()
-    (tmp_path / 'broken/last_checkpoint').write_text(str(tmp_path / 'broken/epoch_1.pth'))
-    torch.testing.assert_close(run('broken', 3, resume=True), unbroken, rtol=0, atol=0)
 
 
 def test_validation_scores_the_same(tmp_path):

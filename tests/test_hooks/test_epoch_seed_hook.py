@@ -1,14 +1,17 @@
 import random
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmengine.registry import HOOKS
-from mmengine.runner import get_priority
+from mmengine.runner import Runner, get_priority
 
 from mmwsl.hooks import epoch_seed_hook
 from mmwsl.hooks.epoch_seed_hook import EpochSeedHook
+from tests.caches import PIPELINE
+from tests.tiny import PREPROCESSOR, digits_config, distillation, on_device, save_teacher
 
 
 @pytest.fixture(autouse=True)
@@ -59,12 +62,6 @@ def test_a_run_by_iterations_does_not_begin_anew_where_it_is_resumed(draws):
     assert draws(epoch=2, iter=40) == draws(epoch=2)
 
 
-def test_the_rank_is_mmengines(draws):
-    wanted = draws(rank=0)
-    EpochSeedHook().before_train_epoch(runner_with())
-    assert (random.random(), np.random.rand(), torch.rand(()).item()) == wanted
-
-
 def test_the_sampler_follows_the_seed_of_the_run():
     runner = runner_with(seed=5, sampler=SimpleNamespace(seed=123))
     EpochSeedHook().before_train_epoch(runner)
@@ -93,3 +90,29 @@ def test_loader_without_a_sampler_is_no_obstacle():
     runner = runner_with()
     del runner.train_dataloader.batch_sampler
     EpochSeedHook().before_train_epoch(runner)
+
+
+AUGMENTED = dict(
+    views=dict(dataset=dict(dataset=dict(pipeline=PIPELINE))),
+    device=on_device()['train_dataloader'])
+AUGMENTED['device']['dataset'].update(padding=1, flip_prob=0.5)
+
+
+@pytest.mark.parametrize('loader', AUGMENTED)
+def test_a_resumed_run_ends_with_the_very_weights_of_an_unbroken_one(tmp_path, loader):
+    """With random views and mixup, and from another state of the generators."""
+    mixing = dict(augments=[dict(type='mmpretrain.Mixup', alpha=0.8)])
+    model = distillation(teacher_ckpt=save_teacher(tmp_path / 'teacher.pth'),
+                         data_preprocessor=dict(PREPROCESSOR, batch_augments=mixing))
+
+    def weights(name, **kwargs):
+        runner = Runner.from_cfg(digits_config(
+            tmp_path / name, model, 2, custom_hooks=[dict(type='mmwsl.EpochSeedHook')], val_cfg=None,
+            val_dataloader=None, val_evaluator=None, train_dataloader=AUGMENTED[loader], **kwargs))
+        runner.train()
+        return runner.model.state_dict()
+    unbroken = weights('unbroken')
+    shutil.copytree(tmp_path / 'unbroken', tmp_path / 'resumed', ignore=shutil.ignore_patterns('epoch_2.pth'))
+    (tmp_path / 'resumed/last_checkpoint').write_text(str(tmp_path / 'resumed/epoch_1.pth'))
+    random.seed(9), np.random.seed(9), torch.manual_seed(9)
+    torch.testing.assert_close(weights('resumed', resume=True), unbroken, rtol=0, atol=0)
