@@ -1,9 +1,12 @@
+import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.registry import DATASETS
 
 from mmwsl.datasets import Digits
+from mmwsl.hooks import CheckTeacherHook
 from tests.tiny import distillation, network, run_digits
 
 
@@ -33,9 +36,11 @@ def run(work_dir, model, hook=None, **kwargs):
     return run_digits(work_dir, model, custom_hooks=hooks, **kwargs)
 
 
-def test_the_teachers_accuracy_is_logged(tmp_path, trained):
+@pytest.mark.parametrize('norm_eval', [True, False])
+def test_the_teachers_accuracy_in_eval_mode_is_logged(tmp_path, trained, norm_eval):
     path, accuracy = trained
-    runner = run(tmp_path, distillation(teacher_ckpt=path), dict(max_batches=100))
+    model = distillation(teacher_ckpt=path, teacher_norm_eval=norm_eval)
+    runner = run(tmp_path, model, dict(max_batches=100))
     log = next(tmp_path.glob('*/*.log')).read_text()
     assert f'Teacher: {accuracy:.2f} % top-1 on 1197 validation images.' in log
     assert runner.iter == 6
@@ -49,6 +54,15 @@ def test_at_most_max_batches_are_looked_at(tmp_path, trained):
 def test_teacher_that_knows_nothing_stops_the_run(tmp_path):
     with pytest.raises(RuntimeError, match=r'chance is 10\.00 % and 20\.00 % is required.*min_accuracy'):
         run(tmp_path, distillation())
+
+
+@pytest.mark.parametrize('classes, required', [(2, 0.75), (3, 2 / 3), (100, 0.02)])
+def test_twice_chance_is_required_and_of_two_classes_half_way_to_perfect(classes, required):
+    def judge(accuracy):
+        CheckTeacherHook()._judge(SimpleNamespace(logger=logging.getLogger()), accuracy, '10 images', classes)
+    judge(required + 1e-6)
+    with pytest.raises(RuntimeError, match=rf'and {100 * required:.2f} % is required'):
+        judge(required - 1e-6)
 
 
 def test_images_that_lie_in_order_of_classes_are_looked_at_in_another(tmp_path, trained):
