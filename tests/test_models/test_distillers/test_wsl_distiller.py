@@ -114,12 +114,15 @@ def test_label_smoothing_is_the_students_alone():
 
 
 def test_teacher_without_a_head_is_recorded_as_a_whole():
-    teacher = dict(network(4), head=dict(type='LinearClsHead', num_classes=10, in_channels=16))
+    teacher = dict(type='mmpretrain.TimmClassifier', model_name='test_resnet', in_chans=1, num_classes=10)
     whole = dict(type='mmwsl.WSLDistiller', teacher_recorders=dict(logits=dict(type='ModuleOutputs', source='')))
-    torch.manual_seed(0)
-    expected = losses(build(distillation(teacher=teacher)), batch())
-    torch.manual_seed(0)
-    torch.testing.assert_close(losses(build(distillation(teacher=teacher, distiller=whole)), batch()), expected)
+    model = build(distillation(teacher=teacher, distiller=whole))
+    model.student.eval()
+    data = batch()
+    prepared = model.data_preprocessor(data, True)
+    preds_S, preds_T = (network(prepared['inputs']) for network in (model.student, model.teacher.model))
+    labels = torch.cat([sample.gt_label for sample in prepared['data_samples']])
+    torch.testing.assert_close(losses(model, data)['distill.loss_wsl'], WSLLoss()(preds_S, preds_T, labels))
 
 
 def test_wiring_that_names_no_recorder_is_refused():
