@@ -1,3 +1,4 @@
+import csv
 import json
 import re
 
@@ -6,6 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
+from mmwsl.cache import RecordFormat
 from tests.tiny import ROOT, batch, build, losses
 
 README = (ROOT / 'README.md').read_text()
@@ -78,6 +80,8 @@ def test_table_of_the_step_is_that_of_its_benchmark():
             assert float(beyond) == round((times[arm] - times['vanilla']) / times['teacher'], 2)
         if ratio:
             assert float(ratio) == round(times[arm] / times['mmrazor'], 2)
+    with_hook = times['wsl, eval'] / times['mmrazor, channels last']
+    assert f'Against MMRazor with the hook, WSL in eval mode takes {with_hook:.2f} of the time' in README
 
 
 def test_python_example_runs():
@@ -99,3 +103,35 @@ def test_the_pages_of_docs_name_files_that_exist():
             assert (ROOT / path).exists(), path
         for path in re.findall(r'\]\((?!http)(.*?)\)', text):
             assert (page.parent / path).exists(), path
+
+
+def test_check_of_the_teacher_stands_where_the_readme_switches_it_off():
+    assert 'custom_hooks.1.min_accuracy=0' in README
+    hooks = Config.fromfile(ROOT / 'configs/_base_/default_runtime.py').custom_hooks
+    assert hooks[1].type == 'mmwsl.CheckTeacherHook'
+
+
+@pytest.mark.parametrize('campaign', ['digits', 'cifar100'])
+def test_tables_of_bias_and_variance_are_those_of_the_campaigns(campaign):
+    page = (ROOT / 'docs/bias_variance.md').read_text()
+    rows = list(csv.DictReader((ROOT / f'results/bias_variance/{campaign}.csv').open()))
+    decimals = dict(error=1, loss=2, bias=2, variance=2)
+    for arm in {row['arm'] for row in rows}:
+        found = {row['quantity']: row for row in rows if row['arm'] == arm}
+        prefix, sign = ('difference_', '+') if found['error']['difference_value'] else ('', '')
+        cells = []
+        for quantity, places in decimals.items():
+            value, low, high = (f'{float(found[quantity][prefix + name]):{sign}.{places}f}'
+                                for name in ('value', 'low', 'high'))
+            cells.append(f'{value} ({low} to {high})')
+        assert f'| {" | ".join(cells)} |' in page, arm
+
+
+def test_sizes_of_a_cache_are_those_of_its_format():
+    page = (ROOT / 'docs/teacher_cache.md').read_text()
+    for top_k, dtype in ((None, 'float32'), (None, 'float16'), (5, 'float16'), (10, 'float32'), (10, 'float16'),
+                         (25, 'float32'), (25, 'float16')):
+        cifar, imagenet = (RecordFormat(classes, top_k, dtype, (4.0, )).layout.itemsize
+                           for classes in (100, 1000))
+        assert (f'| {f"top {top_k}" if top_k else "all"}, {dtype} | {cifar:,}; {imagenet:,} | '
+                f'{cifar * 50_000 * 240 / 1e9:.2f} GB | {imagenet * 1_281_167 * 100 / 1e9:.2f} GB | here |') in page
