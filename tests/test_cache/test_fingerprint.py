@@ -44,10 +44,9 @@ def test_other_data_are_others(folder):
     assert differences(fingerprint_of(here), fingerprint_of(there))[0] == 'length is 4 in the cache and 3 here'
 
 
-@pytest.mark.parametrize('split', ['train', 'test'])
-def test_images_in_memory_are_compared_byte_by_byte(split):
+def test_images_in_memory_are_compared_byte_by_byte():
     def digits():
-        return DATASETS.build(dict(type='mmwsl.Digits', split=split, serialize_data=False))
+        return DATASETS.build(dict(type='mmwsl.Digits', split='train', serialize_data=False))
     dataset, other = digits(), digits()
     assert data_fingerprint({}, dataset) == data_fingerprint({}, other)
     other.data_list[5]['img'] = other.data_list[5]['img'] ^ 1
