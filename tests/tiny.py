@@ -1,4 +1,5 @@
 """Small networks, data and runs for the tests."""
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,16 @@ def run_digits(work_dir, model, epochs=1, **kwargs):
     runner = Runner.from_cfg(digits_config(work_dir, model, epochs, **kwargs))
     runner.train()
     return runner
+
+
+def load_tool(name):
+    """A tool as a module, from its path in tools/ without .py."""
+    path = ROOT / f'tools/{name}.py'
+    spec = importlib.util.spec_from_file_location(f'tool_{path.stem}', path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def tool(name, *args, check=True, **kwargs):

@@ -1,26 +1,20 @@
 import csv
-import importlib.util
 import json
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 
 from mmwsl.analysis import RECORD, bootstrap, pseudo_values, write_records
-from tests.tiny import ROOT, on_device, save_teacher, tool
+from mmwsl.analysis.predict import build_dataloader, build_model
+from mmwsl.utils import load_network
+from tests.tiny import ROOT, build, distillation, load_tool, network, on_device, save_teacher, tool
 
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / f'tools/analysis_tools/{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-bias_variance, regularization_samples = load('bias_variance'), load('regularization_samples')
+bias_variance, cache_errors, regularization_samples = (
+    load_tool(f'analysis_tools/{name}') for name in ('bias_variance', 'cache_errors', 'regularization_samples'))
 STUDENT, WSL = ROOT / 'configs/vanilla/digits_student.py', ROOT / 'configs/wsl_digits.py'
 
 
@@ -65,10 +59,16 @@ def members(count, total):
 
 def test_bias_variance_writes_what_the_predictions_give(tmp_path, monkeypatch, trained, capsys):
     run(bias_variance, monkeypatch, STUDENT, WSL, '--models', 3, '--out', tmp_path)
-    values = {}
+    values, images = {}, build_dataloader(Config.fromfile(STUDENT), 'val_dataloader').dataset
     for arm in ('digits_student', 'wsl_digits'):
         logs = np.stack([np.load(tmp_path / arm / str(model) / 'log_probs.npy') for model in range(3)])
         target = np.load(tmp_path / arm / '0/target.npy')
+        for model in range(3):  # what the k-th run's network says
+            network = build_model(Config.fromfile(STUDENT))
+            load_network(network, str(tmp_path / arm / f'{model}/run/epoch_10.pth'))
+            with torch.no_grad():
+                logits = network((images[5]['inputs'][None] - 4.9) / 6.0)[0]
+            np.testing.assert_allclose(logs[model, 5], logits.log_softmax(0), rtol=1e-4, atol=1e-5)
         values[arm] = {'error': 100.0 * (logs.argmax(2) != target), **pseudo_values(logs, target)._asdict()}
     found = {(row['arm'], row['quantity']): row for row in json.loads((tmp_path / 'results.json').read_text())}
     assert len(found) == 4 + 6
@@ -241,3 +241,24 @@ def test_what_cannot_be_analysed(call, error, message):
 def test_options_that_do_not_go_together(monkeypatch, args):
     with pytest.raises(SystemExit):
         run(regularization_samples, monkeypatch, *args)
+
+
+# ---- cache_errors.py
+
+@pytest.mark.parametrize('norm_eval', [True, False])
+def test_errors_of_each_kind_of_record(tmp_path, monkeypatch, capsys, norm_eval):
+    cfg = Config.fromfile(WSL)
+    student = save_teacher(tmp_path / 'student.pth', network(2))
+    weights = build(network(4)).state_dict()
+    weights['head.fc.weight'] *= 1000  # logits of some size
+    torch.save(weights, tmp_path / 'teacher.pth')
+    cfg.model = distillation(teacher_ckpt=str(tmp_path / 'teacher.pth'), teacher_norm_eval=norm_eval)
+    cfg.dump(tmp_path / 'pair.py')
+    run(cache_errors, monkeypatch, tmp_path / 'pair.py', '--student', student, '--images', 200, '--top-k', 3)
+    table = [line.strip('| ').split(' | ') for line in capsys.readouterr().out.splitlines() if line.startswith('|')]
+    size, loss, weight, largest, alone = (dict((row[0], row[i]) for row in table[2:]) for i in range(1, 6))
+    assert size == {'all, float32': '53', 'all, float16': '33', 'top 3, float32': '32', 'top 3, float16': '26',
+                    'all, in other batches': ''}
+    assert float(loss['all, float32']) < float(loss['top 3, float32'])
+    assert max(float(weight[kind]) for kind in size if 'float' in kind) < 1e-6 < float(alone['all, float16'])
+    assert (float(largest['all, in other batches']) < 1e-3) is norm_eval

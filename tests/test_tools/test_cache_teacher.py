@@ -7,7 +7,7 @@ import torch
 from mmengine.runner import Runner
 
 from tests.caches import cached, contents, live, make_cache
-from tests.tiny import ROOT, save_teacher, tool
+from tests.tiny import ROOT, load_tool, save_teacher, tool
 
 EPOCHS, BATCHES = 5, 11  # 55 steps
 
@@ -94,7 +94,6 @@ def test_the_tools_default_folder_is_where_the_cached_config_looks(tmp_path):
     (['--views', '0'], '--views should be at least 1'), (['--views', '1', '--amp'], 'leave --amp out'),
     ([], '--views'), (['--views', '1', '--dtype', 'int8'], "invalid choice: 'int8'")])
 def test_wrong_options(monkeypatch, capsys, arguments, message):
-    from tests.test_tools.test_options import load_tool
     monkeypatch.setattr(sys, 'argv', ['cache_teacher.py', 'config.py', *arguments])
     with pytest.raises(SystemExit):
         load_tool('cache_teacher').parse_args()

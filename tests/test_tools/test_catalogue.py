@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import re
 
@@ -6,11 +5,10 @@ import pytest
 import yaml
 from mmengine.config import Config
 
-from tests.tiny import ROOT
+from mmwsl.utils import launcher_parser
+from tests.tiny import ROOT, load_tool
 
-spec = importlib.util.spec_from_file_location('catalogue', ROOT / 'tools/catalogue.py')
-catalogue = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(catalogue)
+catalogue = load_tool('catalogue')
 
 STEMS = {path.stem for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts}
 
@@ -98,7 +96,17 @@ def test_figures_kept_are_those_of_their_logs():
         for line in (line for line in log if 'accuracy/top1' in line):
             top1[line['step'] - 1] = round(line['accuracy/top1'], 4)
         assert top1 == run['top1_of_each_epoch'] and run['top1'] == top1[-1] is not None, path
-        assert cfg.randomness.seed == run['seed'], path
+        assert as_it_says(cfg, run).to_dict() == cfg.to_dict(), f'{path} names other settings than its config.py'
+
+
+def as_it_says(cfg, run):
+    """A run's config with what the result says was set in it."""
+    settings = [f'{key}={value}' for key, value in {**run['settings'], 'randomness.seed': run['seed']}.items()]
+    args = launcher_parser('').parse_args(['config', '--cfg-options', *settings, *run['options']])
+    args = launcher_parser('').parse_args(['config', '--cfg-options', *settings, *run['options']])
+    merged = cfg.copy()
+    merged.merge_from_dict(args.cfg_options)
+    return merged
 
 
 @pytest.mark.parametrize('name, teacher, student, recipe', [

@@ -1,19 +1,14 @@
-import importlib.util
 import sys
 
 import pytest
 
-from tests.tiny import ROOT
+from tests.tiny import ROOT, load_tool
 
 
 @pytest.fixture(scope='module')
 def choosing():
-    sys.path.insert(0, str(ROOT / 'tools'))
-    spec = importlib.util.spec_from_file_location('choosing', ROOT / 'tools/choosing.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules['choosing'] = module  # dataclasses look it up
-    spec.loader.exec_module(module)
-    yield module
+    sys.path.insert(0, str(ROOT / 'tools'))  # it imports a tool beside it
+    yield load_tool('choosing')
     sys.path.remove(str(ROOT / 'tools'))
 
 

@@ -1,19 +1,15 @@
 """The parsers of tools/train.py and tools/test.py, without training."""
-import importlib.util
+import os
+import pickle
 import sys
+from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
+from mmpretrain.datasets import CIFAR100
 
 from mmwsl.utils import check_data, prepare_run
-from tests.tiny import ROOT
-
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / f'tools/{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.tiny import ROOT, load_tool
 
 
 def prepared(monkeypatch, *arguments, config='wsl_digits'):
@@ -95,14 +91,12 @@ def test_mixed_precision_with_a_gpu(monkeypatch):
 
 @pytest.mark.parametrize('option', ['--local_rank', '--local-rank'])
 def test_both_spellings_of_local_rank(monkeypatch, option):
-    import os
     monkeypatch.delenv('LOCAL_RANK', raising=False)
     prepared(monkeypatch, option, '3')
     assert os.environ.pop('LOCAL_RANK') == '3'
 
 
 def test_local_rank_of_mpi(monkeypatch):
-    import os
     monkeypatch.delenv('LOCAL_RANK', raising=False)
     monkeypatch.setenv('OMPI_COMM_WORLD_LOCAL_RANK', '5')
     prepared(monkeypatch)
@@ -187,14 +181,10 @@ def test_nothing_to_test_is_an_error_of_use(monkeypatch, capsys):
 
 class _RunsCode:
     def __reduce__(self):
-        import os
         return os.mkdir, (self.target, )
 
 
 def test_a_pickled_dataset_is_not_read_unless_its_checksum_matches(tmp_path):
-    import pickle
-
-    from mmpretrain.datasets import CIFAR100
     _RunsCode.target = str(tmp_path / 'it-ran')
     folder = tmp_path / 'cifar-100-python'
     folder.mkdir()
@@ -212,7 +202,6 @@ def test_only_the_first_process_downloads(tmp_path, monkeypatch):
 
 
 def test_the_preprocessor_of_the_algorithm_reaches_the_network_that_is_tested():
-    from types import SimpleNamespace
     cfg = Config.fromfile(ROOT / 'configs/wsl_digits.py')
     cfg.model.data_preprocessor = dict(type='ClsDataPreprocessor', mean=[1.0], std=[2.0])
     load_tool('test').choose_model(cfg, SimpleNamespace(teacher=False, config='', checkpoint='a.pth'))

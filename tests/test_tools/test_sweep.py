@@ -1,5 +1,4 @@
 import fcntl
-import importlib.util
 import json
 import socket
 import subprocess
@@ -10,11 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from mmwsl.utils import runs
-from tests.tiny import ROOT, tool
+from tests.tiny import ROOT, load_tool, tool
 
-spec = importlib.util.spec_from_file_location('sweep', ROOT / 'tools/sweep.py')
-sweep = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sweep)
+sweep = load_tool('sweep')
 
 
 def test_plan_is_every_combination_the_seed_changing_last():
@@ -118,16 +115,24 @@ def test_figure_of_an_earlier_epoch_is_not_kept_as_the_last(tmp_path):
 
 
 def test_one_process_trains_in_a_work_dir(tmp_path):
-    script, work_dir = tmp_path / 'train.py', tmp_path / 'work'
-    script.write_text('print("trained")')
-    work_dir.mkdir()
-    with (work_dir / 'output.log').open('a') as other:
+    with (tmp_path / 'output.log').open('a') as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(RuntimeError, match='another process trains in .*work.*wait for it or end it'):
-            runs.train(script, Path('config.py'), work_dir)
-    assert runs.train(script, Path('config.py'), work_dir)
-    assert not runs.train(script, Path('config.py'), work_dir)
-    assert (work_dir / 'output.log').read_text() == 'trained\n'
+        with pytest.raises(RuntimeError, match=f'another process trains in {tmp_path}.*wait for it or end it'):
+            runs.train(Path('train.py'), Path('config.py'), tmp_path)
+
+
+def test_a_run_goes_on_until_it_is_finished_and_is_then_not_repeated(tmp_path):
+    script, work_dir = tmp_path / 'train.py', tmp_path / 'work'
+    script.write_text('import os, sys; print(*sys.argv[1:], os.environ["OMP_NUM_THREADS"])')
+    run = script, Path('config.py'), work_dir, ['a=1', 'b=2'], 3
+    assert runs.train(*run)
+    assert not runs.train(*run)
+    told = (work_dir / 'output.log').read_text()
+    assert told == f'config.py --work-dir {work_dir} --resume --cfg-options a=1 b=2 3\n'
+    with pytest.raises(ValueError, match=r"holds a run with options \['a=1', 'b=2'\], not \['a=1'\]"):
+        runs.train(script, Path('config.py'), work_dir, ['a=1'])
+    with pytest.raises(ValueError, match='holds a run with config config.py, not other.py'):
+        runs.train(script, Path('other.py'), work_dir, ['a=1', 'b=2'])
 
 
 def test_a_process_that_outlives_its_driver_keeps_the_work_dir(tmp_path):
@@ -160,8 +165,6 @@ def test_sweep_keeps_every_run_and_repeats_none(tmp_path):
     assert {path: path.read_text() for path in kept} == kept
     assert checkpoints == {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*.pth')}
     assert 'choose other --results' in tool(*command, 'train_cfg.max_epochs=2', check=False).stdout
-    command[command.index(tmp_path / 'results')] = tmp_path / 'others'
-    assert 'holds a run with options' in tool(*command, 'train_cfg.max_epochs=2', check=False).stdout
 
 
 def test_failure_shows_what_the_run_said(tmp_path):
