@@ -1,8 +1,7 @@
 """Write the catalogue of all configs (configs/README.md and metafile.yml, model-index.yml) and README.md's results.
 
 Names, networks and recipes are read from the configs, parameters and multiply-adds (MACs) are counted. This project's
-results come from results/*.json, which tools/sweep.py writes, and others' from configs/published.yml. With --check,
-nothing is written, and it is an error if the files are out of step.
+results come from results/*.json, which tools/sweep.py writes, and others' from configs/published.yml.
 """
 import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
 
@@ -11,7 +10,6 @@ import functools
 import json
 import re
 import statistics
-import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,14 +256,8 @@ def catalogue() -> dict[Path, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--check', action='store_true', help='only compare the files with what would be written')
-    args = parser.parse_args()
-    written = catalogue()
-    if args.check:
-        stale = [path for path, text in written.items() if not path.exists() or path.read_text() != text]
-        sys.exit(f'out of step, run tools/catalogue.py: {", ".join(path.name for path in stale)}' if stale else 0)
-    for path, text in written.items():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    for path, text in catalogue().items():
         path.write_text(text)
         print(path.relative_to(ROOT))
 

@@ -1,12 +1,8 @@
-"""Write the tables and pictures of docs/choosing.md from results/*.json, which tools/sweep.py writes.
-
-With --check, nothing is written, and it is an error if the tables are out of step with the results.
-"""
+"""Write the tables and pictures of docs/choosing.md from results/*.json, which tools/sweep.py writes."""
 import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import statistics
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -165,14 +161,9 @@ def moments(runs: Seeds) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--check', action='store_true', help='only compare the tables with what would be written')
-    args = parser.parse_args()
+    argparse.ArgumentParser(description=__doc__).parse_args()
     runs = Runs(read_runs())
-    text = page(runs)
-    if args.check:
-        sys.exit('out of step, run tools/choosing.py' if text != PAGE.read_text() else 0)
-    PAGE.write_text(text)
+    PAGE.write_text(page(runs))
     draw(runs)
 
 
