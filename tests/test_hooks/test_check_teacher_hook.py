@@ -6,7 +6,7 @@ import torch
 from mmengine.registry import DATASETS
 
 from mmwsl.datasets import Digits
-from mmwsl.hooks import CheckTeacherHook
+from mmwsl.hooks import CheckTeacherHook, check_teacher_hook
 from tests.tiny import distillation, network, run_digits
 
 
@@ -104,6 +104,12 @@ def test_without_validation_data_there_is_a_warning(tmp_path):
                  checkpoint=dict(type='CheckpointHook', _delete_=True))
     assert runner.iter == 6
     assert 'The teacher was not checked: there is no validation data' in next(tmp_path.glob('*/*.log')).read_text()
+
+
+def test_teacher_that_cannot_be_scored_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(check_teacher_hook, 'single_labels', lambda data_samples: None)  # as of several labels an image
+    assert run(tmp_path, distillation()).iter == 6
+    assert 'The teacher was not checked: its outputs and the validation' in next(tmp_path.glob('*/*.log')).read_text()
 
 
 def test_a_network_alone_is_not_checked(tmp_path):
