@@ -81,7 +81,7 @@ class WSLDistill(SingleTeacherDistill):
             share_inputs(network, self.data_preprocessor, normalises=named)
         self.teacher_speed = 'plain' if cached else teacher_speed
         self._forget_fast_teacher()
-        self._register_load_state_dict_pre_hook(_drop_teacher)
+        self._register_load_state_dict_pre_hook(_keep_student)
         self.train(self.training)
 
     def _load_teacher(self, teacher: Any, teacher_ckpt: str | None) -> None:
@@ -217,7 +217,15 @@ def _built(teacher: Any) -> Any:
         return RAZOR_MODELS.build(teacher) if isinstance(teacher, dict) else teacher
 
 
-def _drop_teacher(state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Skip the teacher in a checkpoint of MMRazor's SingleTeacherDistill, which holds one."""
+def _keep_student(state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Skip the teacher in a checkpoint of MMRazor's SingleTeacherDistill, and refuse one without a student.
+
+    mmengine loads loosely: from a network's own file it would take nothing, and a run would go on untrained.
+    """
     for key in [key for key in state_dict if key.startswith(f'{prefix}teacher.')]:
         del state_dict[key]
+    if state_dict and not any(key.startswith(f'{prefix}architecture.') for key in state_dict):
+        raise ValueError("the checkpoint holds no student: none of its keys begins with 'architecture.' (the first is "
+                         f'{next(iter(state_dict))!r}). load_from and --resume take checkpoints of a distillation; to '
+                         "start a student from a network's own file, set model.architecture.init_cfg="
+                         "dict(type='Pretrained', checkpoint=...)")

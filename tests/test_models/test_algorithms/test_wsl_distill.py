@@ -370,3 +370,10 @@ def test_without_gradient_there_is_none(model):
     with torch.no_grad():
         found = losses(model, batch())
     assert not any(value.requires_grad for value in found.values())
+
+
+def test_a_checkpoint_without_a_student_is_refused(tmp_path, model):
+    path = save_teacher(tmp_path / 'network.pth', network(2))
+    with pytest.raises(ValueError, match=r"no student: .* with 'architecture\.'.*model\.architecture\.init_cfg"):
+        run_digits(tmp_path, distillation(), load_from=path)
+    model.load_state_dict(model.state_dict())
