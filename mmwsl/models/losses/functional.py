@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 IGNORE_INDEX = -100
 _REPORTS_LATER = ('cuda', 'meta')  # devices with torch._assert_async
+_LARGEST_SUM = 1.02  # half precision rounds each class score
 EPSILON = 1e-7  # the authors': keeps the ratio finite where the teacher's loss is 0
 
 
@@ -209,6 +210,22 @@ def _all_below(target: Tensor, num_classes: int) -> bool:
     """Whether all indices are classes, without a look at which."""
     lowest, highest = target.aminmax()
     return bool(lowest >= 0) and bool(highest < num_classes)
+
+
+def check_single_label(target: Tensor) -> None:
+    """Raise ValueError for class scores that sum up to more than 1: several labels at once, which no softmax predicts.
+
+    CUDA itself reports them, later.
+    """
+    if not target.is_floating_point() or target.numel() == 0:
+        return
+    largest = target.detach().sum(1).max()
+    message = 'class scores should sum up to 1 for each target, as those of mixup, cutmix or label smoothing'
+    if target.device.type in _REPORTS_LATER:
+        torch._assert_async(largest <= _LARGEST_SUM, message)
+    elif not largest <= _LARGEST_SUM:  # nor may it be NaN
+        raise ValueError(f'{message}, got {largest.item():.4g}. Weighted soft labels are for one label per target, not '
+                         'for a multi-label head')
 
 
 def check_temperature(tau: float) -> None:

@@ -69,11 +69,12 @@ class WSLLoss(nn.Module):
 
         Raises:
             TypeError: If logits are not floating point, or gt_labels are neither int64 nor floating point.
-            ValueError: If shapes do not belong together, an index is not in [0, C), avg_factor comes with 'sum', or
-                class scores with a weighting that needs to know regularization samples.
+            ValueError: If shapes do not belong together, an index is not in [0, C), class scores sum up to more than 1
+                or come with a weighting that needs to know regularization samples, or avg_factor comes with 'sum'.
         """
         functional.check_logits(preds_S, preds_T)
         functional.check_target(preds_S, gt_labels, self.ignore_index)
+        functional.check_single_label(gt_labels)
         kept = functional.kept_targets(gt_labels, self.ignore_index)
         # an ignored target is computed as class 0, and then counts nothing
         target = gt_labels if gt_labels.is_floating_point() else gt_labels * kept

@@ -631,3 +631,15 @@ def test_a_teachers_loss_that_is_given_takes_the_place_of_its_own_and_gets_no_gr
     assert given.grad is None and not any(term.requires_grad for term in loss.sample_terms.values())
     with pytest.raises(ValueError, match=r'^teacher_hard_loss should have one value per target, \(8,\), got \(8, 1\)'):
         loss(preds_S, preds_T, target, teacher_hard_loss=given.unsqueeze(1))
+
+
+def test_several_labels_of_one_target_are_refused():
+    scores = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 1.0]])
+    with pytest.raises(ValueError, match='class scores should sum up to 1 for each target.*got 2.*multi-label'):
+        WSLLoss()(torch.randn(2, 3), torch.randn(2, 3), scores)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_class_scores_may_be_rounded(dtype):
+    scores = torch.full((2, 1000), 1e-4).index_fill(1, torch.tensor([3]), 0.9001).to(dtype)
+    WSLLoss()(torch.randn(2, 1000), torch.randn(2, 1000), scores)
