@@ -41,7 +41,9 @@ class CheckTeacherHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        _check_labels(runner, getattr(getattr(model, 'student', model), 'head', None))
+        head = getattr(getattr(model, 'student', model), 'head', None)
+        _check_labels(runner, head)
+        _check_mixing(model.data_preprocessor, head)
         if getattr(model, 'teacher', None) is None:
             return
         if isinstance(model.teacher, CachedTeacher):
@@ -121,6 +123,15 @@ def _check_labels(runner: Runner, head: Any) -> None:
     if found > predicted:
         raise ValueError(message)
     runner.logger.warning(f'{message}, unless the others are meant to stay unused.')
+
+
+def _check_mixing(preprocessor: Any, head: Any) -> None:
+    if getattr(preprocessor, 'batch_augments', None) is None:
+        return
+    mixed, predicted = getattr(preprocessor, 'num_classes', None), getattr(head, 'num_classes', None)
+    if predicted and mixed != predicted:
+        raise ValueError(f'data_preprocessor mixes labels of {mixed} classes and the student predicts {predicted}: set '
+                         f'num_classes={predicted} in data_preprocessor')
 
 
 def _check_classes(student_logits: Any, classes: int) -> None:

@@ -122,3 +122,10 @@ def test_the_check_changes_nothing_that_training_draws(tmp_path, trained):
         return run_digits(tmp_path / name, cfg, custom_hooks=hooks).model.student.state_dict()
     checked = weights('checked', [dict(type='mmwsl.CheckTeacherHook')])
     torch.testing.assert_close(checked, weights('unchecked', []), rtol=0, atol=0)
+
+
+def test_labels_are_mixed_over_the_classes_that_are_predicted(tmp_path):
+    mixing = dict(type='mmpretrain.ClsDataPreprocessor', num_classes=12,
+                  batch_augments=dict(augments=[dict(type='Mixup', alpha=0.2)]))
+    with pytest.raises(ValueError, match='mixes labels of 12 classes and the student predicts 10: set num_classes=10'):
+        run(tmp_path, network(2, data_preprocessor=mixing))
