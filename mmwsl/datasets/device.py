@@ -37,6 +37,7 @@ class DeviceDataset:
             views are random and the sampler is not ``mmwsl.ViewSampler``.
         RuntimeError: If a worker asks it.
     """
+    takes_views = True
 
     def __init__(self, dataset: Any, padding: int = 0, flip_prob: float = 0.0, device: str | None = None) -> None:
         if padding < 0 or not 0 <= flip_prob <= 1:

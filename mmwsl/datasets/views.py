@@ -31,7 +31,18 @@ class View(NamedTuple):
 
 @DATA_SAMPLERS.register_module()
 class ViewSampler(DefaultSampler):
-    """mmengine's DefaultSampler, yielding a :class:`View` for each index."""
+    """mmengine's DefaultSampler, yielding a :class:`View` for each index.
+
+    Raises:
+        TypeError: If the dataset takes no views, as mmengine's own wrappers around a :class:`SeededViews`.
+    """
+
+    def __init__(self, dataset: Any, *args: Any, **kwargs: Any) -> None:
+        if not getattr(dataset, 'takes_views', False):
+            name = type(dataset).__name__
+            raise TypeError(f'mmwsl.ViewSampler asks for views, and {name} does not know them. Make mmwsl.SeededViews the '
+                            f"outermost: dataset=dict(type='mmwsl.SeededViews', dataset=dict(type={name!r}, ...))")
+        super().__init__(dataset, *args, **kwargs)
 
     def __iter__(self) -> Iterator[View]:  # type: ignore[override]
         return (View(index, self.epoch, self.seed) for index in super().__iter__())
@@ -44,6 +55,7 @@ class SeededViews(DatasetWrapper):
     Args:
         dataset: Config of the dataset, or the dataset. Asked for a plain index, it answers as without this wrapper.
     """
+    takes_views = True
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -157,13 +157,24 @@ def test_a_dataset_that_fetches_whole_batches():
     assert [item for batch in loader for item in batch] == [SeededViews(Draws())[View(i, 0, 0)] for i in range(4)]
 
 
+@pytest.mark.parametrize('wrapper', [dict(type='RepeatDataset', times=2), dict(type='ClassBalancedDataset',
+                                                                               oversample_thr=0.2)])
+def test_mmengines_wrappers_work_inside_and_are_explained_outside(wrapper):
+    inner = dict(type='mmwsl.Digits', split='train')
+    inside = DATASETS.build(dict(type='mmwsl.SeededViews', dataset=dict(wrapper, dataset=inner)))
+    assert inside[next(iter(ViewSampler(inside)))]['gt_label'] in range(10)
+    outside = DATASETS.build(dict(wrapper, dataset=dict(type='mmwsl.SeededViews', dataset=inner)))
+    with pytest.raises(TypeError, match=rf"{wrapper['type']} does not know them\. Make mmwsl\.SeededViews the outermost"):
+        ViewSampler(outside)
+
+
 def views_of(sampler, epoch):
     sampler.set_epoch(epoch)
     return list(sampler)
 
 
 def test_the_sampler_covers_every_index_once_and_carries_epoch_and_seed():
-    sampler = ViewSampler(Draws(50), shuffle=True, seed=4)
+    sampler = ViewSampler(SeededViews(Draws(50)), shuffle=True, seed=4)
     orders = []
     for epoch in (0, 1):
         views = views_of(sampler, epoch)
@@ -175,28 +186,28 @@ def test_the_sampler_covers_every_index_once_and_carries_epoch_and_seed():
 
 
 def test_the_sampler_repeats_an_epoch():
-    sampler = ViewSampler(Draws(50), shuffle=True, seed=4)
+    sampler = ViewSampler(SeededViews(Draws(50)), shuffle=True, seed=4)
     wanted = views_of(sampler, 3)
     views_of(sampler, 4)
-    assert views_of(sampler, 3) == wanted == views_of(ViewSampler(Draws(50), shuffle=True, seed=4), 3)
+    assert views_of(sampler, 3) == wanted == views_of(ViewSampler(SeededViews(Draws(50)), shuffle=True, seed=4), 3)
 
 
 def test_the_sampler_without_shuffling():
-    assert list(ViewSampler(Draws(3), shuffle=False, seed=4)) == [View(0, 0, 4), View(1, 0, 4), View(2, 0, 4)]
+    assert list(ViewSampler(SeededViews(Draws(3)), shuffle=False, seed=4)) == [View(0, 0, 4), View(1, 0, 4), View(2, 0, 4)]
 
 
 def test_a_seed_set_later_counts():
-    sampler = ViewSampler(Draws(3), shuffle=False, seed=4)
+    sampler = ViewSampler(SeededViews(Draws(3)), shuffle=False, seed=4)
     sampler.seed = 5
     assert {view.seed for view in sampler} == {5}
 
 
 def test_processes_share_out_the_same_views(monkeypatch):
-    alone = list(ViewSampler(Draws(8), shuffle=True, seed=4))
+    alone = list(ViewSampler(SeededViews(Draws(8)), shuffle=True, seed=4))
     shares = []
     for rank in range(2):
         monkeypatch.setattr(mmengine_sampler, 'get_dist_info', lambda rank=rank: (rank, 2))
-        shares.append(list(ViewSampler(Draws(8), shuffle=True, seed=4)))
+        shares.append(list(ViewSampler(SeededViews(Draws(8)), shuffle=True, seed=4)))
     assert shares == [alone[0::2], alone[1::2]]
 
 
