@@ -103,7 +103,6 @@ def as_it_says(cfg, run):
     """A run's config with what the result says was set in it."""
     settings = [f'{key}={value}' for key, value in {**run['settings'], 'randomness.seed': run['seed']}.items()]
     args = launcher_parser('').parse_args(['config', '--cfg-options', *settings, *run['options']])
-    args = launcher_parser('').parse_args(['config', '--cfg-options', *settings, *run['options']])
     merged = cfg.copy()
     merged.merge_from_dict(args.cfg_options)
     return merged
