@@ -11,6 +11,7 @@ from mmwsl.cache import RecordFormat
 from tests.tiny import ROOT, batch, build, losses
 
 README = (ROOT / 'README.md').read_text()
+FIGURE = re.compile(r'(?<![\d.,])\d\d\.\d\d(?![\d.])')  # as accuracies are written
 BLOCKS = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
 
 
@@ -135,3 +136,14 @@ def test_sizes_of_a_cache_are_those_of_its_format():
                            for classes in (100, 1000))
         assert (f'| {f"top {top_k}" if top_k else "all"}, {dtype} | {cifar:,}; {imagenet:,} | '
                 f'{cifar * 50_000 * 240 / 1e9:.2f} GB | {imagenet * 1_281_167 * 100 / 1e9:.2f} GB | here |') in page
+
+
+@pytest.mark.parametrize('page', ['README.md', 'docs/choosing.md'])
+def test_accuracies_in_the_text_are_those_of_a_table_or_a_run(page):
+    """Tables are made from results/; what the text repeats of them has to be what they say now."""
+    lines = (ROOT / page).read_text().splitlines() + README.splitlines()
+    tables = ' '.join(line for line in lines if line.startswith('|'))
+    runs = (json.loads(path.read_text()) for path in (ROOT / 'results').glob('*.json'))
+    known = {*FIGURE.findall(tables), *(f'{run["top1"]:.2f}' for run in runs)}
+    prose = ' '.join(line for line in lines if not line.startswith('|'))
+    assert set(FIGURE.findall(prose)) <= known

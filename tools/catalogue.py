@@ -38,6 +38,16 @@ NETWORKS = {
 NEUTRAL = re.compile(
     r'(model\.teacher_ckpt|.*data_root|.*_workers|work_dir|default_hooks\.(logger|checkpoint|sample_records)\..*'
     r'|train_cfg\.val_interval)=')
+# what README.md compares
+DIFFERENCES = {
+    'weighted soft labels - alone': ('wsl_r56_r20_cifar100_8e', 'r20_cifar100_8e'),
+    'plain soft labels - alone': ('kd_r56_r20_cifar100_8e', 'r20_cifar100_8e'),
+    'weighted - plain': ('wsl_r56_r20_cifar100_8e', 'kd_r56_r20_cifar100_8e'),
+    'weighted - plain, teacher in eval mode': ('wsl_r56_r20_cifar100_8e_eval', 'kd_r56_r20_cifar100_8e_eval'),
+    'batch statistics - eval mode, weighted': ('wsl_r56_r20_cifar100_8e', 'wsl_r56_r20_cifar100_8e_eval'),
+    'batch statistics - eval mode, plain': ('kd_r56_r20_cifar100_8e', 'kd_r56_r20_cifar100_8e_eval'),
+    "MMRazor's - ours, teacher in eval mode": ('mmrazor_r56_r20_cifar100_8e', 'wsl_r56_r20_cifar100_8e_eval'),
+}
 COLUMNS = ('Config', 'Teacher', 'Student', 'Recipe', 'Parameters', 'MACs', 'Published', 'Source', 'Measured', 'Runs')
 PROSE = """# Configs
 
@@ -68,6 +78,8 @@ To show a config, its views, its learning rates and a run's log (`mmpretrain` wi
 `browse_dataset` and `vis_scheduler` need a torchvision that fits torch (mmwsl gets past one that does not, they do
 not), and matplotlib 3.11 breaks the other modes of `browse_dataset`.
 """
+
+Seeds = dict[int, dict]  # runs of one kind, by their seeds
 
 
 @dataclass
@@ -155,6 +167,18 @@ def mean_and_spread(runs: list[dict]) -> str:
     return f'{statistics.mean(top1):.2f}{spread}' if top1 else ''
 
 
+def difference(first: Seeds, second: Seeds) -> str:
+    """Mean of first - second over the seeds that both have, and its standard error."""
+    pairs = paired(first, second)
+    error = f' ± {statistics.stdev(pairs) / len(pairs)**0.5:.2f}' if len(pairs) > 1 else ''
+    return f'{statistics.mean(pairs):+.2f}{error}' if pairs else ''
+
+
+def paired(first: Seeds, second: Seeds) -> list[float]:
+    """Differences of the last top-1 between runs of one seed, in order of seeds."""
+    return [first[seed]['top1'] - second[seed]['top1'] for seed in sorted(first.keys() & second.keys())]
+
+
 def read_runs() -> list[dict]:
     """All runs that are kept, in order of seeds.
 
@@ -183,10 +207,19 @@ def read_results() -> dict[str, list[dict]]:
 
 
 def main_readme(entries: list[Entry], numbers: dict, results: dict) -> str:
-    """README.md, with its table of results made anew."""
+    """README.md, with its tables of results made anew."""
     rows = [result_row(entry, numbers, runs) for entry in entries if (runs := results.get(entry.name))]
     made = table(('Config', 'Epochs', 'Top-1, %', 'Each run', 'Published', 'Source'), rows)
-    return with_table((ROOT / 'README.md').read_text(), 'results', 'catalogue', made)
+    text = with_table((ROOT / 'README.md').read_text(), 'results', 'catalogue', made)
+    return with_table(text, 'differences', 'catalogue', differences(results))
+
+
+def differences(results: dict) -> str:
+    rows = []
+    for name, configs in DIFFERENCES.items():
+        pair = [{run['seed']: run for run in results.get(config, [])} for config in configs]
+        rows.append((name, difference(*pair), ', '.join(f'{value:+.2f}' for value in paired(*pair))))
+    return table(('CIFAR-100, 8 epochs', 'Mean', 'Each seed'), rows)
 
 
 def with_table(text: str, name: str, tool: str, made: str) -> str:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from catalogue import ROOT, is_neutral, mean_and_spread, read_runs, table, with_table
+from catalogue import ROOT, Seeds, difference, is_neutral, mean_and_spread, read_runs, table, with_table
 
 PAGE = ROOT / 'docs/choosing.md'
 PICTURES = ROOT / 'docs/pictures'
@@ -16,7 +16,6 @@ NOISE = 'train_dataloader.dataset.dataset.pipeline.0.prob'
 NOISES = ('0', '0.2', '0.4')
 ARMS = {'alone': 'Alone', 'kd': 'Plain soft labels', 'wsl': 'Weighted soft labels'}
 EMPTY = 'not run yet'
-Seeds = dict[int, dict]  # runs of one kind, by their seeds
 Arms = dict[str, Seeds]
 
 
@@ -84,26 +83,28 @@ def cell(runs: Seeds) -> str:
     return mean_and_spread(list(runs.values())) or EMPTY
 
 
-def difference(first: Seeds, second: Seeds) -> str:
-    """Mean of first - second over the seeds that both have, and its standard error."""
-    pairs = [first[seed]['top1'] - second[seed]['top1'] for seed in sorted(first.keys() & second.keys())]
-    if len(pairs) < 2:
-        return f'{pairs[0]:+.2f}' if pairs else ''
-    return f'{statistics.mean(pairs):+.2f} ± {statistics.stdev(pairs) / len(pairs)**0.5:.2f}'
-
-
 def grid_table(runs: Runs) -> str:
     rows = []
     for data in DATA:
         cells = grid(runs, data)
-        rows += [(data.title, tau, *(cell(cells[tau, weight]) for weight in WEIGHTS)) for tau in TAUS]
-    return table(('Data', '`tau`', *(f'`loss_weight` {weight}' for weight in WEIGHTS)), rows)
+        for tau in TAUS:
+            row = [cells[tau, weight] for weight in WEIGHTS]
+            rows.append((data.title, tau, *map(cell, row), mean_of_means(row)))
+    return table(('Data', '`tau`', *(f'`loss_weight` {weight}' for weight in WEIGHTS), 'Mean'), rows)
+
+
+def mean_of_means(cells: list[Seeds]) -> str:
+    return f'{statistics.mean(moments(runs)[0] for runs in cells):.2f}' if all(cells) else ''
 
 
 def arms_table(question: str, rows: Iterable[tuple[str, str, Arms]]) -> str:
-    return table(('Data', question, *ARMS.values(), 'Weighted - plain', 'Runs'), [
-        (title, case, *(cell(arms[arm]) for arm in ARMS), difference(arms['wsl'], arms['kd']),
-         ', '.join(str(len(arms[arm])) for arm in ARMS)) for title, case, arms in rows])
+    columns = ('Data', question, *ARMS.values(), 'Plain - alone', 'Weighted - plain', 'Runs')
+    return table(columns, [(title, case, *arms_row(arms)) for title, case, arms in rows])
+
+
+def arms_row(arms: Arms) -> tuple[str, ...]:
+    return (*(cell(arms[arm]) for arm in ARMS), difference(arms['kd'], arms['alone']),
+            difference(arms['wsl'], arms['kd']), ', '.join(str(len(arms[arm])) for arm in ARMS))
 
 
 def tables(runs: Runs) -> dict[str, str]:

@@ -40,8 +40,8 @@ class ViewSampler(DefaultSampler):
     def __init__(self, dataset: Any, *args: Any, **kwargs: Any) -> None:
         if not getattr(dataset, 'takes_views', False):
             name = type(dataset).__name__
-            raise TypeError(f'mmwsl.ViewSampler asks for views, and {name} does not know them. Make mmwsl.SeededViews the '
-                            f"outermost: dataset=dict(type='mmwsl.SeededViews', dataset=dict(type={name!r}, ...))")
+            raise TypeError(f'mmwsl.ViewSampler asks for views, and {name} does not know them. Make mmwsl.SeededViews '
+                            f"the outermost: dataset=dict(type='mmwsl.SeededViews', dataset=dict(type={name!r}, ...))")
         super().__init__(dataset, *args, **kwargs)
 
     def __iter__(self) -> Iterator[View]:  # type: ignore[override]

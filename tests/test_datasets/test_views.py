@@ -164,7 +164,7 @@ def test_mmengines_wrappers_work_inside_and_are_explained_outside(wrapper):
     inside = DATASETS.build(dict(type='mmwsl.SeededViews', dataset=dict(wrapper, dataset=inner)))
     assert inside[next(iter(ViewSampler(inside)))]['gt_label'] in range(10)
     outside = DATASETS.build(dict(wrapper, dataset=dict(type='mmwsl.SeededViews', dataset=inner)))
-    with pytest.raises(TypeError, match=rf"{wrapper['type']} does not know them\. Make mmwsl\.SeededViews the outermost"):
+    with pytest.raises(TypeError, match=rf"{wrapper['type']} does not know them\. Make mmwsl\.SeededViews the outer"):
         ViewSampler(outside)
 
 
@@ -189,11 +189,13 @@ def test_the_sampler_repeats_an_epoch():
     sampler = ViewSampler(SeededViews(Draws(50)), shuffle=True, seed=4)
     wanted = views_of(sampler, 3)
     views_of(sampler, 4)
-    assert views_of(sampler, 3) == wanted == views_of(ViewSampler(SeededViews(Draws(50)), shuffle=True, seed=4), 3)
+    other = ViewSampler(SeededViews(Draws(50)), shuffle=True, seed=4)
+    assert views_of(sampler, 3) == wanted == views_of(other, 3)
 
 
 def test_the_sampler_without_shuffling():
-    assert list(ViewSampler(SeededViews(Draws(3)), shuffle=False, seed=4)) == [View(0, 0, 4), View(1, 0, 4), View(2, 0, 4)]
+    views = [View(0, 0, 4), View(1, 0, 4), View(2, 0, 4)]
+    assert list(ViewSampler(SeededViews(Draws(3)), shuffle=False, seed=4)) == views
 
 
 def test_a_seed_set_later_counts():

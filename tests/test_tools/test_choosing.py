@@ -39,10 +39,20 @@ def test_grid_holds_runs_of_that_setting_and_no_others(choosing):
             **{tau: '8', weight: '4'}),
         run('wsl_digits', 3, 20.0)])
     rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in choosing.grid_table(runs).splitlines()]
-    assert rows[0] == ['Data', '`tau`', *(f'`loss_weight` {weight}' for weight in ('0.5', '1', '2.25', '4'))]
-    filled = {(row[0], row[1], place): cell for row in rows[2:] for place, cell in enumerate(row[2:])
+    assert rows[0] == ['Data', '`tau`', *(f'`loss_weight` {weight}' for weight in ('0.5', '1', '2.25', '4')), 'Mean']
+    filled = {(row[0], row[1], place): cell for row in rows[2:] for place, cell in enumerate(row[2:-1])
               if cell != choosing.EMPTY}
+    assert {row[-1] for row in rows[2:]} == {''}
     assert filled == {('Digits', '2', 1): '91.00 ± 1.41', ('Digits', '8', 3): '80.00'}
+
+
+def test_a_row_of_the_grid_has_the_mean_of_its_cells(choosing):
+    runs = choosing.Runs([run('wsl_digits', seed, top1 + seed, **{f'{choosing.LOSS}.tau': '2',
+                                                                  f'{choosing.LOSS}.loss_weight': weight})
+                          for weight, top1 in (('0.5', 80.0), ('1', 90.0), ('2.25', 91.0), ('4', 92.5))
+                          for seed in ((0, 2) if weight == '1' else (0, ))])
+    row = next(line for line in choosing.grid_table(runs).splitlines() if '| Digits | 2 |' in line)
+    assert row.endswith('| 92.50 | 88.62 |')  # of 80, 91, 91 and 92.5
 
 
 def test_runs_on_a_subset_stand_apart(choosing):
