@@ -5,8 +5,9 @@ import sys
 
 import pytest
 import torch
+from mmengine import load
 
-from tests.tiny import ROOT, build, network, tool
+from tests.tiny import ROOT, build, network, save_teacher, tool
 
 # short epochs of the real recipe; the check of the teacher would only take time here
 SHORT = ('--no-validate', '--cfg-options', 'train_dataloader.batch_size=16', 'train_dataloader.num_batch_per_epoch=6',
@@ -74,6 +75,35 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path):
 
 def environment(**extra):
     return {**os.environ, **extra}
+
+
+@pytest.mark.slow
+def test_two_processes_test_as_one(tmp_path):
+    checkpoint = save_teacher(tmp_path / 'student.pth', network(2))
+    one, two = tmp_path / 'one.pkl', tmp_path / 'two.pkl'
+    tool('test.py', 'configs/wsl_digits.py', checkpoint, '--work-dir', tmp_path, '--out', one, cwd=ROOT)
+    command = ['bash', 'tools/dist_test.sh', 'configs/wsl_digits.py', checkpoint, '2', '--work-dir', tmp_path,
+               '--out', two]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          env=environment(PYTHON=sys.executable, PORT='29512'), check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
+    one, two = ({key: torch.stack([sample[key] for sample in load(path)]) for key in ('pred_score', 'gt_label')}
+                for path in (one, two))
+    assert len(one['pred_score'].unique(dim=0)) > 1000
+    torch.testing.assert_close(two, one)
+
+
+def test_slurm_gets_what_it_was_asked_for(tmp_path):
+    (tmp_path / 'srun').write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / 'srun').chmod(0o755)
+    command = ['bash', ROOT / 'tools/slurm_train.sh', 'gpus', 'a job', 'config.py', 'work dir', '--amp']
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment(
+        PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='16', PYTHON='python', SRUN_ARGS='--exclusive --mem=0'))
+    asked = done.stdout.splitlines()
+    script = asked.index('python')
+    assert {'-p', 'gpus', '--job-name=a job', '--ntasks=16', '--ntasks-per-node=8', '--gres=gpu:8', '--exclusive',
+            '--mem=0'} < set(asked[:script])
+    assert asked[script + 3:] == ['config.py', '--work-dir=work dir', '--launcher=slurm', '--amp']
 
 
 @pytest.fixture(scope='module')
