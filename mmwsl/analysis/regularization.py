@@ -58,15 +58,11 @@ def flow(before: np.ndarray, after: np.ndarray) -> Flow:
     Raises:
         ValueError: If the two have no sample in common, or samples of mixed classes.
     """
-    for records in (before, after):
-        if np.isnan(records['b']).any():
-            raise ValueError('samples of mixed classes (mixup, cutmix) are neither inside nor outside the set of '
-                             'regularization samples: record a run without batch_augments')
     _, first, second = np.intersect1d(before['index'], after['index'], return_indices=True)
     if len(first) == 0:
         raise ValueError(f'two epochs with {len(before)} and {len(after)} records have no sample in common: are they '
                          'of one run?')
-    was, now = is_regularization(before)[first], is_regularization(after)[second]
+    was, now = _members(before)[first], _members(after)[second]
     return Flow(*(float(part.mean()) for part in (was & now, ~was & now, was & ~now, ~was & ~now)))
 
 
@@ -75,16 +71,27 @@ def changed(epochs: list[np.ndarray]) -> float:
 
     Args:
         epochs: Records of each epoch. Of a sample that has several in an epoch the first counts.
+
+    Raises:
+        ValueError: If there are samples of mixed classes.
     """
     common = functools.reduce(np.intersect1d, [records['index'] for records in epochs])
     # the records are sorted by index, so the first of each is where it would be put in
-    members = [is_regularization(records)[np.searchsorted(records['index'], common)] for records in epochs]
+    members = [_members(records)[np.searchsorted(records['index'], common)] for records in epochs]
     return float((np.any(members, 0) & ~np.all(members, 0)).mean())
 
 
 def is_regularization(records: np.ndarray) -> np.ndarray:
     """Which records are of regularization samples, |b| > |a|. Shape: (N, ), bool."""
     return np.abs(records['b']) > np.abs(records['a'])
+
+
+def _members(records: np.ndarray) -> np.ndarray:
+    """As :func:`is_regularization`, for records of which each is known to be in the set or not."""
+    if np.isnan(records['b']).any():
+        raise ValueError('samples of mixed classes (mixup, cutmix) are neither inside nor outside the set of '
+                         'regularization samples: record a run without batch_augments')
+    return is_regularization(records)
 
 
 def records_of_logits(index: list[int], preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float) -> np.ndarray:

@@ -74,8 +74,9 @@ def test_mixed_classes_have_no_share_and_no_flow():
     mixed = members([1, 0])
     mixed['a'], mixed['b'] = np.nan, np.nan
     assert np.isnan(share(mixed)) and np.isnan(held_back(mixed))
-    with pytest.raises(ValueError, match='mixed classes.*record a run without batch_augments'):
-        flow(members([1, 0]), mixed)
+    for refuse in (flow, lambda *epochs: changed(list(epochs))):
+        with pytest.raises(ValueError, match='mixed classes.*record a run without batch_augments'):
+            refuse(members([1, 0]), mixed)
 
 
 def test_flow_between_strangers():
