@@ -5,6 +5,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,20 +63,29 @@ def fast_forward(teacher: nn.Module, inputs: Tensor, speed: str) -> Callable[[Te
 @contextmanager
 def _without_tf32() -> Iterator[None]:
     """Compare forms of a network by what they compute, not by how a GPU rounds it."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    switches: list[tuple[Any, str, Any]]
-    if hasattr(cudnn, 'conv'):  # torch 2.9 and later; the older switches cannot be read where one of these was set
-        switches = [(matmul, 'fp32_precision', 'ieee'), (cudnn.conv, 'fp32_precision', 'ieee')]
-    else:
-        switches = [(matmul, 'allow_tf32', False), (cudnn, 'allow_tf32', False)]
-    before = [getattr(owner, name) for owner, name, _ in switches]
+    switches = _tf32_switches()
+    before = [read() for read, _, _ in switches]
     try:
-        for owner, name, exact in switches:
-            setattr(owner, name, exact)
+        for _, write, exact in switches:
+            write(exact)
         yield
     finally:
-        for (owner, name, _), value in zip(switches, before, strict=True):
-            setattr(owner, name, value)
+        for (_, write, _), value in zip(switches, before, strict=True):
+            write(value)
+
+
+_Switch = tuple[Callable[[], Any], Callable[[Any], None], Any]
+
+
+def _tf32_switches() -> list[_Switch]:
+    """How the precision of matrix products and of convolutions is read and set, and its value without TF32."""
+    def attribute(owner: Any, name: str, exact: Any) -> _Switch:
+        return partial(getattr, owner, name), partial(setattr, owner, name), exact
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if hasattr(cudnn, 'conv'):  # torch 2.9 and later; the older switches cannot be read where one of these was set
+        return [attribute(matmul, 'fp32_precision', 'ieee'), attribute(cudnn.conv, 'fp32_precision', 'ieee')]
+    return [(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, 'highest'),
+            attribute(cudnn, 'allow_tf32', False)]
 
 
 def _rearranged(teacher: nn.Module, inputs: Tensor, expected: Tensor) -> nn.Module | None:
