@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+import statistics
 
 import pytest
 from mmengine.config import Config
@@ -147,3 +148,13 @@ def test_accuracies_in_the_text_are_those_of_a_table_or_a_run(page):
     known = {*FIGURE.findall(tables), *(f'{run["top1"]:.2f}' for run in runs)}
     prose = ' '.join(line for line in lines if not line.startswith('|'))
     assert set(FIGURE.findall(prose)) <= known
+
+
+def test_weights_that_the_text_names_were_logged():
+    means = []
+    for path in (ROOT / 'results/logs').glob('wsl_r56_r20_cifar100_8e*-seed=[0-9]/scalars.json'):
+        if re.fullmatch(r'wsl_r56_r20_cifar100_8e(_eval)?-seed=\d', path.parent.name):
+            lines = [line for line in map(json.loads, path.read_text().splitlines()) if 'distill.wsl_weight' in line]
+            means.append(statistics.mean(line['distill.wsl_weight'] for line in lines if line['epoch'] == 8))
+    assert len(means) == 6
+    assert f'of the last epoch is {min(means):.2f} to {max(means):.2f}' in README.replace('\n  ', ' ')
