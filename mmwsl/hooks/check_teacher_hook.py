@@ -7,6 +7,7 @@ from mmengine.dist import all_reduce, get_dist_info
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from mmpretrain.evaluation import Accuracy
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
@@ -31,8 +32,8 @@ class CheckTeacherHook(Hook):
 
     Raises:
         RuntimeError: If the teacher scores less.
-        ValueError: If teacher and student predict different numbers of classes, or fewer than the data have; or if
-            training and validation data have different classes.
+        ValueError: If teacher and student predict different numbers of classes, or fewer than the data have or than a
+            metric ranks; or if training and validation data have different classes.
     """
 
     def __init__(self, max_batches: int = 10, min_accuracy: float | None = None) -> None:
@@ -44,6 +45,7 @@ class CheckTeacherHook(Hook):
         head = getattr(getattr(model, 'student', model), 'head', None)
         _check_labels(runner, head)
         _check_mixing(model.data_preprocessor, head)
+        _check_topk(runner, head)
         if getattr(model, 'teacher', None) is None:
             return
         if isinstance(model.teacher, CachedTeacher):
@@ -132,6 +134,15 @@ def _check_mixing(preprocessor: Any, head: Any) -> None:
     if predicted and mixed != predicted:
         raise ValueError(f'data_preprocessor mixes labels of {mixed} classes and the student predicts {predicted}: set '
                          f'num_classes={predicted} in data_preprocessor')
+
+
+def _check_topk(runner: Runner, head: Any) -> None:
+    """What mmpretrain says after the first epoch."""
+    predicted = getattr(head, 'num_classes', None)
+    for metric in runner.val_loop.evaluator.metrics if runner.val_loop is not None else ():
+        if predicted and isinstance(metric, Accuracy) and max(metric.topk) > predicted:
+            raise ValueError(f'val_evaluator has topk={metric.topk} and the student predicts {predicted} classes: set '
+                             'val_evaluator = test_evaluator = dict(topk=(1, ))')
 
 
 def _check_classes(student_logits: Any, classes: int) -> None:

@@ -129,3 +129,9 @@ def test_labels_are_mixed_over_the_classes_that_are_predicted(tmp_path):
                   batch_augments=dict(augments=[dict(type='Mixup', alpha=0.2)]))
     with pytest.raises(ValueError, match='mixes labels of 12 classes and the student predicts 10: set num_classes=10'):
         run(tmp_path, network(2, data_preprocessor=mixing))
+
+
+def test_a_metric_ranks_no_more_than_there_are_classes(tmp_path):
+    ranks = [dict(type='mmpretrain.ConfusionMatrix'), dict(type='mmpretrain.Accuracy', topk=(1, 11))]
+    with pytest.raises(ValueError, match=r'val_evaluator has topk=\(1, 11\) and the student predicts 10 classes: set'):
+        run(tmp_path, network(2), val_evaluator=dict(_delete_=True, type='Evaluator', metrics=ranks))
