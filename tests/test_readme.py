@@ -158,3 +158,9 @@ def test_weights_that_the_text_names_were_logged():
             means.append(statistics.mean(line['distill.wsl_weight'] for line in lines if line['epoch'] == 8))
     assert len(means) == 6
     assert f'of the last epoch is {min(means):.2f} to {max(means):.2f}' in README.replace('\n  ', ' ')
+
+
+def test_table_of_views_is_that_of_its_runs():
+    row = re.search(r'\| top-1 on the test set, % \| (.*) \|', (ROOT / 'docs/teacher_cache.md').read_text())[1]
+    runs = [json.loads((ROOT / f'results/views/{views}.json').read_text()) for views in ('1', '4', '16', 'live')]
+    assert row == ' | '.join(f'{run["top1"]:.2f}' for run in runs)
