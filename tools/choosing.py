@@ -83,6 +83,10 @@ def cell(runs: Seeds) -> str:
     return mean_and_spread(list(runs.values())) or EMPTY
 
 
+def each(runs: Seeds) -> str:
+    return ', '.join(f'{run["top1"]:.2f}' for run in runs.values())
+
+
 def grid_table(runs: Runs) -> str:
     rows = []
     for data in DATA:
@@ -107,6 +111,18 @@ def arms_row(arms: Arms) -> tuple[str, ...]:
             difference(arms['wsl'], arms['kd']), ', '.join(str(len(arms[arm])) for arm in ARMS))
 
 
+def random_table(runs: Runs) -> str:
+    """Where many labels are wrong: does it matter who gets which weight?"""
+    arms = noisy(runs, DATA[1])[NOISES[-1]]
+    handed_out = runs.of(DATA[1].configs(DATA[1].pair, '_noise')['wsl'], DATA[1],
+                         **{NOISE: NOISES[-1], f'{LOSS}.weighting': 'random'})
+    rows = [(ARMS['kd'], arms['kd']), (ARMS['wsl'], arms['wsl']),
+            ('The same weights, handed out at random', handed_out)]
+    return table(('Soft labels', 'Top-1', 'Minus plain', 'Each run'), [
+        (name, cell(seeds), difference(seeds, arms['kd']) if seeds is not arms['kd'] else '', each(seeds))
+        for name, seeds in rows])
+
+
 def tables(runs: Runs) -> dict[str, str]:
     """By the name of the place in the page."""
     return {
@@ -115,6 +131,7 @@ def tables(runs: Runs) -> dict[str, str]:
                                            for name, arms in teachers(runs, data).items())),
         'noise': arms_table('Wrong labels', ((data.title, f'{float(prob):.0%}', arms) for data in DATA
                                              for prob, arms in noisy(runs, data).items())),
+        'random': random_table(runs),
     }
 
 

@@ -19,7 +19,7 @@ def run(config, seed, top1, options=(), **settings):
 def test_page_is_what_the_results_give(choosing):
     text = choosing.PAGE.read_text()
     assert choosing.page(choosing.Runs(choosing.read_runs())) == text, 'out of step: run tools/choosing.py'
-    assert text.count('written by tools/choosing.py') == 3
+    assert text.count('written by tools/choosing.py') == 4
 
 
 def test_every_config_that_is_asked_for_exists(choosing):
@@ -73,6 +73,17 @@ def test_difference_is_taken_in_pairs(choosing):
     assert choosing.difference(first, second) == '+2.00 ± 0.58'
     assert choosing.difference(first, {1: dict(top1=7.5)}) == '-0.50'
     assert choosing.difference(first, {}) == ''
+
+
+def test_weights_at_random_stand_against_plain_labels_of_the_same_seed(choosing):
+    config, settings = choosing.DATA[1].configs('r56_r20_cifar100_8e', '_noise'), dict(choosing.DATA[1].settings)
+    settings[choosing.NOISE] = '0.4'
+    made = choosing.random_table(choosing.Runs([
+        run(config['kd'], 1, 30.0, **settings), run(config['wsl'], 1, 20.0, **settings),
+        run(config['wsl'], 0, 11.0, **settings, **{f'{choosing.LOSS}.weighting': 'random'}),
+        run(config['wsl'], 1, 27.5, **settings, **{f'{choosing.LOSS}.weighting': 'random'})]))
+    assert [line.split(' | ')[1:] for line in made.splitlines()[2:]] == [
+        ['30.00', '', '30.00 |'], ['20.00', '-10.00', '20.00 |'], ['19.25 ± 11.67', '-2.50', '11.00, 27.50 |']]
 
 
 def test_pictures_show_what_is_complete(choosing, tmp_path, monkeypatch):
