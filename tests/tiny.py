@@ -1,5 +1,6 @@
 """Small networks, data and runs for the tests."""
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,15 @@ def load_tool(name):
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+def launch(script, *args, **env):
+    """Run tools/dist_*.sh as a user does, and return what it said."""
+    done = subprocess.run(['bash', f'tools/{script}', *map(str, args)], cwd=ROOT, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, check=False,
+                          env={**os.environ, 'PYTHON': sys.executable, **env})
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
 
 
 def tool(name, *args, check=True, **kwargs):

@@ -11,6 +11,7 @@ import json
 import re
 import statistics
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,6 +168,10 @@ def mean_and_spread(runs: list[dict]) -> str:
     return f'{statistics.mean(top1):.2f}{spread}' if top1 else ''
 
 
+def each(runs: Iterable[dict]) -> str:
+    return ', '.join(f'{run["top1"]:.2f}' for run in runs)
+
+
 def difference(first: Seeds, second: Seeds) -> str:
     """Mean of first - second over the seeds that both have, and its standard error."""
     pairs = paired(first, second)
@@ -235,7 +240,7 @@ def marks(name: str, tool: str) -> tuple[str, str]:
 def result_row(entry: Entry, numbers: dict, runs: list[dict]) -> tuple[str, ...]:
     top1, source = published(entry.name, numbers)
     return (f'`{entry.name}`', str(entry.cfg.train_cfg.max_epochs), mean_and_spread(runs),
-            ', '.join(f'{run["top1"]:.2f}' for run in runs), f'{top1:.2f}' if top1 else '', source)
+            each(runs), f'{top1:.2f}' if top1 else '', source)
 
 
 def published(name: str, numbers: dict) -> tuple[float | None, str]:

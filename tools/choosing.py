@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from catalogue import ROOT, Seeds, difference, is_neutral, mean_and_spread, read_runs, table, with_table
+from catalogue import ROOT, Seeds, difference, each, is_neutral, mean_and_spread, read_runs, table, with_table
 
 PAGE = ROOT / 'docs/choosing.md'
 PICTURES = ROOT / 'docs/pictures'
@@ -83,10 +83,6 @@ def cell(runs: Seeds) -> str:
     return mean_and_spread(list(runs.values())) or EMPTY
 
 
-def each(runs: Seeds) -> str:
-    return ', '.join(f'{run["top1"]:.2f}' for run in runs.values())
-
-
 def grid_table(runs: Runs) -> str:
     rows = []
     for data in DATA:
@@ -119,7 +115,7 @@ def random_table(runs: Runs) -> str:
     rows = [(ARMS['kd'], arms['kd']), (ARMS['wsl'], arms['wsl']),
             ('The same weights, handed out at random', handed_out)]
     return table(('Soft labels', 'Top-1', 'Minus plain', 'Each run'), [
-        (name, cell(seeds), difference(seeds, arms['kd']) if seeds is not arms['kd'] else '', each(seeds))
+        (name, cell(seeds), difference(seeds, arms['kd']) if seeds is not arms['kd'] else '', each(seeds.values()))
         for name, seeds in rows])
 
 

@@ -4,8 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from mmwsl.datasets.device import DeviceDataset
-from mmwsl.datasets.views import SeededViews
 from mmwsl.datasets.wrapper import DatasetWrapper
 from mmwsl.registry import DATASETS
 
@@ -27,7 +25,7 @@ class Resample(DatasetWrapper):
 
     def __init__(self, dataset: Any, seed: int) -> None:
         super().__init__(dataset)
-        if isinstance(self.dataset, SeededViews | DeviceDataset):
+        if getattr(self.dataset, 'takes_views', False):
             raise ValueError(f'mmwsl.Resample draws images and not views, got a {type(self.dataset).__name__}: put it '
                              'inside of mmwsl.SeededViews or mmwsl.DeviceDataset. The views of a teacher cache cannot '
                              'be resampled: teach live (without teacher_cache)')

@@ -42,10 +42,11 @@ class CheckTeacherHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        head = getattr(getattr(model, 'student', model), 'head', None)
-        _check_labels(runner, head)
-        _check_mixing(model.data_preprocessor, head)
-        _check_topk(runner, head)
+        predicted = getattr(getattr(getattr(model, 'student', model), 'head', None), 'num_classes', None)
+        _check_labels(runner, predicted)
+        if predicted:
+            _check_mixing(model.data_preprocessor, predicted)
+            _check_topk(runner, predicted)
         if getattr(model, 'teacher', None) is None:
             return
         if isinstance(model.teacher, CachedTeacher):
@@ -109,7 +110,7 @@ def _devices() -> list[int]:
     return [torch.cuda.current_device()] if torch.cuda.is_available() else []
 
 
-def _check_labels(runner: Runner, head: Any) -> None:
+def _check_labels(runner: Runner, predicted: int | None) -> None:
     loops = [loop for loop in (runner.train_loop, runner.val_loop) if loop is not None]
     names = [tuple(getattr(loop.dataloader.dataset, 'metainfo', {}).get('classes') or ()) for loop in loops]
     if len(set(filter(None, names))) > 1:
@@ -117,7 +118,7 @@ def _check_labels(runner: Runner, head: Any) -> None:
                          f'only in training: {sorted(set(names[0]) - set(names[1]))}, only in validation: '
                          f'{sorted(set(names[1]) - set(names[0]))}, or the order differs. Give both the same class '
                          'folders, an empty one for a class without images')
-    found, predicted = len(max(names)), getattr(head, 'num_classes', None)
+    found = len(max(names))
     if not found or not predicted or found == predicted:
         return
     message = (f'the data have {found} classes and the student predicts {predicted}: set num_classes of the heads (and '
@@ -127,20 +128,17 @@ def _check_labels(runner: Runner, head: Any) -> None:
     runner.logger.warning(f'{message}, unless the others are meant to stay unused.')
 
 
-def _check_mixing(preprocessor: Any, head: Any) -> None:
-    if getattr(preprocessor, 'batch_augments', None) is None:
-        return
-    mixed, predicted = getattr(preprocessor, 'num_classes', None), getattr(head, 'num_classes', None)
-    if predicted and mixed != predicted:
+def _check_mixing(preprocessor: Any, predicted: int) -> None:
+    mixes, mixed = getattr(preprocessor, 'batch_augments', None), getattr(preprocessor, 'num_classes', None)
+    if mixes is not None and mixed != predicted:
         raise ValueError(f'data_preprocessor mixes labels of {mixed} classes and the student predicts {predicted}: set '
                          f'num_classes={predicted} in data_preprocessor')
 
 
-def _check_topk(runner: Runner, head: Any) -> None:
+def _check_topk(runner: Runner, predicted: int) -> None:
     """What mmpretrain says after the first epoch."""
-    predicted = getattr(head, 'num_classes', None)
     for metric in runner.val_loop.evaluator.metrics if runner.val_loop is not None else ():
-        if predicted and isinstance(metric, Accuracy) and max(metric.topk) > predicted:
+        if isinstance(metric, Accuracy) and max(metric.topk) > predicted:
             raise ValueError(f'val_evaluator has topk={metric.topk} and the student predicts {predicted} classes: set '
                              'val_evaluator = test_evaluator = dict(topk=(1, ))')
 

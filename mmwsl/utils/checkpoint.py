@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmwsl.utils.files import whole_file
 
-_STUDENT = 'architecture.'  # MMRazor's name for the student
+STUDENT = 'architecture.'  # MMRazor's name for the student
 
 
 def load_network(model: nn.Module, path: str) -> None:
@@ -69,7 +69,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
 
 def student_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The student's part of a distillation's state dict; empty for any other state dict."""
-    return {key[len(_STUDENT):]: value for key, value in weights.items() if key.startswith(_STUDENT)}
+    return {key[len(STUDENT):]: value for key, value in weights.items() if key.startswith(STUDENT)}
 
 
 def save_weights(weights: dict[str, Tensor], path: str) -> None:

@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +12,7 @@ from mmwsl.analysis import read_records, records_of_logits
 from mmwsl.hooks import SampleRecordHook
 from mmwsl.hooks.sample_record_hook import _histogram
 from mmwsl.models.losses import WSLLoss
-from tests.tiny import ROOT, build, digits_config, distillation, network, run_digits
+from tests.tiny import build, digits_config, distillation, launch, network, run_digits
 
 HOOK = dict(type='mmwsl.SampleRecordHook')
 
@@ -199,11 +196,8 @@ def test_run_without_epochs_stops_before_the_first_step(tmp_path):
 def test_two_processes_write_one_record_of_all_samples(tmp_path):
     torch.manual_seed(0)
     torch.save(build(network(16, depth=14)).state_dict(), tmp_path / 'teacher.pth')
-    command = ['bash', 'tools/dist_train.sh', 'configs/wsl_digits.py', '2', '--work-dir', tmp_path, '--no-validate',
-               '--cfg-options', f'model.teacher_ckpt={tmp_path / "teacher.pth"}', 'train_cfg.max_epochs=1',
-               'train_dataloader.batch_size=25', 'default_hooks.sample_records.type=mmwsl.SampleRecordHook']
-    done = subprocess.run([*map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          env={**os.environ, 'PYTHON': sys.executable, 'PORT': '29519'}, check=False)
-    assert done.returncode == 0, done.stdout[-4000:]
+    launch('dist_train.sh', 'configs/wsl_digits.py', 2, '--work-dir', tmp_path, '--no-validate',
+           '--cfg-options', f'model.teacher_ckpt={tmp_path / "teacher.pth"}', 'train_cfg.max_epochs=1',
+           'train_dataloader.batch_size=25', 'default_hooks.sample_records.type=mmwsl.SampleRecordHook', PORT='29519')
     (epoch, records), = read_records(tmp_path).items()
     assert epoch == 1 and records['index'].tolist() == list(range(600))

@@ -1,5 +1,4 @@
 import os
-import subprocess
 import sys
 
 import pytest
@@ -7,7 +6,7 @@ import torch
 from mmengine.runner import Runner
 
 from tests.caches import cached, contents, live, make_cache
-from tests.tiny import ROOT, load_tool, save_teacher, tool
+from tests.tiny import ROOT, launch, load_tool, save_teacher, tool
 
 EPOCHS, BATCHES = 5, 11  # 55 steps
 
@@ -50,27 +49,18 @@ def test_cached_and_live_runs_over_the_same_views_give_the_same_student(folder, 
     torch.testing.assert_close(weights(work_dir), taught_live, rtol=0, atol=1e-5)
 
 
-def launch(work_dir, *arguments, **env):
-    done = subprocess.run(
-        ['bash', 'tools/dist_train.sh', *map(str, arguments), '--work-dir', str(work_dir)], cwd=ROOT, check=False,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, 'PYTHON': sys.executable, **env})
-    assert done.returncode == 0, done.stdout[-4000:]
-    return done.stdout
-
-
 @pytest.mark.slow
 def test_two_processes_build_the_same_cache_and_read_it(folder, taught_live):
     cfg = run_config(folder / 'two', str(folder / 'teacher.pth'), 20)
     cfg.dump(folder / 'live.py')
-    told = launch(folder / 'build', folder / 'live.py', 2, '--views', EPOCHS, '--out', folder / 'cache2',
-                  TOOL='cache_teacher', PORT='29517')
+    told = launch('dist_train.sh', folder / 'live.py', 2, '--views', EPOCHS, '--out', folder / 'cache2', '--work-dir',
+                  folder / 'build', TOOL='cache_teacher', PORT='29517')
     assert 'with 2 process(es)' in told
     assert contents(folder / 'cache2') == contents(folder / 'cache')
     cfg = cached(cfg, folder / 'cache2')
     cfg.train_dataloader.batch_size = 10
     cfg.dump(folder / 'cached.py')
-    launch(folder / 'two', folder / 'cached.py', 2, PORT='29518')
+    launch('dist_train.sh', folder / 'cached.py', 2, '--work-dir', folder / 'two', PORT='29518')
     torch.testing.assert_close(weights(folder / 'two'), taught_live, rtol=0, atol=1e-5)
 
 

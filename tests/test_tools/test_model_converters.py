@@ -21,7 +21,7 @@ def test_resnet_is_renamed_to_our_keys(prefix):
     ours = dict(build(network(4)).state_dict())
     theirs = {prefix + key: value for key, value in published(ours).items()}
     converted, layout = import_teacher.convert(theirs)
-    assert layout.startswith('ResNet (')
+    assert layout.startswith('ResNet (RepDistiller')
     torch.testing.assert_close(converted, ours, rtol=0, atol=0)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine import load
 
-from tests.tiny import ROOT, build, network, save_teacher, tool
+from tests.tiny import ROOT, build, launch, network, save_teacher, tool
 
 # short epochs of the real recipe; the check of the teacher would only take time here
 SHORT = ('--no-validate', '--cfg-options', 'train_dataloader.batch_size=16', 'train_dataloader.num_batch_per_epoch=6',
@@ -62,15 +62,12 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path):
                'model.architecture.backbone.norm_cfg.num_groups=1')
     tool('train.py', 'configs/wsl_digits.py', '--work-dir', tmp_path / 'one', *options,
          'train_dataloader.batch_size=50', cwd=ROOT)
-    command = ['bash', 'tools/dist_train.sh', 'configs/wsl_digits.py', '2', '--work-dir', tmp_path / 'two', *options,
-               'train_dataloader.batch_size=25']
-    done = subprocess.run([*map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          env=environment(PYTHON=sys.executable, PORT='29511'), check=False)
-    assert done.returncode == 0, done.stdout[-4000:]
+    said = launch('dist_train.sh', 'configs/wsl_digits.py', 2, '--work-dir', tmp_path / 'two', *options,
+                  'train_dataloader.batch_size=25', PORT='29511')
     one, two = (torch.load(tmp_path / name / 'epoch_1.pth', weights_only=False) for name in ('one', 'two'))
     assert one['meta']['iter'] == two['meta']['iter'] == 12
     torch.testing.assert_close(two['state_dict'], one['state_dict'], rtol=1e-4, atol=1e-5)
-    assert 'find_unused_parameters=True' not in done.stdout
+    assert 'find_unused_parameters=True' not in said
 
 
 def environment(**extra):
@@ -82,11 +79,7 @@ def test_two_processes_test_as_one(tmp_path):
     checkpoint = save_teacher(tmp_path / 'student.pth', network(2))
     one, two = tmp_path / 'one.pkl', tmp_path / 'two.pkl'
     tool('test.py', 'configs/wsl_digits.py', checkpoint, '--work-dir', tmp_path, '--out', one, cwd=ROOT)
-    command = ['bash', 'tools/dist_test.sh', 'configs/wsl_digits.py', checkpoint, '2', '--work-dir', tmp_path,
-               '--out', two]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          env=environment(PYTHON=sys.executable, PORT='29512'), check=False)
-    assert done.returncode == 0, done.stdout[-4000:]
+    launch('dist_test.sh', 'configs/wsl_digits.py', checkpoint, 2, '--work-dir', tmp_path, '--out', two, PORT='29512')
     one, two = ({key: torch.stack([sample[key] for sample in load(path)]) for key in ('pred_score', 'gt_label')}
                 for path in (one, two))
     assert len(one['pred_score'].unique(dim=0)) > 1000

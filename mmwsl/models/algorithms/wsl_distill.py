@@ -17,7 +17,7 @@ from mmwsl.models.algorithms.fast_teacher import check_speed, fast_forward
 from mmwsl.models.algorithms.teacher import freeze, set_teacher_mode, share_inputs
 from mmwsl.models.classifiers import CachedTeacher
 from mmwsl.registry import MODELS
-from mmwsl.utils.checkpoint import load_network
+from mmwsl.utils.checkpoint import STUDENT, load_network
 
 
 @MODELS.register_module()
@@ -224,8 +224,8 @@ def _keep_student(state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """
     for key in [key for key in state_dict if key.startswith(f'{prefix}teacher.')]:
         del state_dict[key]
-    if state_dict and not any(key.startswith(f'{prefix}architecture.') for key in state_dict):
-        raise ValueError("the checkpoint holds no student: none of its keys begins with 'architecture.' (the first is "
+    if state_dict and not any(key.startswith(prefix + STUDENT) for key in state_dict):
+        raise ValueError(f'the checkpoint holds no student: none of its keys begins with {STUDENT!r} (the first is '
                          f'{next(iter(state_dict))!r}). load_from and --resume take checkpoints of a distillation; to '
                          "start a student from a network's own file, set model.architecture.init_cfg="
                          "dict(type='Pretrained', checkpoint=...)")
