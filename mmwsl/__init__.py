@@ -1,7 +1,8 @@
-"""Knowledge distillation with weighted soft labels for OpenMMLab."""
-from mmwsl.compat import ready_the_stack
+"""Knowledge distillation with weighted soft labels for OpenMMLab.
+
+This module imports nothing: :mod:`mmwsl.functional` needs torch alone. Importing :mod:`mmwsl.registry`, or any module
+above it, makes mmpretrain and mmrazor importable and mmengine's checkpoints safe to load.
+"""
 from mmwsl.version import __version__
 
 __all__ = ['__version__']
-
-ready_the_stack()

@@ -1,7 +1,8 @@
 """Every workaround that today's stack needs, one function each.
 
-Importing :mod:`mmwsl` calls them once. Each leaves alone what already works, and each docstring names the symptom, the
-versions in which it was seen, and what has to happen upstream before the function can be deleted.
+Importing this module, and so :mod:`mmwsl.registry` and all above it, calls them once. Each leaves alone what already
+works, and each docstring names the symptom, the versions in which it was seen, and what has to happen upstream before
+the function can be deleted.
 """
 from __future__ import annotations
 
@@ -249,3 +250,7 @@ def _name_the_processes(launcher: str) -> None:
     if launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
         hosts = subprocess.check_output(['scontrol', 'show', 'hostname', os.environ['SLURM_NODELIST']], text=True)
         os.environ['MASTER_ADDR'] = hosts.split()[0]
+
+
+if __name__ == 'mmwsl.compat':  # not where a test loads the file by itself
+    ready_the_stack()

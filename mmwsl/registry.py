@@ -2,6 +2,8 @@
 
 A child of mmrazor's or mmpretrain's registries would not be found from the root.
 """
+import mmwsl.compat  # noqa: F401, I001  readies the stack, so it comes first
+
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
 from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmengine.registry import FUNCTIONS as ROOT_FUNCTIONS
@@ -14,5 +16,5 @@ MODELS = Registry('model', parent=ROOT_MODELS, scope='mmwsl', locations=['mmwsl.
 DATASETS = Registry('dataset', parent=ROOT_DATASETS, scope='mmwsl', locations=['mmwsl.datasets'])
 DATA_SAMPLERS = Registry('data sampler', parent=ROOT_DATA_SAMPLERS, scope='mmwsl', locations=['mmwsl.datasets'])
 TRANSFORMS = Registry('transform', parent=ROOT_TRANSFORMS, scope='mmwsl', locations=['mmwsl.datasets'])
-HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='mmwsl', locations=['mmwsl.hooks'])
+HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='mmwsl', locations=['mmwsl.engine'])
 FUNCTIONS = Registry('function', parent=ROOT_FUNCTIONS, scope='mmwsl', locations=['mmwsl.datasets'])

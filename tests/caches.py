@@ -1,7 +1,7 @@
 """Small teacher caches for the tests: augmented digits and a tiny teacher."""
 import copy
 
-from mmwsl.cache.build import build_cache
+from mmwsl.engine.cache_building import build_cache
 from tests.tiny import digits_config, distillation
 
 PIPELINE = [dict(type='RandomCrop', crop_size=8, padding=1), dict(type='RandomFlip', prob=0.5), dict(type='PackInputs')]

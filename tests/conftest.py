@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import mmwsl  # noqa: F401  readies the stack before a test imports mmrazor
+import mmwsl.registry  # noqa: F401  readies the stack before a test imports mmrazor
 
 ROOT = Path(__file__).resolve().parent.parent
 

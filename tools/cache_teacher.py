@@ -3,7 +3,7 @@
 A run that was killed goes on where it stopped when it is started again. A finished cache is checked, and can be given
 more views.
 """
-import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
+import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 from pathlib import Path
@@ -11,8 +11,8 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.dist import init_dist, is_distributed
 
-from mmwsl.cache.build import build_cache
-from mmwsl.utils import finish_run, launcher_parser, prepare_run
+from mmwsl.engine.cache_building import build_cache
+from mmwsl.engine import finish_run, launcher_parser, prepare_run
 
 
 def parse_args() -> argparse.Namespace:

@@ -3,7 +3,7 @@
 Names, networks and recipes are read from the configs, parameters and multiply-adds (MACs) are counted. This project's
 results come from results/*.json, which tools/sweep.py writes, and others' from configs/published.yml.
 """
-import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
+import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import functools

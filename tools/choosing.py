@@ -1,5 +1,5 @@
 """Write the tables and pictures of docs/choosing.md from results/*.json, which tools/sweep.py writes."""
-import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
+import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import statistics

@@ -3,7 +3,7 @@
 Trains a teacher, then the same student alone, with plain soft labels and with weighted soft labels, several seeds each,
 through tools/train.py and the configs of this repository. Prints a table and draws a picture.
 """
-import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
+import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import os
@@ -12,8 +12,8 @@ import statistics
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mmwsl.utils.runs import scalars
-from mmwsl.utils.runs import train as train_once
+from mmwsl.engine.runs import scalars
+from mmwsl.engine.runs import train as train_once
 
 ROOT = Path(__file__).resolve().parent.parent
 TEACHER = 'vanilla/digits_teacher'

@@ -4,7 +4,7 @@ A sweep that was killed goes on where it stopped when the same command is given 
 work dir is not repeated. A result of the same command is replaced, one of another is not.
 All configs are run with the first seed, then all with the second. tools/catalogue.py makes the tables from results/.
 """
-import mmwsl  # noqa: I001  readies the stack, so it comes first
+import mmwsl.registry  # noqa: I001  readies the stack, so it comes first
 
 import argparse
 import itertools
@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
-from mmwsl.utils import runs, whole_file
+from mmwsl.engine import runs
+from mmwsl.utils import whole_file
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,5 +1,5 @@
 """Test a checkpoint: of a distillation (its student), of a network alone, or of a config's teacher."""
-import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
+import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 
@@ -10,7 +10,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmwsl.utils import finish_run, launcher_parser, load_network, prepare_run
+from mmwsl.engine import finish_run, launcher_parser, prepare_run
+from mmwsl.utils import load_network
 
 
 def parse_args() -> argparse.Namespace:

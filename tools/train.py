@@ -1,5 +1,5 @@
 """Train a config: a student with its teacher, or a network alone."""
-import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
+import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 
@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmwsl.utils import finish_run, launcher_parser, prepare_run
+from mmwsl.engine import finish_run, launcher_parser, prepare_run
 
 
 def parse_args() -> argparse.Namespace:

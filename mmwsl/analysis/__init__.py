@@ -1,3 +1,4 @@
+import mmwsl.compat  # noqa: F401  readies the stack
 from mmwsl.analysis.bias_variance import Decomposition, Interval, bootstrap, decompose, pseudo_values
 from mmwsl.analysis.records import RECORD, read_records, write_records
 from mmwsl.analysis.regularization import (

@@ -16,11 +16,10 @@ from torch.utils.data import DataLoader
 
 from mmwsl.analysis.records import sample_indices
 from mmwsl.analysis.regularization import records_of_logits
-from mmwsl.models.algorithms.teacher import set_teacher_mode
-from mmwsl.models.classifiers import CachedTeacher
+from mmwsl.models.teachers import CachedTeacher
+from mmwsl.models.teachers.inputs import set_teacher_mode
 from mmwsl.utils.checkpoint import load_network
-from mmwsl.utils.data import single_labels
-from mmwsl.utils.launch import set_dataloader_defaults
+from mmwsl.utils.data import set_dataloader_defaults, single_labels
 
 
 def build_model(cfg: Config, student_only: bool = False) -> Any:

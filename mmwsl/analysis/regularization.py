@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmwsl import functional
 from mmwsl.analysis.records import RECORD
-from mmwsl.models.losses import functional
 
 
 class Flow(NamedTuple):

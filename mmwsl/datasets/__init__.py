@@ -1,3 +1,4 @@
+import mmwsl.compat  # noqa: F401  readies the stack
 from mmwsl.datasets.device import DeviceDataset
 from mmwsl.datasets.digits import Digits
 from mmwsl.datasets.label_noise import LabelNoise

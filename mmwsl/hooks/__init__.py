@@ -1,6 +1,7 @@
-from mmwsl.hooks.channels_last_hook import ChannelsLastHook
-from mmwsl.hooks.check_teacher_hook import CheckTeacherHook
-from mmwsl.hooks.epoch_seed_hook import EpochSeedHook
-from mmwsl.hooks.sample_record_hook import SampleRecordHook
+"""Moved to :mod:`mmwsl.engine.hooks`; this name ends with 0.3."""
+import warnings
 
-__all__ = ['ChannelsLastHook', 'CheckTeacherHook', 'EpochSeedHook', 'SampleRecordHook']
+from mmwsl.engine.hooks import *  # noqa: F403
+
+warnings.warn(f'{__name__} has moved to mmwsl.engine.hooks; the old name ends with 0.3', FutureWarning,
+              stacklevel=2)

@@ -1,8 +1,9 @@
+import mmwsl.compat  # noqa: F401  readies the stack
 from mmwsl.models.algorithms import WSLDistill
 from mmwsl.models.backbones import CIFARVGG, CIFARMobileNetV2, CIFARResNet, CIFARShuffleNetV1, CIFARShuffleNetV2
-from mmwsl.models.classifiers import CachedTeacher, EnsembleTeacher
 from mmwsl.models.distillers import WSLDistiller
 from mmwsl.models.losses import WSLLoss
+from mmwsl.models.teachers import CachedTeacher, EnsembleTeacher
 
 __all__ = [
     'CIFARVGG',

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmwsl.cache import RecordFormat
-from mmwsl.models.losses.functional import soft_cross_entropy, wsl_weight
+from mmwsl.functional import soft_cross_entropy, wsl_weight
 
 TAU = 4.0
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from mmwsl.datasets.device import DeviceDataset, already_collated, crop_and_flip, draw
 from mmwsl.datasets.views import View, ViewSampler
-from mmwsl.utils import check_data
+from mmwsl.engine import check_data
 from tests.tiny import ROOT, batch, digits_config, network, on_device, run_digits, save_teacher, tool
 
 PACKED = [dict(type='PackInputs')]

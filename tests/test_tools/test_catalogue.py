@@ -5,7 +5,7 @@ import pytest
 import yaml
 from mmengine.config import Config
 
-from mmwsl.utils import launcher_parser
+from mmwsl.engine import launcher_parser
 from tests.tiny import ROOT, load_tool
 
 catalogue = load_tool('catalogue')

@@ -8,7 +8,7 @@ import pytest
 from mmengine.config import Config
 from mmpretrain.datasets import CIFAR100
 
-from mmwsl.utils import check_data, prepare_run
+from mmwsl.engine import check_data, prepare_run
 from tests.tiny import ROOT, load_tool
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmwsl.utils import runs
+from mmwsl.engine import runs
 from tests.tiny import ROOT, load_tool, tool
 
 sweep = load_tool('sweep')
@@ -138,7 +138,7 @@ def test_a_run_goes_on_until_it_is_finished_and_is_then_not_repeated(tmp_path):
 def test_a_process_that_outlives_its_driver_keeps_the_work_dir(tmp_path):
     script, work_dir = tmp_path / 'train.py', tmp_path / 'work'
     script.write_text('import os; os.kill(os.getppid(), 9); os.write(0, b"killed"); os.read(0, 1)')
-    driver = ('import sys; from pathlib import Path; from mmwsl.utils import runs; '
+    driver = ('import sys; from pathlib import Path; from mmwsl.engine import runs; '
               'runs.train(Path(sys.argv[1]), Path("config.py"), Path(sys.argv[2]))')
     here, there = socket.socketpair()
     with here, subprocess.Popen([sys.executable, '-W', 'ignore', '-c', driver, script, work_dir], stdin=there):

@@ -4,7 +4,7 @@ The k-th run of every config has the same resample and the same seed, so that co
 are finished are not done again, and those that were killed go on. Writes results.csv, results.json and
 bias_variance.png.
 """
-import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
+import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import csv
@@ -20,8 +20,9 @@ from mmengine.config import Config, DictAction
 
 from mmwsl.analysis import bootstrap, pseudo_values, read_records, share
 from mmwsl.analysis.predict import build_dataloader, build_model, log_probabilities
-from mmwsl.utils import check_data, load_network, whole_file
-from mmwsl.utils.runs import train
+from mmwsl.engine import check_data
+from mmwsl.utils import load_network, whole_file
+from mmwsl.engine.runs import train
 
 TRAIN = Path(__file__).resolve().parents[1] / 'train.py'
 QUANTITIES = {  # their axes

@@ -3,7 +3,7 @@
 Runs a config's teacher and student over views of training images, without a cache on disk. A teacher that predicts with
 batch statistics is also compared with itself in other batches of the same views.
 """
-import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
+import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 
@@ -12,11 +12,12 @@ from mmengine.config import Config
 from torch import Tensor
 
 from mmwsl.cache import RecordFormat
-from mmwsl.cache.build import answers, build_model, collate, dataset_config
+from mmwsl.engine.cache_building import answers, build_model, collate, dataset_config
 from mmwsl.datasets import SeededViews
 from mmwsl.datasets.views import View
 from mmwsl.models import WSLLoss
-from mmwsl.utils import launcher_parser, load_network, prepare_run
+from mmwsl.engine import launcher_parser, prepare_run
+from mmwsl.utils import load_network
 
 HEADER = ('record', 'bytes', 'loss, mean error / mean', 'weight, mean error', 'largest',
           'weight from logits alone, mean error')

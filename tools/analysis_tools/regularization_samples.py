@@ -8,7 +8,7 @@ From the records that mmwsl.SampleRecordHook wrote in one or several work dirs o
 Writes share.csv, share.png, flow.csv, flow.png, summary.csv, and contact sheets of the images with the largest and the
 smallest weights in the last epoch of the first run.
 """
-import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
+import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import csv
@@ -24,7 +24,7 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from mmwsl.analysis import bootstrap, changed, flow, held_back, read_records, share
 from mmwsl.analysis.predict import records_of_checkpoints
-from mmwsl.utils import check_data
+from mmwsl.engine import check_data
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt

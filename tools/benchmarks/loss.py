@@ -4,7 +4,7 @@ They take turns, step by step, so that whatever else the machine does falls on a
 where a process finds its memory changes times as well. Medians and ratios are printed and written to a JSON file with
 the machine's description, beside a plot.
 """
-import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
+import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import json

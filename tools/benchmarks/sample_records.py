@@ -4,7 +4,7 @@ Step and hook take turns, and each is timed by itself: their ratio does not depe
 end of an epoch (gathering, writing and drawing 50,000 records) is shared out over the epoch's steps. Images are random
 and lie ready, so a step is as short as it can be, and the ratio an upper bound.
 """
-import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
+import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import tempfile
@@ -24,7 +24,7 @@ from mmengine.visualization import LocalVisBackend, Visualizer
 from mmpretrain.structures import DataSample
 
 from mmwsl.analysis.predict import build_model
-from mmwsl.hooks import SampleRecordHook
+from mmwsl.engine.hooks import SampleRecordHook
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs/wsl_r56_r20_cifar100.py'
 EPOCH, BATCH, LOG_INTERVAL = 50_000, 64, 100

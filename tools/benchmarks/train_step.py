@@ -8,7 +8,7 @@ it comes and with mmwsl's ChannelsLastHook, which all other arms through a Runne
 images and batch size, and read their images in the same process. Medians and ratios are printed and written to a JSON
 file with the machine's description, beside a plot.
 """
-import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
+import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import json
@@ -27,7 +27,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, MODELS, init_default_scope
 from mmengine.runner import Runner
 
-from mmwsl.cache.build import build_cache
+from mmwsl.engine.cache_building import build_cache
 from mmwsl.utils import load_network
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,5 +1,5 @@
 """Take the student out of a distillation's checkpoint, as a file that plain mmpretrain loads strictly."""
-import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
+import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 from pathlib import Path

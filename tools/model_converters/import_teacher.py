@@ -4,7 +4,7 @@ Known: the CIFAR networks of HobbitLong/RepDistiller and megvii-research/mdistil
 chenyaofo/pytorch-cifar-models, and torchvision's ResNets. The layout is recognised by its keys, and named. With
 --config, the result is loaded into that config's teacher (or its only model), strictly, before it is written.
 """
-import mmwsl  # noqa: F401, I001  readies the stack, so it comes first
+import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import re

@@ -13,9 +13,9 @@ from mmrazor.registry import MODELS as RAZOR_MODELS
 from torch import Tensor, nn
 
 from mmwsl.cache import CacheError
-from mmwsl.models.algorithms.fast_teacher import check_speed, fast_forward
-from mmwsl.models.algorithms.teacher import freeze, set_teacher_mode, share_inputs
-from mmwsl.models.classifiers import CachedTeacher
+from mmwsl.models.teachers import CachedTeacher
+from mmwsl.models.teachers.fast import check_speed, fast_forward
+from mmwsl.models.teachers.inputs import freeze, set_teacher_mode, share_inputs
 from mmwsl.registry import MODELS
 from mmwsl.utils.checkpoint import STUDENT, load_network
 

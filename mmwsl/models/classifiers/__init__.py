@@ -1,4 +1,7 @@
-from mmwsl.models.classifiers.cached_teacher import CachedTeacher
-from mmwsl.models.classifiers.ensemble_teacher import EnsembleTeacher
+"""Moved to :mod:`mmwsl.models.teachers`; this name ends with 0.3."""
+import warnings
 
-__all__ = ['CachedTeacher', 'EnsembleTeacher']
+from mmwsl.models.teachers import *  # noqa: F403
+
+warnings.warn(f'{__name__} has moved to mmwsl.models.teachers; the old name ends with 0.3', FutureWarning,
+              stacklevel=2)

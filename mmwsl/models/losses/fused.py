@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmwsl.models.losses import functional
+from mmwsl import functional
 
 _BLOCK = 2**18  # elements: a few blocks of float32 fit the cache of today's CPUs
 _SMALLEST = 1e-30  # a probability whose logarithm and power of 4 are still exact enough in float32
@@ -71,7 +71,7 @@ class _SoftTerms(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None, None]:
         if torch.is_grad_enabled():  # once_differentiable would let a constant's zeros through
             raise RuntimeError('WSLLoss has a first derivative alone, and create_graph=True asks for a second one: '
-                               'mmwsl.models.losses.functional.wsl_loss has both')
+                               'mmwsl.functional.wsl_loss has both')
         if grad_loss is None:
             return None, None, None, None, None
         difference, = ctx.saved_tensors

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmwsl.models.losses import functional
+from mmwsl import functional
 from mmwsl.models.losses.fused import Terms, soft_terms
 from mmwsl.registry import MODELS
 

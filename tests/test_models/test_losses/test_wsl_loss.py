@@ -6,7 +6,8 @@ import torch
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from mmwsl.models.losses import WSLLoss, functional, fused
+from mmwsl import functional
+from mmwsl.models.losses import WSLLoss, fused
 
 SHAPES = [(1, 2), (5, 7), (64, 100), (2, 5, 3), (2, 19, 4, 4), (3, 4, 2, 2, 2), (0, 5)]
 # rtol and atol of the loss and of its gradient. Half-precision logits are computed in float32, so that only the

@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, DictAction
 
 from mmwsl.compat import distribute_without_cuda
-from mmwsl.utils.data import check_data
+from mmwsl.engine.data_checks import check_data
+from mmwsl.utils.data import set_dataloader_defaults
 
 _DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -71,11 +72,3 @@ def finish_run() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-
-
-def set_dataloader_defaults(dataloader: ConfigDict, pin_memory: bool) -> None:
-    """Fill in what a config leaves open, in place."""
-    dataloader.pin_memory = pin_memory and dataloader.get('pin_memory', True) and torch.cuda.is_available()
-    dataloader.setdefault('collate_fn', dict(type='default_collate'))
-    # without workers there is nothing to keep alive, and torch refuses the option
-    dataloader.persistent_workers = dataloader.get('num_workers', 0) > 0 and dataloader.get('persistent_workers', True)

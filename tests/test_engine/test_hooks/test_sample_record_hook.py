@@ -9,8 +9,8 @@ from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 
 from mmwsl.analysis import read_records, records_of_logits
-from mmwsl.hooks import SampleRecordHook
-from mmwsl.hooks.sample_record_hook import _histogram
+from mmwsl.engine.hooks import SampleRecordHook
+from mmwsl.engine.hooks.sample_record_hook import _histogram
 from mmwsl.models.losses import WSLLoss
 from tests.tiny import build, digits_config, distillation, launch, network, run_digits
 

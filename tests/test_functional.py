@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from mmwsl.models.losses import functional
+from mmwsl import functional
 
 SHAPES = [(6, 5), (2, 5, 3), (2, 4, 3, 2)]
 # Far beyond it float32 itself overflows, in the difference of two logits or in a logit / tau.

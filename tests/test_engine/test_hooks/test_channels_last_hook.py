@@ -5,7 +5,7 @@ import torch
 from mmengine.model import MMDistributedDataParallel
 from torch import nn
 
-from mmwsl.hooks import ChannelsLastHook
+from mmwsl.engine.hooks import ChannelsLastHook
 from tests.tiny import batch, build, network, run_digits
 
 

@@ -6,7 +6,7 @@ import torch
 from mmengine.registry import DATASETS
 
 from mmwsl.datasets import Digits
-from mmwsl.hooks import CheckTeacherHook, check_teacher_hook
+from mmwsl.engine.hooks import CheckTeacherHook, check_teacher_hook
 from tests.tiny import distillation, network, run_digits
 
 

@@ -8,8 +8,8 @@ import torch
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner, get_priority
 
-from mmwsl.hooks import epoch_seed_hook
-from mmwsl.hooks.epoch_seed_hook import EpochSeedHook
+from mmwsl.engine.hooks import epoch_seed_hook
+from mmwsl.engine.hooks.epoch_seed_hook import EpochSeedHook
 from tests.caches import PIPELINE
 from tests.tiny import PREPROCESSOR, digits_config, distillation, on_device, save_teacher
 

@@ -11,7 +11,7 @@ from mmpretrain.evaluation import Accuracy
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from mmwsl.models.classifiers import CachedTeacher
+from mmwsl.models.teachers import CachedTeacher
 from mmwsl.registry import HOOKS
 from mmwsl.utils.data import single_labels
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmwsl.cache import CacheError, TeacherCache
 from mmwsl.cache.fingerprint import mixing_error, teacher_fingerprint
-from mmwsl.models.losses.functional import hard_loss
+from mmwsl.functional import hard_loss
 from mmwsl.registry import MODELS
 
 # Beside the logits, where they are not exact.

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from mmwsl.cache import CacheError, TeacherCache
-from mmwsl.cache.build import build_model, dataset_config
 from mmwsl.datasets import SeededViews
 from mmwsl.datasets.views import View
+from mmwsl.engine.cache_building import build_model, dataset_config
 from mmwsl.utils import load_network
 from tests.caches import cached, contents, live, make_cache
 from tests.tiny import PREPROCESSOR, batch, build, network, on_device, save_teacher
@@ -277,7 +277,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_start(tmp_path, teacher,
 
 
 def test_size_and_time_are_told_before_the_start(tmp_path, teacher, monkeypatch):
-    from mmwsl.cache import build as module
+    from mmwsl.engine import cache_building as module
     told = []
     monkeypatch.setattr(module, 'print_log', lambda text, logger: told.append((text, [*tmp_path.glob('*.npy')])))
     make_cache(tmp_path, live(teacher))
@@ -307,7 +307,7 @@ def test_a_network_alone_has_no_teacher(tmp_path, teacher):
 
 
 def test_images_of_several_classes_are_refused(teacher):
-    from mmwsl.cache.build import answers, build_model
+    from mmwsl.engine.cache_building import answers, build_model
     data = batch()
     data['data_samples'][2].set_gt_label([1, 2])
     with pytest.raises(ValueError, match='one class each'):

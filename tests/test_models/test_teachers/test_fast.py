@@ -9,8 +9,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmwsl.models.algorithms import fast_teacher
-from mmwsl.models.algorithms.fast_teacher import fast_forward
+from mmwsl.models.teachers import fast as fast_teacher
+from mmwsl.models.teachers.fast import fast_forward
 from tests.tiny import ROOT, batch, build, distillation, losses, on_device, run_digits, save_teacher
 
 INSIDE = dict(type='mmwsl.WSLDistiller', teacher_recorders=dict(

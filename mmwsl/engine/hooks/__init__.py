@@ -1,0 +1,6 @@
+from mmwsl.engine.hooks.channels_last_hook import ChannelsLastHook
+from mmwsl.engine.hooks.check_teacher_hook import CheckTeacherHook
+from mmwsl.engine.hooks.epoch_seed_hook import EpochSeedHook
+from mmwsl.engine.hooks.sample_record_hook import SampleRecordHook
+
+__all__ = ['ChannelsLastHook', 'CheckTeacherHook', 'EpochSeedHook', 'SampleRecordHook']

@@ -1,0 +1,238 @@
+r"""Weighted soft labels as functions: tensors in, tensors out.
+
+Zhou et al., "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective", ICLR 2021,
+arXiv 2102.00650. For a sample with target y, student logits z_s and teacher logits z_t,
+
+.. math::
+    L = w \cdot \tau^2 H(\sigma(z_t / \tau), \sigma(z_s / \tau)), \qquad
+    w = 1 - \exp(-L_s / L_t), \quad L_s = CE(z_s, y), \; L_t = CE(z_t, y)
+
+where H is the cross-entropy, and L_s and L_t are taken at temperature 1 whatever tau is.
+
+Shapes: logits are finite, (N, C) or dense (N, C, \*). A target is either int64 class indices of shape (N, \*), or soft:
+class scores of the logits' shape (label smoothing, mixup, cutmix). Results have one value per target, (N, \*), in
+float32 for half-precision logits and in the logits' own precision otherwise.
+"""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORE_INDEX = -100
+_REPORTS_LATER = ('cuda', 'meta')  # devices with torch._assert_async
+_LARGEST_SUM = 1.02  # half precision rounds each class score
+EPSILON = 1e-7  # the authors': keeps the ratio finite where the teacher's loss is 0
+
+
+def wsl_loss(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 2.0,
+             ignore_index: int = IGNORE_INDEX) -> Tensor:
+    r"""Distillation loss of each target, weighted: :math:`w \cdot \tau^2 H`.
+
+    Args:
+        preds_S: Student logits. Shape: (N, C, \*).
+        preds_T: Teacher logits, never differentiated. Shape: (N, C, \*).
+        target: Class indices, (N, \*), or class scores, (N, C, \*).
+        tau: Temperature of the soft labels, above 0.
+        ignore_index: An index whose targets lose 0.
+
+    Returns:
+        The loss of each target, 0 where it is ignored. Shape: (N, \*).
+
+    Raises:
+        TypeError: If logits are not floating point, or a target is neither int64 nor floating point.
+        ValueError: If shapes do not belong together, tau is not positive, or an index is not in [0, C).
+    """
+    weight = wsl_weight(preds_S, preds_T, target, ignore_index)
+    return weight * soft_cross_entropy(preds_S, preds_T, tau)
+
+
+def wsl_weight(preds_S: Tensor, preds_T: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    r"""Weight of each target, :math:`1 - \exp(-L_s / L_t)` (Sec. 4 of the paper).
+
+    It is large where the student has more to learn than the teacher has left to give: there bias reduction matters, and
+    the soft label is trusted. ``weight * other_loss`` weights any other loss of one value per target.
+
+    Args, Raises: As :func:`wsl_loss`.
+
+    Returns:
+        Weights in [0, 1], without gradient; 0 where the target is ignored or both losses are 0. Shape: (N, \*).
+    """
+    check_logits(preds_S, preds_T)
+    with torch.no_grad():
+        student = hard_loss(preds_S, target, ignore_index)
+        teacher = hard_loss(preds_T, target, ignore_index)
+        return weight_of_losses(student, teacher)
+
+
+def weight_of_losses(student: Tensor, teacher: Tensor) -> Tensor:
+    r""":math:`1 - \exp(-L_s / L_t)` of hard losses at temperature 1, of any shape."""
+    return torch.expm1(student / -(teacher + EPSILON)).neg_()
+
+
+def soft_cross_entropy(preds_S: Tensor, preds_T: Tensor, tau: float = 2.0) -> Tensor:
+    r"""Unweighted distillation loss of each target, :math:`\tau^2 H(\sigma(z_t / \tau), \sigma(z_s / \tau))`.
+
+    The cross-entropy, not the KL divergence: the gradient is the same, the value larger by the teacher's entropy.
+
+    Args, Raises: As :func:`wsl_loss`.
+
+    Returns:
+        Loss of each target. Shape: (N, \*).
+    """
+    check_logits(preds_S, preds_T)
+    check_temperature(tau)
+    soft_labels = F.softmax(_at_least_float32(preds_T.detach()) / tau, dim=1)
+    return -tau**2 * (soft_labels * F.log_softmax(_at_least_float32(preds_S) / tau, dim=1)).sum(1)
+
+
+def hard_loss(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    r"""Cross-entropy of each target at temperature 1: :math:`L_s` of the student, :math:`L_t` of the teacher.
+
+    Args:
+        preds: Logits. Shape: (N, C, \*).
+        target: Class indices, (N, \*), or class scores, (N, C, \*).
+        ignore_index: An index whose targets lose 0.
+
+    Returns:
+        Loss of each target. Shape: (N, \*).
+    """
+    check_target(preds, target, ignore_index)
+    preds = _at_least_float32(preds)
+    if target.is_floating_point():
+        return cross_entropy(preds, target)
+    kept = target != ignore_index
+    return cross_entropy(preds, target * kept) * kept
+
+
+def cross_entropy(preds: Tensor, target: Tensor) -> Tensor:
+    """As torch's without reduction, for arguments that have been checked, and precise where it is nearly 0: log-softmax
+    loses a sum that is nearly 1, so the true class is left out of it. Shape: (N, *)."""
+    if target.is_floating_point():
+        return -at_target(F.log_softmax(preds, dim=1), target)
+    others = preds.scatter(1, target.unsqueeze(1), -torch.inf)
+    return F.softplus(others.logsumexp(1) - at_target(preds, target), threshold=40)
+
+
+def at_target(values: Tensor, target: Tensor) -> Tensor:
+    """The value of each target's class, or its expectation under class scores. Shape: (N, *)."""
+    if target.is_floating_point():
+        return (target.to(values.dtype) * values).sum(1)
+    return values.gather(1, target.unsqueeze(1)).squeeze(1)
+
+
+def bias_and_variance_gradients(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 2.0,
+                                ignore_index: int = IGNORE_INDEX) -> tuple[Tensor, Tensor]:
+    r"""Gradients a and b at the true class's logit (Sec. 3 of the paper).
+
+    :math:`a = \partial L_{ce} / \partial z_y = p_{s,1} - 1` reduces bias, and
+    :math:`b = \partial (L_{kd} - L_{ce}) / \partial z_y = \tau (p_{s,\tau} - p_{t,\tau}) - (p_{s,1} - 1)` reduces
+    variance. A target with |b| > |a| is a *regularization sample*.
+
+    Args:
+        preds_S: Student logits. Shape: (N, C, \*).
+        preds_T: Teacher logits. Shape: (N, C, \*).
+        target: Class indices. Shape: (N, \*).
+        tau: Temperature of the soft labels, above 0.
+        ignore_index: An index whose targets have a and b of class 0.
+
+    Raises: As :func:`wsl_loss`; TypeError also for class scores, which have no one class.
+
+    Returns:
+        a and b, without gradient. Shape: (N, \*) each.
+    """
+    check_logits(preds_S, preds_T)
+    check_temperature(tau)
+    if target.is_floating_point():
+        raise TypeError(f'target should hold one class each, as int64, got {target.dtype}')
+    check_target(preds_S, target, ignore_index)
+    target = target * (target != ignore_index)
+
+    def log_prob(preds: Tensor, temperature: float) -> Tensor:
+        return -cross_entropy(_at_least_float32(preds.detach()) / temperature, target)
+
+    a = log_prob(preds_S, 1).expm1()
+    b = tau * (log_prob(preds_S, tau).exp() - log_prob(preds_T, tau).exp()) - a
+    return a, b
+
+
+def kept_targets(target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """Mask of the targets that count. Shape: (N, *)."""
+    if target.is_floating_point():
+        return torch.ones_like(target[:, 0], dtype=torch.bool)
+    return target != ignore_index
+
+
+def check_logits(preds_S: Tensor, preds_T: Tensor) -> None:
+    """Raise TypeError or ValueError unless the two are logits over the same classes of the same samples."""
+    for name, preds in (('preds_S', preds_S), ('preds_T', preds_T)):
+        if not preds.is_floating_point():
+            raise TypeError(f'{name} should be floating-point logits, got {preds.dtype}')
+        if preds.dim() < 2:
+            raise ValueError(f'{name} should have shape (N, C) or (N, C, *), got {tuple(preds.shape)}')
+    if preds_S.shape[1] != preds_T.shape[1]:
+        raise ValueError(f'student and teacher should predict the same classes, got {preds_S.shape[1]} from the '
+                         f'student and {preds_T.shape[1]} from the teacher')
+    if preds_S.shape != preds_T.shape:
+        raise ValueError(f'preds_S and preds_T should have the same shape, got {tuple(preds_S.shape)} and '
+                         f'{tuple(preds_T.shape)}')
+
+
+def check_target(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX) -> None:
+    """Raise TypeError or ValueError unless target holds indices, or scores, of the logits' classes.
+
+    CUDA itself reports an index out of range, later, so that nothing waits for it here.
+    """
+    if target.is_floating_point():
+        if target.shape != preds.shape:
+            raise ValueError(f'class scores should have the shape of the logits, {tuple(preds.shape)}, got '
+                             f'{tuple(target.shape)}')
+        return
+    if target.dtype != torch.int64:
+        raise TypeError(f'target should hold class indices (int64) or class scores (floating point), got '
+                        f'{target.dtype}')
+    expected = (preds.shape[0], *preds.shape[2:])
+    if tuple(target.shape) != expected:
+        raise ValueError(f'class indices should have shape {expected} for logits of shape {tuple(preds.shape)}, got '
+                         f'{tuple(target.shape)}')
+    reports_later = target.device.type in _REPORTS_LATER
+    if not reports_later and (target.numel() == 0 or _all_below(target, preds.shape[1])):
+        return
+    valid = ((target >= 0) & (target < preds.shape[1])) | (target == ignore_index)
+    if reports_later:
+        torch._assert_async(valid.all(), f'a class index is not in [0, {preds.shape[1]}) and not {ignore_index}')
+    elif not valid.all():
+        raise ValueError(f'class indices should lie in [0, {preds.shape[1]}) or be ignore_index={ignore_index}, got '
+                         f'{target[~valid][0].item()}')
+
+
+def _all_below(target: Tensor, num_classes: int) -> bool:
+    """Whether all indices are classes, without a look at which."""
+    lowest, highest = target.aminmax()
+    return bool(lowest >= 0) and bool(highest < num_classes)
+
+
+def check_single_label(target: Tensor) -> None:
+    """Raise ValueError for class scores that sum up to more than 1: several labels at once, which no softmax predicts.
+
+    CUDA itself reports them, later.
+    """
+    if not target.is_floating_point() or target.numel() == 0:
+        return
+    largest = target.detach().sum(1).max()
+    message = 'class scores should sum up to 1 for each target, as those of mixup, cutmix or label smoothing'
+    if target.device.type in _REPORTS_LATER:
+        torch._assert_async(largest <= _LARGEST_SUM, message)
+    elif not largest <= _LARGEST_SUM:  # nor may it be NaN
+        raise ValueError(f'{message}, got {largest.item():.4g}. Weighted soft labels are for one label per target, not '
+                         'for a multi-label head')
+
+
+def check_temperature(tau: float) -> None:
+    """Raise ValueError unless tau is a positive, finite number."""
+    if not 0 < tau < float('inf'):
+        raise ValueError(f'tau should be a positive number, got {tau}')
+
+
+def _at_least_float32(preds: Tensor) -> Tensor:
+    return preds.float() if preds.dtype in (torch.float16, torch.bfloat16) else preds
