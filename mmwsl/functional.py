@@ -1,19 +1,23 @@
-r"""Weighted soft labels as functions: tensors in, tensors out.
+r"""The equations: tensors in, tensors out, torch alone.
 
-Zhou et al., "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective", ICLR 2021,
-arXiv 2102.00650. For a sample with target y, student logits z_s and teacher logits z_t,
+Weighted soft labels (Zhou et al., "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff
+Perspective", ICLR 2021, arXiv 2102.00650). For a sample with target y, student logits z_s and teacher logits z_t,
 
 .. math::
     L = w \cdot \tau^2 H(\sigma(z_t / \tau), \sigma(z_s / \tau)), \qquad
     w = 1 - \exp(-L_s / L_t), \quad L_s = CE(z_s, y), \; L_t = CE(z_t, y)
 
-where H is the cross-entropy, and L_s and L_t are taken at temperature 1 whatever tau is.
+where H is the cross-entropy, and L_s and L_t are taken at temperature 1 whatever tau is. Loss and weight are a pair:
+any loss of one value per target below combines with any such weight.
 
 Shapes: logits are finite, (N, C) or dense (N, C, \*). A target is either int64 class indices of shape (N, \*), or soft:
-class scores of the logits' shape (label smoothing, mixup, cutmix). Results have one value per target, (N, \*), in
-float32 for half-precision logits and in the logits' own precision otherwise.
+class scores of the logits' shape (label smoothing, mixup, cutmix). Results have one value per target, (N, \*), unless a
+function says otherwise, in float32 for half-precision logits and in the logits' own precision otherwise. Losses have a
+gradient for the student alone, weights have none.
 """
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -22,6 +26,7 @@ from torch.nn import functional as F
 IGNORE_INDEX = -100
 _REPORTS_LATER = ('cuda', 'meta')  # devices with torch._assert_async
 _LARGEST_SUM = 1.02  # half precision rounds each class score
+_CORRELATION_EPSILON = 1e-8  # DIST's authors'
 EPSILON = 1e-7  # the authors': keeps the ratio finite where the teacher's loss is 0
 
 
@@ -82,8 +87,8 @@ def soft_cross_entropy(preds_S: Tensor, preds_T: Tensor, tau: float = 2.0) -> Te
     """
     check_logits(preds_S, preds_T)
     check_temperature(tau)
-    soft_labels = F.softmax(_at_least_float32(preds_T.detach()) / tau, dim=1)
-    return -tau**2 * (soft_labels * F.log_softmax(_at_least_float32(preds_S) / tau, dim=1)).sum(1)
+    soft_labels = F.softmax(at_least_float32(preds_T.detach()) / tau, dim=1)
+    return -tau**2 * (soft_labels * F.log_softmax(at_least_float32(preds_S) / tau, dim=1)).sum(1)
 
 
 def hard_loss(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
@@ -98,7 +103,7 @@ def hard_loss(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX) -
         Loss of each target. Shape: (N, \*).
     """
     check_target(preds, target, ignore_index)
-    preds = _at_least_float32(preds)
+    preds = at_least_float32(preds)
     if target.is_floating_point():
         return cross_entropy(preds, target)
     kept = target != ignore_index
@@ -149,11 +154,241 @@ def bias_and_variance_gradients(preds_S: Tensor, preds_T: Tensor, target: Tensor
     target = target * (target != ignore_index)
 
     def log_prob(preds: Tensor, temperature: float) -> Tensor:
-        return -cross_entropy(_at_least_float32(preds.detach()) / temperature, target)
+        return -cross_entropy(at_least_float32(preds.detach()) / temperature, target)
 
     a = log_prob(preds_S, 1).expm1()
     b = tau * (log_prob(preds_S, tau).exp() - log_prob(preds_T, tau).exp()) - a
     return a, b
+
+
+# ---- other losses of one value per target
+
+
+def dkd_loss(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 4.0, alpha: float = 1.0,
+             beta: float = 8.0) -> Tensor:
+    r"""Decoupled distillation, :math:`\tau^2 (\alpha \, TCKD + \beta \, NCKD)` (Zhao et al., CVPR 2022, 2203.08679).
+
+    TCKD is the KL divergence between (true class, all others), NCKD that among the others, both at temperature tau.
+
+    Args:
+        preds_S: Student logits. Shape: (N, C, \*).
+        preds_T: Teacher logits. Shape: (N, C, \*).
+        target: Class indices in [0, C). Shape: (N, \*).
+        tau: Temperature, above 0.
+        alpha: Weight of TCKD.
+        beta: Weight of NCKD.
+
+    Returns:
+        Loss of each target. Shape: (N, \*).
+    """
+    scaled_S, scaled_T = at_least_float32(preds_S) / tau, at_least_float32(preds_T.detach()) / tau
+    margin_S, margin_T = _margin(scaled_S, target), _margin(scaled_T, target)
+    true = margin_T.sigmoid() * (F.logsigmoid(margin_T) - F.logsigmoid(margin_S))
+    others = (-margin_T).sigmoid() * (F.logsigmoid(-margin_T) - F.logsigmoid(-margin_S))
+    log_n_S, log_n_T = _log_softmax_of_others(scaled_S, target), _log_softmax_of_others(scaled_T, target)
+    nckd = (log_n_T.exp() * (log_n_T - log_n_S)).sum(1)
+    return tau**2 * (alpha * (true + others) + beta * nckd)
+
+
+def nkd_loss(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 1.0, gamma: float = 1.5) -> Tensor:
+    r"""Normalised distillation (Yang et al., ICCV 2023, arXiv 2303.13005),
+    :math:`-p^t_y \log p^s_y - \gamma \tau^2 \sum_{c \ne y} n^t_c \log n^s_c`.
+
+    p is the softmax at temperature 1, n that over the classes but y at temperature tau.
+
+    Args:
+        preds_S: Student logits. Shape: (N, C, \*).
+        preds_T: Teacher logits. Shape: (N, C, \*).
+        target: Class indices in [0, C). Shape: (N, \*).
+        tau: Temperature of the other classes, above 0.
+        gamma: Weight of the other classes.
+
+    Returns:
+        Loss of each target. Shape: (N, \*).
+    """
+    preds_S, preds_T = at_least_float32(preds_S), at_least_float32(preds_T.detach())
+    log_n_S, log_n_T = _log_softmax_of_others(preds_S / tau, target), _log_softmax_of_others(preds_T / tau, target)
+    of_true = _margin(preds_T, target).sigmoid() * cross_entropy(preds_S, target)
+    return of_true - gamma * tau**2 * (log_n_T.exp() * log_n_S).sum(1)
+
+
+def dist_inter_loss(preds_S: Tensor, preds_T: Tensor, tau: float = 1.0) -> Tensor:
+    r"""DIST's relation between the classes of a target, :math:`\tau^2 (1 - \rho(p^s, p^t))` with Pearson's correlation
+    (Huang et al., NeurIPS 2022, arXiv 2205.10536).
+
+    Args:
+        preds_S: Student logits. Shape: (N, C, \*).
+        preds_T: Teacher logits. Shape: (N, C, \*).
+        tau: Temperature, above 0.
+
+    Returns:
+        Loss of each target. Shape: (N, \*).
+    """
+    return tau**2 * (1 - _correlation(*_probabilities(preds_S, preds_T, tau), 1))
+
+
+def dist_intra_loss(preds_S: Tensor, preds_T: Tensor, tau: float = 1.0, kept: Tensor | None = None) -> Tensor:
+    r"""DIST's relation between the targets of a class, :math:`\tau^2 (1 - \rho)` of each class over the batch, averaged
+    over classes (arXiv 2205.10536).
+
+    Args:
+        preds_S: Student logits. Shape: (N, C, \*).
+        preds_T: Teacher logits. Shape: (N, C, \*).
+        tau: Temperature, above 0.
+        kept: Mask of the targets that count; None: all. Shape: (N, \*).
+
+    Returns:
+        One value for the batch, a scalar.
+    """
+    of_class_S, of_class_T = (probs.movedim(1, 0).flatten(1) for probs in _probabilities(preds_S, preds_T, tau))
+    mask = torch.ones_like(of_class_S[:1]) if kept is None else kept.reshape(1, -1).to(of_class_S.dtype)
+    return tau**2 * (1 - _correlation(of_class_S, of_class_T, 1, mask)).mean()
+
+
+def ttm_loss(preds_S: Tensor, preds_T: Tensor, tau: float = 4.0) -> Tensor:
+    r"""Transformed teacher matching, :math:`KL(q, p^s)` with :math:`q \propto (p^t)^{1/\tau}` and the student at
+    temperature 1 (Zheng and Yang, ICLR 2024, arXiv 2402.12148).
+
+    Args:
+        preds_S: Student logits. Shape: (N, C, \*).
+        preds_T: Teacher logits. Shape: (N, C, \*).
+        tau: Temperature of the teacher, above 0.
+
+    Returns:
+        Loss of each target. Shape: (N, \*).
+    """
+    log_q = F.log_softmax(at_least_float32(preds_T.detach()) / tau, dim=1)
+    return (log_q.exp() * (log_q - F.log_softmax(at_least_float32(preds_S), dim=1))).sum(1)
+
+
+def bernoulli_loss(preds_S: Tensor, preds_T: Tensor, tau: float = 1.0) -> Tensor:
+    r"""Soft labels of a multi-label head: each class is a decision of its own, with logits (0, z);
+    :math:`\tau^2 BCE(\mathrm{sigmoid}(z_s / \tau), \mathrm{sigmoid}(z_t / \tau))`.
+
+    Args:
+        preds_S: Student logits. Shape: (N, C, \*).
+        preds_T: Teacher logits. Shape: (N, C, \*).
+        tau: Temperature, above 0.
+
+    Returns:
+        Loss of each class of each target. Shape: (N, C, \*).
+    """
+    scaled_S, soft_labels = at_least_float32(preds_S) / tau, torch.sigmoid(at_least_float32(preds_T.detach()) / tau)
+    return tau**2 * F.binary_cross_entropy_with_logits(scaled_S, soft_labels, reduction='none')
+
+
+def bernoulli_hard_loss(preds: Tensor, target: Tensor) -> Tensor:
+    r"""Binary cross-entropy of each class at temperature 1: what :math:`L_s` and :math:`L_t` are in a multi-label head.
+
+    Args:
+        preds: Logits. Shape: (N, C, \*).
+        target: Scores of the classes in [0, 1]. Shape: (N, C, \*).
+
+    Returns:
+        Shape: (N, C, \*).
+    """
+    preds = at_least_float32(preds)
+    # exact near 0, where log(sigmoid) loses a sum that is nearly 1
+    return target * F.softplus(-preds, threshold=40) + (1 - target) * F.softplus(preds, threshold=40)
+
+
+def standardized(preds: Tensor) -> Tensor:
+    r"""Logits less their mean over their standard deviation, both among classes (Sun et al., CVPR 2024, 2403.01427).
+
+    Args:
+        preds: Logits. Shape: (N, C, \*).
+
+    Returns:
+        Shape: (N, C, \*).
+    """
+    preds = at_least_float32(preds)
+    return (preds - preds.mean(1, keepdim=True)) / (preds.std(1, keepdim=True) + EPSILON)
+
+
+# ---- other weights of one value per target
+
+
+@torch.no_grad()
+def wttm_weight(preds_T: Tensor, tau: float = 4.0) -> Tensor:
+    r"""Softness of the teacher, :math:`\sum_c (p^t_c)^{1/\tau}`, which grows from 1 to :math:`C^{1 - 1/\tau}`
+    (arXiv 2402.12148).
+
+    Args:
+        preds_T: Teacher logits. Shape: (N, C, \*).
+        tau: Temperature, above 0.
+
+    Returns:
+        Shape: (N, \*).
+    """
+    return (F.log_softmax(at_least_float32(preds_T), dim=1) / tau).exp().sum(1)
+
+
+@torch.no_grad()
+def entropy(preds: Tensor, tau: float = 1.0) -> Tensor:
+    r"""Entropy of a prediction in nats, the weight of ER-KD where preds are the teacher's (arXiv 2311.13621).
+
+    Args:
+        preds: Logits. Shape: (N, C, \*).
+        tau: Temperature, above 0.
+
+    Returns:
+        Shape: (N, \*).
+    """
+    log_probs = F.log_softmax(at_least_float32(preds) / tau, dim=1)
+    return -(log_probs.exp() * log_probs).sum(1)
+
+
+def entropy_weight(entropy_S: Tensor, entropy_T: Tensor, classes: int) -> Tensor:
+    r"""EA-KD's weight, :math:`(H_t + H_t H_s / H_{max}) / 2` with :math:`H_{max} = \ln C` (arXiv 2311.13621)."""
+    return entropy_T * (1 + entropy_S / math.log(classes)) / 2
+
+
+@torch.no_grad()
+def disagreement(preds_S: Tensor, preds_T: Tensor, beta: float = 1.0) -> Tensor:
+    r""":math:`|p^t - p^s|^\beta` of each class, with sigmoid probabilities (BCKD, ICCV 2023; CrossKD, CVPR 2024).
+
+    Args:
+        preds_S: Student logits. Shape: (N, C, \*).
+        preds_T: Teacher logits. Shape: (N, C, \*).
+        beta: Exponent, at least 0.
+
+    Returns:
+        Shape: (N, C, \*).
+    """
+    probs = (torch.sigmoid(at_least_float32(preds)) for preds in (preds_T, preds_S))
+    return (next(probs) - next(probs)).abs() ** beta
+
+
+def _margin(preds: Tensor, target: Tensor) -> Tensor:
+    """Logit of the true class against all others together: the log-odds of its probability. Shape: (N, *)."""
+    others = preds.scatter(1, target.unsqueeze(1), -torch.inf)
+    return at_target(preds, target) - others.logsumexp(1)
+
+
+def _log_softmax_of_others(preds: Tensor, target: Tensor) -> Tensor:
+    """Over all classes but the true one, whose place is filled with 0. Shape: (N, C, *)."""
+    others = preds.scatter(1, target.unsqueeze(1), -torch.inf)
+    return _without(F.log_softmax(others, dim=1), target)
+
+
+def _without(values: Tensor, target: Tensor) -> Tensor:
+    """The true class's value replaced by 0. Shape: (N, C, *)."""
+    return values.scatter(1, target.unsqueeze(1), 0.0)
+
+
+def _probabilities(preds_S: Tensor, preds_T: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    return (F.softmax(at_least_float32(preds_S) / tau, dim=1),
+            F.softmax(at_least_float32(preds_T.detach()) / tau, dim=1))
+
+
+def _correlation(first: Tensor, second: Tensor, dim: int, mask: Tensor | float = 1.0) -> Tensor:
+    """Pearson's, along dim, of the values that the mask keeps."""
+    count = mask.sum(dim, keepdim=True).clamp(min=1) if isinstance(mask, Tensor) else first.shape[dim]
+    first, second = ((values - (values * mask).sum(dim, keepdim=True) / count) * mask for values in (first, second))
+    return (first * second).sum(dim) / (first.norm(dim=dim) * second.norm(dim=dim) + _CORRELATION_EPSILON)
+
+
+# ---- what is common
 
 
 def kept_targets(target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
@@ -234,5 +469,6 @@ def check_temperature(tau: float) -> None:
         raise ValueError(f'tau should be a positive number, got {tau}')
 
 
-def _at_least_float32(preds: Tensor) -> Tensor:
+def at_least_float32(preds: Tensor) -> Tensor:
+    """Half-precision values in float32, others as they are."""
     return preds.float() if preds.dtype in (torch.float16, torch.bfloat16) else preds

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmwsl.analysis.records import sample_indices, write_records
 from mmwsl.analysis.regularization import records_of_terms
-from mmwsl.models.losses import WSLLoss
+from mmwsl.models.losses import WeightedLoss
 from mmwsl.registry import HOOKS
 
 _QUANTILES = (0.1, 0.5, 0.9)
@@ -34,7 +34,7 @@ class SampleRecordHook(Hook):
         interval: Epochs between records, of 28 bytes a sample.
 
     Raises:
-        ValueError: If the model has no WSLLoss or several, if the run does not count in epochs, or if samples have no
+        ValueError: If the model has no weighted loss or several, the run does not count in epochs, or samples have no
             index or more than one target.
     """
 
@@ -96,11 +96,11 @@ class SampleRecordHook(Hook):
             runner.message_hub.update_scalar(f'train/wsl/{name}', value)
 
 
-def _only_loss(model: Any) -> WSLLoss:
+def _only_loss(model: Any) -> WeightedLoss:
     losses = getattr(getattr(model, 'distiller', None), 'distill_losses', {})
-    found = {name: loss for name, loss in losses.items() if isinstance(loss, WSLLoss)}
+    found = {name: loss for name, loss in losses.items() if isinstance(loss, WeightedLoss)}
     if len(found) != 1:
-        raise ValueError(f'SampleRecordHook reads the one WSLLoss of model.distiller.distill_losses, and there '
+        raise ValueError(f'SampleRecordHook reads the one weighted loss of model.distiller.distill_losses, and there '
                          f'{"are " + ", ".join(found) if found else "is none"}. Plain soft labels can be recorded too, '
                          "as WSLLoss with weighting='one'")
     return next(iter(found.values()))

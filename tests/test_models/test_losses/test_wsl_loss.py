@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mmwsl import functional
 from mmwsl.models.losses import WSLLoss, fused
 
+PERCENTILES = ('wsl_weight_p10', 'wsl_weight_p50', 'wsl_weight_p90')
 SHAPES = [(1, 2), (5, 7), (64, 100), (2, 5, 3), (2, 19, 4, 4), (3, 4, 2, 2, 2), (0, 5)]
 # rtol and atol of the loss and of its gradient. Half-precision logits are computed in float32, so that only the
 # gradient, which takes the logits' own type, is rounded to half precision.
@@ -270,8 +271,8 @@ def test_no_target_kept(shape, reduction, ignore_index):
     result = loss(preds_S, preds_T, torch.full_like(target, ignore_index))
     assert torch.equal(result, torch.zeros(target.shape if reduction == 'none' else (), dtype=torch.float64))
     assert torch.equal(gradient(result, preds_S, torch.ones_like(result)), torch.zeros_like(preds_S))
-    assert {name: value.item() for name, value in loss.statistics.items()} == dict(wsl_weight=0,
-                                                                                   regularization_share=0)
+    assert {name: value.item() for name, value in loss.statistics.items()} == dict.fromkeys(
+        ('wsl_weight', *PERCENTILES, 'regularization_share'), 0)
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.int64, torch.bool])
@@ -326,7 +327,7 @@ def test_statistics_against_the_reference(shape, tau, kind):
     loss = WSLLoss(tau)
     loss(preds_S, preds_T, target)
     expected = reference(preds_S, preds_T, target, tau)
-    assert set(loss.statistics) == {'wsl_weight', 'regularization_share'}
+    assert set(loss.statistics) == {'wsl_weight', *PERCENTILES, 'regularization_share'}
     assert_near(loss.statistics['wsl_weight'], math.fsum(expected.weights) / expected.count)
     assert loss.statistics['regularization_share'].item() == pytest.approx(
         sum(expected.regularizing) / expected.count)
@@ -340,7 +341,7 @@ def test_statistics_are_those_of_the_last_batch():
     preds_S, preds_T, scores = example(kind='scores')
     loss(preds_S, preds_T, scores)
     # Scores have no true class, so the share of the batch before must not stay.
-    assert set(loss.statistics) == {'wsl_weight'}
+    assert set(loss.statistics) == {'wsl_weight', *PERCENTILES}
     assert_near(loss.statistics['wsl_weight'], math.fsum(reference(preds_S, preds_T, scores, 2.0).weights) / 8)
 
 
@@ -404,13 +405,16 @@ def test_random_weights_are_the_same_weights_of_other_targets():
     assert_near(applied[kept].sort().values, expected[kept].sort().values)
     assert (applied[kept] - expected[kept]).abs().gt(1e-3).float().mean() > 0.5
     assert not applied[~kept].any()
+    drawn = torch.rand(3)
     torch.manual_seed(5)
-    assert_near(loss(preds_S, preds_T, target, reduction_override='none').detach() / soft, applied)
+    assert torch.equal(torch.rand(3), drawn)  # dropout and mixup draw what they draw without it
+    again = WSLLoss(2.0, 1.0, weighting='random')(preds_S, preds_T, target, reduction_override='none').detach() / soft
+    assert_near(again, applied)
 
 
 @pytest.mark.parametrize('weighting', ['drop_regularization', 'only_regularization'])
 def test_class_scores_have_no_regularization_samples(weighting):
-    with pytest.raises(ValueError, match=f"weighting='{weighting}' needs class indices, got class scores"):
+    with pytest.raises(ValueError, match='RegularizationWeighting needs class indices, got class scores'):
         WSLLoss(weighting=weighting)(*example(kind='scores'))
 
 
@@ -554,8 +558,9 @@ def test_built_from_any_registry_in_any_scope(package, scope):
 
 
 def test_repr_names_the_settings():
-    assert repr(WSLLoss(tau=4.0)) == ("WSLLoss(tau=4.0, loss_weight=2.5, ignore_index=-100, reduction='mean', "
-                                      "weighting='wsl', compile=False)")
+    shown = repr(WSLLoss(tau=4.0))
+    for setting in ('loss_weight=2.5', "reduction='mean'", 'SoftCrossEntropy(tau=4.0)', 'WSLWeighting'):
+        assert setting in shown
 
 
 def test_it_has_nothing_to_train_or_to_save():

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmwsl import functional
+from mmwsl.models.weightings import SampleBatch
+
+_PERCENTILES = (10, 50, 90)
+_SAMPLED = 2**14  # targets that percentiles are taken of, at most: a dense batch has millions
+
+
+class Call:
+    """What one call of a loss knew of its targets, without gradient. Nothing is computed before it is asked for.
+
+    Args:
+        batch: The targets.
+        weight: What each was weighted by.
+    """
+
+    def __init__(self, batch: SampleBatch, weight: Tensor) -> None:
+        self.batch, self.weight = batch, weight
+        batch.release()
+
+    def statistics(self) -> dict[str, Tensor]:
+        r"""Scalars to log.
+
+        ``wsl_weight``: the mean weight that was applied to the targets kept, whatever the weighting;
+        ``wsl_weight_p10``, ``_p50`` and ``_p90``: its percentiles, of at most 16,384 targets. ``regularization_share``,
+        where each has one class: the share of them with \|b\| > \|a\|
+        (:func:`mmwsl.functional.bias_and_variance_gradients`).
+        """
+        kept = self.batch.kept.expand_as(self.weight)
+        count = kept.sum().clamp(min=1)
+        statistics = {'wsl_weight': (self.weight * kept).sum() / count, **_percentiles(self.weight, kept)}
+        if self.batch.has_classes:
+            statistics['regularization_share'] = (self.batch.is_regularization & kept).sum() / count
+        return statistics
+
+    def sample_terms(self) -> dict[str, Tensor]:
+        r"""Of each target. Shape: (N, \*) each.
+
+        ``w``: its weight by WSL, whichever was applied; ``L_s``, ``L_t``: hard losses of student and teacher, in nats;
+        ``a``, ``b``: :func:`mmwsl.functional.bias_and_variance_gradients`, NaN for class scores; ``kept``: whether it
+        counts.
+        """
+        a, b = self.batch.gradients
+        student, teacher = self.batch.student_hard_loss, self.batch.teacher_hard_loss
+        return dict(w=functional.weight_of_losses(student, teacher), L_s=student, L_t=teacher, a=a, b=b,
+                    kept=self.batch.kept)
+
+
+def _percentiles(weight: Tensor, kept: Tensor) -> dict[str, Tensor]:
+    """Of the weights kept, by name; 0 where there is none. Nothing waits for the device."""
+    step = max(1, weight.numel() // _SAMPLED)
+    weight, kept = weight.flatten()[::step], kept.flatten()[::step]
+    names = [f'wsl_weight_p{percent}' for percent in _PERCENTILES]
+    if not len(weight):
+        return dict.fromkeys(names, weight.new_zeros(()))
+    ordered = torch.where(kept, weight, torch.inf).sort().values
+    last = kept.sum() - 1
+    values = [ordered.take((percent * last / 100).round().long().clamp(min=0)) for percent in _PERCENTILES]
+    return {name: torch.where(last < 0, 0.0, value) for name, value in zip(names, values, strict=True)}

@@ -1,0 +1,221 @@
+"""Losses between the logits of student and teacher, with one value for each target."""
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from mmwsl import functional
+from mmwsl.models.losses.base import SampleLoss, build_loss
+from mmwsl.models.losses.fused import soft_terms
+from mmwsl.models.weightings import BernoulliBatch, SampleBatch
+from mmwsl.registry import MODELS
+
+
+class _Tempered(SampleLoss):
+    """A loss with a temperature."""
+
+    def __init__(self, tau: float) -> None:
+        super().__init__()
+        functional.check_temperature(tau)
+        self.tau = tau
+
+    def extra_repr(self) -> str:
+        return f'tau={self.tau}'
+
+
+@MODELS.register_module()
+class SoftCrossEntropy(_Tempered):
+    r"""Knowledge distillation, :math:`\tau^2 H(\sigma(z_t / \tau), \sigma(z_s / \tau))` (arXiv 1503.02531).
+
+    The cross-entropy, not the KL divergence: the gradient is the same, the value larger by the teacher's entropy.
+
+    Args:
+        tau: Temperature of the soft labels, above 0.
+        compile: Whether torch.compile makes one kernel of the passes over the logits. It is meant for GPUs, where each
+            pass reads all of them again; the first batch waits for the compiler. A CPU gains little.
+    """
+
+    def __init__(self, tau: float = 4.0, compile: bool = False) -> None:
+        super().__init__(tau)
+        self.compile_terms = compile  # nn.Module.compile is a method
+
+    def forward(self, preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
+        r"""Shape: (N, \*)."""
+        return soft_terms(preds_S, preds_T, target, self.tau, self.compile_terms).soft_loss
+
+    def of_batch(self, preds_S: Tensor, batch: SampleBatch) -> Tensor:
+        """As forward. The same passes over the logits give the weight's losses, too."""
+        terms = soft_terms(preds_S, batch.preds_T, batch.target, self.tau, self.compile_terms)
+        batch.student_hard_loss, batch.teacher_hard_loss = terms.student_hard_loss, terms.teacher_hard_loss
+        batch.true_prob_difference = terms.true_prob_difference
+        return terms.soft_loss
+
+
+@MODELS.register_module()
+class DKD(_Tempered):
+    """Decoupled distillation, :func:`mmwsl.functional.dkd_loss` (arXiv 2203.08679).
+
+    Args:
+        tau: Temperature. Its authors: 4 on CIFAR-100, 1 on ImageNet.
+        alpha: Weight of the true class against all others. Its authors: 1 (ImageNet: 1).
+        beta: Weight among the others. Its authors: 0.5 to 8 by pair on CIFAR-100, 0.5 on ImageNet.
+    """
+    needs_classes = True
+
+    def __init__(self, tau: float = 4.0, alpha: float = 1.0, beta: float = 8.0) -> None:
+        super().__init__(tau)
+        self.alpha, self.beta = alpha, beta
+
+    def forward(self, preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
+        r"""Shape: (N, \*)."""
+        return functional.dkd_loss(preds_S, preds_T, target, self.tau, self.alpha, self.beta)
+
+    def extra_repr(self) -> str:
+        return f'tau={self.tau}, alpha={self.alpha}, beta={self.beta}'
+
+
+@MODELS.register_module()
+class NKD(_Tempered):
+    """Normalised distillation, :func:`mmwsl.functional.nkd_loss` (arXiv 2303.13005).
+
+    Args:
+        tau: Temperature of the classes but the true one. Its authors: 1 on ImageNet, 4 on CIFAR-100.
+        gamma: Weight of these classes. Its authors: 1.5.
+    """
+    needs_classes = True
+
+    def __init__(self, tau: float = 1.0, gamma: float = 1.5) -> None:
+        super().__init__(tau)
+        self.gamma = gamma
+
+    def forward(self, preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
+        r"""Shape: (N, \*)."""
+        return functional.nkd_loss(preds_S, preds_T, target, self.tau, self.gamma)
+
+    def extra_repr(self) -> str:
+        return f'tau={self.tau}, gamma={self.gamma}'
+
+
+@MODELS.register_module()
+class DIST(_Tempered):
+    """DIST (arXiv 2205.10536): relations between the classes of a target, which can be weighted, and between the
+    targets of a class, a term of the batch as a whole, which cannot.
+
+    Args:
+        tau: Temperature. Its authors: 1 on ImageNet, 4 on CIFAR-100.
+        beta: Weight of the relations between classes, :func:`mmwsl.functional.dist_inter_loss`.
+        gamma: Weight of the relations between targets, :func:`mmwsl.functional.dist_intra_loss`.
+    """
+
+    def __init__(self, tau: float = 1.0, beta: float = 1.0, gamma: float = 1.0) -> None:
+        super().__init__(tau)
+        self.beta, self.gamma = beta, gamma
+
+    def forward(self, preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
+        r"""Shape: (N, \*)."""
+        return self.beta * functional.dist_inter_loss(preds_S, preds_T, self.tau)
+
+    def of_the_whole(self, preds_S: Tensor, batch: SampleBatch) -> Tensor | None:
+        """The relations between targets. A scalar."""
+        if self.gamma == 0:
+            return None
+        return self.gamma * functional.dist_intra_loss(preds_S, batch.preds_T, self.tau, batch.kept)
+
+    @property
+    def is_weightable(self) -> bool:
+        return self.beta != 0
+
+    @property
+    def has_term_of_the_whole(self) -> bool:
+        return self.gamma != 0
+
+    def extra_repr(self) -> str:
+        return f'tau={self.tau}, beta={self.beta}, gamma={self.gamma}'
+
+
+@MODELS.register_module()
+class TTM(_Tempered):
+    """Transformed teacher matching, :func:`mmwsl.functional.ttm_loss` (arXiv 2402.12148). Weighted by
+    :class:`mmwsl.models.weightings.WTTMWeighting` it is WTTM.
+
+    Args:
+        tau: Temperature of the teacher.
+    """
+
+    def __init__(self, tau: float = 4.0) -> None:
+        super().__init__(tau)
+
+    def forward(self, preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
+        r"""Shape: (N, \*)."""
+        return functional.ttm_loss(preds_S, preds_T, self.tau)
+
+
+@MODELS.register_module()
+class Standardized(SampleLoss):
+    """Another loss on standardised logits (arXiv 2403.01427); a weighting still sees them as they are.
+
+    Args:
+        loss: Config of the loss. Default: ``dict(type='SoftCrossEntropy', tau=2.0)``, as its authors have it.
+
+    Raises:
+        ValueError: If the loss is per class, since sigmoids have no logits to be standardised among.
+    """
+
+    def __init__(self, loss: Any = None) -> None:
+        super().__init__()
+        self.loss = build_loss(loss or dict(type='SoftCrossEntropy', tau=2.0))
+        if self.loss.per_class:
+            raise ValueError(f'logits are standardised among the classes of a softmax, and {type(self.loss).__name__} '
+                             'is for heads of sigmoids: leave Standardized out')
+        self.needs_classes = self.loss.needs_classes
+
+    @property
+    def tau(self) -> float:  # type: ignore[override]
+        """The inner loss's."""
+        return self.loss.tau
+
+    def forward(self, preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
+        r"""Shape: (N, \*)."""
+        return self.loss(functional.standardized(preds_S), functional.standardized(preds_T), target)
+
+    def of_the_whole(self, preds_S: Tensor, batch: SampleBatch) -> Tensor | None:
+        """The inner loss's."""
+        if not self.has_term_of_the_whole:
+            return None
+        inner = self.loss.batch_type(functional.standardized(batch.preds_S), functional.standardized(batch.preds_T),
+                                     batch.target, self.tau)
+        inner.kept = batch.kept
+        return self.loss.of_the_whole(functional.standardized(preds_S), inner)
+
+    @property
+    def is_weightable(self) -> bool:
+        return self.loss.is_weightable
+
+    @property
+    def has_term_of_the_whole(self) -> bool:
+        return self.loss.has_term_of_the_whole
+
+
+@MODELS.register_module()
+class BernoulliKD(_Tempered):
+    """Soft labels for a head of sigmoids, :func:`mmwsl.functional.bernoulli_loss`: each class of a target is a decision
+    of its own, with a weight of its own.
+
+    Args:
+        tau: Temperature.
+    """
+    per_class = True
+    batch_type = BernoulliBatch
+
+    def __init__(self, tau: float = 1.0) -> None:
+        super().__init__(tau)
+
+    def forward(self, preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
+        r"""Shape: (N, C, \*)."""
+        return functional.bernoulli_loss(preds_S, preds_T, self.tau)
+
+    def check(self, preds_S: Tensor, preds_T: Tensor, target: Tensor, ignore_index: int) -> None:
+        """Raise TypeError or ValueError for arguments that do not belong together; several labels may be right."""
+        functional.check_logits(preds_S, preds_T)
+        functional.check_target(preds_S, target, ignore_index)

@@ -1,0 +1,22 @@
+"""By what a loss is weighted: one value per target, without gradient."""
+from mmwsl.models.weightings.base import SampleWeighting, build_weighting
+from mmwsl.models.weightings.batch import BernoulliBatch, SampleBatch
+from mmwsl.models.weightings.controls import (
+    MeanWeighting,
+    RegularizationWeighting,
+    ShuffledWeighting,
+    UniformWeighting,
+)
+from mmwsl.models.weightings.softness import (
+    DisagreementWeighting,
+    EntropyWeighting,
+    ProductWeighting,
+    WTTMWeighting,
+)
+from mmwsl.models.weightings.wsl import LabelFreeWSLWeighting, WSLWeighting
+
+__all__ = [
+    'BernoulliBatch', 'DisagreementWeighting', 'EntropyWeighting', 'LabelFreeWSLWeighting', 'MeanWeighting',
+    'ProductWeighting', 'RegularizationWeighting', 'SampleBatch', 'SampleWeighting', 'ShuffledWeighting',
+    'UniformWeighting', 'WSLWeighting', 'WTTMWeighting', 'build_weighting'
+]

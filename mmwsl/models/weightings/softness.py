@@ -1,0 +1,104 @@
+"""Weights that look at how soft the teacher's answer is, and at no label."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmwsl import functional
+from mmwsl.models.weightings.base import SampleWeighting, build_weighting, inherit
+from mmwsl.models.weightings.batch import SampleBatch
+from mmwsl.registry import MODELS
+
+
+@MODELS.register_module()
+class WTTMWeighting(SampleWeighting):
+    r"""Power sum of the teacher's probabilities, :math:`\sum_c (p^t_c)^{1/\tau}` (arXiv 2402.12148).
+
+    Args:
+        tau: Temperature, above 0. Weighted TTM takes that of :class:`TTM`.
+    """
+
+    def __init__(self, tau: float = 4.0) -> None:
+        super().__init__()
+        functional.check_temperature(tau)
+        self.tau = tau
+
+    def forward(self, batch: SampleBatch) -> Tensor:
+        r"""Shape: (N, \*)."""
+        return batch.softness(self.tau)
+
+    def extra_repr(self) -> str:
+        return f'tau={self.tau}'
+
+
+@MODELS.register_module()
+class EntropyWeighting(SampleWeighting):
+    r"""Entropy of the teacher's prediction, :math:`H_t` in nats (ER-KD, arXiv 2311.13621).
+
+    Args:
+        student: Take the student's into account, :math:`(H_t + H_t H_s / \ln C) / 2` (EA-KD).
+        tau: Temperature of the predictions, above 0.
+    """
+
+    def __init__(self, student: bool = False, tau: float = 1.0) -> None:
+        super().__init__()
+        functional.check_temperature(tau)
+        self.student, self.tau = student, tau
+
+    def forward(self, batch: SampleBatch) -> Tensor:
+        r"""Shape: (N, \*)."""
+        entropy_S, entropy_T = batch.entropies(self.tau)
+        return functional.entropy_weight(entropy_S, entropy_T, batch.choices) if self.student else entropy_T
+
+    def extra_repr(self) -> str:
+        return f'student={self.student}, tau={self.tau}'
+
+
+@MODELS.register_module()
+class DisagreementWeighting(SampleWeighting):
+    r"""How far student and teacher are apart on each class, :math:`|p^t - p^s|^\beta` (BCKD, ICCV 2023; the quality
+    focal loss of CrossKD, CVPR 2024). For losses per class, as of a detector's or multi-label head.
+
+    Args:
+        beta: Exponent, at least 0.
+    """
+    per_class = True
+
+    def __init__(self, beta: float = 1.0) -> None:
+        super().__init__()
+        if not beta >= 0:
+            raise ValueError(f'beta should be at least 0, got {beta}')
+        self.beta = beta
+
+    def forward(self, batch: SampleBatch) -> Tensor:
+        r"""In [0, 1]. Shape: (N, C, \*)."""
+        return functional.disagreement(batch.preds_S, batch.preds_T, self.beta)
+
+    def extra_repr(self) -> str:
+        return f'beta={self.beta}'
+
+
+@MODELS.register_module()
+class ProductWeighting(SampleWeighting):
+    """Several weights multiplied, such as softness x need.
+
+    Args:
+        factors: Configs of the weightings.
+
+    Raises:
+        ValueError: If there is none.
+    """
+
+    def __init__(self, factors: list) -> None:
+        super().__init__()
+        if not factors:
+            raise ValueError('factors is empty: a product needs a weighting')
+        self.factors = torch.nn.ModuleList(map(build_weighting, factors))
+        inherit(self, self.factors)
+
+    def forward(self, batch: SampleBatch) -> Tensor:
+        r"""Shape: (N, \*), or (N, C, \*) where a factor is per class."""
+        weights = [factor(batch) for factor in self.factors]
+        largest = max(weight.dim() for weight in weights)
+        aligned = (weight if weight.dim() == largest else weight.unsqueeze(1) for weight in weights)
+        return torch.stack(torch.broadcast_tensors(*aligned)).prod(0)

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import torch
+from mmengine.dist import all_reduce
+from torch import Tensor
+
+from mmwsl import functional
+from mmwsl.cache.teacher_losses import TeacherLosses
+from mmwsl.models.weightings.base import SampleWeighting
+from mmwsl.models.weightings.batch import SampleBatch
+from mmwsl.registry import MODELS
+
+
+@MODELS.register_module()
+class WSLWeighting(SampleWeighting):
+    r"""The paper's weight, :math:`w = 1 - \exp(-L_s / L_t)` (arXiv 2102.00650, Sec. 4).
+
+    On the images that a teacher was trained on, L_t is nearly 0 and w nearly 1. So L_t can be had otherwise.
+
+    Args:
+        teacher_losses: File of tools/teacher_losses.py with L_t of each training image, such as that of networks which
+            did not see the image (out of fold). None takes it from the teacher's logits.
+        teacher_tau: Temperature at which L_t is taken of the teacher's logits, fitted on held-out images
+            (``tools/teacher_losses.py --calibrate``). The paper: 1.
+        scale_free: Divide L_s and L_t by their running means over the batches seen in training, which are the same in
+            all processes and part of the checkpoint.
+        momentum: Of the running means: the share that a batch leaves of them.
+
+    Raises:
+        ValueError: If a file comes with a temperature, or one of the numbers is out of range.
+        CacheError: If the file is missing or damaged.
+    """
+
+    table: Tensor
+    running: Tensor
+
+    def __init__(self, teacher_losses: str | None = None, teacher_tau: float = 1.0, scale_free: bool = False,
+                 momentum: float = 0.99) -> None:
+        super().__init__()
+        functional.check_temperature(teacher_tau)
+        if teacher_losses is not None and teacher_tau != 1:
+            raise ValueError(f'teacher_tau={teacher_tau} is for the teacher\'s logits, and teacher_losses='
+                             f'{teacher_losses!r} replaces what they say: take one of the two')
+        if not 0 <= momentum < 1:
+            raise ValueError(f'momentum should lie in [0, 1), got {momentum}')
+        self.teacher_losses = None if teacher_losses is None else TeacherLosses.load(teacher_losses)
+        self.per_image = self.needs_data_samples = self.needs_classes = teacher_losses is not None
+        self.teacher_tau, self.scale_free, self.momentum = teacher_tau, scale_free, momentum
+        if self.teacher_losses is not None:
+            self.register_buffer('table', torch.as_tensor(self.teacher_losses.losses), persistent=False)
+        if scale_free:  # of L_s and L_t, with the share of them that has been filled in
+            self.register_buffer('running', torch.zeros(3, dtype=torch.float64))
+
+    def forward(self, batch: SampleBatch) -> Tensor:
+        r"""In [0, 1]. Shape: (N, \*)."""
+        if self.teacher_losses is not None:
+            batch.teacher_hard_loss = self._looked_up(batch)
+        elif self.teacher_tau != 1:
+            batch.teacher_hard_loss = batch.hard_loss(functional.at_least_float32(batch.preds_T) / self.teacher_tau)
+        student, teacher = batch.student_hard_loss, batch.teacher_hard_loss
+        if self.scale_free:
+            mean_S, mean_T = self._means(batch).to(student.dtype)
+            student, teacher = student / mean_S, teacher / mean_T
+        return functional.weight_of_losses(student, teacher)
+
+    def _looked_up(self, batch: SampleBatch) -> Tensor:
+        """L_t of the images, from the file. Shape: (N, )."""
+        if batch.kept.shape != (len(batch.kept), ):
+            raise ValueError(f'teacher_losses has one value per image, and there are targets of shape '
+                             f'{tuple(batch.kept.shape)}: it is for classification alone')
+        return self.table[batch.sample_idx].to(batch.student_hard_loss.dtype)
+
+    def _means(self, batch: SampleBatch) -> Tensor:
+        """Running means of L_s and L_t. Shape: (2, )."""
+        if self.training:
+            sums = torch.stack([(loss * batch.kept).sum().double() for loss in
+                                (batch.student_hard_loss, batch.teacher_hard_loss)]
+                               + [batch.kept.expand_as(batch.student_hard_loss).sum().double()])
+            all_reduce(sums)
+            seen = torch.cat((sums[:2] / sums[2].clamp(min=1), torch.ones_like(sums[2:])))
+            self.running.copy_(torch.where(sums[2] > 0, self.running.lerp(seen, 1 - self.momentum), self.running))
+        filled = self.running[2]  # as Adam's bias correction; before the first batch the losses stay as they are
+        return torch.where(filled > 0, self.running[:2] / filled.clamp(min=1e-12), torch.ones_like(self.running[:2]))
+
+    def extra_repr(self) -> str:
+        return (f'teacher_losses={self.teacher_losses is not None}, teacher_tau={self.teacher_tau}, '
+                f'scale_free={self.scale_free}')
+
+
+@MODELS.register_module()
+class LabelFreeWSLWeighting(SampleWeighting):
+    r"""The paper's weight with the teacher's most likely class in the label's place, for labels that may be wrong
+    (PaddleClas' DistillationDKDLoss and WSL without labels).
+    """
+
+    def forward(self, batch: SampleBatch) -> Tensor:
+        r"""In [0, 1]. Shape: (N, \*)."""
+        target = batch.teachers_target()
+        return functional.weight_of_losses(batch.hard_loss(batch.preds_S, target),
+                                           batch.hard_loss(batch.preds_T, target))
