@@ -4,6 +4,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmrazor.models.losses import KLDivergence
 
 from mmwsl.models import WSLLoss
+from mmwsl.models.distillers.wiring import RECORDS
 from tests.tiny import PREPROCESSOR, batch, build, distillation, losses, network
 
 LOGITS = dict(type='mmrazor.ModuleOutputs', source='head.fc')
@@ -113,16 +114,69 @@ def test_label_smoothing_is_the_students_alone():
     assert logged['distill.loss_wsl'] > 0 and all(moved)
 
 
-def test_teacher_without_a_head_is_recorded_as_a_whole():
-    teacher = dict(type='mmpretrain.TimmClassifier', model_name='test_resnet', in_chans=1, num_classes=10)
-    whole = dict(type='mmwsl.WSLDistiller', teacher_recorders=dict(logits=dict(type='ModuleOutputs', source='')))
-    model = build(distillation(teacher=teacher, distiller=whole))
+@pytest.mark.parametrize('who', ['teacher', 'architecture'])
+def test_network_without_a_head_is_recorded_as_a_whole(who):
+    timm = dict(type='mmpretrain.TimmClassifier', model_name='test_resnet', in_chans=1, num_classes=10)
+    model = build(distillation(**{who: timm}))
     model.student.eval()
     data = batch()
     prepared = model.data_preprocessor(data, True)
-    preds_S, preds_T = (network(prepared['inputs']) for network in (model.student, model.teacher.model))
+    preds_S, preds_T = (network(prepared['inputs']) for network in (model.student, model.teacher))
     labels = torch.cat([sample.gt_label for sample in prepared['data_samples']])
     torch.testing.assert_close(losses(model, data)['distill.loss_wsl'], WSLLoss()(preds_S, preds_T, labels))
+
+
+def head(name, **kwargs):
+    return {**network(2), 'head': dict(type=name, num_classes=10, in_channels=8, **kwargs)}
+
+
+@pytest.mark.parametrize('student, reason', [
+    (head('ArcFaceClsHead'), 'ArcFaceClsHead, and it moves the true class.s logit by a margin'),
+    ({**network(2), 'head': dict(type='ConformerHead', num_classes=10, in_channels=[8, 8])}, 'two classifiers'),
+    (head('EfficientFormerClsHead'), 'two classifiers'),
+    ({**network(2), 'head': dict(type='MultiTaskHead', task_heads=dict(
+        digit=dict(type='LinearClsHead', num_classes=10)), in_channels=8)}, 'a head for each task'),
+], ids=['margin', 'two outputs', 'averaged', 'masked'])
+def test_head_whose_loss_does_not_see_its_prediction_is_refused(student, reason):
+    with pytest.raises(ValueError, match=f'{reason}.*Take another head'):
+        build(distillation(architecture=student))
+
+
+def test_recorder_of_ones_own_serves_any_head():
+    recorders = dict(hard_loss=dict(type='ModuleInputs', source='head.loss_module'))
+    build(distillation(architecture=head('ArcFaceClsHead'),
+                       distiller=dict(type='mmwsl.WSLDistiller', student_recorders=recorders)))
+
+
+@pytest.mark.parametrize('loss', [dict(type='DISTLoss', tau=2.0), dict(type='WSLD', tau=2.0, num_classes=10)],
+                         ids=lambda loss: loss['type'])
+def test_the_fields_other_names_for_logits_are_known(loss):
+    model = build(distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(loss_other=loss))))
+    logged, moved = step(model)
+    assert logged['distill.loss_other'] > 0 and all(moved)
+
+
+def test_argument_without_a_record_is_refused():
+    with pytest.raises(ValueError, match="loss_l2: nothing is recorded for the argument 's_feature' of L2Loss. Give "):
+        build(distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(
+            loss_l2=dict(type='L2Loss')))))
+
+
+def test_loss_that_mmengine_would_not_sum_is_refused():
+    with pytest.raises(ValueError, match="'wsl', which would be logged and not trained on.*Call it 'loss_wsl'"):
+        build(distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(wsl=WSL))))
+
+
+def test_statistics_are_in_no_sum_whatever_their_recorder_is_called():
+    recorders = dict(aux_loss=dict(type='ModuleInputs', source='head.loss_module'))
+    wiring = {name: {**record, 'recorder': 'aux_loss'} if record['from_student'] else record
+              for name, record in RECORDS.items() if name in ('preds_S', 'preds_T', 'gt_labels')}
+    model = build(distillation(distiller=dict(
+        type='mmwsl.WSLDistiller', student_recorders=recorders, loss_forward_mappings=dict(loss_wsl=wiring))))
+    results = losses(model, batch())
+    total, logged = model.parse_losses(results)
+    assert 'distill.aux_los.wsl_weight' in logged
+    torch.testing.assert_close(total, results['student.loss'] + results['distill.loss_wsl'])
 
 
 def test_wiring_that_names_no_recorder_is_refused():

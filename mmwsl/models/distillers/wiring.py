@@ -1,0 +1,105 @@
+"""Where classifiers keep what a logit loss needs, and which of them have no such place."""
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+from mmpretrain.models.heads import (
+    ClsHead,
+    ConformerHead,
+    EfficientFormerClsHead,
+    MultiLabelClsHead,
+    MultiTaskHead,
+)
+from torch import nn
+
+from mmwsl.models.losses import WeightedLoss
+
+HARD_LOSS, LOGITS, SAMPLES = 'hard_loss', 'logits', 'samples'
+# Where a logit loss finds each of its arguments.
+RECORDS: dict[str, dict] = {
+    'preds_S': dict(recorder=HARD_LOSS, from_student=True, data_idx=0),
+    'preds_T': dict(recorder=LOGITS, from_student=False),
+    'gt_labels': dict(recorder=HARD_LOSS, from_student=True, data_idx=1),
+    'teacher_hard_loss': dict(recorder='teacher_hard_loss', from_student=False),  # of a teacher cache that is not exact
+    'data_samples': dict(recorder=SAMPLES, from_student=True, data_idx=1),
+}
+# The field's other names for the same.
+_SYNONYMS = {
+    'logits_S': 'preds_S', 'student': 'preds_S', 'logits_student': 'preds_S', 'student_logits': 'preds_S',
+    'logits_T': 'preds_T', 'teacher': 'preds_T', 'logits_teacher': 'preds_T', 'teacher_logits': 'preds_T',
+    'target': 'gt_labels', 'targets': 'gt_labels', 'label': 'gt_labels', 'labels': 'gt_labels', 'gt_label': 'gt_labels',
+}
+_NOT_COMPARABLE: dict[type, str] = {
+    ConformerHead: 'it has two classifiers, whose logits it adds in a test alone',
+    EfficientFormerClsHead: 'it has two classifiers, whose logits it averages in a test alone',
+    MultiTaskHead: 'it has a head for each task, and leaves samples out',
+}
+
+
+def student_recorder(student: nn.Module) -> dict:
+    """Of the logits and targets that a student hands to its own loss, in this order.
+
+    Raises:
+        ValueError: If its head hands it something else than what it says without a target.
+    """
+    head = getattr(student, 'head', None)
+    if head is None and hasattr(student, 'loss_module'):  # TimmClassifier, HuggingFaceClassifier
+        return dict(type='mmrazor.ModuleInputs', source='loss_module')
+    reason = next((why for kind, why in _NOT_COMPARABLE.items() if isinstance(head, kind)), None)
+    if reason is None and head is not None and 'target' in inspect.signature(head.forward).parameters:
+        reason = "it moves the true class's logit by a margin in training"
+    if reason:
+        raise ValueError(f'the student has a {type(head).__name__}, and {reason}: what reaches its loss is not what it '
+                         "predicts. Take another head, such as LinearClsHead, or record the student's logits yourself: "
+                         f'student_recorders=dict({HARD_LOSS}=...) in model.distiller')
+    return dict(type='mmrazor.ModuleInputs', source='head.loss_module')
+
+
+def teacher_recorder(teacher: nn.Module) -> dict:
+    """Of a teacher's logits."""
+    return dict(type='mmrazor.ModuleOutputs', source='head' if hasattr(teacher, 'head') else '')
+
+
+def records_for(name: str, loss: Any, recorded: Iterable[str], mapped: dict[str, dict]) -> dict[str, dict]:
+    """Which record each argument of a loss is given.
+
+    Args:
+        name: Of the loss.
+        loss: The module.
+        recorded: Names of the recorders.
+        mapped: Records that the config names for its arguments.
+
+    Raises:
+        ValueError: If a required argument has no record.
+    """
+    if mapped:
+        return mapped
+    records: dict[str, dict] = {}
+    for argument, parameter in inspect.signature(loss.forward).parameters.items():
+        record = RECORDS.get(_SYNONYMS.get(argument, argument))
+        if record and record['recorder'] in recorded:
+            records[argument] = record
+        elif parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            raise ValueError(f'{name}: nothing is recorded for the argument {argument!r} of {type(loss).__name__}. '
+                             f'Give {name}=dict({argument}=dict(recorder=..., from_student=...), ...) in '
+                             'loss_forward_mappings of model.distiller, with recorders for them')
+    return records
+
+
+def check_targets(name: str, loss: WeightedLoss, student: nn.Module, data_preprocessor: Any) -> None:
+    """Raise ValueError for a loss that is not defined for a student's head, or for labels that are mixed."""
+    head = getattr(student, 'head', None)
+    of_sigmoids = isinstance(head, MultiLabelClsHead) or getattr(getattr(head, 'loss_module', None), 'use_sigmoid',
+                                                                 False)
+    if (of_sigmoids or isinstance(head, ClsHead)) and of_sigmoids != loss.sample_loss.per_class:
+        kind, other = ('sigmoids', 'BernoulliKD') if of_sigmoids else ('a softmax', 'SoftCrossEntropy')
+        raise ValueError(f"{name}: {type(loss.sample_loss).__name__} is not defined for the student's "
+                         f'{type(head).__name__}, a head of {kind}. Take mmwsl.WeightedLoss with '
+                         f"loss=dict(type='{other}') in model.distiller.distill_losses")
+    needy = [part for part in (loss.sample_loss, loss.sample_weighting) if part.needs_classes]
+    if getattr(data_preprocessor, 'batch_augments', None) is not None and needy:
+        raise ValueError(f'{name}: {type(needy[0]).__name__} needs one class for each image, and batch_augments mixes '
+                         'images and labels (mixup, cutmix). Leave batch_augments out, or take a loss and a weighting '
+                         'that are defined for class scores')
