@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmwsl.engine import finish_run, launcher_parser, prepare_run
+from mmwsl.engine import explained_config, finish_run, launcher_parser, prepare_run
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,7 +47,8 @@ def main() -> None:
     cfg = Config.fromfile(args.config)
     apply_training_options(cfg, args)
     prepare_run(cfg, args, ('train_dataloader', 'val_dataloader'))
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    with explained_config():
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.train()
     finish_run()
 

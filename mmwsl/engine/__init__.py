@@ -2,6 +2,7 @@
 import mmwsl.compat  # noqa: F401  readies the stack
 from mmwsl.engine import launch, runs
 from mmwsl.engine.cache_building import build_cache
+from mmwsl.engine.config_checks import explained_config
 from mmwsl.engine.data_checks import check_data
 from mmwsl.engine.hooks import (
     ChannelsLastHook,
@@ -14,5 +15,5 @@ from mmwsl.engine.launch import finish_run, launcher_parser, prepare_run
 
 __all__ = [
     'ChannelsLastHook', 'CheckTeacherHook', 'EpochSeedHook', 'LossStatisticsHook', 'SampleRecordHook',
-    'build_cache', 'check_data', 'finish_run', 'launch', 'launcher_parser', 'prepare_run', 'runs'
+    'build_cache', 'check_data', 'explained_config', 'finish_run', 'launch', 'launcher_parser', 'prepare_run', 'runs'
 ]

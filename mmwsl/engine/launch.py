@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config, DictAction
 
 from mmwsl.compat import distribute_without_cuda
+from mmwsl.engine.config_checks import check_option_keys, warn_of_schedule, warn_of_unread_keys
 from mmwsl.engine.data_checks import check_data
 from mmwsl.utils.data import set_dataloader_defaults
 
@@ -49,7 +50,7 @@ def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, .
 
     Raises:
         FileNotFoundError: If data are missing; the message says which layout is expected where.
-        ValueError: If mixed precision is asked for without a GPU.
+        ValueError: If mixed precision is asked for without a GPU, or nothing would read an option.
     """
     # mmengine reads LOCAL_RANK, and MPI names it otherwise
     os.environ.setdefault('LOCAL_RANK', os.environ.get('OMPI_COMM_WORLD_LOCAL_RANK', str(args.local_rank)))
@@ -57,7 +58,10 @@ def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, .
     if args.work_dir or not cfg.get('work_dir'):
         cfg.work_dir = args.work_dir or f'work_dirs/{Path(args.config).stem}'
     if args.cfg_options:
+        check_option_keys(cfg, args.cfg_options)
         cfg.merge_from_dict(args.cfg_options)
+    warn_of_unread_keys(cfg)
+    warn_of_schedule(cfg)
     for field in _DATALOADERS:
         if cfg.get(field):
             set_dataloader_defaults(cfg[field], pin_memory=not args.no_pin_memory)

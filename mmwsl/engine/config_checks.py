@@ -1,0 +1,148 @@
+"""Mistakes in a config, found before a run or explained in the words of the config."""
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+import re
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import Registry
+from mmengine.runner import Runner
+
+# What mmengine's Runner, its launchers and our tools read at the top of a config.
+_READ = {
+    *inspect.signature(Runner.__init__).parameters, 'auto_scale_lr', 'compile', 'custom_imports',
+    'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn', 'tta_model', 'tta_pipeline'
+}
+_READ_BY_LOOPS = {
+    'train_cfg': ('type', 'by_epoch', 'max_epochs', 'max_iters', 'val_begin', 'val_interval',
+                  'dynamic_intervals'),
+    'val_cfg': ('type', 'fp16'),
+    'test_cfg': ('type', 'fp16'),
+}
+
+
+def check_option_keys(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option of the command line that nothing would read.
+
+    Args:
+        cfg: The config, before the options are merged.
+        options: Values by dotted key.
+    """
+    for option in options:
+        field, _, rest = option.partition('.')
+        if field not in _READ and field not in cfg:
+            raise ValueError(f'--cfg-options {option}: nothing reads {field!r}{_did_you_mean(field, _READ)}')
+        if field not in _READ:
+            print_log(f'--cfg-options {option} changes nothing where the config has used {field!r} already.', 'current',
+                      logging.WARNING)
+        key = rest.partition('.')[0]
+        loop = cfg.get(field) or {}
+        known = _READ_BY_LOOPS.get(field, ())
+        if key and known and 'type' not in loop and key not in (*known, *loop):
+            raise ValueError(f'--cfg-options {option}: nothing reads {key!r} of {field}{_did_you_mean(key, known)}')
+
+
+def warn_of_unread_keys(cfg: Config) -> None:
+    """Log a warning for each key at the top of a config that looks like a misspelt one."""
+    for key in cfg:
+        meant = [name for name in sorted(_READ) if key not in _READ and _one_slip(key, name)]
+        if meant:
+            print_log(f'Nothing reads {key!r} in the config. Did you mean {meant[0]!r}?', 'current', logging.WARNING)
+
+
+def warn_of_schedule(cfg: Config) -> None:
+    """Log a warning where learning-rate schedules by epoch end at another epoch than training does."""
+    epochs = (cfg.get('train_cfg') or {}).get('max_epochs')
+    schedulers = cfg.get('param_scheduler') or []
+    if not epochs or not isinstance(schedulers, Mapping | list):
+        return
+    for place, scheduler in enumerate([schedulers] if isinstance(schedulers, Mapping) else schedulers):
+        for problem in _misfits(scheduler, epochs) if scheduler.get('by_epoch', True) else ():
+            print_log(f'param_scheduler[{place}] ({scheduler["type"]}) does not fit train_cfg.max_epochs={epochs}: '
+                      f'{problem}.', 'current', logging.WARNING)
+
+
+def _misfits(scheduler: Mapping, epochs: int) -> Iterator[str]:
+    begin, end = scheduler.get('begin', 0), scheduler.get('end')
+    period = scheduler.get('T_max')
+    last = epochs if end is None else min(end, epochs)
+    if period is not None and begin + period != last:
+        yield (f'its cosine ends after epoch {begin + period}, and T_max={last - begin} would end it with training')
+    late = [milestone for milestone in scheduler.get('milestones') or () if milestone >= epochs]
+    if late:
+        yield f'the milestones {late} are never reached'
+    if end is not None and end > epochs:
+        yield f'end={end} is never reached'
+
+
+@contextmanager
+def explained_config() -> Iterator[None]:
+    """Say of an unknown type or argument, where a config is built, what it may have meant.
+
+    Raises:
+        ValueError: In place of the TypeError or KeyError that mmengine's registries raise.
+    """
+    try:
+        yield
+    except (TypeError, KeyError) as error:
+        explanation = _explanation(error)
+        if explanation is None:
+            raise
+        raise ValueError(explanation) from error
+
+
+def _explanation(error: TypeError | KeyError) -> str | None:
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == 'build_from_cfg']
+    found = frames[-1].f_locals if frames else {}
+    kind, registry = found.get('obj_cls'), found.get('registry')
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if isinstance(error, TypeError) and unknown and inspect.isclass(kind) and unknown[1] in found.get('args', ()):
+        names = _arguments(kind)
+        return f'{kind.__name__} has no argument {unknown[1]!r}{_did_you_mean(unknown[1], names)} It takes ' \
+            f'{", ".join(names)}.'
+    if isinstance(error, KeyError) and kind is None and isinstance(registry, Registry):
+        name = str(found.get('obj_type'))
+        return (f'there is no {registry.name} {name!r}{_did_you_mean(name, _registered(registry.root))} For a class of '
+                'your own, name its module in custom_imports.')
+    return None
+
+
+def _arguments(kind: type) -> list[str]:
+    """Of a class and, where it hands further ones on, of its bases."""
+    names: dict[str, None] = {}
+    for base in kind.__mro__:
+        if '__init__' not in vars(base) or base is object:
+            continue
+        parameters = inspect.signature(base.__init__).parameters  # type: ignore[misc]
+        names.update(dict.fromkeys(name for name, parameter in parameters.items() if name != 'self'
+                                   and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return list(names)
+
+
+def _registered(registry: Registry) -> list[str]:
+    """Names in a registry and its children, as a config writes them."""
+    children = registry.children.items()
+    return [*registry.module_dict, *(f'{scope}.{name}' for scope, child in children for name in child.module_dict),
+            *(name for _, child in children for name in child.module_dict)]
+
+
+def _one_slip(written: str, name: str) -> bool:
+    """Whether letters are in another order, or one is missing, too many or another."""
+    shorter, longer = sorted((written, name), key=len)
+    if len(shorter) == len(longer):
+        return sorted(written) == sorted(name) or sum(map(str.__ne__, written, name)) == 1
+    return any(longer[:place] + longer[place + 1:] == shorter for place in range(len(longer)))
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, set(known), n=1, cutoff=0.6)
+    return f'. Did you mean {close[0]!r}?' if close else '.'
