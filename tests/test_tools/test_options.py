@@ -52,7 +52,7 @@ def test_white_space_that_mmengine_would_drop_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         prepared(monkeypatch, '--cfg-options', 'model.teacher_ckpt=/my models/teacher.pth')
     assert "drops the white space within a setting, got 'model.teacher_ckpt=/my models" in capsys.readouterr().err
-    assert prepared(monkeypatch, '--cfg-options', 'a=[1, (2, 3) ]').a == [1, (2, 3)]
+    assert prepared(monkeypatch, '--cfg-options', 'tta_pipeline=[1, (2, 3) ]').tta_pipeline == [1, (2, 3)]
 
 
 def test_predictions_go_into_a_pickle_alone(monkeypatch, capsys):
@@ -132,11 +132,41 @@ def test_failed_download_names_the_layout_and_the_source(tmp_path, monkeypatch):
         check_data(cifar(tmp_path), ('train_dataloader', ))
 
 
-def test_cifar_that_is_there_is_not_touched(tmp_path):
+def test_cifar_that_is_there_is_compared_with_what_was_published(tmp_path, monkeypatch):
     (tmp_path / 'cifar-100-python').mkdir()
     for name in ('train', 'test', 'meta'):
         (tmp_path / 'cifar-100-python' / name).touch()
+    of_nothing = 'd41d8cd98f00b204e9800998ecf8427e'
+    monkeypatch.setattr(CIFAR100, 'train_list', [['train', of_nothing]])
+    monkeypatch.setattr(CIFAR100, 'test_list', [['test', of_nothing]])
     check_data(cifar(tmp_path), ('train_dataloader', ))
+    (tmp_path / 'cifar-100-python' / 'test').write_text('cut short')
+    with pytest.raises(ValueError, match='cifar-100-python is damaged: test are not the published files'):
+        check_data(cifar(tmp_path), ('train_dataloader', ))
+
+
+def own_images(tmp_path, files):
+    for file in files:
+        (tmp_path / 'train' / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'train' / file).write_text('' if 'empty' in file else 'image')
+    dataset = dict(type='CustomDataset', data_root=str(tmp_path), data_prefix='train')
+    return Config(dict(train_dataloader=dict(dataset=dict(type='mmwsl.SeededViews', dataset=dataset))))
+
+
+@pytest.mark.parametrize('files, error, message', [
+    ([], FileNotFoundError, r'train is not there. Expected: one folder for each class[^I]*data_prefix to where it is'),
+    (['a/1.png', '.ipynb_checkpoints/1.png'], ValueError, r'would become a class: .ipynb_checkpoints. Delete'),
+    (['a/1.png', 'a/empty_1.png', 'b/empty_2.png', 'b/empty_3.png', 'b/empty_4.png'], ValueError,
+     r'empty files are no images: .*a/empty_1.png, .*b/empty_3.png and 1 more'),
+    (['a/1.png', 'b/.empty'], None, ''),
+], ids=['missing', 'hidden folder', 'empty files', 'fine'])
+def test_folder_of_images_is_looked_at(tmp_path, files, error, message):
+    cfg = own_images(tmp_path, files)
+    if error is None:
+        check_data(cfg, ('train_dataloader', ))
+        return
+    with pytest.raises(error, match=message):
+        check_data(cfg, ('train_dataloader', ))
 
 
 def test_missing_imagenet_names_the_layout(tmp_path):
