@@ -132,6 +132,10 @@ class RecordFormat:
                              'cache the teacher with --taus, or with all classes (without --top-k)')
         return tau
 
+    def label(self, record: bytes) -> int:
+        """The true class of one record."""
+        return int(np.frombuffer(record, self.layout)['label'][0])
+
     def predictions(self, records: np.ndarray) -> np.ndarray:
         """The most likely class. Shape: (N, )."""
         return records['values'].argmax(1) if self.top_k is None else records['indices'][:, 0]

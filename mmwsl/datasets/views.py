@@ -6,20 +6,26 @@ seed, and the dataset draws from them, so neither workers nor restarts matter.
 """
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from mmengine.dataset import DefaultSampler
+from mmengine.structures import BaseDataElement
+from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from mmwsl.cache import TeacherCache
+from mmwsl.cache import CacheError, TeacherCache, TeacherRecord
 from mmwsl.cache.fingerprint import data_fingerprint
 from mmwsl.datasets.wrapper import DatasetWrapper
 from mmwsl.registry import DATA_SAMPLERS, DATASETS
+
+_VERIFIED = 8  # views that each process draws twice: a transform that acts by chance may come out alike
+_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 
 
 class View(NamedTuple):
@@ -52,10 +58,21 @@ class ViewSampler(DefaultSampler):
 class SeededViews(DatasetWrapper):
     """A dataset whose pipeline draws from the view it is asked for.
 
+    Python's, numpy's and torch's generators are seeded for each view, and so are generators that a transform keeps as
+    an attribute. Whether that is all is looked at: the first views are drawn twice.
+
     Args:
         dataset: Config of the dataset, or the dataset. Asked for a plain index, it answers as without this wrapper.
+
+    Raises:
+        ValueError: When it is asked: if a view comes out otherwise when it is drawn again. The transform is named.
     """
     takes_views = True
+
+    def __init__(self, dataset: Any) -> None:
+        super().__init__(dataset)
+        self._own_generators = list(own_generators(getattr(self.dataset, 'pipeline', None)))
+        self._to_verify = _VERIFIED
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -63,8 +80,33 @@ class SeededViews(DatasetWrapper):
     def __getitem__(self, view: View | int) -> Any:
         if not isinstance(view, View):
             return self.dataset[view]
+        results = self._drawn(view, lambda: self.dataset[view.image])
+        if self._to_verify:
+            self._to_verify -= 1
+            if not same(results, self._drawn(view, lambda: self.dataset[view.image])):
+                raise ValueError(f'{self._culprit(view)} gives another image when the same view is drawn again, so a '
+                                 'resumed run or a teacher cache would see other images than it should: let it draw '
+                                 "from Python's, numpy's or torch's generator, or keep a generator of its own as an "
+                                 'attribute')
+        return results
+
+    def _drawn(self, view: View, draw: Callable[[], Any]) -> Any:
         with seeded_generators(view.seed, view.epoch, view.image):
-            return self.dataset[view.image]
+            for place, generator in enumerate(self._own_generators):
+                reseed(generator, (view.seed, view.epoch, view.image, place))
+            return draw()
+
+    def _culprit(self, view: View) -> str:
+        """The first transform whose results differ."""
+        results: Any = getattr(self.dataset, 'get_data_info', lambda index: {})(view.image)
+        for transform in getattr(getattr(self.dataset, 'pipeline', None), 'transforms', ()):
+            def draw(transform: Any = transform, results: Any = results) -> Any:
+                return transform(copy.deepcopy(results))
+            first, second = self._drawn(view, draw), self._drawn(view, draw)
+            if not same(first, second):
+                return f'the transform {type(transform).__name__}'
+            results = first
+        return f'the dataset {type(self.dataset).__name__}'
 
 
 @DATASETS.register_module()
@@ -97,8 +139,51 @@ class CachedViews(SeededViews):
         if 'data_samples' not in results:
             raise ValueError("CachedViews puts a teacher's record into a DataSample, and the pipeline packs none: end "
                              "it with dict(type='PackInputs')")
-        results['data_samples'].teacher_record = self.cache.read(view.epoch, view.image)
+        sample, record = results['data_samples'], self.cache.read(view.epoch, view.image)
+        self._check_image(view, sample, record)
+        sample.teacher_record = record
         return results
+
+    def _check_image(self, view: View, sample: Any, record: TeacherRecord) -> None:
+        """Raise CacheError where a record is of another image: mmengine draws one where a pipeline returns None."""
+        asked, got = self.dataset.get_data_info(view.image).get('sample_idx'), sample.get('sample_idx')
+        if got is not None and asked is not None and got != asked:
+            raise CacheError(f'the pipeline returned nothing for image {asked}, and image {got} came in its place: the '
+                             'record is not of that one. Take out what drops images, or the files that cannot be read')
+        label, recorded = sample.get('gt_label'), self.cache.manifest.record.label(record.data)
+        if label is not None and label.numel() == 1 and int(label) != recorded:
+            raise CacheError(f'image {asked} is of class {int(label)} here and of class {recorded} in the teacher '
+                             'cache: labels have changed since. Make another cache (tools/cache_teacher.py)')
+
+
+def own_generators(pipeline: Any) -> Iterator[Any]:
+    """Generators that transforms keep as attributes, in their order."""
+    for transform in getattr(pipeline, 'transforms', None) or ():
+        yield from (value for value in getattr(transform, '__dict__', {}).values() if isinstance(value, _GENERATORS))
+        yield from own_generators(transform)
+
+
+def reseed(generator: Any, key: Sequence[int]) -> None:
+    """Seed a generator of Python, numpy or torch from a key of non-negative integers."""
+    seeds = np.random.SeedSequence(key)
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = type(generator.bit_generator)(seeds).state
+        return
+    word = int(seeds.generate_state(1)[0])
+    (generator.manual_seed if isinstance(generator, torch.Generator) else generator.seed)(word)
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether what a pipeline returned is the same, to the bit."""
+    if isinstance(first, Tensor | np.ndarray):
+        return type(first) is type(second) and bool(np.array_equal(np.asarray(first), np.asarray(second)))
+    if isinstance(first, BaseDataElement):
+        first, second = dict(first.all_items()), dict(second.all_items())
+    if isinstance(first, Mapping):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    return bool(first == second) or first is second
 
 
 @contextmanager

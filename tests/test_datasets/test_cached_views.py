@@ -107,3 +107,26 @@ def test_damage_is_found_before_it_is_used(tmp_path):
     dataset[View(98, 0, 0)]
     with pytest.raises(CacheError, match=r'0000-00000\.npy is damaged \(record 99\)'):
         dataset[View(99, 0, 0)]
+
+
+class Drops(torch.nn.Module):
+    """A transform that cannot read an image."""
+
+    def forward(self, results):
+        return None if results['sample_idx'] == 7 else results
+
+
+@pytest.mark.parametrize('image, change, message', [
+    (7, lambda dataset: dataset.pipeline.transforms.insert(0, Drops()), 'returned nothing for image 7, and image'),
+    (5, lambda dataset: dataset.pipeline.transforms.insert(0, relabel), 'image 5 is of class 3 here and of class'),
+], ids=['another image', 'another label'])
+def test_record_of_another_image_is_refused(folder, image, change, message):
+    dataset = cached_views(folder)
+    dataset[View(image, 0, 0)]
+    change(dataset.dataset)
+    with pytest.raises(CacheError, match=message):
+        dataset[View(image, 0, 0)]
+
+
+def relabel(results):
+    return {**results, 'gt_label': 3}

@@ -204,3 +204,12 @@ def test_a_pair_trains_on_cifar100(tmp_path, cifar100):
          'train_dataloader.num_batch_per_epoch=3', 'train_cfg.max_epochs=1', 'model.teacher_ckpt=None',
          f'train_dataloader.dataset.dataset.data_root={cifar100}', cwd=ROOT)
     assert (tmp_path / 'epoch_1.pth').exists()
+
+
+def test_a_pipeline_with_a_generator_of_its_own_is_refused():
+    init_default_scope('mmpretrain')
+    dataset, generator = DATASETS.build(DIGITS), np.random.default_rng(0)
+    dataset.pipeline.transforms.insert(
+        0, lambda results: {**results, 'img': results['img'] + generator.integers(0, 5, results['img'].shape)})
+    with pytest.raises(ValueError, match='it draws random numbers'):
+        DeviceDataset(dataset, device='cpu')

@@ -220,3 +220,55 @@ def test_pipeline_put_in_place_from_outside_is_the_datasets():
     assert views.pipeline == 'as configured'
     views.pipeline = 'to look at'
     assert inner.pipeline == 'to look at'
+
+
+class OwnGenerator:
+    """A transform that draws from a generator of its own."""
+
+    def __init__(self, generator):
+        self.generator = generator
+
+    def __call__(self, results):
+        numpys = isinstance(self.generator, np.random.Generator | np.random.RandomState)
+        number = (self.generator.random() if isinstance(self.generator, random.Random) else self.generator.uniform()
+                  if numpys else torch.rand((), generator=self.generator).item())
+        return {**results, 'number': number}
+
+
+class Hidden:
+    """A transform whose generator nobody finds."""
+
+    def __init__(self):
+        generator = np.random.default_rng()
+        self.draw = lambda: generator.random()
+
+    def __call__(self, results):
+        return {**results, 'number': self.draw()}
+
+
+def digits(*transforms):
+    return DATASETS.build(dict(type='mmwsl.Digits', pipeline=list(transforms)))
+
+
+@pytest.mark.parametrize('generator', [np.random.default_rng(0), np.random.RandomState(0), random.Random(0),
+                                       torch.Generator()], ids=lambda generator: type(generator).__name__)
+def test_generator_of_a_transform_follows_the_view(generator):
+    dataset = SeededViews(digits(OwnGenerator(generator)))
+    first = dataset[View(1, 2, 3)]['number']
+    assert first != dataset[View(1, 3, 3)]['number']
+    assert first == dataset[View(1, 2, 3)]['number']
+    assert first == SeededViews(digits(lambda results: results, OwnGenerator(generator)))[View(1, 2, 3)]['number']
+
+
+def test_view_that_comes_out_otherwise_when_drawn_again_is_refused_by_name():
+    dataset = SeededViews(digits(OwnGenerator(random.Random()), Hidden()))
+    with pytest.raises(ValueError, match='the transform Hidden gives another image when the same view is drawn again'):
+        dataset[View(1, 2, 3)]
+
+
+def test_views_are_verified_for_a_while_only():
+    drawn = []
+    dataset = SeededViews(digits(lambda results: drawn.append(0) or results))
+    for image in range(20):
+        dataset[View(image, 0, 0)]
+    assert len(drawn) == 28
