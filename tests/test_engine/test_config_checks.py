@@ -70,7 +70,7 @@ def test_option_for_what_a_config_has_used_already_is_named(digits, told):
 
 def test_key_of_a_file_that_looks_misspelt_is_named(told):
     keys = ('modle', 'test_pipeline', 'train_dataloader', 'resnet20', 'train_cfg')
-    warn_of_unread_keys(Config(dict.fromkeys(keys, dict())))
+    warn_of_unread_keys(Config(dict.fromkeys(keys)))
     assert told == ["Nothing reads 'modle' in the config. Did you mean 'model'?"]
 
 
