@@ -67,6 +67,13 @@ def read_weights(path: str) -> dict[str, Tensor]:
     return checkpoint
 
 
+def read_classes(path: str) -> tuple[str, ...]:
+    """Names of the classes in a checkpoint of mmengine, in their order; empty if it has none."""
+    checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+    return tuple(((meta or {}).get('dataset_meta') or {}).get('classes') or ())
+
+
 def student_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The student's part of a distillation's state dict; empty for any other state dict."""
     return {key[len(STUDENT):]: value for key, value in weights.items() if key.startswith(STUDENT)}

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from typing import Any
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.dist import all_reduce, get_dist_info
@@ -8,37 +10,57 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmpretrain.evaluation import Accuracy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from mmwsl.engine.likely_inputs import better_input
 from mmwsl.models.teachers import CachedTeacher
+from mmwsl.models.weightings import WSLWeighting
 from mmwsl.registry import HOOKS
+from mmwsl.utils.checkpoint import read_classes
 from mmwsl.utils.data import single_labels
+
+_TRIED = 128  # images of which other kinds of input are tried
 
 
 @HOOKS.register_module()
 class CheckTeacherHook(Hook):
     """Before the first step, compare classes and score the teacher on validation data; stop a run that cannot succeed.
 
-    A wrong checkpoint, other class order or other normalisation all show as a teacher that knows no more than chance.
+    A wrong checkpoint shows as a teacher that knows no more than chance. A wrong order of channels or another
+    normalisation may cost it half of its accuracy only: the usual ones are tried on the same images, and one that is
+    clearly better (by more than 5 points and three standard errors) is named. Classes in another order show in the
+    names that mmengine's checkpoints hold. What none of this can see: two classes swapped in a file without names, or a
+    teacher that is merely worse than it was. ``expected_score`` sees both.
+
     The figure is logged. It is the teacher's in eval mode, whatever ``teacher_norm_eval`` says; a cached teacher's is
     that of its recorded views.
 
     Args:
         max_batches: Batches of validation images to look at in each process, at most; which ones, chance says, since
             they may lie in order of their classes.
-        min_accuracy: Top-1 in [0, 1] below which the run stops. None: twice chance, 2 / C (for two classes, halfway
+        min_accuracy: As ``min_score``, in [0, 1].
+        expected_score: Top-1 in per cent that the teacher is known to have. A score that is lower by more than 3 points
+            and three standard errors of the images looked at stops the run.
+        min_score: Top-1 in per cent below which the run stops. None: twice chance, 2 / C (for two classes, halfway
             between chance and perfect). 0 never stops it.
 
     Raises:
-        RuntimeError: If the teacher scores less.
+        RuntimeError: If the teacher scores less, or its logits are not finite.
         ValueError: If teacher and student predict different numbers of classes, or fewer than the data have or than a
-            metric ranks; or if training and validation data have different classes.
+            metric ranks; if training and validation data have different classes, or the teacher's file has them in
+            another order.
+        CacheError: If a file of L_t is of other images or labels than the training set.
     """
 
-    def __init__(self, max_batches: int = 10, min_accuracy: float | None = None) -> None:
+    def __init__(self, max_batches: int = 10, min_accuracy: float | None = None, expected_score: float | None = None,
+                 min_score: float | None = None) -> None:
+        if min_accuracy is not None and min_score is not None:
+            raise ValueError(f'min_accuracy={min_accuracy} and min_score={min_score} say the same: leave min_accuracy '
+                             'out')
         self.max_batches = max_batches
-        self.min_accuracy = min_accuracy
+        self.min_score = min_score if min_accuracy is None else 100 * min_accuracy
+        self.expected_score = expected_score
 
     def before_train(self, runner: Runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -49,51 +71,126 @@ class CheckTeacherHook(Hook):
             _check_topk(runner, predicted)
         if getattr(model, 'teacher', None) is None:
             return
+        _check_teacher_losses(model, runner.train_dataloader.dataset)
         if isinstance(model.teacher, CachedTeacher):
             recorded = model.teacher.cache.manifest
-            self._judge(runner, model.teacher.top1, f'{recorded.views * recorded.length} recorded views of training '
-                        'images', recorded.record.classes)
+            self._judge(runner, _Score(model.teacher.top1, recorded.views * recorded.length, recorded.record.classes),
+                        'recorded views of training images')
             return
         if runner.val_loop is None:
             runner.logger.warning('The teacher was not checked: there is no validation data (val_dataloader).')
             return
+        _check_order_of_classes(runner)
         was_training = model.training
         model.eval()
         with torch.no_grad(), torch.random.fork_rng(_devices()):  # a check must not change what training draws
-            correct, total, classes = self._score(model, runner.val_loop.dataloader)
+            score = self._score(runner, model)
         model.train(was_training)
-        if total == 0:
+        if score is None:
             runner.logger.warning('The teacher was not checked: its outputs and the validation targets are not one '
                                   'score per class and one class per image.')
             return
-        self._judge(runner, correct / total, f'{total} validation images', classes)
+        self._judge(runner, score, 'validation images')
 
-    def _score(self, model: Any, dataloader: Any) -> tuple[int, int, int]:
-        """Images that the teacher gets right, images seen, classes."""
-        counts, classes = torch.zeros(2, dtype=torch.int64), 0
-        for batch_idx, batch in enumerate(_some(dataloader, self.max_batches)):
+    def _score(self, runner: Runner, model: Any) -> _Score | None:
+        """The teacher's on all processes' images; None where it has none."""
+        counts, classes = torch.zeros(2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+        for batch_idx, batch in enumerate(_some(runner.val_loop.dataloader, self.max_batches)):
             batch = model.data_preprocessor(batch, False)
-            logits = model.teacher(batch['inputs'], batch['data_samples'], mode='tensor')
-            target = single_labels(batch['data_samples'])
+            inputs, target = batch['inputs'], single_labels(batch['data_samples'])
+            logits = model.teacher(inputs, batch['data_samples'], mode='tensor')
             if not isinstance(logits, Tensor) or logits.dim() != 2 or target is None:
                 break
+            _check_finite(logits)
+            right = logits.argmax(1).cpu() == target
             if batch_idx == 0:
-                classes = logits.shape[1]
-                _check_classes(model.student(batch['inputs'], batch['data_samples'], mode='tensor'), classes)
-            counts += torch.tensor([(logits.argmax(1).cpu() == target).sum(), len(target)])
+                classes.fill_(logits.shape[1])
+                if not _compares_alike(runner, model, batch, logits.shape[1]):
+                    break
+                _name_better_input(runner, model, inputs[:_TRIED], target[:_TRIED], right[:_TRIED])
+            counts += torch.tensor([right.sum(), len(target)])
         all_reduce(counts)
-        return int(counts[0]), int(counts[1]), classes
+        all_reduce(classes, 'max')  # a process may have no image
+        correct, total = counts.tolist()
+        return _Score(correct / total, total, int(classes)) if total else None
 
-    def _judge(self, runner: Runner, accuracy: float, images: str, classes: int) -> None:
-        chance = 1 / classes
-        least = min(2 * chance, (1 + chance) / 2) if self.min_accuracy is None else self.min_accuracy
-        runner.logger.info(f'Teacher: {100 * accuracy:.2f} % top-1 on {images}.')
+    def _judge(self, runner: Runner, score: _Score, images: str) -> None:
+        accuracy, chance = 100 * score.accuracy, 100 / score.classes
+        least = min(2 * chance, (100 + chance) / 2) if self.min_score is None else self.min_score
+        runner.logger.info(f'Teacher: {accuracy:.2f} % top-1 on {score.images} {images}.')
+        advice = ('Is teacher_ckpt the right file, and do data_preprocessor (mean, std, to_rgb) and the order of the '
+                  'classes fit it?')
         if accuracy < least:
             raise RuntimeError(
-                f'The teacher gets {100 * accuracy:.2f} % of {images} right; chance is '
-                f'{100 * chance:.2f} % and {100 * least:.2f} % is required. Is teacher_ckpt the right file, and do '
-                'data_preprocessor (mean, std, to_rgb) and the order of the classes fit it? If it is meant to be so, '
-                "set min_accuracy of the hook 'mmwsl.CheckTeacherHook' in custom_hooks to 0.")
+                f'The teacher gets {accuracy:.2f} % of {score.images} {images} right; chance is {chance:.2f} % and '
+                f'{least:.2f} % is required. {advice} If it is meant to be so, set min_score of the hook '
+                "'mmwsl.CheckTeacherHook' in custom_hooks to 0.")
+        tolerance = max(3.0, 3 * 100 * math.sqrt(score.accuracy * (1 - score.accuracy) / score.images))
+        if self.expected_score is not None and accuracy < self.expected_score - tolerance:
+            raise RuntimeError(
+                f'The teacher gets {accuracy:.2f} % of {score.images} {images} right, and expected_score of the hook '
+                f"'mmwsl.CheckTeacherHook' says {self.expected_score:.2f} % (give or take {tolerance:.2f}). {advice}")
+
+
+class _Score(NamedTuple):
+    """A teacher's accuracy, in [0, 1], on so many images of so many classes."""
+    accuracy: float
+    images: int
+    classes: int
+
+
+def _check_teacher_losses(model: Any, dataset: Any) -> None:
+    """Compare each file of L_t with the training set."""
+    for module in getattr(model, 'distiller', nn.Module()).modules():
+        if isinstance(module, WSLWeighting) and module.teacher_losses is not None:
+            module.teacher_losses.check(dataset)
+
+
+def _check_order_of_classes(runner: Runner) -> None:
+    """Raise ValueError where the teacher's file names the classes of the data in another order."""
+    path = (runner.cfg.get('model') or {}).get('teacher_ckpt')
+    teachers = read_classes(path) if path and Path(path).is_file() else ()
+    datas = tuple(getattr(runner.val_loop.dataloader.dataset, 'metainfo', {}).get('classes') or ())
+    if not teachers or not datas or teachers == datas:
+        return
+    place = next((place for place, pair in enumerate(zip(teachers, datas, strict=False)) if pair[0] != pair[1]), 0)
+    found = f'class {place} is {teachers[place]!r} in {path} and {datas[place]!r} in the validation data'
+    if set(teachers) == set(datas):
+        raise ValueError(f'the teacher knows the same classes in another order: {found}, so it would teach wrong '
+                         'classes. Give the dataset the order of the file (metainfo=dict(classes=...)), or train the '
+                         'teacher on these data')
+    runner.logger.warning(f"The teacher's classes have other names than those of the data: {found}.")
+
+
+def _check_finite(logits: Tensor) -> None:
+    bad = int((~torch.isfinite(logits)).any(1).sum())
+    if bad:
+        raise RuntimeError(f"the teacher's logits are not finite for {bad} of {len(logits)} validation images, and a "
+                           'loss would be nan: is teacher_ckpt whole, and its data_preprocessor right?')
+
+
+def _compares_alike(runner: Runner, model: Any, batch: dict, classes: int) -> bool:
+    """Whether teacher and student predict the same classes; where connectors join them, they need not."""
+    student = model.student(batch['inputs'], batch['data_samples'], mode='tensor')
+    if not isinstance(student, Tensor) or student.dim() != 2 or student.shape[1] == classes:
+        return True
+    if len(getattr(getattr(model, 'distiller', None), 'connectors', ())):
+        runner.logger.warning(f'The teacher predicts {classes} classes and the student {student.shape[1]}, and '
+                              'connectors join them: what the teacher knows was not checked.')
+        return False
+    raise ValueError(f'the teacher predicts {classes} classes and the student {student.shape[1]}: set num_classes of '
+                     'the heads (and of data_preprocessor) to the same number')
+
+
+def _name_better_input(runner: Runner, model: Any, inputs: Tensor, target: Tensor, right: Tensor) -> None:
+    """Log a warning where the teacher knows clearly more of images in another order or normalisation."""
+    # not model.teacher(...), whose hook adapts the student's input
+    found = better_input(lambda images: model.teacher.forward(images, mode='tensor'), float(right.double().mean()),
+                         inputs, target, model.data_preprocessor)
+    if found:
+        runner.logger.warning(f'Of {len(target)} images the teacher gets {100 * float(right.double().mean()):.0f} % '
+                              f'right as they are, and {100 * found[1]:.0f} % with {found[0]}: give model.teacher a '
+                              'data_preprocessor of its own with mean, std and to_rgb as it was trained.')
 
 
 def _some(dataloader: DataLoader, batches: int) -> DataLoader:
@@ -141,9 +238,3 @@ def _check_topk(runner: Runner, predicted: int) -> None:
         if isinstance(metric, Accuracy) and max(metric.topk) > predicted:
             raise ValueError(f'val_evaluator has topk={metric.topk} and the student predicts {predicted} classes: set '
                              'val_evaluator = test_evaluator = dict(topk=(1, ))')
-
-
-def _check_classes(student_logits: Any, classes: int) -> None:
-    if isinstance(student_logits, Tensor) and student_logits.dim() == 2 and student_logits.shape[1] != classes:
-        raise ValueError(f'the teacher predicts {classes} classes and the student {student_logits.shape[1]}: set '
-                         'num_classes of the heads (and of data_preprocessor) to the same number')

@@ -52,17 +52,39 @@ def test_at_most_max_batches_are_looked_at(tmp_path, trained):
 
 
 def test_teacher_that_knows_nothing_stops_the_run(tmp_path):
-    with pytest.raises(RuntimeError, match=r'chance is 10\.00 % and 20\.00 % is required.*min_accuracy'):
+    with pytest.raises(RuntimeError, match=r'chance is 10\.00 % and 20\.00 % is required.*min_score'):
         run(tmp_path, distillation())
+
+
+def judge(accuracy, classes=10, images=1000, **hook):
+    score = check_teacher_hook._Score(accuracy, images, classes)
+    CheckTeacherHook(**hook)._judge(SimpleNamespace(logger=logging.getLogger()), score, 'images')
 
 
 @pytest.mark.parametrize('classes, required', [(2, 0.75), (3, 2 / 3), (100, 0.02)])
 def test_twice_chance_is_required_and_of_two_classes_half_way_to_perfect(classes, required):
-    def judge(accuracy):
-        CheckTeacherHook()._judge(SimpleNamespace(logger=logging.getLogger()), accuracy, '10 images', classes)
-    judge(required + 1e-6)
+    judge(required + 1e-6, classes)
     with pytest.raises(RuntimeError, match=rf'and {100 * required:.2f} % is required'):
-        judge(required - 1e-6)
+        judge(required - 1e-6, classes)
+
+
+@pytest.mark.parametrize('hook', [dict(min_score=60), dict(min_accuracy=0.6)])
+def test_the_least_score_may_be_stated(hook):
+    judge(0.6, **hook)
+    with pytest.raises(RuntimeError, match=r'60\.00 % is required'):
+        judge(0.59, **hook)
+    with pytest.raises(ValueError, match='say the same: leave min_accuracy out'):
+        CheckTeacherHook(min_accuracy=0.5, min_score=50)
+
+
+@pytest.mark.parametrize('images, tolerance', [
+    (10_000, 3.0),  # three standard errors of 80 % of 10,000 are 1.2 points
+    (400, 6.0)])  # and of 400 6 points: 3 sqrt(0.8 * 0.2 / 400)
+def test_a_score_below_the_expected_one_stops_the_run(images, tolerance):
+    judge(0.8, images=images, expected_score=80 + tolerance - 0.01)
+    judge(0.8, images=images, expected_score=20)
+    with pytest.raises(RuntimeError, match=rf'expected_score of the hook .* \(give or take {tolerance:.2f}\)'):
+        judge(0.8, images=images, expected_score=80 + tolerance + 0.01)
 
 
 def test_images_that_lie_in_order_of_classes_are_looked_at_in_another(tmp_path, trained):
@@ -135,3 +157,57 @@ def test_a_metric_ranks_no_more_than_there_are_classes(tmp_path):
     ranks = [dict(type='mmpretrain.ConfusionMatrix'), dict(type='mmpretrain.Accuracy', topk=(1, 11))]
     with pytest.raises(ValueError, match=r'val_evaluator has topk=\(1, 11\) and the student predicts 10 classes: set'):
         run(tmp_path, network(2), val_evaluator=dict(_delete_=True, type='Evaluator', metrics=ranks))
+
+
+def changed(path, folder, change):
+    """A teacher's file with something changed."""
+    checkpoint = torch.load(path, weights_only=False)
+    change(checkpoint)
+    torch.save(checkpoint, folder / 'changed.pth')
+    return distillation(teacher_ckpt=str(folder / 'changed.pth'))
+
+
+def test_logits_that_are_not_finite_stop_the_run(tmp_path, trained):
+    def overflow(checkpoint):
+        checkpoint['state_dict']['head.fc.weight'][3] *= 3e38
+    with pytest.raises(RuntimeError, match=r"teacher's logits are not finite for \d+ of 400 validation images"):
+        run(tmp_path, changed(trained[0], tmp_path, overflow))
+
+
+def test_classes_in_another_order_than_in_the_teachers_file_stop_the_run(tmp_path, trained):
+    def swap(checkpoint):
+        names = list(checkpoint['meta']['dataset_meta']['classes'])
+        names[2], names[7] = names[7], names[2]
+        checkpoint['meta']['dataset_meta']['classes'] = tuple(names)
+    with pytest.raises(ValueError, match="another order: class 2 is '7' in .*changed.pth and '2' in the validation"):
+        run(tmp_path, changed(trained[0], tmp_path, swap))
+
+
+def test_other_names_of_classes_are_said(tmp_path, trained):
+    def rename(checkpoint):
+        checkpoint['meta']['dataset_meta']['classes'] = tuple(f'digit {name}' for name in '0123456789')
+    run(tmp_path, changed(trained[0], tmp_path, rename))
+    assert "have other names than those of the data: class 0 is 'digit 0'" in next(tmp_path.glob('*/*.log')).read_text()
+
+
+def test_normalisation_that_fits_better_is_named(tmp_path, trained):
+    raw = dict(type='mmpretrain.ClsDataPreprocessor', mean=[0.0], std=[1.0], num_classes=10)
+    run_digits(tmp_path / 'teacher', network(4), epochs=5, custom_hooks=[], data_preprocessor=raw)
+    run(tmp_path, distillation(teacher_ckpt=str(tmp_path / 'teacher/epoch_5.pth')), dict(min_score=0))
+    assert '% with pixels from 0 to 255: give model.teacher a data_preprocessor' in next(
+        tmp_path.glob('2*/*.log')).read_text()
+    run(tmp_path / 'right', distillation(teacher_ckpt=trained[0]))
+    assert 'give model.teacher' not in next(tmp_path.glob('right/*/*.log')).read_text()
+
+
+def test_connector_may_join_other_numbers_of_classes(tmp_path):
+    connectors = dict(fewer=dict(type='TorchFunctionalConnector', function_name='softmax', func_args=dict(dim=1)))
+    model = distillation(teacher=network(4, classes=12), distiller=dict(
+        type='mmwsl.WSLDistiller', connectors=connectors, distill_losses=dict(loss_l2=dict(type='L2Loss')),
+        student_recorders=dict(features=dict(type='ModuleOutputs', source='backbone')),
+        teacher_recorders=dict(features=dict(type='ModuleOutputs', source='backbone')),
+        loss_forward_mappings=dict(loss_l2=dict(
+            s_feature=dict(recorder='features', from_student=True, data_idx=0),
+            t_feature=dict(recorder='features', from_student=True, data_idx=0)))))
+    assert run(tmp_path, model).iter == 6
+    assert 'connectors join them: what the teacher knows was not checked' in next(tmp_path.glob('*/*.log')).read_text()
