@@ -22,7 +22,7 @@ from typing import Any
 
 if _missing := [name for name in ('mmengine', 'mmcv', 'mmpretrain', 'mmrazor', 'joblib', 'torchvision', 'scipy')
                 if importlib.util.find_spec(name) is None]:
-    raise ImportError(f'mmwsl needs {", ".join(_missing)} (mmwsl.functional alone does not), and cannot find it here. '
+    raise ImportError(f'mmwsl needs {", ".join(_missing)} (only mmwsl.functional works without), missing here. '
                       'Install one of two sets, never one over the other: mmwsl[onedl] (the maintained forks) or '
                       "mmwsl[openmmlab] (OpenMMLab's own releases)")
 
