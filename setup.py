@@ -13,10 +13,28 @@ TRAVELS = ('configs', 'tools', 'model-index.yml')
 LISTED_FIRST = '_mmwsl_mim'
 
 # Either set installs the same import names, so neither can be a plain requirement.
-STACKS = {
+SETS = {
     'onedl': ['onedl-mmengine>=0.10.12', 'onedl-mmcv>=2.3.6', 'onedl-mmpretrain>=1.3.6'],
     'openmmlab': ['mmengine>=0.10.7', 'mmcv-lite>=2.1.0,<2.2.0', 'mmpretrain>=1.2.0'],
 }
+# All but mmwsl.functional needs these with either set.
+STACK = [
+    'mmrazor==1.0.0',  # the distillation machinery; compat.py fits this release
+    'joblib',  # mmrazor needs it and does not declare it
+    'setuptools<81',  # mmengine 0.10.7 imports pkg_resources, which 81 warns of and 82 removed
+    'torchvision',  # mmpretrain imports it
+    'numpy',  # records and views; mmengine needs it too
+    'scipy',  # the bias-variance decomposition
+    'rich',  # the progress bar of a teacher cache; mmengine needs it too
+    'filelock>=3.30',  # one process in a work dir or a teacher cache; 3.30 brought lock_descriptor
+]
+TIMM = [
+    'timm',  # MobileNetV1, and teachers of timm's
+]
+DEMO = [
+    'scikit-learn',  # the digits
+    'matplotlib',  # the pictures; mmengine needs it too
+]
 
 
 class BuildWithMim(build_py):
@@ -63,17 +81,33 @@ setup(
     packages=find_packages(include=['mmwsl', 'mmwsl.*']),
     cmdclass=dict(build_py=BuildWithMim),
     install_requires=[
-        'torch>=2.6',  # the network, and loading weights without running code
-        'torchvision',  # mmpretrain imports it
-        'mmrazor==1.0.0',  # the distillation machinery; compat.py fits this release
-        'joblib',  # mmrazor needs it and does not declare it
-        'setuptools<81',  # mmengine 0.10.7 imports pkg_resources, which 81 warns of and 82 removed
-        'rich',  # the progress bar of a teacher cache; mmengine needs it too
-        'timm',  # MobileNetV1
-        'scikit-learn',  # the digits
+        'torch>=2.6',  # the equations, and loading weights without running code
     ],
     extras_require={
-        **STACKS,
-        'dev': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'mypy'],
+        **{name: [*distributions, *STACK] for name, distributions in SETS.items()},
+        # Segmentation and detection with the maintained forks. With OpenMMLab's own releases install mmdet==3.3.0 and
+        # mmsegmentation==1.2.2 instead, with ftfy and regex, which the latter imports and leaves to its own extras.
+        'dense': [
+            'onedl-mmsegmentation==1.4.2',  # segmentors and their data
+            'onedl-mmdetection==3.5.1',  # detectors and their data
+        ],
+        'timm': TIMM,
+        'demo': DEMO,
+        'slurm': [
+            'submitit',  # hands a run to slurm
+        ],
+        'docs': [
+            'sphinx',  # builds the site
+            'myst-parser',  # reads its pages, which are Markdown
+        ],
+        'dev': [
+            *TIMM,  # tests build every config
+            *DEMO,  # tests train on the digits
+            'pytest',  # runs the tests
+            'pytest-xdist',  # in several processes
+            'hypothesis',  # draws their inputs
+            'ruff',  # lint
+            'mypy',  # types
+        ],
     },
 )

@@ -14,17 +14,20 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-try:
-    import mmcv
-    import mmengine.runner.checkpoint as mmengine_checkpoint
-except ModuleNotFoundError as missing:
-    raise ImportError('mmwsl needs mmengine, mmcv and mmpretrain, in one of two sets: install it as mmwsl[onedl] '
-                      '(the maintained forks) or mmwsl[openmmlab] (OpenMMLab\'s own releases)') from missing
+if _missing := [name for name in ('mmengine', 'mmcv', 'mmpretrain', 'mmrazor', 'joblib', 'torchvision', 'scipy')
+                if importlib.util.find_spec(name) is None]:
+    raise ImportError(f'mmwsl needs {", ".join(_missing)} (only mmwsl.functional works without), missing here. '
+                      'Install one of two sets, never one over the other: mmwsl[onedl] (the maintained forks) or '
+                      "mmwsl[openmmlab] (OpenMMLab's own releases)")
+
+import mmcv
+import mmengine.runner.checkpoint as mmengine_checkpoint
 import numpy as np
 import torch
 from mmengine.config import ConfigDict
@@ -38,6 +41,7 @@ _TORCHVISION_OPERATORS = (
 )
 _MMRAZOR_NEWEST_MMCV = '2.1.0'
 _libraries: list[torch.library.Library] = []  # a Library undoes its definitions when it is collected
+_safe_globals_lock = threading.RLock()  # torch keeps one set for all threads; a load may start another
 
 
 class UnsafeCheckpointError(RuntimeError):
@@ -59,8 +63,6 @@ def make_torchvision_importable() -> None:
     2.13.0+cpu). The image transforms are plain Python and need no operator. Upstream: a CPU wheel of torchvision on the
     package index, or an import that tolerates a missing library.
     """
-    if importlib.util.find_spec('torchvision') is None:
-        return
     try:
         importlib.import_module('torchvision')
     except RuntimeError as error:
@@ -135,6 +137,19 @@ def _forget_modules(package: str) -> None:
             del sys.modules[name]
 
 
+@contextmanager
+def from_extra(extra: str) -> Iterator[None]:
+    """Name the extra that an import inside needs.
+
+    Raises:
+        ImportError: If the import fails because a package is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        raise ImportError(f'{missing.name} is not installed. Install mmwsl[{extra}], which brings it') from missing
+
+
 def load_only_weights() -> None:
     """Let mmengine load its own checkpoints under ``weights_only=True``, and nothing that needs more.
 
@@ -166,14 +181,11 @@ class _WeightsOnlyTorch(types.ModuleType):
 
 @contextmanager
 def _allowed(classes: list[Any]) -> Iterator[None]:
-    """torch's ``safe_globals``, which on leaving also takes back what the caller had allowed before."""
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.add_safe_globals(classes)
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+    """torch's ``safe_globals``, by one thread at a time, which on leaving keeps what was allowed before."""
+    with _safe_globals_lock:
+        before = set(torch.serialization.get_safe_globals())
+        with torch.serialization.safe_globals([entry for entry in classes if entry not in before]):
+            yield
 
 
 def _only_weights(load: Callable[..., Any], source: Any) -> Any:

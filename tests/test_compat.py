@@ -5,7 +5,9 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mmcv
@@ -16,10 +18,13 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel, MMDistributedDataParallel
+from mmengine.optim import OneCycleParamScheduler
+from mmengine.registry import DATASETS
 from mmengine.runner import CheckpointLoader, Runner
 from torch import distributed, nn
 
 from mmwsl import compat
+from mmwsl.engine.hooks import sample_record_hook
 
 ROOT = Path(compat.__file__).parents[1]
 QUANTIZATION = 'mmrazor.structures.quantization'
@@ -59,6 +64,22 @@ print(json.dumps(found))
 '''
 
 
+WITHOUT_PACKAGES = '''
+import json, sys
+
+messages = []
+for missing in {cases!r}:
+    sys.modules.update(dict.fromkeys(missing))  # None: cannot be found
+    try:
+        import mmwsl.registry
+    except ImportError as error:
+        messages.append(str(error))
+    for name in missing:
+        del sys.modules[name]
+print(json.dumps([messages, 'torch' in sys.modules]))
+'''
+
+
 def in_a_fresh_process(script):
     """What the script prints last, as JSON."""
     done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -80,6 +101,27 @@ def test_import_fails_without_the_workaround_and_works_with_it(name, module, sym
     if without == 'works':
         pytest.skip(f'{module} imports here without {name}')
     assert symptom in without
+
+
+def test_a_missing_stack_names_the_extras_before_anything_is_imported():
+    cases = [['mmengine', 'mmcv', 'mmpretrain', 'mmrazor', 'joblib', 'torchvision', 'scipy'], ['mmrazor'], ['joblib'],
+             ['mmpretrain']]
+    messages, imported = in_a_fresh_process(WITHOUT_PACKAGES.format(cases=cases))
+    assert [message.partition(' (')[0] for message in messages] == [
+        'mmwsl needs mmengine, mmcv, mmpretrain, mmrazor, joblib, torchvision, scipy', 'mmwsl needs mmrazor',
+        'mmwsl needs joblib', 'mmwsl needs mmpretrain']
+    for message in messages:
+        assert 'mmwsl[onedl]' in message and 'mmwsl[openmmlab]' in message
+    assert not imported
+
+
+def test_a_package_of_an_extra_that_is_missing_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
+    with pytest.raises(ImportError, match=r'sklearn.datasets is not installed. Install mmwsl\[demo\]'):
+        DATASETS.build(dict(type='mmwsl.Digits'))
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    with pytest.raises(ImportError, match=r'matplotlib.figure is not installed. Install mmwsl\[demo\]'):
+        sample_record_hook._histogram(np.ones(3), epoch=1)
 
 
 def test_mmengine_finds_mmwsl_by_itself():
@@ -144,12 +186,6 @@ def test_other_errors_of_torchvision_are_not_hidden(fake_torchvision):
     with pytest.raises(RuntimeError, match='something else'):
         compat.make_torchvision_importable()
     assert compat._libraries == []
-
-
-def test_a_missing_torchvision_is_not_imported(fake_torchvision, monkeypatch):
-    fake_torchvision('raise RuntimeError("imported")')
-    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    compat.make_torchvision_importable()
 
 
 def test_mmcv_keeps_its_version():
@@ -374,6 +410,51 @@ def test_torch_outside_mmengine_is_left_alone(trained, harmful):
     assert torch.hub.load_state_dict_from_url.__module__ == 'torch.hub'
     with pytest.raises(pickle.UnpicklingError):
         torch.load(trained, weights_only=True)  # only mmengine's loader knows HistoryBuffer
+
+
+class Door:
+    """A lock that tells when a thread had to wait for it."""
+
+    def __init__(self):
+        self.lock, self.waited = threading.RLock(), threading.Event()
+
+    def __enter__(self):
+        if not self.lock.acquire(blocking=False):
+            self.waited.set()
+            self.lock.acquire()
+
+    def __exit__(self, *_):
+        self.lock.release()
+
+
+def test_threads_that_load_at_once_leave_torch_as_it_was(trained, monkeypatch):
+    real, door, together, done = torch.load, Door(), threading.Barrier(6), threading.Event()
+    entered = []
+
+    def load_in_company(*args, **kwargs):
+        """The first stays until another has come to the door, or through it; the others until the first has left."""
+        entered.append(threading.get_ident())
+        if len(entered) == 1:
+            door.waited.wait()
+        else:
+            door.waited.set()
+            done.wait()
+        return real(*args, **kwargs)
+
+    def load_with_others():
+        together.wait()
+        try:
+            return load(trained)['meta']['epoch']
+        finally:
+            done.set()
+
+    monkeypatch.setattr(torch, 'load', load_in_company)
+    monkeypatch.setattr(compat, '_safe_globals_lock', door)
+    with torch.serialization.safe_globals([OneCycleParamScheduler]), ThreadPoolExecutor(6) as pool:
+        before = set(torch.serialization.get_safe_globals())
+        loads = [pool.submit(load_with_others) for _ in range(6)]
+        assert [each.result() for each in loads] == [1] * 6
+        assert set(torch.serialization.get_safe_globals()) == before
 
 
 def test_what_the_caller_allows_stays_allowed(trained):

@@ -1,11 +1,18 @@
-"""What a wheel brings along for OpenMIM."""
+"""What a wheel brings along for OpenMIM, and what it needs."""
+import ast
+import re
 import subprocess
 import sys
+from importlib.metadata import Distribution
 
+import pytest
 import yaml
 from mmengine.config import Config
 
 from tests.tiny import ROOT
+
+# What is imported by another name than it is installed by.
+DISTRIBUTIONS = {'sklearn': 'scikit-learn', 'mmcv': 'mmcv-lite'}
 
 
 def test_configs_and_tools_travel_where_mim_looks(tmp_path):
@@ -18,3 +25,54 @@ def test_configs_and_tools_travel_where_mim_looks(tmp_path):
             assert (mim / model['Config']).exists()
         assert Config.fromfile(mim / 'configs/wsl_digits.py').model.type == 'mmwsl.WSLDistill'
         assert (mim / 'tools/train.py').exists()
+
+
+@pytest.fixture(scope='module')
+def required(tmp_path_factory):
+    """Requirements by extra; '' without one."""
+    folder = tmp_path_factory.mktemp('metadata')
+    subprocess.run([sys.executable, '-W', 'ignore', 'setup.py', '--quiet', 'egg_info', '--egg-base', str(folder)],
+                   cwd=ROOT, check=True, capture_output=True)
+    found = {}
+    for line in Distribution.at(folder / 'mmwsl.egg-info').requires:
+        requirement, _, extra = line.partition('; extra == ')
+        found.setdefault(extra.strip('"'), []).append(requirement)
+    return found
+
+
+def names(requirements):
+    return {re.match(r'[\w.-]+', requirement).group() for requirement in requirements}
+
+
+def test_without_an_extra_torch_is_all_that_is_needed(required):
+    assert required[''] == ['torch>=2.6']
+
+
+def test_two_sets_differ_in_who_releases_them(required):
+    assert names(required['onedl']) ^ names(required['openmmlab']) == {
+        'onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain', 'mmengine', 'mmcv-lite', 'mmpretrain'}
+
+
+def test_the_tests_have_the_extras_that_they_use(required):
+    assert names(required['dev']) > names(required['timm'] + required['demo'])
+
+
+def imported(tree):
+    """Top-level names that a module imports, each with the extra that it says brings it, or ''."""
+    extras = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.With) and (extra := re.match(r"from_extra\('(\w+)'\)", ast.unparse(node.items[0]))):
+            extras.update(dict.fromkeys(ast.walk(node), extra[1]))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split('.')[0], extras.get(node, '')) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.split('.')[0], extras.get(node, '')
+
+
+def test_what_the_package_imports_it_asks_for(required):
+    brought = {'demo': names(required['demo']), '': names(required[''] + required['openmmlab'])}
+    found = {pair for path in (ROOT / 'mmwsl').rglob('*.py') for pair in imported(ast.parse(path.read_text()))}
+    foreign = {(name, extra) for name, extra in found if name not in {'mmwsl', *sys.stdlib_module_names}}
+    assert {('torch', ''), ('mmcv', ''), ('sklearn', 'demo')} < foreign
+    assert [pair for pair in sorted(foreign) if DISTRIBUTIONS.get(pair[0], pair[0]) not in brought[pair[1]]] == []

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from mmpretrain.datasets import BaseDataset
 
+from mmwsl.compat import from_extra
 from mmwsl.registry import DATASETS
 
 
@@ -29,9 +30,14 @@ class Digits(BaseDataset):
         super().__init__(ann_file='', **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """Images as uint8 arrays of shape (8, 8, 1), with labels."""
-        from sklearn.datasets import load_digits  # slow to import, and needed by nobody else
-        from sklearn.model_selection import train_test_split
+        """Images as uint8 arrays of shape (8, 8, 1), with labels.
+
+        Raises:
+            ImportError: If scikit-learn is missing; the message names the extra that brings it.
+        """
+        with from_extra('demo'):  # slow to import, and needed by nobody else
+            from sklearn.datasets import load_digits
+            from sklearn.model_selection import train_test_split
         images, labels = load_digits().images, load_digits().target
         train, test = train_test_split(
             np.arange(len(labels)), train_size=self.TRAIN_SIZE, stratify=labels, random_state=0)

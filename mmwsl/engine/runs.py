@@ -41,11 +41,13 @@ def train(tool: Path, config: Path, work_dir: Path, options: Sequence[str] = (),
                *(['--cfg-options', *options] if options else [])]
     environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
     output = work_dir / 'output.log'
-    with output.open('a') as stream:
-        # held until this process and the one that trains, which inherits the stream, have both ended
-        lock(stream, f'another process trains in {work_dir}, perhaps one that outlived a killed driver')
+    with (work_dir / 'lock').open('a') as held, output.open('a') as stream:
+        lock(held, f'another process trains in {work_dir}, perhaps one that outlived a killed driver')
         _write(work_dir, record)
-        status = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False)
+        # the training process inherits the lock and keeps it after a killed driver; Windows has no inherited locks
+        inherited = (held.fileno(), ) if os.name == 'posix' else ()
+        status = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False,
+                                pass_fds=inherited)
     if status.returncode:
         end = '\n'.join(output.read_text(errors='replace').splitlines()[-15:])
         raise RuntimeError(f'training {config} failed with status {status.returncode}; {output} ends with\n{end}')

@@ -15,6 +15,7 @@ _IN_ENGINE = ('check_data', 'finish_run', 'launch', 'launcher_parser', 'prepare_
 
 
 def __getattr__(name: str) -> Any:
+    """Moved to :mod:`mmwsl.engine`; these names end with 0.3."""
     if name not in _IN_ENGINE:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     warnings.warn(f'mmwsl.utils.{name} has moved to mmwsl.engine.{name}; the old name ends with 0.3', FutureWarning,

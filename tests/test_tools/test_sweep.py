@@ -115,7 +115,7 @@ def test_figure_of_an_earlier_epoch_is_not_kept_as_the_last(tmp_path):
 
 
 def test_one_process_trains_in_a_work_dir(tmp_path):
-    with (tmp_path / 'output.log').open('a') as other:
+    with (tmp_path / 'lock').open('a') as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(RuntimeError, match=f'another process trains in {tmp_path}.*wait for it or end it'):
             runs.train(Path('train.py'), Path('config.py'), tmp_path)
@@ -141,8 +141,10 @@ def test_a_process_that_outlives_its_driver_keeps_the_work_dir(tmp_path):
     driver = ('import sys; from pathlib import Path; from mmwsl.engine import runs; '
               'runs.train(Path(sys.argv[1]), Path("config.py"), Path(sys.argv[2]))')
     here, there = socket.socketpair()
-    with here, subprocess.Popen([sys.executable, '-W', 'ignore', '-c', driver, script, work_dir], stdin=there):
+    command = [sys.executable, '-W', 'ignore', '-c', driver, script, work_dir]
+    with here, subprocess.Popen(command, stdin=there) as process:
         assert here.recv(6) == b'killed'
+        assert process.wait() == -9  # and what it held is free
         script.write_text('')
         with pytest.raises(RuntimeError, match='another process trains'):
             runs.train(script, Path('config.py'), work_dir)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmwsl.analysis.records import sample_indices, write_records
 from mmwsl.analysis.regularization import records_of_terms
+from mmwsl.compat import from_extra
 from mmwsl.models.losses import WeightedLoss
 from mmwsl.registry import HOOKS
 
@@ -115,8 +116,9 @@ def _indices(data_samples: list[Any], weight: Tensor) -> list[int]:
 
 def _histogram(weights: np.ndarray, epoch: int) -> np.ndarray:
     """A picture of how the weights are distributed. Shape: (H, W, 3), RGB, uint8."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and not needed by other hooks
-    from matplotlib.figure import Figure
+    with from_extra('demo'):  # slow to import, and not needed by other hooks
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
     figure = Figure(figsize=(5, 3), layout='constrained')
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
