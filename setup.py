@@ -71,6 +71,7 @@ setup(
         'rich',  # the progress bar of a teacher cache; mmengine needs it too
         'timm',  # MobileNetV1
         'scikit-learn',  # the digits
+        'scipy',  # a calibrated temperature; scikit-learn needs it too
     ],
     extras_require={
         **STACKS,

@@ -119,6 +119,12 @@ def weights_hash(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def files_hash(files: Iterable[str]) -> str:
+    """:func:`weights_hash` of the network in each checkpoint, in order; of a distillation's, of its student."""
+    found = (read_weights(file) for file in files)
+    return ' '.join(weights_hash(student_weights(weights) or weights) for weights in found)
+
+
 def versions() -> dict[str, str]:
     """Of what draws views and computes logits."""
     return {name: str(importlib.import_module(name).__version__) for name in _PACKAGES}
@@ -142,8 +148,7 @@ def _weights_of_files(teacher: Mapping, teacher_ckpt: str | None) -> str | None:
     files = [named] if named else list(teacher.get('ckpts') or ())
     if not files or not all(Path(file).is_file() for file in files):
         return None
-    found = [read_weights(file) for file in files]
-    return ' '.join(weights_hash(student_weights(weights) or weights) for weights in found)
+    return files_hash(files)
 
 
 def _infos(dataset: Any) -> Iterator[dict]:

@@ -1,12 +1,13 @@
-"""What happens around a run: starting it, its hooks, building a teacher cache."""
+"""What happens around a run: starting it, its hooks, building a teacher cache, asking a teacher once."""
 import mmwsl.compat  # noqa: F401  readies the stack
 from mmwsl.engine import launch, runs
 from mmwsl.engine.cache_building import build_cache
 from mmwsl.engine.data_checks import check_data
 from mmwsl.engine.hooks import ChannelsLastHook, CheckTeacherHook, EpochSeedHook, SampleRecordHook
 from mmwsl.engine.launch import finish_run, launcher_parser, prepare_run
+from mmwsl.engine.teacher_losses import calibrate, measure_losses
 
 __all__ = [
-    'ChannelsLastHook', 'CheckTeacherHook', 'EpochSeedHook', 'SampleRecordHook', 'build_cache', 'check_data',
-    'finish_run', 'launch', 'launcher_parser', 'prepare_run', 'runs'
+    'ChannelsLastHook', 'CheckTeacherHook', 'EpochSeedHook', 'SampleRecordHook', 'build_cache', 'calibrate',
+    'check_data', 'finish_run', 'launch', 'launcher_parser', 'measure_losses', 'prepare_run', 'runs'
 ]
