@@ -24,7 +24,7 @@ STACK = [
     'setuptools<81',  # mmengine 0.10.7 imports pkg_resources, which 81 warns of and 82 removed
     'torchvision',  # mmpretrain imports it
     'numpy',  # records and views; mmengine needs it too
-    'scipy',  # the bias-variance decomposition
+    'scipy',  # the bias-variance decomposition, a calibrated temperature
     'rich',  # the progress bar of a teacher cache; mmengine needs it too
     'filelock>=3.30',  # one process in a work dir or a teacher cache; 3.30 brought lock_descriptor
 ]

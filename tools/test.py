@@ -10,6 +10,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmwsl.analysis.predict import choose_network
 from mmwsl.engine import finish_run, launcher_parser, prepare_run
 from mmwsl.utils import load_network
 
@@ -32,18 +33,9 @@ def parse_args() -> argparse.Namespace:
 
 def choose_model(cfg: Config, args: argparse.Namespace) -> None:
     """Leave in the config the one network that is tested: a teacher is not built to test its student."""
-    if 'teacher' not in cfg.model:
-        if args.teacher:
-            raise ValueError(f'{args.config} has no teacher: its model is a {cfg.model.type}')
-        return
-    if args.teacher:
-        args.checkpoint = args.checkpoint or cfg.model.get('teacher_ckpt')
-        if not args.checkpoint and not cfg.model.teacher.get('ckpts'):  # an ensemble loads its members itself
-            raise ValueError(f'{args.config} names no teacher_ckpt: give the checkpoint on the command line')
-    shared = cfg.model.get('data_preprocessor')
-    cfg.model = cfg.model.teacher if args.teacher else cfg.model.architecture
-    if shared:
-        cfg.model.setdefault('data_preprocessor', shared)
+    if args.teacher and 'teacher' not in cfg.model:
+        raise ValueError(f'{args.config} has no teacher: its model is a {cfg.model.type}')
+    args.checkpoint = choose_network(cfg, 'teacher' if args.teacher else 'architecture', args.checkpoint)
 
 
 def main() -> None:

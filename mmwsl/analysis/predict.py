@@ -40,6 +40,35 @@ def build_model(cfg: Config, student_only: bool = False) -> Any:
     return network
 
 
+def choose_network(cfg: Config, part: str, checkpoint: str | None = None) -> str | None:
+    """Leave one network of a distillation as a config's model, as if it were a config of that network alone.
+
+    Args:
+        cfg: Changed in place. A config of a network alone stays as it is.
+        part: 'teacher' or 'architecture', the student.
+        checkpoint: The network's file. None takes a teacher's from ``teacher_ckpt``.
+
+    Returns:
+        The checkpoint; None if it was not given, or if an ensemble's members are loaded from files of their own.
+
+    Raises:
+        ValueError: If a teacher's checkpoint is neither given nor named in the config.
+    """
+    if 'teacher' not in cfg.model:
+        return checkpoint
+    if part == 'teacher':
+        checkpoint = checkpoint or cfg.model.get('teacher_ckpt')
+        if not checkpoint and not cfg.model.teacher.get('ckpts'):
+            raise ValueError(f'{cfg.filename} names no teacher_ckpt: give the checkpoint on the command line')
+    # the runner and MMRazor look for the one that both networks share in this order
+    found = [holder.get('data_preprocessor') for holder in (cfg.model, cfg, cfg.model.architecture)]
+    shared = next(filter(None, found), None)
+    cfg.model = cfg.model[part]
+    if shared:
+        cfg.model.setdefault('data_preprocessor', shared)
+    return checkpoint
+
+
 def build_dataloader(cfg: Config, field: str, seed: int = 0) -> DataLoader:
     """Build 'train_dataloader' or 'val_dataloader' of a config, as a run does."""
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -43,19 +43,64 @@ def data_fingerprint(config: Mapping, dataset: Any) -> dict[str, Any]:
         raise ValueError(f'a teacher is cached for a dataset of mmengine or mmpretrain, got {config.get("type")}: take '
                          'it out, and let mmwsl.SeededViews draw the views')
     labels, images = hashlib.sha256(), hashlib.sha256()
-    for index in range(len(dataset)):
-        info = dataset.get_data_info(index)
+    for info in _infos(dataset):
         labels.update(np.asarray(info.get('gt_label', ()), np.int64).tobytes())
         images.update(_image(info))
     return dict(length=len(dataset), config=_plain(config), labels=labels.hexdigest(), images=images.hexdigest())
 
 
+def innermost(dataset: Any) -> Any:
+    """The dataset inside all wrappers, in which ``sample_idx`` counts.
+
+    Raises:
+        ValueError: If several datasets are joined, or it does not tell what its images are.
+    """
+    while hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+    if hasattr(dataset, 'datasets'):
+        raise ValueError(f'an image is found by its sample_idx, and a {type(dataset).__name__} gives the same one to '
+                         'an image of each part: put the images into one dataset')
+    if not hasattr(dataset, 'get_data_info'):
+        raise ValueError("an image is known by get_data_info(), which mmengine's and mmpretrain's datasets have, and a "
+                         f'{type(dataset).__name__} does not: derive it from mmpretrain.BaseDataset')
+    return dataset
+
+
+def training_set(dataset: Any) -> tuple[np.ndarray, str]:
+    """A training set's labels, as training uses them, and a fingerprint of its images, both in order of ``sample_idx``.
+
+    No image is decoded: labels are those of ``get_data_info``, changed by the transforms of its pipeline with
+    ``changes_labels = True``, which need ``gt_label`` and ``sample_idx`` alone.
+
+    Args:
+        dataset: The training set. Of wrappers (views, folds, resamples) it is the innermost dataset that counts.
+
+    Returns:
+        Labels, int64, (N, ), and a SHA-256 of the images or, if they are files, of their names.
+
+    Raises:
+        ValueError: If an image has no label or several; or as of :func:`innermost`.
+    """
+    dataset = innermost(dataset)
+    changes = [transform for transform in getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
+               if getattr(transform, 'changes_labels', False)]
+    labels, images = np.empty(len(dataset), np.int64), hashlib.sha256()
+    for index, info in enumerate(_infos(dataset)):
+        images.update(_image(info))
+        labels[index] = _label(info, changes)
+    return labels, images.hexdigest()
+
+
 def refuse_mixing(transforms: Iterable[Any]) -> None:
     """Raise ValueError for the first transform that mixes images."""
-    for transform in transforms:
-        name = str(transform.get('type'))
-        if any(word in name.lower() for word in _MIXING):
-            raise mixing_error(name)
+    for name in mixing(transforms):
+        raise mixing_error(name)
+
+
+def mixing(transforms: Iterable[Any]) -> list[str]:
+    """Type of each transform that mixes images."""
+    names = [str(transform.get('type')) for transform in transforms]
+    return [name for name in names if any(word in name.lower() for word in _MIXING)]
 
 
 def mixing_error(name: str) -> ValueError:
@@ -72,6 +117,12 @@ def weights_hash(weights: Mapping[str, Tensor]) -> str:
             digest.update(f'{name} {value.dtype} {tuple(value.shape)} '.encode())
             digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def files_hash(files: Iterable[str]) -> str:
+    """:func:`weights_hash` of the network in each checkpoint, in order; of a distillation's, of its student."""
+    found = (read_weights(file) for file in files)
+    return ' '.join(weights_hash(student_weights(weights) or weights) for weights in found)
 
 
 def versions() -> dict[str, str]:
@@ -97,8 +148,22 @@ def _weights_of_files(teacher: Mapping, teacher_ckpt: str | None) -> str | None:
     files = [named] if named else list(teacher.get('ckpts') or ())
     if not files or not all(Path(file).is_file() for file in files):
         return None
-    found = [read_weights(file) for file in files]
-    return ' '.join(weights_hash(student_weights(weights) or weights) for weights in found)
+    return files_hash(files)
+
+
+def _infos(dataset: Any) -> Iterator[dict]:
+    return (dataset.get_data_info(index) for index in range(len(dataset)))
+
+
+def _label(info: Mapping, changes: Iterable[Callable]) -> int:
+    sample = {key: info[key] for key in ('gt_label', 'sample_idx') if key in info}
+    for change in changes:
+        sample = change(sample)
+    label = np.asarray(sample.get('gt_label', ()))
+    if label.size != 1:
+        raise ValueError(f'each image should have one class, got gt_label={sample.get("gt_label")} for image '
+                         f'{sample.get("sample_idx")}: the loss of several labels at once is not one number')
+    return int(label.item())
 
 
 def _image(info: Mapping) -> bytes:

@@ -1,8 +1,9 @@
 import mmwsl.compat  # noqa: F401  readies the stack
 from mmwsl.datasets.device import DeviceDataset
 from mmwsl.datasets.digits import Digits
+from mmwsl.datasets.fold import Fold
 from mmwsl.datasets.label_noise import LabelNoise
 from mmwsl.datasets.resample import Resample
 from mmwsl.datasets.views import CachedViews, SeededViews, ViewSampler
 
-__all__ = ['CachedViews', 'DeviceDataset', 'Digits', 'LabelNoise', 'Resample', 'SeededViews', 'ViewSampler']
+__all__ = ['CachedViews', 'DeviceDataset', 'Digits', 'Fold', 'LabelNoise', 'Resample', 'SeededViews', 'ViewSampler']

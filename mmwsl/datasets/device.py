@@ -23,7 +23,8 @@ _VERIFIED = 8  # images that are read twice: a transform that acts by chance may
 class DeviceDataset:
     """A dataset of small images as one tensor on the device, so that no worker and no copy holds a step up.
 
-    Each process holds all images, C * H * W bytes each: CIFAR's 50,000 take 154 MB. A view is a function of its seed,
+    Each process holds all images, C * H * W bytes each: CIFAR's 50,000 take 154 MB, on the device and, in the dataset
+    that they come from, once more in the host's memory. A view is a function of its seed,
     epoch and image, as with :class:`SeededViews`; it is drawn otherwise, from the same distribution. The dataloader
     takes ``num_workers=0``, ``pin_memory=False`` and ``collate_fn=dict(type='mmwsl.already_collated')``.
 
@@ -48,6 +49,7 @@ class DeviceDataset:
         if isinstance(dataset, dict):
             dataset = DATASETS.build(dataset)
         self.padding, self.flip_prob = padding, flip_prob
+        self.dataset = dataset  # mmwsl.cache.fingerprint.training_set reads it
         self.metainfo = dataset.metainfo
         images, labels, self.sample_idx = _read(dataset)
         self.images, self.labels = (tensor.to(device or get_device()) for tensor in (images, labels))

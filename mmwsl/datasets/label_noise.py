@@ -22,6 +22,7 @@ class LabelNoise(BaseTransform):
         ValueError: If prob is not in [0, 1], or there are fewer than two classes. When it is asked: if an image has no
             single label below num_classes, or no ``sample_idx``.
     """
+    changes_labels = True  # read by mmwsl.cache.fingerprint.training_set
 
     def __init__(self, prob: float, num_classes: int, seed: int = 0) -> None:
         if not 0 <= prob <= 1 or num_classes < 2:

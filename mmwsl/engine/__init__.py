@@ -1,4 +1,4 @@
-"""What happens around a run: starting it, its hooks, building a teacher cache."""
+"""What happens around a run: starting it, its hooks, building a teacher cache, asking a teacher once."""
 import mmwsl.compat  # noqa: F401  readies the stack
 from mmwsl.engine import launch, runs
 from mmwsl.engine.cache_building import build_cache
@@ -12,8 +12,10 @@ from mmwsl.engine.hooks import (
     SampleRecordHook,
 )
 from mmwsl.engine.launch import finish_run, launcher_parser, prepare_run
+from mmwsl.engine.teacher_losses import calibrate, measure_losses
 
 __all__ = [
     'ChannelsLastHook', 'CheckTeacherHook', 'EpochSeedHook', 'LossStatisticsHook', 'SampleRecordHook',
-    'build_cache', 'check_data', 'explained_config', 'finish_run', 'launch', 'launcher_parser', 'prepare_run', 'runs'
+    'build_cache', 'calibrate', 'check_data', 'explained_config', 'finish_run', 'launch', 'launcher_parser',
+    'measure_losses', 'prepare_run', 'runs'
 ]

@@ -217,7 +217,7 @@ def _batches(manifest: Manifest, shard: Shard, batch_size: int) -> list[np.ndarr
 
 
 def collate(loader: Mapping) -> Any:
-    config = dict(loader.get('collate_fn') or dict(type='pseudocollate'))
+    config = dict(loader.get('collate_fn') or dict(type='pseudo_collate'))
     return partial(FUNCTIONS.get(config.pop('type')), **config)
 
 

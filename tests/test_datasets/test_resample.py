@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mmengine.registry import DATASETS
 
-from mmwsl.datasets import Digits, Resample, SeededViews
+from mmwsl.datasets import Digits, Fold, Resample, SeededViews
 from mmwsl.datasets.views import View
 
 PACKED = dict(type='mmwsl.Digits', split='train', pipeline=[dict(type='mmpretrain.PackInputs')])
@@ -71,11 +71,13 @@ def test_answers_as_the_dataset_does_also_when_copied(copied):
     assert images(twin) == images(Resample(Draws(), seed=0))
 
 
+@pytest.mark.parametrize('selection', [Resample, Fold])
 @pytest.mark.parametrize('wrapper', ['SeededViews', 'DeviceDataset'])
-def test_views_are_not_resampled(wrapper):
+def test_views_are_not_picked_from(wrapper, selection):
     views = DATASETS.build(dict(type=f'mmwsl.{wrapper}', dataset=PACKED))
-    with pytest.raises(ValueError, match=f'images and not views, got a {wrapper}: put it inside'):
-        Resample(views, seed=0)
+    name = selection.__name__
+    with pytest.raises(ValueError, match=f'mmwsl.{name} picks images and not views, got a {wrapper}: put it inside'):
+        selection(views, seed=0)
 
 
 def test_of_a_subset_only_the_subset_is_drawn():

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mmwsl.datasets.wrapper import Selection
+from mmwsl.registry import DATASETS
+
+
+@DATASETS.register_module()
+class Fold(Selection):
+    """A dataset without one of its folds, to train on, or that fold alone.
+
+    A seeded permutation of the dataset's places is cut into folds, whose sizes differ by at most one. Each place is in
+    exactly one. The items keep their order and the index that they have in the dataset itself (``sample_idx``). Put it
+    inside ``SeededViews`` or ``DeviceDataset``. Networks trained without a fold each give every training image a loss
+    that none of them was fitted to: ``tools/teacher_losses.py --folds``.
+
+    Args:
+        dataset: Config of the dataset, or the dataset.
+        fold: The fold that is left out, counted from 0.
+        folds: Number of folds.
+        held_out: Whether to take the fold itself instead of all others.
+        seed: Of the permutation. The same seed, length and number of folds give the same folds.
+
+    Raises:
+        ValueError: If the dataset hands out views, ``folds`` is not in [2, N], or ``fold`` is not in [0, folds).
+    """
+
+    def __init__(self, dataset: Any, fold: int = 0, folds: int = 5, held_out: bool = False, seed: int = 0) -> None:
+        super().__init__(dataset)
+        size = len(self.dataset)
+        if not 2 <= folds <= size:
+            raise ValueError(f'folds should be at least 2 and at most the number of images, {size}, got {folds}')
+        if not 0 <= fold < folds:
+            raise ValueError(f'fold should be in [0, {folds}), counted from 0, got {fold}')
+        self.fold, self.folds, self.held_out, self.seed = fold, folds, held_out, seed
+        own = np.sort(np.array_split(np.random.default_rng(seed).permutation(size), folds)[fold])
+        self.indices = own if held_out else np.delete(np.arange(size), own)

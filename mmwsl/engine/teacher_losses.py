@@ -1,0 +1,194 @@
+"""Ask a teacher once for its hard loss of each training image, or for the temperature that fits it. Trains nothing."""
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import DATASETS, init_default_scope
+from rich.progress import Progress
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mmwsl.analysis.calibration import Calibration, fit_temperature
+from mmwsl.analysis.predict import batches, build_model, choose_network
+from mmwsl.analysis.records import sample_indices
+from mmwsl.cache import TeacherLosses
+from mmwsl.cache.fingerprint import files_hash, mixing, training_set
+from mmwsl.datasets.fold import Fold
+from mmwsl.engine.cache_building import collate
+from mmwsl.functional import hard_loss
+from mmwsl.utils.checkpoint import load_network
+
+_VIEWS = ('SeededViews', 'CachedViews', 'DeviceDataset')
+
+
+class _Images(NamedTuple):
+    """The training set as the network sees it: with the validation pipeline, and with the labels of training."""
+    dataset: Any
+    labels: Tensor
+    fingerprint: str
+
+
+def measure_losses(cfg: Config, checkpoints: Sequence[str] = (),
+                   out_of_fold: bool = False) -> tuple[TeacherLosses, float]:
+    """Each training image's hard loss, by a network in eval mode on the validation pipeline.
+
+    Args:
+        cfg: Of a network alone, or of a distillation, whose teacher is then asked.
+        checkpoints: The network's; none takes a teacher's from ``teacher_ckpt``. With out_of_fold, one for each fold in
+            order: network k was trained by a config with ``mmwsl.Fold(fold=k)``.
+        out_of_fold: Whether each image is asked of the network that was trained without its fold. The config's Fold
+            says number and seed of the folds; without one there are as many as checkpoints, with seed 0.
+
+    Returns:
+        The losses, and the share of images that are classified right, in [0, 1].
+
+    Raises:
+        ValueError: If training mixes labels, images have not one class each or no unique place, a checkpoint is missing
+            or does not fit, or folds are not those of the training set.
+        RuntimeError: If the images that came are not each of the training set once.
+    """
+    images, (cfg, files) = _images(cfg), _network(cfg, checkpoints)
+    folding = _folding(cfg, images.dataset, len(files)) if out_of_fold else {}
+    parts = _held_out(images.dataset, range(len(files)), **folding) if folding else [images.dataset]
+    # before anything is asked, so that a file that is not there is found at once
+    about = dict(kind='out of fold' if folding else 'teacher', tool='tools/teacher_losses.py',
+                 config=Path(cfg.filename or '').name, weights=files_hash(files or cfg.model.ckpts),
+                 **{name: str(number) for name, number in folding.items()})
+    losses = torch.empty(len(images.labels))
+    answered, correct = np.zeros(len(losses), np.int64), 0
+    for places, logits in _answers(cfg, files, parts):
+        target = images.labels[places]
+        losses[places] = hard_loss(logits.double(), target).float()
+        np.add.at(answered, places, 1)
+        correct += int((logits.argmax(1) == target).sum())
+    _check_once(answered)
+    return TeacherLosses(losses.numpy(), images.labels.numpy(), images.fingerprint, about), correct / len(losses)
+
+
+def calibrate(cfg: Config, checkpoints: Sequence[str], fold: int | None = None) -> Calibration:
+    """The temperature that fits a network's logits to images of the training set that it was not trained on.
+
+    Args:
+        cfg: As of :func:`measure_losses`.
+        checkpoints: One for each fold in order, or with ``fold`` one alone.
+        fold: The fold that the one network was trained without; the config's Fold says number and seed of the folds.
+
+    Raises:
+        ValueError: As of :func:`measure_losses` and :func:`mmwsl.analysis.calibration.fit_temperature`.
+    """
+    images, (cfg, files) = _images(cfg), _network(cfg, checkpoints)
+    folding = _folding(cfg, images.dataset, len(files) if fold is None else None)
+    parts = _held_out(images.dataset, range(len(files)) if fold is None else [fold], **folding)
+    places, logits = zip(*_answers(cfg, files, parts), strict=True)
+    return fit_temperature(torch.cat(logits), images.labels[np.concatenate(places)])
+
+
+def _images(cfg: Config) -> _Images:
+    """Also refuses what no file of losses can serve."""
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    chain = _chain(cfg.train_dataloader.dataset)
+    _refuse_mixing(cfg, chain)
+    dataset = DATASETS.build(copy.deepcopy(chain[-1]))
+    labels, fingerprint = training_set(dataset)
+    dataset.pipeline = Compose(_validation_pipeline(cfg))
+    return _Images(dataset, torch.from_numpy(labels), fingerprint)
+
+
+def _chain(dataset: Mapping) -> list[Mapping]:
+    """Configs of a dataset and of what it wraps, the outermost first."""
+    chain = [dataset]
+    while isinstance(chain[-1].get('dataset'), Mapping):
+        chain.append(chain[-1]['dataset'])
+    return chain
+
+
+def _name(config: Mapping) -> str:
+    return str(getattr(config['type'], '__name__', config['type'])).rpartition('.')[2]
+
+
+def _refuse_mixing(cfg: Config, chain: Sequence[Mapping]) -> None:
+    """Look into the pipeline, the data_preprocessor and the train_cfg of the network that is trained."""
+    found = [name for config in chain for name in mixing(config.get('pipeline', ()))]
+    for holder in (cfg, cfg.model, cfg.model.get('architecture', {})):
+        for mixer in ((holder.get('data_preprocessor') or {}).get('batch_augments'), holder.get('train_cfg')):
+            augments = (mixer or {}).get('augments') or ()
+            found += [_name(augment) for augment in ([augments] if isinstance(augments, Mapping) else augments)]
+    if found:
+        raise ValueError(f"{found[0]} mixes images and their labels while training, and a teacher's loss in a file is "
+                         f'of one image with one label. Leave {found[0]} out of the config (--cfg-options)')
+
+
+def _validation_pipeline(cfg: Config) -> Sequence[Any]:
+    loader = cfg.get('val_dataloader') or {}
+    pipeline = _chain(loader.get('dataset') or {})[-1].get('pipeline')
+    if not pipeline:
+        raise ValueError('images are asked through the validation pipeline, and this config has none: give it '
+                         'val_dataloader=dict(dataset=dict(pipeline=[...]))')
+    return pipeline
+
+
+def _network(cfg: Config, checkpoints: Sequence[str]) -> tuple[Config, list[str]]:
+    """Config of the network that is asked, and its checkpoints; none for an ensemble that names its own."""
+    cfg = copy.deepcopy(cfg)
+    own = choose_network(cfg, 'teacher', *checkpoints[:1])
+    if own is None and not cfg.model.get('ckpts'):
+        raise ValueError(f'{cfg.filename} is of a network alone: give its checkpoint on the command line')
+    return cfg, list(checkpoints or filter(None, [own]))
+
+
+def _folding(cfg: Config, dataset: Any, count: int | None) -> dict[str, int]:
+    """Number of folds and their seed, of the Fold in the config or, without one, of ``count`` folds."""
+    wrappers = [config for config in _chain(cfg.train_dataloader.dataset)[:-1] if _name(config) not in _VIEWS]
+    names = [_name(config) for config in wrappers]
+    if names not in ([], ['Fold']):
+        raise ValueError('folds are of the training set itself, and may stand in mmwsl.SeededViews or '
+                         f'mmwsl.DeviceDataset alone, got {" around ".join(names)}: take out what is not mmwsl.Fold')
+    if not wrappers and count is None:
+        raise ValueError("--fold needs to know the folds, and this config has none: give the one that CKPT was trained "
+                         "with, whose train_dataloader has a dict(type='mmwsl.Fold', folds=..., dataset=...)")
+    given = wrappers[0] if wrappers else dict(type='mmwsl.Fold', folds=count)
+    fold = DATASETS.build({**given, 'dataset': dataset})
+    if count not in (None, fold.folds):
+        raise ValueError(f'{fold.folds} folds need as many checkpoints, in order, got {count}')
+    return dict(folds=fold.folds, seed=fold.seed)
+
+
+def _held_out(dataset: Any, chosen: Sequence[int], folds: int, seed: int) -> list[Fold]:
+    return [Fold(dataset, fold, folds, held_out=True, seed=seed) for fold in chosen]
+
+
+def _answers(cfg: Config, checkpoints: Sequence[str], parts: Sequence[Any]) -> Iterator[tuple[list[int], Tensor]]:
+    """Places and logits of each batch of each part, by the network with that part's checkpoint."""
+    network = build_model(cfg)
+    with Progress() as progress:
+        task = progress.add_task('asking', total=sum(len(part) for part in parts))
+        for checkpoint, part in zip(checkpoints or [''], parts, strict=True):
+            if checkpoint:
+                load_network(network, checkpoint)
+            for inputs, data_samples in batches(network, _dataloader(part, cfg.val_dataloader)):
+                with torch.no_grad():
+                    logits = network(inputs, data_samples, mode='tensor').float().cpu()
+                yield sample_indices(data_samples), logits
+                progress.advance(task, len(data_samples))
+
+
+def _dataloader(dataset: Any, loader: Mapping) -> DataLoader:
+    """As validation's, but of images that do not lie on the device."""
+    on_device = 'DeviceDataset' in map(_name, _chain(loader['dataset']))
+    return DataLoader(dataset, loader['batch_size'], num_workers=loader.get('num_workers', 0),
+                      collate_fn=collate({} if on_device else loader))
+
+
+def _check_once(answered: np.ndarray) -> None:
+    wrong = np.flatnonzero(answered != 1)
+    if len(wrong):
+        raise RuntimeError(f'{len(wrong)} of {len(answered)} images did not come exactly once (image {wrong[0]}: '
+                           f'{answered[wrong[0]]} times): can the pipeline of val_dataloader read all of them?')
+
