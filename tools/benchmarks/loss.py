@@ -1,28 +1,34 @@
 """Time and memory of WSLLoss, forward and backward, against plain KD and against MMRazor's WSLD, in one run.
 
-They take turns, step by step, so that whatever else the machine does falls on all of them, in several processes, since
-where a process finds its memory changes times as well. Medians and ratios are printed and written to a JSON file with
-the machine's description, beside a plot.
+They take turns, step by step and in a new order each round, so that whatever else the machine does falls on all of
+them, in several processes, since where a process finds its memory changes times as well. With --baseline the WSLLoss of
+another version takes part. Each row of the table is written to a JSON file as soon as it is measured, with the
+machine's description, and all are drawn in the end.
+
+A ratio compares the first contestant with another, round by round: its median in each process, then the median of the
+processes, with the lowest and the highest of them to show what the machine's noise is.
 """
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import json
 import multiprocessing
+import random
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
+from baseline import loss_of
 from machine import caption, describe
 from mmrazor.models.losses import WSLD
 from torch import Tensor
 from torch.nn import functional as F
 
 from mmwsl.models.losses import WSLLoss
+from mmwsl.utils import whole_file
 
 SHAPES = [(64, 100), (256, 1000), (1024, 1000), (4096, 1000), (65536, 19), (8, 19, 128, 128)]
 TAU = 2.0
@@ -33,14 +39,23 @@ def plain_kd(preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
     return F.kl_div((preds_S / TAU).log_softmax(1), (preds_T / TAU).softmax(1), reduction='batchmean')
 
 
-def losses(shape: tuple[int, ...]) -> dict[str, Callable]:
-    """What is compared; WSLD takes two dimensions only."""
+# a loss for logits of a shape, or None if there is none
+CONTESTANTS: dict[str, Callable[[tuple[int, ...]], Callable | None]] = {
+    'WSLLoss': lambda shape: WSLLoss(tau=TAU),
+    'plain KD': lambda shape: plain_kd,
+    'WSLLoss compiled': lambda shape: WSLLoss(tau=TAU, compile=True),
+    'WSLD (mmrazor)': lambda shape: WSLD(tau=TAU, loss_weight=2.5, num_classes=shape[1]) if len(shape) == 2 else None,
+}
+
+
+def losses(shape: tuple[int, ...], names: list[str], baseline: Path | None) -> dict[str, Callable]:
+    """What is compared, by name."""
     torch._dynamo.reset()  # kernels for this shape, not for any
-    contestants: dict[str, Callable] = {'WSLLoss': WSLLoss(tau=TAU), 'plain KD': plain_kd,
-                                        'WSLLoss compiled': WSLLoss(tau=TAU, compile=True)}
-    if len(shape) == 2:
-        contestants['WSLD (mmrazor)'] = WSLD(tau=TAU, loss_weight=2.5, num_classes=shape[1])
-    return contestants
+    made = {name: CONTESTANTS[name](shape) for name in names}
+    if baseline:
+        version, loss = loss_of(baseline)
+        made[f'WSLLoss {version}'] = loss(tau=TAU)
+    return {name: loss for name, loss in made.items() if loss is not None}
 
 
 def step(loss: Callable, inputs: tuple[Tensor, ...]) -> None:
@@ -74,77 +89,101 @@ def peak_memory(loss: Callable, inputs: tuple[Tensor, ...], device: str) -> int:
     return peak
 
 
-def measure(shape: tuple[int, ...], device: str, dtype: torch.dtype, rounds: int) -> tuple[dict, dict]:
-    """Seconds of each step of each contestant, and the memory that each holds, in logits tensors."""
-    generator = torch.Generator(device).manual_seed(0)
-    preds_S, preds_T = torch.randn(2, *shape, generator=generator, device=device).to(dtype)
-    target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator, device=device)
+def measure(shape: tuple[int, ...], dtype: str, args: argparse.Namespace) -> tuple[dict, dict]:
+    """Seconds of each step of each contestant, round by round, and the memory that each holds, in logits tensors."""
+    generator, order = torch.Generator(args.device).manual_seed(0), random.Random(0)
+    preds_S, preds_T = torch.randn(2, *shape, generator=generator, device=args.device).to(getattr(torch, dtype))
+    target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator, device=args.device)
     inputs = (preds_S.clone().requires_grad_(), preds_T, target)
-    contestants = losses(shape)
+    contestants = losses(shape, args.contestants, args.baseline)
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
-        for name, loss in contestants.items():
-            times[name].append(seconds(loss, inputs, device))
+    while any(len(values) < WARM_UP + args.rounds or sum(values[WARM_UP:]) < args.seconds for values in times.values()):
+        # a step finds the caches as the one before left them
+        for name in order.sample(list(contestants), len(contestants)):
+            times[name].append(seconds(contestants[name], inputs, args.device))
     size = preds_S.numel() * preds_S.element_size()
     return ({name: values[WARM_UP:] for name, values in times.items()},
-            {name: peak_memory(loss, inputs, device) / size for name, loss in contestants.items()})
+            {name: peak_memory(loss, inputs, args.device) / size for name, loss in contestants.items()})
 
 
-def measured_row(shape: tuple[int, ...], processes: int, *settings: Any) -> dict:
+def measured_row(shape: tuple[int, ...], dtype: str, args: argparse.Namespace) -> dict:
     spawn = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
-        runs = [pool.submit(measure, shape, *settings).result() for _ in range(processes)]
-    times = {name: [value for run, _ in runs for value in run[name]] for name in runs[0][0]}
+        runs = [pool.submit(measure, shape, dtype, args).result() for _ in range(args.processes)]
+    all_times, memory = [times for times, _ in runs], runs[0][1]
+    first, *others = memory
     return {
         'shape': list(shape),
-        'milliseconds': {name: 1e3 * statistics.median(values) for name, values in times.items()},
-        'memory / logits': runs[0][1],
+        'dtype': dtype,
+        'milliseconds': {name: 1e3 * statistics.median(value for times in all_times for value in times[name])
+                         for name in memory},
+        f'{first} / other': {name: [paired_ratio(times[first], times[name]) for times in all_times] for name in others},
+        'memory / logits': memory,
     }
 
 
-def print_table(rows: list[dict]) -> None:
-    print(f'{"logits":20} {"WSLLoss ms":>10} {"/ KD":>6} {"/ WSLD":>6} {"compiled / KD":>13}   '
-          'memory beside the inputs, in logits tensors')
-    for row in rows:
-        times = row['milliseconds']
-        wsld = times.get('WSLD (mmrazor)')
-        ratio = f'{times["WSLLoss"] / wsld:6.2f}' if wsld else '     -'
-        memory = ', '.join(f'{name} {value:.2f}' for name, value in row['memory / logits'].items())
-        kd = times['WSLLoss'] / times['plain KD']
-        compiled = times['WSLLoss compiled'] / times['plain KD']
-        print(f'{row["shape"]!s:20} {times["WSLLoss"]:10.3f} {kd:6.2f} {ratio} {compiled:13.2f}   {memory}')
+def paired_ratio(ours: list[float], theirs: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def print_row(row: dict) -> None:
+    first = next(iter(row['milliseconds']))
+    title = f'{" x ".join(map(str, row["shape"]))}, {row["dtype"]}'
+    print(f'{title:32} {"ms":>9} {"memory / logits":>16}   {first} / other')
+    for name, value in row['milliseconds'].items():
+        ratios = row[f'{first} / other'].get(name)
+        spread = f'{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})' if ratios else ''
+        print(f'  {name:30} {value:9.3f} {row["memory / logits"][name]:16.2f}   {spread}', flush=True)
 
 
 def draw(rows: list[dict], machine: dict, path: Path) -> None:
+    """Bars of every contestant's time over the first one's, a group for each row."""
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
-    figure, axes = plt.subplots(figsize=(8, 4), layout='constrained')
-    names = ['WSLLoss', 'WSLLoss compiled', 'plain KD', 'WSLD (mmrazor)']
-    for offset, (name, hatch) in enumerate(zip(names, ('', 'xx', '//', '..'), strict=True)):
-        values = [row['milliseconds'].get(name, 0) / row['milliseconds']['plain KD'] for row in rows]
-        axes.bar([i + 0.2 * (offset - 1.5) for i in range(len(rows))], values, 0.18, label=name, hatch=hatch)
-    axes.set_xticks(range(len(rows)), [' x '.join(map(str, row['shape'])) for row in rows])
-    axes.set(ylabel='time of forward + backward / plain KD', xlabel='shape of the logits')
+    figure, axes = plt.subplots(figsize=(max(8, 2 * len(rows)), 4), layout='constrained')
+    names = list({name: None for row in rows for name in row['milliseconds']})
+    width = 0.8 / len(names)
+    for place, name in enumerate(names):
+        values = [row['milliseconds'].get(name, 0) / row['milliseconds'][names[0]] for row in rows]
+        offset = width * (place - (len(names) - 1) / 2)
+        axes.bar([i + offset for i in range(len(rows))], values, 0.9 * width, label=name,
+                 hatch=('', 'xx', '//', '..', '++')[place % 5])
+    axes.set_xticks(range(len(rows)), [f'{" x ".join(map(str, row["shape"]))}\n{row["dtype"]}' for row in rows])
+    axes.set(ylabel=f'time of forward + backward / {names[0]}', xlabel='shape and type of the logits')
     axes.set_title(caption(machine), fontsize='small')
-    axes.legend()
+    figure.legend(loc='outside right upper')
     figure.savefig(path, dpi=120)
 
 
-def main() -> None:
+def shape_of(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split('x')))
+
+
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16', 'float16'])
-    parser.add_argument('--rounds', type=int, default=60, help='in a process')
+    parser.add_argument('--dtype', nargs='+', default=['float32'], choices=['float32', 'bfloat16', 'float16'])
+    parser.add_argument('--shapes', nargs='+', type=shape_of, default=SHAPES, metavar='NxC')
+    parser.add_argument('--contestants', nargs='+', default=list(CONTESTANTS), choices=CONTESTANTS)
+    parser.add_argument('--baseline', type=Path, metavar='CHECKOUT',
+                        help="folder with another version's tree, whose WSLLoss takes part")
+    parser.add_argument('--rounds', type=int, default=60, help='in a process, at least')
+    parser.add_argument('--seconds', type=float, default=1.0, help='of steps of each contestant in a process, at least')
     parser.add_argument('--processes', type=int, default=5)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks'))
-    args = parser.parse_args()
-    settings = (args.processes, args.device, getattr(torch, args.dtype), args.rounds)
-    rows = [measured_row(shape, *settings) for shape in SHAPES]
-    args.out.mkdir(parents=True, exist_ok=True)
-    print_table(rows)
-    machine = describe(args.device)
-    (args.out / 'loss.json').write_text(json.dumps({'machine': machine, 'rows': rows}, indent=1))
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    machine, rows = describe(args.device), []
+    for dtype in args.dtype:
+        for shape in args.shapes:
+            rows.append(measured_row(shape, dtype, args))
+            print_row(rows[-1])
+            with whole_file(args.out / 'loss.json') as file:  # a run that is cut off keeps its rows
+                file.write(json.dumps({'machine': machine, 'rows': rows}, indent=1).encode())
     draw(rows, machine, args.out / 'loss.png')
     print(f'{args.out / "loss.json"}, {args.out / "loss.png"}')
 

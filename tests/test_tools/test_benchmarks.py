@@ -1,0 +1,98 @@
+"""tools/benchmarks without its clocks: who takes part, and what is made of the times."""
+import argparse
+import sys
+
+import pytest
+import torch
+
+from mmwsl.models import losses
+from tests.tiny import ROOT, load_tool
+
+LOSS = '''from mmwsl.models.losses import functional
+from mmwsl.registry import MODELS
+
+
+@MODELS.register_module()
+class WSLLoss:
+
+    def __init__(self, tau):
+        self.tau = tau
+
+    def __call__(self, preds_S, preds_T, target):
+        return functional.scaled(preds_S.sum(), self.tau)
+'''
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A tree as that of 0.1.0, with a loss of its own: tau times the sum of the student's logits."""
+    files = {'__init__': 'raise ImportError', 'registry': 'raise ImportError', 'models/__init__': 'raise ImportError',
+             'models/losses/__init__': 'from mmwsl.models.losses.wsl_loss import WSLLoss',
+             'models/losses/functional': 'def scaled(value, tau): return tau * value', 'models/losses/wsl_loss': LOSS,
+             'version': "__version__ = '0.0.9'"}
+    for name, text in files.items():
+        path = tmp_path / f'mmwsl/{name}.py'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'tools/benchmarks')
+    return load_tool('benchmarks/loss')
+
+
+def settings(**changed):
+    names = ['WSLLoss', 'plain KD', 'WSLD (mmrazor)']
+    usual = dict(device='cpu', contestants=names, baseline=None, rounds=2, seconds=0)
+    return argparse.Namespace(**{**usual, **changed})
+
+
+def ours():
+    return {name: module for name, module in sys.modules.items() if name.startswith('mmwsl')}
+
+
+def test_another_version_is_loaded_beside_this_one(benchmark, checkout):
+    before = ours()
+    version, loss = benchmark.loss_of(checkout)
+    assert version == '0.0.9'
+    assert loss(tau=3.0)(torch.tensor([[1.0, 3.0]]), None, None) == 12.0
+    assert ours() == before and sys.modules['mmwsl.models.losses'] is losses
+
+
+def test_a_version_that_fails_to_load_leaves_this_one_in_place(benchmark, checkout):
+    (checkout / 'mmwsl/models/losses/functional.py').write_text('raise ImportError("its own fault")')
+    before = ours()
+    with pytest.raises(ImportError, match='its own fault'):
+        benchmark.loss_of(checkout)
+    assert ours() == before
+
+
+def test_a_baseline_that_is_no_checkout_is_refused(benchmark, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'tree of mmwsl, got .*\. Make one with git worktree add'):
+        benchmark.loss_of(tmp_path)
+
+
+@pytest.mark.parametrize(('shape', 'wsld'), [((4, 5), ['WSLD (mmrazor)']), ((2, 5, 3), [])], ids=str)
+def test_every_contestant_steps_once_a_round(benchmark, checkout, shape, wsld):
+    times, memory = benchmark.measure(shape, 'float32', settings(baseline=checkout))
+    assert list(times) == list(memory) == ['WSLLoss', 'plain KD', *wsld, 'WSLLoss 0.0.9']
+    assert all(len(values) == 2 for values in times.values())
+
+
+def test_rounds_go_on_for_the_seconds_asked_for(benchmark, monkeypatch):
+    clock = iter([9.0] * 6 + [0.25] * 10)  # warming up, two contestants and three rounds, counts for nothing
+    monkeypatch.setattr(benchmark, 'seconds', lambda *_: next(clock))
+    times, _ = benchmark.measure((4, 5), 'float32', settings(contestants=['WSLLoss', 'plain KD'], seconds=1.0))
+    assert times == {'WSLLoss': [0.25] * 4, 'plain KD': [0.25] * 4}
+
+
+def test_ratios_are_of_steps_in_the_same_round(benchmark, capsys):
+    # 2, 1 and 3; the medians alone would give 4 / 3
+    assert benchmark.paired_ratio([2.0, 4.0, 9.0], [1.0, 4.0, 3.0]) == 2.0
+    benchmark.print_row({'shape': [64, 100], 'dtype': 'float32', 'memory / logits': {'WSLLoss': 3.1, 'old': 3.0},
+                         'milliseconds': {'WSLLoss': 0.4, 'old': 0.39}, 'WSLLoss / other': {'old': [1.0, 1.2, 0.9]}})
+    printed = [' '.join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert printed == ['64 x 100, float32 ms memory / logits WSLLoss / other', 'WSLLoss 0.400 3.10',
+                       'old 0.390 3.00 1.000 (0.900 to 1.200)']
