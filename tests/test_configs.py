@@ -1,12 +1,15 @@
 """Every config: what it builds, and that it trains."""
+import functools
 import math
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
 from mmpretrain.structures import DataSample
+from torch.nn import functional as F
 
 from tests.tiny import ROOT, build
 
@@ -16,6 +19,12 @@ DISTILLED = sorted(path.stem for path in FILES if path.stem.startswith(('wsl_', 
                    and not path.stem.endswith(('_cached', '_device')))
 # by their usual recipe; what else a name ends in is a variant of one
 PAIRS = [name for name in DISTILLED if name.endswith(('_in1k', '_cifar100', '_cifar10'))]
+
+# other methods than weighted and plain soft labels, and those of them with WSL's weights
+METHODS = ('kd-hinton', 'kd-ls', 'dkd', 'nkd', 'dist', 'wttm')
+OTHERS = sorted(path.stem for path in FILES if path.stem.startswith(tuple(f'{method}_' for method in METHODS)))
+WEIGHTED = sorted(path.stem for path in FILES if path.stem.startswith(('wsl-hinton_', 'wsl-dkd_', 'wsl-nkd_',
+                                                                       'wsl-dist_')))
 
 # parameters with 100 classes, and what the backbone makes of a 32x32 image
 CIFAR_NETWORKS = {
@@ -144,10 +153,15 @@ def test_learning_rate_is_the_recipes(name):
     assert load(name).optim_wrapper.optimizer.lr == expected
 
 
-@pytest.mark.parametrize('name', [name for name in DISTILLED if 'r56' in name and name.endswith(('_8e', '_8e_eval'))])
+@pytest.mark.parametrize('name', [
+    name for name in (*DISTILLED, *OTHERS, *WEIGHTED) if 'r56' in name and name.endswith(('_8e', '_8e_eval'))])
 def test_short_schedule_changes_nothing_but_the_recipe(name):
-    """Schedule, batch size and, where the name says so, the teacher's BatchNorm."""
+    """Schedule, batch size, the warm-up of DKD and, where the name says so, the teacher's BatchNorm."""
     short, usual = load(name).to_dict(), load(name.partition('_8e')[0]).to_dict()
+    if 'dkd' in name:
+        assert [cfg['model']['distiller']['distill_losses']['loss_dkd'].pop('warmup_epochs')
+                for cfg in (short, usual)] == [0, 20]
+        short.pop('dkd'), usual.pop('dkd')
     for cfg in (short, usual):
         for field in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'auto_scale_lr', 'wsl', 'kd'):
             cfg.pop(field, None)
@@ -199,3 +213,155 @@ def build_scheduler(optimizer, cfg, epoch_length):
     if cfg.pop('convert_to_iter_based', False):
         return cls.build_iter_from_epoch(optimizer, epoch_length=epoch_length, **cfg)
     return cls(optimizer, **cfg)
+
+
+def distill_loss(cfg):
+    loss, = cfg['model']['distiller']['distill_losses'].values()
+    return loss
+
+
+@pytest.mark.parametrize('name', OTHERS)
+def test_method_is_all_in_which_it_differs_from_weighted_soft_labels(name):
+    method, _, pair = name.partition('_')
+    other, wsl = load(name).to_dict(), load(f'wsl_{pair}').to_dict()
+    other.pop(method.replace('-', '_'))
+    usual = f'{method}_{"r34_r18_in1k" if pair.endswith("in1k") else "r56_r20_cifar100"}'
+    assert other['model'].pop('student_loss_weight', 1) == OBJECTIVES[usual][0]
+    losses = [distill_loss(cfg) for cfg in (other, load(usual).to_dict())]
+    for loss in losses:
+        loss.pop('warmup_epochs', None)  # by schedule
+    assert losses[0] == losses[1]
+    for cfg in (other, wsl):
+        cfg['model'].pop('distiller')
+    assert other == wsl
+
+
+@pytest.mark.parametrize('name', WEIGHTED)
+def test_weights_are_all_in_which_a_method_with_them_differs(name):
+    weighted, plain = (load(stem).to_dict() for stem in (name, name.replace('wsl-hinton', 'kd-hinton').replace(
+        'wsl-', '')))
+    assert distill_loss(weighted).pop('weighting') == dict(type='WSLWeighting')
+    assert weighted == plain
+
+
+def kl(student, teacher, tau):
+    return tau**2 * F.kl_div((student / tau).log_softmax(1), (teacher / tau).softmax(1), reduction='batchmean')
+
+
+def standardised(logits):
+    return (logits - logits.mean(1, keepdim=True)) / logits.std(1, keepdim=True)
+
+
+def others(logits, target):
+    return logits[F.one_hot(target, logits.shape[1]) == 0].reshape(len(logits), -1)
+
+
+def dkd(student, teacher, target, tau, beta):
+    true_S, true_T = ((logits / tau).softmax(1).gather(1, target[:, None]) for logits in (student, teacher))
+    binary = F.kl_div(torch.cat((true_S, 1 - true_S), 1).log(), torch.cat((true_T, 1 - true_T), 1),
+                      reduction='batchmean')
+    return tau**2 * binary + beta * kl(others(student, target), others(teacher, target), tau)
+
+
+def nkd(student, teacher, target, tau, gamma):
+    of_true = teacher.softmax(1).gather(1, target[:, None])[:, 0] * F.cross_entropy(student, target, reduction='none')
+    return of_true.mean() + gamma * kl(others(student, target), others(teacher, target), tau)
+
+
+def dist(student, teacher, tau):
+    probs_S, probs_T = (student / tau).softmax(1), (teacher / tau).softmax(1)
+    return tau**2 * sum(1 - F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)).mean()
+                        for a, b in ((probs_S, probs_T), (probs_S.T, probs_T.T)))
+
+
+def wttm(student, teacher, gamma):
+    powers = teacher.softmax(1)**gamma
+    total = powers.sum(1, keepdim=True)
+    return (total * F.kl_div(student.log_softmax(1), powers / total, reduction='none')).sum(1).mean()
+
+
+# what the authors' code minimises beside the cross-entropy, whose weight comes first; with their numbers
+OBJECTIVES = {
+    'kd-hinton_r56_r20_cifar100': (0.1, lambda s, t, y: 0.9 * kl(s, t, 4)),
+    'kd-hinton_r34_r18_in1k': (0.5, lambda s, t, y: 0.5 * kl(s, t, 1)),
+    'kd-ls_r56_r20_cifar100': (0.1, lambda s, t, y: 9 * kl(standardised(s), standardised(t), 2)),
+    'kd-ls_r34_r18_in1k': (1, lambda s, t, y: 9 * kl(standardised(s), standardised(t), 2)),
+    'dkd_r56_r20_cifar100': (1, lambda s, t, y: dkd(s, t, y, 4, beta=2)),
+    'dkd_r34_r18_in1k': (1, lambda s, t, y: dkd(s, t, y, 1, beta=0.5)),
+    'nkd_r56_r20_cifar100': (1, lambda s, t, y: nkd(s, t, y, 3, gamma=3.5)),
+    'nkd_r34_r18_in1k': (1, lambda s, t, y: nkd(s, t, y, 1, gamma=1.5)),
+    'dist_r56_r20_cifar100': (1, lambda s, t, y: 2 * dist(s, t, 4)),
+    'dist_r34_r18_in1k': (1, lambda s, t, y: 2 * dist(s, t, 1)),
+    'wttm_r56_r20_cifar100': (1, lambda s, t, y: 1.5 * wttm(s, t, 0.3)),
+    'wttm_r34_r18_in1k': (1, lambda s, t, y: 1.6 * wttm(s, t, 0.8)),
+}
+
+
+@pytest.fixture
+def in_epoch():
+    """Tells losses the epoch, as a run does."""
+    hub = MessageHub.get_current_instance()
+    yield lambda epoch: hub.update_info('epoch', epoch)
+    hub.pop_info('epoch', None)
+
+
+def gradient(objective, student, *args):
+    student = student.clone().requires_grad_()
+    objective(student, *args).backward()
+    return student.grad
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_method_minimises_what_its_authors_do(name, in_epoch):
+    in_epoch(19)  # the first after DKD's warm-up
+    cfg = load(name)
+    weight, objective = OBJECTIVES[name]
+    student, teacher, target = 3 * torch.randn(8, 10), 3 * torch.randn(8, 10), torch.randint(10, (8, ))
+    found = gradient(MODELS.build(distill_loss(cfg)), student, teacher, target)
+    torch.testing.assert_close(found, gradient(objective, student, teacher, target), rtol=1e-4, atol=1e-6)
+    assert cfg.model.get('student_loss_weight', 1) == weight
+
+
+def test_dkd_warms_up_in_twenty_epochs(in_epoch):
+    loss = MODELS.build(distill_loss(load('dkd_r56_r20_cifar100')))
+    args = torch.randn(8, 10), torch.randn(8, 10), torch.randint(10, (8, ))
+    values = []
+    for epoch in (0, 9, 19, 239):
+        in_epoch(epoch)
+        values.append(loss(*args))
+    torch.testing.assert_close(values, [values[-1] * share for share in (0.05, 0.5, 1, 1)])
+
+
+@functools.cache
+def shared_networks(images):
+    """ResNet-56 and ResNet-20, built once for each kind of images: teacher and student of all methods."""
+    return tuple(MODELS.build(load(f'{name}_cifar100').model) for name in ('r56', 'r20'))
+
+
+def with_shared_networks(cfg):
+    teacher, student = shared_networks(str(cfg.data_preprocessor))
+    return build({'data_preprocessor': cfg.data_preprocessor, **cfg.model, 'architecture': student,
+                  'teacher': teacher, 'teacher_ckpt': None})
+
+
+@pytest.mark.parametrize('name', [*OTHERS, *WEIGHTED])
+def test_method_builds(name):
+    cfg = load(name)
+    model = with_shared_networks(cfg)
+    assert model.distiller.distill_losses.keys() == cfg.model.distiller.distill_losses.keys()
+    assert model.student_loss_weight == cfg.model.get('student_loss_weight', 1)
+
+
+@pytest.mark.parametrize('name', [name for name in (*OTHERS, *WEIGHTED) if name.endswith('cifar100_8e')])
+def test_method_takes_two_steps(name):
+    cfg = load(name)
+    model = with_shared_networks(cfg)
+    model.train()
+    before, optim_wrapper = weights_of(model.student), build_optim_wrapper(model, cfg.optim_wrapper)
+    for _ in range(2):
+        logged = model.train_step(image_batch(cfg, 4), optim_wrapper)
+        assert math.isfinite(logged['loss'])
+        assert f'distill.{next(iter(cfg.model.distiller.distill_losses))}' in logged
+    after = weights_of(model.student)
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert not torch.equal(after['head.fc.weight'], before['head.fc.weight'])

@@ -25,8 +25,26 @@ CONFIGS = ROOT / 'configs'
 RESULTS = ROOT / 'results'
 DATASETS = {'in1k': ('ImageNet-1k', (3, 224, 224)), 'cifar100': ('CIFAR-100', (3, 32, 32)),
             'cifar10': ('CIFAR-10', (3, 32, 32)), 'digits': ('Digits', (1, 8, 8))}
-METHODS = {'wsl': 'Weighted soft labels', 'kd': 'Plain soft labels', 'mmrazor': "MMRazor's weighted soft labels",
-           'ablations': 'Ablations of the weight', 'vanilla': 'Networks alone'}
+METHODS = {
+    'wsl': 'Weighted soft labels', 'kd': 'Plain soft labels', 'kd-hinton': "Plain soft labels, Hinton's recipe",
+    'kd-ls': 'Standardised logits', 'dkd': 'DKD', 'nkd': 'NKD', 'dist': 'DIST', 'wttm': 'WTTM',
+    'wsl-hinton': "Weighted soft labels, Hinton's recipe", 'wsl-dkd': 'DKD, weighted', 'wsl-nkd': 'NKD, weighted',
+    'wsl-dist': 'DIST, weighted', 'mmrazor': "MMRazor's weighted soft labels", 'ablations': 'Ablations of the weight',
+    'vanilla': 'Networks alone'}
+# the heading of methods that share a table
+SECTIONS = {
+    **dict.fromkeys(('kd-ls', 'dkd', 'nkd', 'dist', 'wttm'), 'Other methods'),
+    **dict.fromkeys(('wsl-hinton', 'wsl-dkd', 'wsl-nkd', 'wsl-dist'), "Other methods with WSL's weights")}
+WSL_PAPER = ('Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective', '2102.00650')
+# of the methods that are in others' papers: title, and number on arXiv
+PAPERS = {
+    'kd-hinton': ('Distilling the Knowledge in a Neural Network', '1503.02531'),
+    'kd-ls': ('Logit Standardization in Knowledge Distillation', '2403.01427'),
+    'dkd': ('Decoupled Knowledge Distillation', '2203.08679'),
+    'nkd': ('From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized Loss and '
+            'Customized Soft Labels', '2303.13005'),
+    'dist': ('Knowledge Distillation from A Stronger Teacher', '2205.10536'),
+    'wttm': ('Knowledge Distillation Based on Transformed Teacher Matching', '2402.11148')}
 NETWORKS = {
     **{f'r{depth}': f'ResNet-{depth}' for depth in (18, 20, 32, 34, 44, 50, 56, 110)},
     'r8x4': 'ResNet-8x4', 'r32x4': 'ResNet-32x4', 'wrn16-2': 'WRN-16-2', 'wrn40-1': 'WRN-40-1', 'wrn40-2': 'WRN-40-2',
@@ -56,14 +74,31 @@ Written by `tools/catalogue.py` from the configs, [published.yml](published.yml)
 those, and run it again.
 
 `wsl_<teacher>_<student>_<dataset>.py` distils with weighted soft labels, `kd_` is the same with plain soft labels, and
-`vanilla/` trains each network alone, which is also how a teacher is made. `ablations/wsl-<weighting>_...` puts another
-weight in place of WSL's, all else equal: 1 (`one`), 0 for regularization samples (`drop`), 0 for all others (`only`),
-or WSL's weights handed out at random (`random`). What follows the dataset's name says how a config differs from the
-pair's usual recipe; `_cached` reads what a teacher said from disk ([docs/teacher_cache.md](../docs/teacher_cache.md)),
-and `_device` keeps the images on the GPU.
-Top-1 accuracy is in percent. *Published* numbers are others', and stand with their source; *Measured* ones are this
-project's, mean and standard deviation over seeds, each run with its log in `results/`. Parameters and multiply-adds
-(MACs, counted by mmengine for one image) are the student's, or those of the network alone.
+`vanilla/` trains each network alone, which is also how a teacher is made. Six more methods have their authors'
+settings for the pair, which `_base_/distillers/<method>_*.py` gives with their source:
+
+- `kd-hinton_`: plain soft labels in the recipe of the published KD figures: 0.1 CE + 0.9 tau^2 KL at temperature 4 on
+  CIFAR-100, 0.5 CE + 0.5 KL at temperature 1 on ImageNet
+- `kd-ls_`: the same on standardised logits, with more weight
+- `dkd_`, `nkd_`, `dist_`, `wttm_`: DKD, NKD, DIST and WTTM
+- `wsl-hinton_`, `wsl-dkd_`, `wsl-nkd_`, `wsl-dist_`: four of these with WSL's weights, which are only an option:
+  `--cfg-options model.distiller.distill_losses.loss_kd.weighting.type=WSLWeighting` turns `kd-hinton_` into
+  `wsl-hinton_`
+
+They differ from the pair's `wsl_` in the method alone. So their teacher predicts with batch statistics, too; the
+methods' authors have it in eval mode, which is `model.teacher_norm_eval=True`. DKD's warm-up, 20 of 240 epochs, is left
+out of short schedules. NKD's authors have no pair as small as ResNet-56 -> ResNet-20: the settings for CIFAR-100 are
+theirs for ResNet-34 -> ResNet-18.
+
+`ablations/wsl-<weighting>_...` puts another weight in place of WSL's, all else equal: 1 (`one`), 0 for regularization
+samples (`drop`), 0 for all others (`only`), or WSL's weights handed out at random (`random`). What follows the name of
+the dataset says how a config differs from the pair's usual recipe; `_cached` reads what a teacher said from disk
+([docs/teacher_cache.md](../docs/teacher_cache.md)), and `_device` keeps the images on the GPU.
+
+Top-1 accuracy is in percent. *Published* numbers are others', often of the best epoch on the test set, and stand with
+their source; *Measured* ones are this project's, of the last epoch, mean and standard deviation over seeds, each run
+with its log in `results/`. Parameters and multiply-adds (MACs, counted by mmengine for one image) are the student's, or
+those of the network alone.
 
 The CIFAR networks are those that distillation's papers compare on, and begin as their code draws them. Those for
 ImageNet are mmpretrain's and timm's, and begin as these draw them: unlike the authors' code, mmpretrain starts the
@@ -102,6 +137,7 @@ def read_entries() -> list[Entry]:
                   key=lambda entry: (datasets.index(entry.dataset), methods.index(entry.method), entry.name))
 
 
+@functools.cache
 def read_entry(path: Path) -> Entry:
     """What a config's name says, and its content."""
     method = path.stem.partition('_')[0] if path.parent == CONFIGS else path.parent.name
@@ -143,13 +179,18 @@ def _count(network: str, image: tuple[int, ...]) -> tuple[int, int]:
 def readme(entries: list[Entry], numbers: dict, results: dict) -> str:
     lines = [PROSE]
     for dataset, (title, _) in DATASETS.items():
-        for method, heading in METHODS.items():
+        for heading in dict.fromkeys(map(section, METHODS)):
             rows = [row(entry, numbers, results) for entry in entries
-                    if (entry.dataset, entry.method) == (dataset, method)]
+                    if (entry.dataset, section(entry.method)) == (dataset, heading)]
             if rows:
-                lines += [f'## {title}: {heading[0].lower() if method != "mmrazor" else heading[0]}{heading[1:]}\n',
+                lines += [f'## {title}: {heading if heading.startswith("MM") else heading[0].lower() + heading[1:]}\n',
                           table(COLUMNS, rows), '']
     return '\n'.join(lines).rstrip() + '\n'
+
+
+def section(method: str) -> str:
+    """Heading of the table that lists a method's configs."""
+    return SECTIONS.get(method, METHODS[method])
 
 
 def row(entry: Entry, numbers: dict, results: dict) -> tuple[str, ...]:
@@ -253,11 +294,15 @@ def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def metafile(entries: list[Entry], results: dict) -> str:
-    collections = [dict(Name=heading, README='configs/README.md', Paper=dict(
-        Title='Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective',
-        URL='https://arxiv.org/abs/2102.00650')) for heading in METHODS.values()]
+    collections = [dict(Name=heading, README='configs/README.md', Paper=paper(method))
+                   for method, heading in METHODS.items()]
     content = dict(Collections=collections, Models=[model(entry, results) for entry in entries])
     return '# written by tools/catalogue.py\n' + yaml.safe_dump(content, sort_keys=False, width=120)
+
+
+def paper(method: str) -> dict:
+    title, number = PAPERS.get(method, WSL_PAPER)
+    return dict(Title=title, URL=f'https://arxiv.org/abs/{number}')
 
 
 def model(entry: Entry, results: dict) -> dict:

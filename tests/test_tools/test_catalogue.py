@@ -34,6 +34,28 @@ def test_metafile_names_every_config_once():
     assert index == {'Import': ['configs/metafile.yml']}
 
 
+def test_each_method_is_listed_under_its_heading_and_its_paper():
+    sections = {title: re.findall(r'^\| \[(\S+)\]', text, re.M) for title, text in re.findall(
+        r'^## ([^\n]*)\n(.*?)(?=^## |\Z)', (ROOT / 'configs/README.md').read_text(), re.M | re.S)}
+    assert sections['ImageNet-1k: other methods'] == [
+        f'{method}_r34_r18_in1k' for method in ('kd-ls', 'dkd', 'nkd', 'dist', 'wttm')]
+    assert sections["Digits: other methods with WSL's weights"] == [
+        f'wsl-{method}_digits' for method in ('hinton', 'dkd', 'nkd', 'dist')]
+    assert sections["ImageNet-1k: plain soft labels, Hinton's recipe"] == [
+        'kd-hinton_r34_r18_in1k', 'kd-hinton_r50_mbv1_in1k']
+    content = yaml.safe_load((ROOT / 'configs/metafile.yml').read_text())
+    papers = {entry['Name']: entry['Paper']['URL'].rsplit('/')[-1] for entry in content['Collections']}
+    assert (papers['DKD'], papers['WTTM'], papers['DKD, weighted']) == ('2203.08679', '2402.11148', '2102.00650')
+
+
+def test_published_figures_of_kd_stand_with_their_recipe_alone():
+    numbers = yaml.safe_load((ROOT / 'configs/published.yml').read_text())
+    names = [name for theirs in numbers.values() for name in theirs]
+    assert len(names) == len(set(names))
+    assert not [name for name in names if name.startswith('kd_')], 'kd_ has the weight of wsl_, and nobody else has it'
+    assert catalogue.published('kd-hinton_r56_r20_cifar100', numbers) == (70.66, "RepDistiller's README")
+
+
 def row(name, numbers=None, results=None):
     entry = catalogue.read_entry(next((ROOT / 'configs').rglob(f'{name}.py')))
     return dict(zip(catalogue.COLUMNS, catalogue.row(entry, numbers or {}, results or {})))
@@ -117,6 +139,8 @@ def as_it_says(cfg, run):
     ('r20_cifar100_8e', '', 'ResNet-20', 'SGD, lr 0.1, 8 epochs, batch 128'),
     ('kd_r56_r20_cifar100_8e_eval', 'ResNet-56', 'ResNet-20', 'SGD, lr 0.1, 8 epochs, batch 128'),
     ('mmrazor_r56_r20_cifar100_8e', 'ResNet-56', 'ResNet-20', 'SGD, lr 0.1, 8 epochs, batch 128'),
+    ('kd-hinton_wrn40-2_sv1_cifar100', 'WRN-40-2', 'ShuffleNetV1', 'SGD, lr 0.01, 240 epochs, batch 64'),
+    ('wsl-dkd_digits', 'ResNet-14', 'ResNet-8, 2 channels', 'SGD, lr 0.1, 10 epochs, batch 50'),
 ])
 def test_row_says_who_teaches_whom_and_how(name, teacher, student, recipe):
     cells = row(name)

@@ -1,0 +1,3 @@
+_base_ = ['wsl_digits.py', '_base_/distillers/dist_cifar.py']
+
+model = dict(distiller=dict(_delete_=True, **_base_.dist))

@@ -1,0 +1,3 @@
+_base_ = ['wsl_digits.py', '_base_/distillers/kd-ls_cifar.py']
+
+model = dict(student_loss_weight=0.1, distiller=dict(_delete_=True, **_base_.kd_ls))

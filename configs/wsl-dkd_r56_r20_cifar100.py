@@ -1,0 +1,3 @@
+_base_ = 'dkd_r56_r20_cifar100.py'
+
+model = dict(distiller=dict(distill_losses=dict(loss_dkd=dict(weighting=dict(type='WSLWeighting')))))
