@@ -478,6 +478,22 @@ def check_single_label(target: Tensor) -> None:
                          'for a multi-label head')
 
 
+def check_label_scores(target: Tensor) -> None:
+    """Raise ValueError for class scores outside [0, 1], of which a yes or no has none.
+
+    CUDA itself reports them, later.
+    """
+    if not target.is_floating_point() or target.numel() == 0:
+        return
+    lowest, highest = target.detach().aminmax()
+    valid = (lowest >= 0) & (highest <= 1)  # nor may one be NaN
+    if target.device.type in _REPORTS_LATER:
+        torch._assert_async(valid, 'label scores should lie in [0, 1]')
+    elif not valid:
+        raise ValueError(f'label scores should lie in [0, 1], got {lowest.item():.4g} to {highest.item():.4g}: name '
+                         'each label of an image once, and leave out what is neither right nor wrong')
+
+
 def check_choice(classes: int) -> None:
     """Raise ValueError unless there are several classes to choose from."""
     if classes < 2:

@@ -224,3 +224,4 @@ class BernoulliKD(_Tempered):
         """Raise TypeError or ValueError for arguments that do not belong together; several labels may be right."""
         functional.check_logits(preds_S, preds_T)
         functional.check_target(preds_S, target, ignore_index)
+        functional.check_label_scores(target)

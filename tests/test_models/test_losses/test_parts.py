@@ -297,6 +297,14 @@ def test_several_labels_of_one_target(name):
         WeightedLoss(LOSSES[name].config)(*inputs(kind='labels'))
 
 
+@pytest.mark.parametrize('score', [-1.0, 2.0, math.nan])
+def test_label_scores_that_are_neither_right_nor_wrong(score):
+    preds_S, preds_T, target = inputs(kind='labels')
+    target[2, 3] = score
+    with pytest.raises(ValueError, match=r'^label scores should lie in \[0, 1\], got .*name each label of an image'):
+        WeightedLoss(dict(type='BernoulliKD'))(preds_S, preds_T, target)
+
+
 @pytest.mark.parametrize('name', WHOLE)
 def test_a_term_of_the_whole_is_a_mean(name):
     message = "a term of the batch as a whole is a mean, got reduction='(sum|none)'.*of DIST: gamma=0"
