@@ -11,6 +11,7 @@ from mmpretrain.models.heads import ClsHead, MultiLabelClsHead
 from mmrazor.models.distillers import ConfigurableDistiller
 from mmrazor.models.task_modules import RecorderManager
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from mmwsl.models.losses import Call, WeightedLoss
 from mmwsl.registry import MODELS
@@ -98,12 +99,15 @@ class WSLDistiller(ConfigurableDistiller):
                 self.calls[name] = loss.last_call  # type: ignore[assignment]  # now: it may serve the next one as well
             for statistic, value in (self._statistics(name) if self.logs_statistics else {}).items():
                 statistics[f'{statistic}_{position}' if statistic in statistics else statistic] = value
+        for recorder in self.student_recorders.recorders.values():
+            recorder.data_buffer[:] = tree_map(_without_graph, recorder.data_buffer)
         return {**results, **statistics}
 
     def _statistics(self, name: str) -> dict[str, Tensor]:
         """Of a loss's last call; under the name of its recorder, unless that is the student's head."""
         recorder = self.loss_forward_mappings[name].get('preds_S', RECORDS['preds_S'])['recorder']
-        prefix = '' if recorder == RECORDS['preds_S']['recorder'] else f'{recorder}.'
+        # mmengine sums up whatever has 'loss' in its name
+        prefix = '' if recorder == RECORDS['preds_S']['recorder'] else f'{recorder.replace("loss", "logits")}.'
         found = getattr(self.distill_losses[name], 'statistics', {})  # as a loss of one's own may have
         return {f'{prefix}{statistic}': value for statistic, value in found.items()}
 
@@ -118,6 +122,11 @@ class WSLDistiller(ConfigurableDistiller):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), 'calls': {}}  # type: ignore[misc]  # of a batch, and no part of a copy
+
+
+def _without_graph(record: Any) -> Any:
+    """So that a model can be copied after a step; parameters, which have none, stay themselves."""
+    return record.detach() if isinstance(record, Tensor) and not record.is_leaf else record
 
 
 def _check_head(name: str, loss: WeightedLoss, head: Any) -> None:
