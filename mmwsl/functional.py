@@ -178,9 +178,13 @@ def dkd_loss(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 4.0,
         alpha: Weight of TCKD.
         beta: Weight of NCKD.
 
+    Raises:
+        ValueError: If there is only one class.
+
     Returns:
         Loss of each target. Shape: (N, \*).
     """
+    check_choice(preds_S.shape[1])
     scaled_S, scaled_T = at_least_float32(preds_S) / tau, at_least_float32(preds_T.detach()) / tau
     margin_S, margin_T = _margin(scaled_S, target), _margin(scaled_T, target)
     true = margin_T.sigmoid() * (F.logsigmoid(margin_T) - F.logsigmoid(margin_S))
@@ -203,9 +207,12 @@ def nkd_loss(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 1.0,
         tau: Temperature of the other classes, above 0.
         gamma: Weight of the other classes.
 
+    Raises: As :func:`dkd_loss`.
+
     Returns:
         Loss of each target. Shape: (N, \*).
     """
+    check_choice(preds_S.shape[1])
     preds_S, preds_T = at_least_float32(preds_S), at_least_float32(preds_T.detach())
     log_n_S, log_n_T = _log_softmax_of_others(preds_S / tau, target), _log_softmax_of_others(preds_T / tau, target)
     of_true = _margin(preds_T, target).sigmoid() * cross_entropy(preds_S, target)
@@ -220,6 +227,8 @@ def dist_inter_loss(preds_S: Tensor, preds_T: Tensor, tau: float = 1.0) -> Tenso
         preds_S: Student logits. Shape: (N, C, \*).
         preds_T: Teacher logits. Shape: (N, C, \*).
         tau: Temperature, above 0.
+
+    Raises: As :func:`dkd_loss`.
 
     Returns:
         Loss of each target. Shape: (N, \*).
@@ -237,17 +246,19 @@ def dist_intra_loss(preds_S: Tensor, preds_T: Tensor, tau: float = 1.0, kept: Te
         tau: Temperature, above 0.
         kept: Mask of the targets that count; None: all. Shape: (N, \*).
 
+    Raises: As :func:`dkd_loss`.
+
     Returns:
-        One value for the batch, a scalar.
+        One value for the batch, 0 where no target counts. A scalar.
     """
     of_class_S, of_class_T = (probs.movedim(1, 0).flatten(1) for probs in _probabilities(preds_S, preds_T, tau))
     mask = torch.ones_like(of_class_S[:1]) if kept is None else kept.reshape(1, -1).to(of_class_S.dtype)
-    return tau**2 * (1 - _correlation(of_class_S, of_class_T, 1, mask)).mean()
+    return tau**2 * (1 - _correlation(of_class_S, of_class_T, 1, mask)).mean() * mask.any()
 
 
 def ttm_loss(preds_S: Tensor, preds_T: Tensor, tau: float = 4.0) -> Tensor:
     r"""Transformed teacher matching, :math:`KL(q, p^s)` with :math:`q \propto (p^t)^{1/\tau}` and the student at
-    temperature 1 (Zheng and Yang, ICLR 2024, arXiv 2402.12148).
+    temperature 1 (Zheng and Yang, ICLR 2024, arXiv 2402.11148).
 
     Args:
         preds_S: Student logits. Shape: (N, C, \*).
@@ -298,9 +309,12 @@ def standardized(preds: Tensor) -> Tensor:
     Args:
         preds: Logits. Shape: (N, C, \*).
 
+    Raises: As :func:`dkd_loss`.
+
     Returns:
         Shape: (N, C, \*).
     """
+    check_choice(preds.shape[1])
     preds = at_least_float32(preds)
     return (preds - preds.mean(1, keepdim=True)) / (preds.std(1, keepdim=True) + EPSILON)
 
@@ -311,7 +325,7 @@ def standardized(preds: Tensor) -> Tensor:
 @torch.no_grad()
 def wttm_weight(preds_T: Tensor, tau: float = 4.0) -> Tensor:
     r"""Softness of the teacher, :math:`\sum_c (p^t_c)^{1/\tau}`, which grows from 1 to :math:`C^{1 - 1/\tau}`
-    (arXiv 2402.12148).
+    (arXiv 2402.11148).
 
     Args:
         preds_T: Teacher logits. Shape: (N, C, \*).
@@ -340,6 +354,7 @@ def entropy(preds: Tensor, tau: float = 1.0) -> Tensor:
 
 def entropy_weight(entropy_S: Tensor, entropy_T: Tensor, classes: int) -> Tensor:
     r"""EA-KD's weight, :math:`(H_t + H_t H_s / H_{max}) / 2` with :math:`H_{max} = \ln C` (arXiv 2311.13621)."""
+    check_choice(classes)
     return entropy_T * (1 + entropy_S / math.log(classes)) / 2
 
 
@@ -355,8 +370,7 @@ def disagreement(preds_S: Tensor, preds_T: Tensor, beta: float = 1.0) -> Tensor:
     Returns:
         Shape: (N, C, \*).
     """
-    probs = (torch.sigmoid(at_least_float32(preds)) for preds in (preds_T, preds_S))
-    return (next(probs) - next(probs)).abs() ** beta
+    return (torch.sigmoid(at_least_float32(preds_T)) - torch.sigmoid(at_least_float32(preds_S))).abs() ** beta
 
 
 def _margin(preds: Tensor, target: Tensor) -> Tensor:
@@ -377,6 +391,7 @@ def _without(values: Tensor, target: Tensor) -> Tensor:
 
 
 def _probabilities(preds_S: Tensor, preds_T: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    check_choice(preds_S.shape[1])
     return (F.softmax(at_least_float32(preds_S) / tau, dim=1),
             F.softmax(at_least_float32(preds_T.detach()) / tau, dim=1))
 
@@ -461,6 +476,29 @@ def check_single_label(target: Tensor) -> None:
     elif not largest <= _LARGEST_SUM:  # nor may it be NaN
         raise ValueError(f'{message}, got {largest.item():.4g}. Weighted soft labels are for one label per target, not '
                          'for a multi-label head')
+
+
+def check_label_scores(target: Tensor) -> None:
+    """Raise ValueError for class scores outside [0, 1], of which a yes or no has none.
+
+    CUDA itself reports them, later.
+    """
+    if not target.is_floating_point() or target.numel() == 0:
+        return
+    lowest, highest = target.detach().aminmax()
+    valid = (lowest >= 0) & (highest <= 1)  # nor may one be NaN
+    if target.device.type in _REPORTS_LATER:
+        torch._assert_async(valid, 'label scores should lie in [0, 1]')
+    elif not valid:
+        raise ValueError(f'label scores should lie in [0, 1], got {lowest.item():.4g} to {highest.item():.4g}: name '
+                         'each label of an image once, and leave out what is neither right nor wrong')
+
+
+def check_choice(classes: int) -> None:
+    """Raise ValueError unless there are several classes to choose from."""
+    if classes < 2:
+        raise ValueError(f'relations among classes need at least 2 of them, got {classes}. One logit is a yes or no: '
+                         "take loss=dict(type='BernoulliKD') for it")
 
 
 def check_temperature(tau: float) -> None:

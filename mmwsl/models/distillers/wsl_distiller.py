@@ -112,7 +112,7 @@ class WSLDistiller(ConfigurableDistiller):
         prefix = '' if recorder == HARD_LOSS else f'{recorder}.'
         found = getattr(self.distill_losses[name], 'statistics', {})  # as a loss of one's own may have
         # mmengine sums whatever has 'loss' in its name
-        return {f'{prefix}{statistic}'.replace('loss', 'los'): value for statistic, value in found.items()}
+        return {f'{prefix}{statistic}'.replace('loss', 'logits'): value for statistic, value in found.items()}
 
     def _is_read(self, recorder: str) -> bool:
         """Whether a loss is given what a recorder finds."""
@@ -120,7 +120,11 @@ class WSLDistiller(ConfigurableDistiller):
                    for record in records.values())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), 'calls': {}}  # type: ignore[misc]  # of a batch, and no part of a copy
+        """Without what is known of the last batch, whose graph cannot be copied."""
+        for manager in (self.student_recorders, self.teacher_recorders):
+            for recorder in manager.recorders.values():
+                recorder.reset_data_buffer()
+        return {**super().__getstate__(), 'calls': {}}  # type: ignore[misc]
 
 
 def _recorder(config: dict) -> Any:

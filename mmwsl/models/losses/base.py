@@ -73,7 +73,13 @@ class SampleLoss(nn.Module):
 
 
 def build_loss(loss: Any) -> SampleLoss:
-    """A sample loss from its config, whose ``type`` is looked for among mmwsl's first; or the loss itself."""
-    if not isinstance(loss, Mapping):
-        return loss
-    return MODELS.build({'_scope_': 'mmwsl', **loss})
+    """A sample loss from its config, whose ``type`` is looked for among mmwsl's first; or the loss itself.
+
+    Raises:
+        TypeError: If it is another kind of loss.
+    """
+    built = MODELS.build({'_scope_': 'mmwsl', **loss}) if isinstance(loss, Mapping) else loss
+    if not isinstance(built, SampleLoss):
+        raise TypeError(f"loss should be the config of a SampleLoss, such as dict(type='DKD'), got "
+                        f'{type(built).__name__}: docs/pairs.md lists them, docs/own_parts.md shows how to write one')
+    return built

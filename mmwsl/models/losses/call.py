@@ -26,7 +26,8 @@ class Call:
         r"""Scalars to log.
 
         ``wsl_weight``: the mean weight that was applied to the targets kept, whatever the weighting;
-        ``wsl_weight_p10``, ``_p50`` and ``_p90``: its percentiles, of at most 16,384 targets. ``regularization_share``,
+        ``wsl_weight_p10``, ``_p50`` and ``_p90``: its percentiles, of every k-th of more than 32,767 targets, so that
+        at least 16,384 count. ``regularization_share``,
         where each has one class: the share of them with \|b\| > \|a\|
         (:func:`mmwsl.functional.bias_and_variance_gradients`).
         """
@@ -34,18 +35,21 @@ class Call:
         count = kept.sum().clamp(min=1)
         statistics = {'wsl_weight': (self.weight * kept).sum() / count, **_percentiles(self.weight, kept)}
         if self.batch.has_classes:
-            statistics['regularization_share'] = (self.batch.is_regularization & kept).sum() / count
+            statistics['regularization_share'] = self.batch.mean(self.batch.is_regularization)
         return statistics
 
     def sample_terms(self) -> dict[str, Tensor]:
         r"""Of each target. Shape: (N, \*) each.
 
-        ``w``: its weight by WSL, whichever was applied; ``L_s``, ``L_t``: hard losses of student and teacher, in nats;
+        ``w``: its weight by WSL, whichever was applied; ``L_s``, ``L_t``: hard losses of student and teacher, in nats,
+        L_t as the weighting had it;
         ``a``, ``b``: :func:`mmwsl.functional.bias_and_variance_gradients`, NaN for class scores; ``kept``: whether it
         counts.
         """
         a, b = self.batch.gradients
-        student, teacher = self.batch.student_hard_loss, self.batch.teacher_hard_loss
+        student, teacher = self.batch.student_hard_loss, self.batch.applied_teacher_loss
+        if teacher is None:
+            teacher = self.batch.teacher_hard_loss
         return dict(w=functional.weight_of_losses(student, teacher), L_s=student, L_t=teacher, a=a, b=b,
                     kept=self.batch.kept)
 

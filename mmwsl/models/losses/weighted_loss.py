@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmwsl import functional
 from mmwsl.models.losses.base import SampleLoss, build_loss
 from mmwsl.models.losses.call import Call
-from mmwsl.models.weightings import SampleWeighting, UniformWeighting, build_weighting
+from mmwsl.models.weightings import SampleBatch, SampleWeighting, UniformWeighting, build_weighting
 from mmwsl.registry import MODELS
 
 _REDUCTIONS = ('none', 'mean', 'sum')
@@ -31,9 +31,10 @@ class WeightedLoss(nn.Module):
         ignore_index: Class index whose targets do not count.
         reduction: 'mean' over the targets that are kept (0 where none is), 'sum' or 'none'.
         warmup_epochs: Epochs of a run of mmengine in which the loss grows evenly to its full weight, with
-            1 / warmup_epochs in the first, as in DKD's code.
+            1 / warmup_epochs in the first, as in DKD's code. A run by iterations stays in its first epoch.
 
     Raises:
+        TypeError: If loss or weighting is something else.
         ValueError: If loss and weighting do not go together: weights per class of a loss per target, weights of a loss
             that belongs to the batch as a whole, weights per image of a loss per class.
 
@@ -51,10 +52,7 @@ class WeightedLoss(nn.Module):
         check_pair(self.sample_loss, self.sample_weighting)
         self.loss_weight = loss_weight
         self.ignore_index = ignore_index
-        self.reduction = _checked_reduction(reduction)
-        if self.sample_loss.has_term_of_the_whole and reduction != 'mean':
-            raise ValueError(f"a term of the batch as a whole is a mean, got reduction={reduction!r}: take 'mean', or "
-                             'leave the term out (of DIST: gamma=0)')
+        self.reduction = self._checked(reduction)
         if not warmup_epochs >= 0:
             raise ValueError(f'warmup_epochs should be at least 0, got {warmup_epochs}')
         self.warmup_epochs = warmup_epochs
@@ -70,7 +68,8 @@ class WeightedLoss(nn.Module):
             preds_T: Teacher logits. Shape: as preds_S.
             gt_labels: Class indices, (N, \*), or class scores of the logits' shape.
             weight: A further weight for each target. Shape: (N, \*).
-            avg_factor: What the sum is divided by instead of the number of targets kept; of 0 the loss is 0.
+            avg_factor: What the sum is divided by instead of the number of targets kept; of 0 the loss is 0. Neither
+                it nor ``weight`` touches a term of the batch as a whole.
             reduction_override: Replaces ``reduction`` for this call.
             teacher_hard_loss: The teacher's loss of each target at temperature 1, where it is known better than from
                 preds_T, as of a teacher cache. Shape: (N, \*).
@@ -85,17 +84,16 @@ class WeightedLoss(nn.Module):
                 weighting that needs one class for each target or, of a softmax, sum up to more than 1, or avg_factor is
                 negative or comes with 'sum'.
         """
-        reduction = _checked_reduction(reduction_override or self.reduction)
+        reduction = self._checked(reduction_override or self.reduction)
         self.sample_loss.check(preds_S, preds_T, gt_labels, self.ignore_index)
         batch = self.sample_loss.batch(preds_S, preds_T, gt_labels, self.ignore_index, data_samples)
         if self.sample_weighting.needs_classes and not batch.has_classes:
             raise ValueError(f'{type(self.sample_weighting).__name__} needs class indices, got class scores, of which '
                              'no class is the true one: leave mixing out, or take another weighting')
-        losses = self.sample_loss.of_batch(preds_S, batch)
+        losses = self._losses(preds_S, batch)
         if teacher_hard_loss is not None:
             batch.teacher_hard_loss = _one_per_target(teacher_hard_loss.detach(), losses, 'teacher_hard_loss')
-        with torch.no_grad():
-            weights = self.sample_weighting(batch)
+        weights = self._weights(batch, losses)
         scale = self.loss_weight * self._warmth()
         losses = losses * (weights * batch.kept * scale)
         if self.sample_loss.per_class:
@@ -106,6 +104,33 @@ class WeightedLoss(nn.Module):
         whole = self.sample_loss.of_the_whole(preds_S, batch)
         self._last.call = Call(batch, weights)
         return total if whole is None else total + scale * whole
+
+    def _losses(self, preds_S: Tensor, batch: SampleBatch) -> Tensor:
+        """Of each target, or of each class of it."""
+        losses = self.sample_loss.of_batch(preds_S, batch)
+        expected = preds_S.shape if self.sample_loss.per_class else (len(preds_S), *preds_S.shape[2:])
+        if losses.shape != expected:
+            raise ValueError(f'{type(self.sample_loss).__name__} should give losses of shape {tuple(expected)} for '
+                             f'logits of shape {tuple(preds_S.shape)}, got {tuple(losses.shape)}: one value for each '
+                             'target, or with per_class=True for each class of it')
+        return losses
+
+    def _weights(self, batch: SampleBatch, losses: Tensor) -> Tensor:
+        """One for each loss, or one for all classes of a target."""
+        with torch.no_grad():
+            weights = self.sample_weighting(batch)
+        if weights.shape not in (losses.shape, batch.kept.shape):  # it may broadcast, and be wrong without a word
+            raise ValueError(f'{type(self.sample_weighting).__name__} should give weights of shape '
+                             f'{tuple(losses.shape)}, one for each loss, got {tuple(weights.shape)}')
+        return weights.to(losses)
+
+    def _checked(self, reduction: str) -> str:
+        if reduction not in _REDUCTIONS:
+            raise ValueError(f'reduction should be one of {_REDUCTIONS}, got {reduction!r}')
+        if self.sample_loss.has_term_of_the_whole and reduction != 'mean':
+            raise ValueError(f"a term of the batch as a whole is a mean, got reduction={reduction!r}: take 'mean', or "
+                             'leave the term out (of DIST: gamma=0)')
+        return reduction
 
     def _warmth(self) -> float:
         """Share of the loss's weight in this epoch, in (0, 1]."""
@@ -172,12 +197,6 @@ def check_pair(loss: SampleLoss, weighting: SampleWeighting) -> None:
     if not loss.is_weightable and not isinstance(weighting, UniformWeighting):
         raise ValueError(f'{names} is not defined: what is left of the loss is a term of the batch as a whole, and no '
                          'target has a value of its own. Leave the weighting out')
-
-
-def _checked_reduction(reduction: str) -> str:
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f'reduction should be one of {_REDUCTIONS}, got {reduction!r}')
-    return reduction
 
 
 def _one_per_target(values: Tensor, losses: Tensor, name: str) -> Tensor:

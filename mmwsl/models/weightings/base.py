@@ -28,11 +28,18 @@ class SampleWeighting(nn.Module):
         r"""Weight of each target; what is ignored may have any finite weight. Shape: (N, \*)."""
         raise NotImplementedError
 
+
 def build_weighting(weighting: Any) -> SampleWeighting:
-    """A weighting from its config, whose ``type`` is looked for among mmwsl's first; or the weighting itself."""
-    if not isinstance(weighting, Mapping):
-        return weighting
-    return MODELS.build({'_scope_': 'mmwsl', **weighting})
+    """A weighting from its config, whose ``type`` is looked for among mmwsl's first; or the weighting itself.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    built = MODELS.build({'_scope_': 'mmwsl', **weighting}) if isinstance(weighting, Mapping) else weighting
+    if not isinstance(built, SampleWeighting):
+        raise TypeError(f"weighting should be the config of a SampleWeighting, such as dict(type='WSLWeighting'), got "
+                        f'{type(built).__name__}: docs/pairs.md lists them, docs/own_parts.md shows how to write one')
+    return built
 
 
 def inherit(weighting: SampleWeighting, parts: Iterable[Any]) -> None:

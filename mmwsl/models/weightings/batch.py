@@ -42,6 +42,8 @@ class SampleBatch:
         """Of losses and weights."""
         # an ignored target is computed as class 0, and then counts nothing
         self.target = target * self.kept if self.has_classes else target
+        self.applied_teacher_loss: Tensor | None = None
+        r"""L_t as a weighting had it from elsewhere, for records; None: as teacher_hard_loss. Shape: (N, \*)."""
 
     @cached_property
     def student_hard_loss(self) -> Tensor:
@@ -88,7 +90,7 @@ class SampleBatch:
         if None in found:
             raise ValueError("an image has no sample_idx: keep 'sample_idx' among meta_keys of PackInputs (it is by "
                              'default), and take a dataset of mmengine or mmpretrain')
-        return torch.tensor(found, device=self.kept.device)
+        return torch.tensor(found, dtype=torch.int64).to(self.kept.device, non_blocking=True)
 
     def hard_loss(self, preds: Tensor, target: Tensor | None = None) -> Tensor:
         r"""Cross-entropy at temperature 1, with another target than the batch's on demand. Shape: (N, \*)."""
@@ -167,7 +169,7 @@ class BernoulliBatch(SampleBatch):
         r"""Of the student's and the teacher's decisions, in nats. Shape: (N, C, \*) each."""
         def entropy(preds: Tensor) -> Tensor:
             scaled = at_least_float32(preds) / tau
-            return functional.bernoulli_hard_loss(scaled, scaled.sigmoid())
+            return -sum(z.sigmoid() * F.logsigmoid(z) for z in (scaled, -scaled))  # type: ignore[return-value]
         return entropy(self.preds_S), entropy(self.preds_T)
 
     @property

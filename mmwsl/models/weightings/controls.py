@@ -63,6 +63,8 @@ class ShuffledWeighting(SampleWeighting):
         return permuted(weight, batch.kept.expand_as(weight), self._drawn_from(weight.device))
 
     def _drawn_from(self, device: torch.device) -> torch.Generator:
+        if device.type == 'meta':  # has no generator
+            device = torch.device('cpu')
         if self._generator is None or self._seed != torch.initial_seed() or self._generator.device != device:
             self._seed = torch.initial_seed()
             self._generator = torch.Generator(device).manual_seed((self._seed + 1) % 2**63)  # not torch's own numbers

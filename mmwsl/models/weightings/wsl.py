@@ -53,15 +53,21 @@ class WSLWeighting(SampleWeighting):
 
     def forward(self, batch: SampleBatch) -> Tensor:
         r"""In [0, 1]. Shape: (N, \*)."""
-        if self.teacher_losses is not None:
-            batch.teacher_hard_loss = self._looked_up(batch)
-        elif self.teacher_tau != 1:
-            batch.teacher_hard_loss = batch.hard_loss(functional.at_least_float32(batch.preds_T) / self.teacher_tau)
-        student, teacher = batch.student_hard_loss, batch.teacher_hard_loss
+        student, teacher = batch.student_hard_loss, self._teacher_loss(batch)
         if self.scale_free:
-            mean_S, mean_T = self._means(batch).to(student.dtype)
+            mean_S, mean_T = self._means(student, teacher, batch.kept).to(student.dtype)
             student, teacher = student / mean_S, teacher / mean_T
         return functional.weight_of_losses(student, teacher)
+
+    def _teacher_loss(self, batch: SampleBatch) -> Tensor:
+        r"""L_t, from where it is asked for. Shape: (N, \*)."""
+        if self.teacher_losses is not None:
+            batch.applied_teacher_loss = self._looked_up(batch)
+        elif self.teacher_tau != 1:
+            batch.applied_teacher_loss = batch.hard_loss(functional.at_least_float32(batch.preds_T) / self.teacher_tau)
+        else:
+            return batch.teacher_hard_loss
+        return batch.applied_teacher_loss
 
     def _looked_up(self, batch: SampleBatch) -> Tensor:
         """L_t of the images, from the file. Shape: (N, )."""
@@ -70,17 +76,17 @@ class WSLWeighting(SampleWeighting):
                              f'{tuple(batch.kept.shape)}: it is for classification alone')
         return self.table[batch.sample_idx].to(batch.student_hard_loss.dtype)
 
-    def _means(self, batch: SampleBatch) -> Tensor:
+    def _means(self, student: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
         """Running means of L_s and L_t. Shape: (2, )."""
         if self.training:
-            sums = torch.stack([(loss * batch.kept).sum().double() for loss in
-                                (batch.student_hard_loss, batch.teacher_hard_loss)]
-                               + [batch.kept.expand_as(batch.student_hard_loss).sum().double()])
+            sums = torch.stack([(values * kept).sum().double() for values in
+                                (student, teacher, torch.ones_like(student))])
             all_reduce(sums)
             seen = torch.cat((sums[:2] / sums[2].clamp(min=1), torch.ones_like(sums[2:])))
             self.running.copy_(torch.where(sums[2] > 0, self.running.lerp(seen, 1 - self.momentum), self.running))
         filled = self.running[2]  # as Adam's bias correction; before the first batch the losses stay as they are
-        return torch.where(filled > 0, self.running[:2] / filled.clamp(min=1e-12), torch.ones_like(self.running[:2]))
+        means = (self.running[:2] / filled.clamp(min=1e-12)).clamp(min=functional.EPSILON)
+        return torch.where(filled > 0, means, 1.0)
 
     def extra_repr(self) -> str:
         return (f'teacher_losses={self.teacher_losses is not None}, teacher_tau={self.teacher_tau}, '
@@ -90,7 +96,7 @@ class WSLWeighting(SampleWeighting):
 @MODELS.register_module()
 class LabelFreeWSLWeighting(SampleWeighting):
     r"""The paper's weight with the teacher's most likely class in the label's place, for labels that may be wrong
-    (PaddleClas' DistillationDKDLoss and WSL without labels).
+    (as PaddleClas' WSLLoss with ``use_target_as_gt``).
     """
 
     def forward(self, batch: SampleBatch) -> Tensor:

@@ -175,7 +175,7 @@ def test_statistics_are_in_no_sum_whatever_their_recorder_is_called():
         type='mmwsl.WSLDistiller', student_recorders=recorders, loss_forward_mappings=dict(loss_wsl=wiring))))
     results = losses(model, batch())
     total, logged = model.parse_losses(results)
-    assert 'distill.aux_los.wsl_weight' in logged
+    assert 'distill.aux_logits.wsl_weight' in logged
     torch.testing.assert_close(total, results['student.loss'] + results['distill.loss_wsl'])
 
 

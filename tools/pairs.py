@@ -1,0 +1,87 @@
+"""Write docs/pairs.md: which weighting goes with which loss. Each pair is tried, so the page says what is so."""
+import mmwsl.registry  # noqa: I001  readies the stack, so it comes first
+
+import argparse
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+import mmwsl.models  # noqa: F401  registers the parts
+from mmwsl.cache.teacher_losses import TeacherLosses
+from mmwsl.models.losses import SampleLoss, WeightedLoss
+from mmwsl.models.losses.base import build_loss
+from mmwsl.models.weightings import SampleWeighting, build_weighting
+from mmwsl.registry import MODELS
+
+PAGE = Path(__file__).resolve().parent.parent / 'docs/pairs.md'
+# what a part cannot be built without, and settings that decide where it is defined
+NEEDED = {'ProductWeighting': dict(factors=[dict(type='WSLWeighting'), dict(type='EntropyWeighting')])}
+SETTINGS = {'DIST': [dict(beta=0)], 'WSLWeighting': [dict(teacher_losses='FILE')]}
+PROSE = """# Which weighting goes with which loss
+
+Written by `tools/pairs.py`, which tries each pair of parts in the registry; run it again after adding one.
+
+A loss is what is distilled, a weighting by what: `dict(type='mmwsl.WeightedLoss', loss=dict(type='DKD', tau=4.0),
+weighting=dict(type='WSLWeighting'))` among `model.distiller.distill_losses`. Both are defined in the docstrings of
+[mmwsl/models/losses](../mmwsl/models/losses) and [mmwsl/models/weightings](../mmwsl/models/weightings), and
+[own_parts.md](own_parts.md) adds one of your own. What is not defined is refused when the model is built.
+
+"""
+
+
+def parts(kind: type) -> dict[str, dict[str, Any]]:
+    """Configs of all registered losses, or weightings, of this project, by what the page calls them."""
+    names = sorted(name for name, part in MODELS.module_dict.items()
+                   if isinstance(part, type) and issubclass(part, kind) and part.__module__.startswith('mmwsl.'))
+    found = {}
+    for name in names:
+        found[f'`{name}`'] = dict(type=name, **NEEDED.get(name, {}))
+        for setting in SETTINGS.get(name, []):
+            shown = ', '.join(f'{key}={value}' for key, value in setting.items())
+            found[f'`{name}`, {shown}'] = dict(type=name, **setting)
+    return found
+
+
+def why_not(loss: dict, weighting: dict) -> str:
+    """Why a pair is refused; '' for one that is defined."""
+    try:
+        WeightedLoss(loss, weighting)
+    except ValueError as error:
+        return str(error).partition(' is not defined: ')[2]
+    return ''
+
+
+def page() -> str:
+    with mock.patch.object(TeacherLosses, 'load', return_value=SimpleNamespace(losses=np.zeros(1, np.float32))):
+        losses, weightings = parts(SampleLoss), parts(SampleWeighting)
+        refusals = [[why_not(loss, weighting) for loss in losses.values()] for weighting in weightings.values()]
+        notes = list(dict.fromkeys(refusal for row in refusals for refusal in row if refusal))
+        cells = [[f'no ({notes.index(refusal) + 1})' if refusal else 'yes' for refusal in row] for row in refusals]
+        rows = [(name, *row, _one_class(build_weighting(weighting)))
+                for (name, weighting), row in zip(weightings.items(), cells, strict=True)]
+        built = [build_loss(loss) for loss in losses.values()]
+    rows.append(('*one class for each image (no mixup)*', *map(_one_class, built), ''))
+    rows.append(('*head of the student*', *('sigmoids' if loss.per_class else 'softmax' for loss in built), ''))
+    reasons = ''.join(f'{number}. {note[0].upper()}{note[1:]}.\n' for number, note in enumerate(notes, 1))
+    return f'{PROSE}{_table(("", *losses, "*one class for each image (no mixup)*"), rows)}\n\n{reasons}'
+
+
+def _one_class(part: Any) -> str:
+    return 'needed' if part.needs_classes else ''
+
+
+def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    return '\n'.join('| ' + ' | '.join(cells) + ' |' for cells in (columns, ['---'] * len(columns), *rows))
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    PAGE.write_text(page())
+    print(PAGE.relative_to(PAGE.parent.parent))
+
+
+if __name__ == '__main__':
+    main()
