@@ -9,6 +9,7 @@ from mmengine.registry import DefaultScope
 from mmrazor.models.distillers import ConfigurableDistiller
 from mmrazor.models.task_modules import RecorderManager
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from mmwsl.models.distillers.wiring import (
     HARD_LOSS,
@@ -104,6 +105,8 @@ class WSLDistiller(ConfigurableDistiller):
                 self.calls[name] = loss.last_call  # type: ignore[assignment]  # now: it may serve the next one as well
             for statistic, value in (self._statistics(name) if self.logs_statistics else {}).items():
                 statistics[f'{statistic}_{position}' if statistic in statistics else statistic] = value
+        for recorder in self.student_recorders.recorders.values():
+            recorder.data_buffer[:] = tree_map(_without_graph, recorder.data_buffer)
         return {**results, **statistics}
 
     def _statistics(self, name: str) -> dict[str, Tensor]:
@@ -120,11 +123,12 @@ class WSLDistiller(ConfigurableDistiller):
                    for record in records.values())
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is known of the last batch, whose graph cannot be copied."""
-        for manager in (self.student_recorders, self.teacher_recorders):
-            for recorder in manager.recorders.values():
-                recorder.reset_data_buffer()
-        return {**super().__getstate__(), 'calls': {}}  # type: ignore[misc]
+        return {**super().__getstate__(), 'calls': {}}  # type: ignore[misc]  # of a batch, and no part of a copy
+
+
+def _without_graph(record: Any) -> Any:
+    """So that a model can be copied after a step; parameters, which have none, stay themselves."""
+    return record.detach() if isinstance(record, Tensor) and not record.is_leaf else record
 
 
 def _recorder(config: dict) -> Any:
