@@ -10,9 +10,10 @@ from mmwsl.engine.hooks import (
     LossStatisticsHook,
     SampleRecordHook,
 )
-from mmwsl.engine.launch import finish_run, launcher_parser, prepare_run
+from mmwsl.engine.launch import finish_run, launcher_parser, log_statistics_with_the_logger, prepare_run
 
 __all__ = [
     'ChannelsLastHook', 'CheckTeacherHook', 'EpochSeedHook', 'LossStatisticsHook', 'SampleRecordHook',
-    'build_cache', 'check_data', 'finish_run', 'launch', 'launcher_parser', 'prepare_run', 'runs'
+    'build_cache', 'check_data', 'finish_run', 'launch', 'launcher_parser',
+    'log_statistics_with_the_logger', 'prepare_run', 'runs'
 ]
