@@ -7,7 +7,13 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmwsl.engine import explained_config, finish_run, launcher_parser, prepare_run
+from mmwsl.engine import (
+    explained_config,
+    finish_run,
+    launcher_parser,
+    log_statistics_with_the_logger,
+    prepare_run,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,6 +53,7 @@ def main() -> None:
     cfg = Config.fromfile(args.config)
     apply_training_options(cfg, args)
     prepare_run(cfg, args, ('train_dataloader', 'val_dataloader'))
+    log_statistics_with_the_logger(cfg)
     with explained_config():
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.train()

@@ -71,6 +71,13 @@ def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, .
     distribute_without_cuda(cfg)
 
 
+def log_statistics_with_the_logger(cfg: Config) -> None:
+    """Have a distillation compute only the statistics that are logged, unless the config has the hook for it."""
+    hooks = cfg.get('custom_hooks') or []
+    if cfg.model.get('distiller') and not any('LossStatisticsHook' in str(hook['type']) for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type='mmwsl.LossStatisticsHook')]
+
+
 def finish_run() -> None:
     """Leave the process group together: a process that ends while another still talks to it may be aborted."""
     if torch.distributed.is_initialized():

@@ -10,7 +10,7 @@ from tests.frozen import wsl_loss_0_1_0 as frozen
 
 # Values that were mended since 0.1.0: what is found in the names of such tests, and why they differ. A listed test that
 # agrees all the same fails.
-EXCEPTIONS = {r'test_avg_factor\[.*-0\]': 'an avg_factor of 0 gave the sum over 1e-7 where a target counts, and gives 0'}
+EXCEPTIONS = {r'test_avg_factor\[.*-0\]': 'an avg_factor of 0 gave the sum over 1e-7, and gives 0'}
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 KINDS = ['indices', 'some ignored', 'scores']
