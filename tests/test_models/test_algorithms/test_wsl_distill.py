@@ -1,5 +1,6 @@
 import copy
 import os
+import pickle
 
 import pytest
 import torch
@@ -377,3 +378,15 @@ def test_a_checkpoint_without_a_student_is_refused(tmp_path, model):
     with pytest.raises(ValueError, match=r"no student: .* with 'architecture\.'.*model\.architecture\.init_cfg"):
         run_digits(tmp_path, distillation(), load_from=path)
     model.load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize('copied', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+                         ids=['deepcopy', 'pickle'])
+def test_a_model_is_copied_after_a_step(model, copied):
+    model.parse_losses(losses(model, batch()))[0].backward()
+    twin = copied(model)
+    model.student.eval(), twin.student.eval()
+    torch.testing.assert_close(losses(twin, batch(seed=1)), losses(model, batch(seed=1)), rtol=0, atol=0)
+    assert twin.teacher is not model.teacher and 'teacher' not in twin._modules
+    twin.teacher.head.fc.bias.data[0] += 1
+    assert not torch.equal(losses(twin, batch())['distill.loss_wsl'], losses(model, batch())['distill.loss_wsl'])
