@@ -24,7 +24,7 @@ class WSLDistill(SingleTeacherDistill):
     The teacher is a :class:`mmwsl.models.teachers.FrozenTeacher`, ``model.frozen_teacher``: eval mode (dropout and
     drop-path too), no gradient, no loss of its own. Its network, ``model.teacher``, follows the model's device but is
     no part of it: no checkpoint, optimiser or DistributedDataParallel sees it. Resuming reads it from ``teacher_ckpt``
-    again.
+    again. Assigning another network to ``model.teacher`` teaches with that one from then on.
 
     Args:
         distiller: Config of the distiller, e.g. ``dict(type='mmwsl.WSLDistiller')``.
@@ -86,9 +86,26 @@ class WSLDistill(SingleTeacherDistill):
         return self.frozen_teacher.speed
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """As of a module, but the base class's ``self.teacher = ...`` makes no submodule."""
+        """As of a module, but a network assigned to ``teacher`` replaces the teacher's, and is no submodule either."""
         if name != 'teacher':
             super().__setattr__(name, value)
+        elif value is not self.teacher:
+            self._replace_teacher(value)
+
+    def _replace_teacher(self, network: BaseModel) -> None:
+        """Teach with another network: frozen, on this model's device, with the recorders and its own kind of input."""
+        if isinstance(self.teacher, CachedTeacher):
+            raise ValueError('a cached teacher cannot be replaced, because the images come with its records: build the '
+                             'model without teacher_cache, with the other network as teacher')
+        replaced = self.frozen_teacher
+        teacher = FrozenTeacher(network, self.teacher_norm_eval, self.teacher_speed)
+        teacher.network.to(next(self.parameters()).device)
+        self.distiller.prepare_from_teacher(teacher.network)
+        teacher.is_read_by(self.distiller.teacher_recorders, self.distiller.deliveries)
+        teacher.share_inputs(self.data_preprocessor)
+        replaced.release()
+        self.frozen_teacher = teacher
+        teacher.train(self.training)
 
     def _keep_batch_augments(self) -> None:
         """Mix as the student's ``train_cfg`` says, though its preprocessor gives way to the algorithm's."""

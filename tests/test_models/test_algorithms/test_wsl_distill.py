@@ -380,6 +380,85 @@ def test_a_checkpoint_without_a_student_is_refused(tmp_path, model):
     model.load_state_dict(model.state_dict())
 
 
+# ---- another network in place of the teacher's
+
+def shifted():
+    """A teacher with its own kind of input, and logits unlike those of the fixture's."""
+    own = dict(type='mmpretrain.ClsDataPreprocessor', mean=[3.0], std=[2.0])
+    torch.manual_seed(7)
+    return build(network(4, data_preprocessor=own))
+
+
+def answer_alone(net, data):
+    """What a network says of raw images, by its own preprocessor."""
+    with torch.no_grad():
+        return net(net.data_preprocessor(copy.deepcopy(data), False)['inputs'])
+
+
+def recorded(model):
+    return model.distiller.get_record('logits', from_student=False)
+
+
+@pytest.mark.parametrize('speed', ['plain', 'fold'])
+def test_an_assigned_network_teaches_and_is_no_submodule(speed):
+    model = build(distillation(teacher_speed=speed))
+    losses(model, batch())
+    old, new = model.teacher, shifted().train()
+    alone = copy.deepcopy(new).eval()
+    keys = list(model.state_dict())
+    model.teacher = new
+    assert model.teacher is new and list(model.state_dict()) == keys
+    assert not any(module is new for module in model.modules())
+    assert not any(module.training for module in new.modules())
+    assert not any(parameter.requires_grad for parameter in new.parameters())
+    for seed in range(2):
+        losses(model, batch(seed=seed))
+        expected = answer_alone(alone, batch(seed=seed))
+        torch.testing.assert_close(recorded(model), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+    model.double()
+    assert next(new.parameters()).dtype == torch.float64 and next(old.parameters()).dtype == torch.float32
+
+
+def test_a_replaced_network_is_what_it_was_and_can_come_back(model):
+    first, second = model.teacher, shifted().eval()
+    own = second.data_preprocessor
+    expected = answer_alone(second, batch())
+    model.teacher = second
+    model.teacher = first
+    assert second.data_preprocessor is own
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in second.modules())
+    model.teacher = second
+    losses(model, batch())
+    assert len(model.distiller.teacher_recorders.get_recorder('logits').data_buffer) == 1
+    torch.testing.assert_close(recorded(model), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+def test_an_assigned_network_may_predict_with_batch_statistics():
+    model = build(distillation(teacher_norm_eval=False))
+    model.teacher = build(network(4))
+    before = copy.deepcopy(model.teacher.state_dict())
+    assert model.teacher.backbone.bn1.training
+    losses(model, batch())
+    torch.testing.assert_close(model.teacher.state_dict(), before, rtol=0, atol=0)
+
+
+def test_an_assigned_network_goes_where_the_model_is():
+    model = build(distillation(data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor'))).to('meta')
+    model.teacher = build(network(4))
+    assert {parameter.device.type for parameter in model.teacher.parameters()} == {'meta'}
+
+
+def test_what_cannot_teach_is_not_assigned(model):
+    old, headless = model.teacher, build(network(4))
+    del headless.head
+    with pytest.raises(TypeError, match=r"a BaseModel of mmengine, got <class '.*Linear'>"):
+        model.teacher = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="\"head\" is not in the model.*Name one of its modules"):
+        model.teacher = headless
+    assert model.teacher is old and 'teacher' not in model._modules
+    assert losses(model, batch())['distill.loss_wsl'] > 0
+
+
 @pytest.mark.parametrize('copied', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
                          ids=['deepcopy', 'pickle'])
 def test_a_model_is_copied_after_a_step(model, copied):
