@@ -4,6 +4,7 @@ import warnings
 from typing import Any
 
 import torch
+from mmengine.hub import get_config
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from mmrazor.models.algorithms import SingleTeacherDistill
@@ -28,8 +29,9 @@ class WSLDistill(SingleTeacherDistill):
 
     Args:
         distiller: Config of the distiller, e.g. ``dict(type='mmwsl.WSLDistiller')``.
-        teacher: Config of the teacher, or the built network. With a data_preprocessor of its own it sees its own kind
-            of input (mean, std, channel order).
+        teacher: Config of the teacher (``dict(cfg_path='mmpretrain::...', pretrained=True)`` takes a model and its
+            weights from another package, as ``architecture`` does, too), or the built network. With a data_preprocessor
+            of its own it sees its own kind of input (mean, std, channel order).
         teacher_ckpt: Its checkpoint, loaded strictly. None builds an untrained teacher, with a warning, unless the
             teacher loads its weights itself, as an EnsembleTeacher does.
         teacher_norm_eval: False lets its BatchNorm predict with batch statistics while the student trains, as the
@@ -184,8 +186,11 @@ def _load_teacher(network: BaseModel, config: Any, checkpoint: str | None) -> No
 
 
 def _names_its_inputs(teacher: Any) -> bool:
-    """Whether a config says what the teacher's input is."""
-    return isinstance(teacher, dict) and teacher.get('data_preprocessor') is not None
+    """Whether a config, here or in another package, says what the teacher's input is."""
+    if not isinstance(teacher, dict):
+        return False
+    external = get_config(teacher['cfg_path']) if 'cfg_path' in teacher else {}
+    return any(config.get('data_preprocessor') is not None for config in (teacher, external, external.get('model', {})))
 
 
 def _keep_student(state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:

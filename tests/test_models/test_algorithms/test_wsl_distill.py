@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from mmengine.hub import get_model
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
@@ -469,3 +470,69 @@ def test_a_model_is_copied_after_a_step(model, copied):
     assert twin.teacher is not model.teacher and 'teacher' not in twin._modules
     twin.teacher.head.fc.bias.data[0] += 1
     assert not torch.equal(losses(twin, batch())['distill.loss_wsl'], losses(model, batch())['distill.loss_wsl'])
+
+
+# ---- models of other packages
+
+LENET = 'mmpretrain::lenet/lenet5_mnist.py'  # mean 33.46, std 78.87; images of 32 x 32
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """LeNet's weights, as if mmpretrain had published them."""
+    init_default_scope('mmpretrain')
+    torch.manual_seed(3)
+    weights = get_model(LENET).state_dict()
+    torch.save(dict(state_dict=weights), tmp_path / 'lenet.pth')
+    monkeypatch.setattr('mmengine.hub.hub._get_cfg_metainfo', lambda package, path: dict(
+        Config='configs/lenet/lenet5_mnist.py', Weights=str(tmp_path / 'lenet.pth')))
+    return weights
+
+
+def batch32():
+    return {**batch(), 'inputs': batch()['inputs'].repeat(1, 1, 4, 4)}
+
+
+def test_teacher_and_student_of_another_package(published, recwarn):
+    model = build(distillation(architecture=dict(cfg_path=LENET, pretrained=False),
+                               teacher=dict(cfg_path=LENET, pretrained=True)))
+    assert not any('untrained' in str(warning.message) for warning in recwarn)
+    torch.testing.assert_close(dict(model.teacher.state_dict()), dict(published), rtol=0, atol=0)
+    assert not torch.equal(model.student.state_dict()['backbone.features.0.weight'],
+                           published['backbone.features.0.weight'])
+    loss = model.parse_losses(losses(model, batch32()))[0]
+    loss.backward()
+    assert all(weight.grad is not None for weight in model.student.parameters())
+    expected = answer_alone(get_model(LENET, pretrained=True).eval(), batch32())  # by its config's mean and std
+    torch.testing.assert_close(recorded(model), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+    mine = model.data_preprocessor
+    assert mine.mean.item() == pytest.approx(4.9) and model.teacher.data_preprocessor is mine
+
+
+@pytest.mark.parametrize('own, seen', [
+    ('', 'as the student'), ('data_preprocessor = dict(num_classes=10)', 'raw'),
+    ("model['data_preprocessor'] = dict(num_classes=10)", 'raw')])
+def test_teacher_of_another_package_that_does_not_normalise(tmp_path, monkeypatch, own, seen):
+    (tmp_path / 'lenet.py').write_text(f"""
+model = dict(type='ImageClassifier', backbone=dict(type='LeNet5', num_classes=10), head=dict(type='ClsHead'))
+{own}
+""")
+    monkeypatch.setattr('mmengine.hub.hub._get_cfg_metainfo', lambda *_: dict(Config=str(tmp_path / 'lenet.py')))
+    model = build(distillation(architecture=dict(cfg_path=LENET), teacher=dict(cfg_path=LENET)))
+    alone = get_model(LENET).eval()
+    alone.load_state_dict(model.teacher.state_dict())
+    inputs = model.data_preprocessor(batch32(), False)['inputs']
+    expected = alone(batch32()['inputs'].float() if seen == 'raw' else inputs)
+    torch.testing.assert_close(model.teacher(inputs), expected)
+
+
+def test_student_of_another_package_keeps_its_weights(published):
+    model = build(distillation(architecture=dict(cfg_path=LENET, pretrained=True), teacher=dict(cfg_path=LENET),
+                               data_preprocessor=None))
+    torch.testing.assert_close(dict(model.student.state_dict()), dict(published), rtol=0, atol=0)
+    assert model.data_preprocessor.mean.item() == pytest.approx(33.46)  # its own
+
+
+def test_teacher_of_another_package_without_weights_is_said_to_be_untrained():
+    with pytest.warns(UserWarning, match='the teacher is untrained'):
+        build(distillation(teacher=dict(cfg_path=LENET, pretrained=False)))
