@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -44,28 +45,33 @@ class WSLDistill(SingleTeacherDistill):
         teacher_cache: Folder that tools/cache_teacher.py filled with this teacher's answers. The network is then not
             built, and ``teacher`` and ``teacher_ckpt`` say which teacher it should be. Needs the dataset
             ``mmwsl.CachedViews`` over the same folder.
+        student_loss_weight: Factor of the student's own losses, logged as they are summed: 0.1 in Hinton's recipe
+            0.1 CE + 0.9 tau^2 KL. What the student only logs stays as it is.
         kwargs: As of SingleTeacherDistill: ``architecture`` (the student), ``data_preprocessor``,
             ``student_trainable``, ``calculate_student_loss``, ``init_cfg`` and so on.
 
     Raises:
         ValueError: If the checkpoint does not fit the teacher, ``teacher_trainable`` is asked for, teacher_speed is
-            none of these; or where a cached teacher cannot give what the losses need.
+            none of these, or student_loss_weight is negative, not finite, or of losses that are not calculated; or
+            where a cached teacher cannot give what the losses need.
         CacheError: If the cache is missing, unfinished, damaged, or of another teacher; the fields are named.
     """
 
     def __init__(self, distiller: dict, teacher: Any, teacher_ckpt: str | None = None, teacher_norm_eval: bool = True,
                  teacher_speed: str = 'fold', teacher_trainable: bool = False, teacher_cache: str | None = None,
-                 **kwargs: Any) -> None:
+                 student_loss_weight: float = 1.0, **kwargs: Any) -> None:
         if teacher_trainable:
             raise ValueError('WSLDistill keeps its teacher frozen, got teacher_trainable=True. MMRazor has '
                              'SingleTeacherDistill for a teacher that learns')
         check_speed(teacher_speed)
+        _check_student_loss_weight(student_loss_weight, kwargs.get('calculate_student_loss', True))
         cached = CachedTeacher(teacher_cache) if teacher_cache else None
         # before the base class, whose `self.teacher = ...` then changes nothing
         self.frozen_teacher = FrozenTeacher(cached or _built(teacher), teacher_norm_eval,
                                             'plain' if cached else teacher_speed)
         super().__init__(cached.recorded_by(distiller) if cached else distiller, self.teacher,
                          teacher_norm_eval=teacher_norm_eval, **kwargs)
+        self.student_loss_weight = student_loss_weight
         self.frozen_teacher.is_read_by(self.distiller.teacher_recorders, self.distiller.deliveries)
         self._keep_batch_augments()
         if cached:
@@ -136,10 +142,18 @@ class WSLDistill(SingleTeacherDistill):
         with self.distiller.student_recorders, self.distiller.deliveries, torch.set_grad_enabled(
                 learns and torch.is_grad_enabled()):
             student_losses = self.student(batch_inputs, data_samples, mode='loss')
-        losses = add_prefix(student_losses, 'student') if self.calculate_student_loss else {}
+        losses = add_prefix(self._weighted(student_losses), 'student') if self.calculate_student_loss else {}
         if not self.distillation_stopped:
             losses.update(add_prefix(self.distiller.compute_distill_losses(), 'distill'))
         return losses
+
+    def _weighted(self, student_losses: dict[str, Any]) -> dict[str, Any]:
+        """With the factor on those that mmengine sums: tensors or lists of tensors, with 'loss' in their key."""
+        factor = self.student_loss_weight
+        if factor == 1:
+            return student_losses
+        return {key: value if 'loss' not in key else factor * value if isinstance(value, Tensor) else [
+            factor * part for part in value] for key, value in student_losses.items()}
 
     def teacher_logits(self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None = None) -> Tensor:
         """What a loss is given as ``preds_T``. Shape: (N, C)."""
@@ -163,6 +177,14 @@ class WSLDistill(SingleTeacherDistill):
             for recorder in manager.recorders.values():
                 recorder.reset_data_buffer()
         return super().__getstate__()
+
+
+def _check_student_loss_weight(weight: float, calculate_student_loss: bool) -> None:
+    if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
+        raise ValueError(f'student_loss_weight should be a finite number of at least 0, got {weight!r}')
+    if weight != 1 and not calculate_student_loss:
+        raise ValueError(f"student_loss_weight={weight} scales the student's own losses, and "
+                         'calculate_student_loss=False leaves them out: set only one of the two')
 
 
 def _built(teacher: Any) -> Any:

@@ -1,4 +1,5 @@
 import copy
+import math
 import os
 import pickle
 
@@ -536,3 +537,51 @@ def test_student_of_another_package_keeps_its_weights(published):
 def test_teacher_of_another_package_without_weights_is_said_to_be_untrained():
     with pytest.warns(UserWarning, match='the teacher is untrained'):
         build(distillation(teacher=dict(cfg_path=LENET, pretrained=False)))
+
+
+# ---- the weight of the student's own losses
+
+def with_accuracy(cfg):
+    cfg['head']['cal_acc'] = True
+    return cfg
+
+
+def test_the_students_own_losses_are_weighted_and_nothing_else():
+    found = []
+    for weight in (1.0, 0.1):
+        torch.manual_seed(0)
+        model = build(distillation(architecture=with_accuracy(network(2)), student_loss_weight=weight))
+        found.append(losses(model, batch()))
+    plain, weighted = found
+    assert torch.equal(weighted['student.loss'], 0.1 * plain['student.loss'])
+    assert plain.keys() == weighted.keys() >= {'student.accuracy_top-1', 'distill.loss_wsl', 'distill.wsl_weight'}
+    for key in plain.keys() - {'student.loss'}:
+        torch.testing.assert_close(weighted[key], plain[key], rtol=0, atol=0)
+    total, logged = model.parse_losses(weighted)
+    assert total.item() == pytest.approx(0.1 * plain['student.loss'].item() + plain['distill.loss_wsl'].item())
+    assert logged['student.accuracy_top-1'] == plain['student.accuracy_top-1'][0]
+
+
+def test_lists_of_losses_are_weighted(monkeypatch):
+    model = build(distillation(student_loss_weight=0.5))
+    model.distillation_stopped = True
+    one, two = torch.tensor(1.0), torch.tensor([2.0, 4.0])
+    monkeypatch.setattr(model.student.head, 'loss', lambda *_, **__: dict(
+        loss_cls=[one, two], aux_loss=two, iou=two, counts=[one, two]))
+    found = losses(model, batch())
+    torch.testing.assert_close(found, {
+        'student.loss_cls': [torch.tensor(0.5), torch.tensor([1.0, 2.0])], 'student.aux_loss': torch.tensor([1.0, 2.0]),
+        'student.iou': two, 'student.counts': [one, two]})
+
+
+@pytest.mark.parametrize('weight', [-0.1, math.nan, math.inf, '0.1', None])
+def test_a_weight_that_is_none_is_refused(weight):
+    with pytest.raises(ValueError, match='student_loss_weight should be a finite number of at least 0, got'):
+        build(distillation(student_loss_weight=weight))
+
+
+def test_a_weight_of_losses_that_are_not_calculated_is_refused():
+    with pytest.raises(ValueError, match=r'student_loss_weight=0\.5 .*calculate_student_loss=False leaves them out'):
+        build(distillation(student_loss_weight=0.5, calculate_student_loss=False))
+    found = losses(build(distillation(calculate_student_loss=False)), batch())
+    assert not any(key.startswith('student') for key in found)
