@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from mmwsl.analysis.records import sample_indices
 from mmwsl.analysis.regularization import records_of_logits
 from mmwsl.models.teachers import CachedTeacher
-from mmwsl.models.teachers.inputs import set_teacher_mode
 from mmwsl.utils.checkpoint import load_network
 from mmwsl.utils.data import set_dataloader_defaults, single_labels
 
@@ -134,7 +133,7 @@ def records_of_checkpoints(cfg: Config, checkpoints: dict[int, str],
     if isinstance(model.teacher, CachedTeacher) and not model.teacher.cache.manifest.record.is_exact:
         raise ValueError(f"the records in {cfg.model.teacher_cache} do not hold the teacher's exact logits, which "
                          'other temperatures and the weight need: give the config without teacher_cache')
-    set_teacher_mode(model.teacher, use_batch_statistics=not model.teacher_norm_eval)
+    model.frozen_teacher.train()
     students = {epoch: copy.deepcopy(model.student) for epoch in checkpoints}
     for epoch, path in checkpoints.items():
         load_network(students[epoch], path)

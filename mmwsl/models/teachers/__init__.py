@@ -1,4 +1,5 @@
 from mmwsl.models.teachers.cached_teacher import CachedTeacher
 from mmwsl.models.teachers.ensemble_teacher import EnsembleTeacher
+from mmwsl.models.teachers.teacher import FrozenTeacher
 
-__all__ = ['CachedTeacher', 'EnsembleTeacher']
+__all__ = ['CachedTeacher', 'EnsembleTeacher', 'FrozenTeacher']

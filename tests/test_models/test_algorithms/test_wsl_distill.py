@@ -1,8 +1,11 @@
 import copy
+import math
 import os
+import pickle
 
 import pytest
 import torch
+from mmengine.hub import get_model
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
@@ -377,3 +380,208 @@ def test_a_checkpoint_without_a_student_is_refused(tmp_path, model):
     with pytest.raises(ValueError, match=r"no student: .* with 'architecture\.'.*model\.architecture\.init_cfg"):
         run_digits(tmp_path, distillation(), load_from=path)
     model.load_state_dict(model.state_dict())
+
+
+# ---- another network in place of the teacher's
+
+def shifted():
+    """A teacher with its own kind of input, and logits unlike those of the fixture's."""
+    own = dict(type='mmpretrain.ClsDataPreprocessor', mean=[3.0], std=[2.0])
+    torch.manual_seed(7)
+    return build(network(4, data_preprocessor=own))
+
+
+def answer_alone(net, data):
+    """What a network says of raw images, by its own preprocessor."""
+    with torch.no_grad():
+        return net(net.data_preprocessor(copy.deepcopy(data), False)['inputs'])
+
+
+def recorded(model):
+    return model.distiller.get_record('logits', from_student=False)
+
+
+@pytest.mark.parametrize('speed', ['plain', 'fold'])
+def test_an_assigned_network_teaches_and_is_no_submodule(speed):
+    model = build(distillation(teacher_speed=speed))
+    losses(model, batch())
+    old, new = model.teacher, shifted().train()
+    alone = copy.deepcopy(new).eval()
+    keys = list(model.state_dict())
+    model.teacher = new
+    assert model.teacher is new and list(model.state_dict()) == keys
+    assert not any(module is new for module in model.modules())
+    assert not any(module.training for module in new.modules())
+    assert not any(parameter.requires_grad for parameter in new.parameters())
+    for seed in range(2):
+        losses(model, batch(seed=seed))
+        expected = answer_alone(alone, batch(seed=seed))
+        torch.testing.assert_close(recorded(model), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+    model.double()
+    assert next(new.parameters()).dtype == torch.float64 and next(old.parameters()).dtype == torch.float32
+
+
+def test_a_replaced_network_is_what_it_was_and_can_come_back(model):
+    first, second = model.teacher, shifted().eval()
+    own = second.data_preprocessor
+    expected = answer_alone(second, batch())
+    model.teacher = second
+    model.teacher = first
+    assert second.data_preprocessor is own
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in second.modules())
+    model.teacher = second
+    losses(model, batch())
+    assert len(model.distiller.teacher_recorders.get_recorder('logits').data_buffer) == 1
+    torch.testing.assert_close(recorded(model), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+def test_an_assigned_network_may_predict_with_batch_statistics():
+    model = build(distillation(teacher_norm_eval=False))
+    model.teacher = build(network(4))
+    before = copy.deepcopy(model.teacher.state_dict())
+    assert model.teacher.backbone.bn1.training
+    losses(model, batch())
+    torch.testing.assert_close(model.teacher.state_dict(), before, rtol=0, atol=0)
+
+
+def test_an_assigned_network_goes_where_the_model_is():
+    model = build(distillation(data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor'))).to('meta')
+    model.teacher = build(network(4))
+    assert {parameter.device.type for parameter in model.teacher.parameters()} == {'meta'}
+
+
+def test_what_cannot_teach_is_not_assigned(model):
+    old, headless = model.teacher, build(network(4))
+    del headless.head
+    with pytest.raises(TypeError, match=r"a BaseModel of mmengine, got <class '.*Linear'>"):
+        model.teacher = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="\"head\" is not in the model.*Name one of its modules"):
+        model.teacher = headless
+    assert model.teacher is old and 'teacher' not in model._modules
+    assert losses(model, batch())['distill.loss_wsl'] > 0
+
+
+@pytest.mark.parametrize('copied', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+                         ids=['deepcopy', 'pickle'])
+def test_a_model_is_copied_after_a_step(model, copied):
+    model.parse_losses(losses(model, batch()))[0].backward()
+    twin = copied(model)
+    model.student.eval(), twin.student.eval()
+    torch.testing.assert_close(losses(twin, batch(seed=1)), losses(model, batch(seed=1)), rtol=0, atol=0)
+    assert twin.teacher is not model.teacher and 'teacher' not in twin._modules
+    twin.teacher.head.fc.bias.data[0] += 1
+    assert not torch.equal(losses(twin, batch())['distill.loss_wsl'], losses(model, batch())['distill.loss_wsl'])
+
+
+# ---- models of other packages
+
+LENET = 'mmpretrain::lenet/lenet5_mnist.py'  # mean 33.46, std 78.87; images of 32 x 32
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """LeNet's weights, as if mmpretrain had published them."""
+    init_default_scope('mmpretrain')
+    torch.manual_seed(3)
+    weights = get_model(LENET).state_dict()
+    torch.save(dict(state_dict=weights), tmp_path / 'lenet.pth')
+    monkeypatch.setattr('mmengine.hub.hub._get_cfg_metainfo', lambda package, path: dict(
+        Config='configs/lenet/lenet5_mnist.py', Weights=str(tmp_path / 'lenet.pth')))
+    return weights
+
+
+def batch32():
+    return {**batch(), 'inputs': batch()['inputs'].repeat(1, 1, 4, 4)}
+
+
+def test_teacher_and_student_of_another_package(published, recwarn):
+    model = build(distillation(architecture=dict(cfg_path=LENET, pretrained=False),
+                               teacher=dict(cfg_path=LENET, pretrained=True)))
+    assert not any('untrained' in str(warning.message) for warning in recwarn)
+    torch.testing.assert_close(dict(model.teacher.state_dict()), dict(published), rtol=0, atol=0)
+    assert not torch.equal(model.student.state_dict()['backbone.features.0.weight'],
+                           published['backbone.features.0.weight'])
+    loss = model.parse_losses(losses(model, batch32()))[0]
+    loss.backward()
+    assert all(weight.grad is not None for weight in model.student.parameters())
+    expected = answer_alone(get_model(LENET, pretrained=True).eval(), batch32())  # by its config's mean and std
+    torch.testing.assert_close(recorded(model), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+    mine = model.data_preprocessor
+    assert mine.mean.item() == pytest.approx(4.9) and model.teacher.data_preprocessor is mine
+
+
+@pytest.mark.parametrize('own, seen', [
+    ('', 'as the student'), ('data_preprocessor = dict(num_classes=10)', 'raw'),
+    ("model['data_preprocessor'] = dict(num_classes=10)", 'raw')])
+def test_teacher_of_another_package_that_does_not_normalise(tmp_path, monkeypatch, own, seen):
+    (tmp_path / 'lenet.py').write_text(f"""
+model = dict(type='ImageClassifier', backbone=dict(type='LeNet5', num_classes=10), head=dict(type='ClsHead'))
+{own}
+""")
+    monkeypatch.setattr('mmengine.hub.hub._get_cfg_metainfo', lambda *_: dict(Config=str(tmp_path / 'lenet.py')))
+    model = build(distillation(architecture=dict(cfg_path=LENET), teacher=dict(cfg_path=LENET)))
+    alone = get_model(LENET).eval()
+    alone.load_state_dict(model.teacher.state_dict())
+    inputs = model.data_preprocessor(batch32(), False)['inputs']
+    expected = alone(batch32()['inputs'].float() if seen == 'raw' else inputs)
+    torch.testing.assert_close(model.teacher(inputs), expected)
+
+
+def test_student_of_another_package_keeps_its_weights(published):
+    model = build(distillation(architecture=dict(cfg_path=LENET, pretrained=True), teacher=dict(cfg_path=LENET),
+                               data_preprocessor=None))
+    torch.testing.assert_close(dict(model.student.state_dict()), dict(published), rtol=0, atol=0)
+    assert model.data_preprocessor.mean.item() == pytest.approx(33.46)  # its own
+
+
+def test_teacher_of_another_package_without_weights_is_said_to_be_untrained():
+    with pytest.warns(UserWarning, match='the teacher is untrained'):
+        build(distillation(teacher=dict(cfg_path=LENET, pretrained=False)))
+
+
+# ---- the weight of the student's own losses
+
+def with_accuracy(cfg):
+    cfg['head']['cal_acc'] = True
+    return cfg
+
+
+def test_the_students_own_losses_are_weighted_and_nothing_else():
+    found = []
+    for weight in (1.0, 0.1):
+        torch.manual_seed(0)
+        model = build(distillation(architecture=with_accuracy(network(2)), student_loss_weight=weight))
+        found.append(losses(model, batch()))
+    plain, weighted = found
+    assert torch.equal(weighted['student.loss'], 0.1 * plain['student.loss'])
+    assert plain.keys() == weighted.keys() >= {'student.accuracy_top-1', 'distill.loss_wsl', 'distill.wsl_weight'}
+    for key in plain.keys() - {'student.loss'}:
+        torch.testing.assert_close(weighted[key], plain[key], rtol=0, atol=0)
+    total, logged = model.parse_losses(weighted)
+    assert total.item() == pytest.approx(0.1 * plain['student.loss'].item() + plain['distill.loss_wsl'].item())
+    assert logged['student.accuracy_top-1'] == plain['student.accuracy_top-1'][0]
+
+
+def test_lists_of_losses_are_weighted(monkeypatch):
+    model = build(distillation(student_loss_weight=0.5))
+    model.distillation_stopped = True
+    one, two = torch.tensor(1.0), torch.tensor([2.0, 4.0])
+    monkeypatch.setattr(model.student.head, 'loss', lambda *_, **__: dict(
+        loss_cls=[one, two], aux_loss=two, iou=two, counts=[one, two]))
+    found = losses(model, batch())
+    torch.testing.assert_close(found, {
+        'student.loss_cls': [torch.tensor(0.5), torch.tensor([1.0, 2.0])], 'student.aux_loss': torch.tensor([1.0, 2.0]),
+        'student.iou': two, 'student.counts': [one, two]})
+
+
+@pytest.mark.parametrize('weight', [-0.1, math.nan, math.inf, '0.1', None])
+def test_a_weight_that_is_none_is_refused(weight):
+    with pytest.raises(ValueError, match='student_loss_weight should be a finite number of at least 0, got'):
+        build(distillation(student_loss_weight=weight))
+
+
+def test_a_weight_of_losses_that_are_not_calculated_is_refused():
+    with pytest.raises(ValueError, match=r'student_loss_weight=0\.5 .*calculate_student_loss=False leaves them out'):
+        build(distillation(student_loss_weight=0.5, calculate_student_loss=False))
+    found = losses(build(distillation(calculate_student_loss=False)), batch())
+    assert not any(key.startswith('student') for key in found)

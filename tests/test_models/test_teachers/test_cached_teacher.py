@@ -214,6 +214,13 @@ def test_a_built_network_cannot_be_compared(teacher, folders):
         build(dict(cfg, teacher=build(network(4))))
 
 
+def test_another_network_cannot_take_its_place(teacher, folders):
+    model = build(cached(live(teacher), folders['all']).model)
+    with pytest.raises(ValueError, match='a cached teacher cannot be replaced.*build the model without teacher_cache'):
+        model.teacher = build(network(4))
+    assert type(model.teacher) is CachedTeacher
+
+
 def test_mixing_is_refused(teacher, folders):
     mixing = dict(augments=[dict(type='mmpretrain.CutMix', alpha=1.0)])
     cfg = cached(live(teacher, data_preprocessor=dict(PREPROCESSOR, batch_augments=mixing)), folders['all'])

@@ -60,11 +60,6 @@ def recorded(model):
     return model.distiller.teacher_recorders.get_recorder('logits').get_record_data()
 
 
-def forget_the_graph(model):
-    """What the student's recorder holds cannot be copied, with or without a fast teacher."""
-    model.distiller.student_recorders.get_recorder('hard_loss').reset_data_buffer()
-
-
 def assert_same(logits, expected, tolerance=1e-4):
     assert logits.dtype == torch.float32 and not logits.requires_grad
     torch.testing.assert_close(logits, expected, rtol=0, atol=tolerance * expected.abs().max().item())
@@ -80,7 +75,7 @@ def test_student_is_taught_by_a_fast_copy(model, speed, tolerance, norm_eval):
         expected = model.teacher(prepared(model))
     losses(model, batch())
     assert_same(recorded(model), expected, tolerance)
-    model._run_teacher = None  # the plain one is not asked again
+    model.frozen_teacher._whole_pass = None  # the network itself is not asked again
     losses(model, batch())
     assert_same(recorded(model), expected, tolerance)
     assert len(norms(model.teacher)) == count  # the teacher itself stays as it is
@@ -110,7 +105,7 @@ def test_what_reads_inside_leaves_the_teacher_as_it_is(model, speed):
     other.teacher.load_state_dict(plain.teacher.state_dict())
     for each in (plain, other):
         losses(each, batch())
-        assert each._fast_teacher is None
+        assert each.frozen_teacher._copy is None
     torch.testing.assert_close(recorded(other), recorded(plain), rtol=0, atol=0)
 
 
@@ -119,7 +114,7 @@ def test_a_head_that_has_not_the_last_word_leaves_the_teacher_as_it_is(model):
     model = model()
     model.teacher.register_forward_hook(lambda module, args, logits: logits + 1)
     losses(model, batch())
-    assert model._fast_teacher is None
+    assert model.frozen_teacher._copy is None
 
 
 @pytest.mark.filterwarnings('ignore:teacher_ckpt is None')
@@ -127,12 +122,12 @@ def test_batch_statistics_are_not_taken_from_a_teacher_in_eval_mode(model):
     model = model(teacher_norm_eval=False)
     model.eval()
     losses(model, batch())
-    assert model._fast_teacher is None
+    assert model.frozen_teacher._copy is None
     model.train()
     with torch.no_grad():
         expected = model.teacher(prepared(model))
     losses(model, batch())
-    assert model._fast_teacher is not None
+    assert model.frozen_teacher._copy is not None
     assert_same(recorded(model), expected)
     model.eval()
     with torch.no_grad():
@@ -148,9 +143,8 @@ def test_batch_statistics_are_not_taken_from_a_teacher_in_eval_mode(model):
 def test_copies_and_conversions_make_a_fast_teacher_of_their_own(model, copied):
     model = model()
     losses(model, batch())
-    forget_the_graph(model)
     other = copied(model)
-    assert other._fast_teacher is None
+    assert other is model or other.frozen_teacher._copy is None
     with_running_statistics(other.teacher)
     other.teacher.head.fc.bias.data += 1
     data = other.data_preprocessor(batch(), True)
@@ -227,7 +221,7 @@ def test_bfloat16_that_ruins_the_logits_is_left_out(monkeypatch):
 
 def test_compilation_that_fails_is_left_out_with_one_warning(model, monkeypatch):
     def no_compiler(run):
-        def fail(inputs):
+        def fail(*batch):
             raise RuntimeError('no C++ compiler')
         return fail
     monkeypatch.setattr(torch, 'compile', no_compiler)
@@ -243,7 +237,7 @@ def test_compilation_that_fails_is_left_out_with_one_warning(model, monkeypatch)
 
 @pytest.mark.filterwarnings('ignore:teacher_ckpt is None')
 def test_compilation_that_changes_logits_is_left_out_with_one_warning(model, monkeypatch):
-    monkeypatch.setattr(torch, 'compile', lambda run: lambda inputs: 1.01 * run(inputs))
+    monkeypatch.setattr(torch, 'compile', lambda run: lambda *batch: 1.01 * run(*batch))
     model = model(teacher_speed='compile')
     with torch.no_grad():
         expected = model.teacher(prepared(model))
@@ -304,7 +298,7 @@ def test_rounding_to_tf32_does_not_hide_the_fold(usual_precisions, setting):
 
 @pytest.mark.parametrize('enabled', [True, False])
 def test_compilation_is_judged_by_the_precision_of_the_run(monkeypatch, enabled):
-    monkeypatch.setattr(torch, 'compile', lambda run: lambda inputs: 1.01 * run(inputs))
+    monkeypatch.setattr(torch, 'compile', lambda run: lambda *batch: 1.01 * run(*batch))
     teacher, inputs = build(distillation()['teacher']).eval(), torch.randn(4, 1, 8, 8)
     with torch.autocast('cpu', dtype=torch.bfloat16, enabled=enabled), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
@@ -318,7 +312,7 @@ def test_mmengines_compile_works_on_a_compiled_teacher(tmp_path):
     model = distillation(teacher_speed='compile')
     runner = run_digits(tmp_path, model, custom_hooks=[], compile=dict(backend='eager'))
     assert runner.iter == 6
-    assert runner.model._fast_teacher is not None
+    assert runner.model.frozen_teacher._copy is not None
 
 
 @pytest.mark.slow
@@ -338,7 +332,6 @@ def test_compiled_teacher_says_the_same_of_batches_of_any_size(model, speed, nor
             compiled = frames['unique_graphs']
             assert compiled > 0
     assert frames['unique_graphs'] == compiled
-    forget_the_graph(model)
     copy.deepcopy(model), pickle.dumps(model)
 
 

@@ -1,0 +1,193 @@
+"""A network that teaches and does not learn."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModel, revert_sync_batchnorm
+from mmrazor.models.task_modules.delivery import DistillDeliveryManager
+from mmrazor.models.task_modules.recorder import ModuleOutputsRecorder, RecorderManager
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmwsl.cache import CacheError
+from mmwsl.models.teachers.cached_teacher import CachedTeacher
+from mmwsl.models.teachers.fast import check_speed, fast_forward
+from mmwsl.models.teachers.inputs import InputAdapter, input_adapter
+from mmwsl.models.teachers.watch import Watch, forward_hooks
+
+
+class FrozenTeacher:
+    """A frozen network with one call: images in, what is read of it out.
+
+    The network is in eval mode throughout (dropout and drop-path too) and has no gradient. This object is no module, so
+    a model that holds it has no teacher in its checkpoint, optimiser or DistributedDataParallel.
+
+    While the student trains and nothing but the network's output is read, a faster copy answers. The copy is dropped at
+    the first call after the network changed (:class:`Watch` says what counts as a change), and made again once the
+    network is the same in two calls, so a teacher that changes in each step runs as it is. It also runs as it is while
+    somebody else has a forward hook in it, and in eval mode. Copies and pickles of a teacher make their own fast copy.
+
+    Args:
+        network: The network. It stays the same object, but SyncBN in it becomes BatchNorm.
+        norm_eval: False lets its BatchNorm predict with batch statistics while the student trains; its running
+            statistics stay as they are either way.
+        speed: One of :data:`mmwsl.models.teachers.fast.SPEEDS`.
+
+    Raises:
+        TypeError: If the network is no BaseModel of mmengine.
+        ValueError: For another speed.
+    """
+
+    def __init__(self, network: BaseModel, norm_eval: bool = True, speed: str = 'fold') -> None:
+        check_speed(speed)
+        if not isinstance(network, BaseModel):
+            raise TypeError(f'teacher should be a config or a BaseModel of mmengine, got {type(network)}. Put another '
+                            'kind of network into a BaseModel whose forward takes (inputs, data_samples, mode)')
+        self.network = revert_sync_batchnorm(network)
+        self.norm_eval, self.speed, self.training = norm_eval, speed, False
+        self.recorders, self.deliveries = RecorderManager(), DistillDeliveryManager()
+        self._own_preprocessor = self.network.data_preprocessor
+        self._mode: str | None = None  # not known before the first batch
+        self._only_output_is_read = self._change_is_said = self._is_tried = False
+        self._copy: Callable[..., Any] | None = None
+        self._watch: Watch | None = None
+        self._freeze()
+
+    def _freeze(self) -> None:
+        self.network.requires_grad_(False)
+        for module in self.network.modules():
+            if isinstance(module, _BatchNorm) and not self.norm_eval:
+                module.track_running_stats = False
+        self.train(False)
+
+    def train(self, mode: bool = True) -> None:
+        """Follow the student into training or out of it; only BatchNorm with ``norm_eval=False`` changes its mode."""
+        self.training = mode
+        self.network.eval()  # not chained: the train() of some networks returns None
+        for module in self.network.modules():
+            if isinstance(module, _BatchNorm) and not self.norm_eval:
+                module.train(mode)
+
+    def share_inputs(self, data_preprocessor: nn.Module, normalises: bool = False) -> None:
+        """Read what was prepared for the student, as the network's own preprocessor would have made it.
+
+        Args:
+            data_preprocessor: The student's; it becomes the network's.
+            normalises: As of :func:`mmwsl.models.teachers.inputs.input_adapter`.
+
+        Raises:
+            ValueError: As of :func:`mmwsl.models.teachers.inputs.input_adapter`.
+        """
+        adapter = input_adapter(self._own_preprocessor, data_preprocessor, normalises)
+        self.network.data_preprocessor = data_preprocessor
+        if adapter is not None:
+            self.network.register_forward_pre_hook(adapter, with_kwargs=True)
+
+    def is_read_by(self, recorders: RecorderManager, deliveries: DistillDeliveryManager) -> None:
+        """Have each call fill MMRazor's recorders, initialised on the network, and its deliveries."""
+        self.recorders, self.deliveries = recorders, deliveries
+
+    def release(self) -> None:
+        """Give the network its own preprocessor back, and take recorders and the adapter of its input out."""
+        self.network.data_preprocessor = self._own_preprocessor
+        for module in self.network.modules():
+            for hooks in forward_hooks(module):
+                for key in [key for key, hook in hooks.items() if self._is_own(hook)]:
+                    del hooks[key]
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor, data_samples: list | None = None) -> Any:
+        """Teach a batch: what is read of the network goes into the recorders and deliveries.
+
+        Args:
+            inputs: Images as the student sees them. Shape: (N, C, H, W).
+            data_samples: Their labels and the like, which some networks need.
+
+        Returns:
+            What the network outputs: logits of shape (N, C), or a tree of tensors. If a recorder or delivery reads in
+            the head's loss, what the network returns in ``mode='loss'``.
+
+        Raises:
+            CacheError: If the first batch carries a teacher's records and this is no CachedTeacher.
+        """
+        if self._mode is None:
+            self._find_mode(inputs, data_samples)
+        if self.speed == 'plain' or not self.training or not self._has_copy(inputs, data_samples):
+            return self._whole_pass(inputs, data_samples)
+        output = self._copy(inputs, data_samples)  # type: ignore[misc]
+        if self.recorders.recorders:
+            self._record(inputs, output)
+        return output
+
+    def _whole_pass(self, inputs: Tensor, data_samples: list | None) -> Any:
+        if not self.recorders.recorders and not self.deliveries.deliveries:
+            return self.network(inputs, data_samples, mode=self._mode)  # torch.compile cannot trace their contexts
+        self.deliveries.override_data = False
+        with self.recorders, self.deliveries:
+            return self.network(inputs, data_samples, mode=self._mode)
+
+    def _record(self, inputs: Tensor, output: Any) -> None:
+        with self.recorders:
+            for recorder in self.recorders.recorders.values():
+                recorder.forward_hook(self.network, (inputs, ), output)
+
+    @torch.compiler.disable  # in a compiled step this happens once
+    def _find_mode(self, inputs: Tensor, data_samples: list | None) -> None:
+        """The output comes from ``mode='tensor'``, and fast if nothing else is read.
+
+        Only if that leaves a recorder or a delivery with nothing, because its source is in the head's loss, does the
+        network run in ``mode='loss'``.
+        """
+        if data_samples and 'teacher_record' in data_samples[0] and not isinstance(self.network, CachedTeacher):
+            raise CacheError('the samples carry records of a teacher, and the model teaches live: set '
+                             'model.teacher_cache to the folder of mmwsl.CachedViews, or take mmwsl.SeededViews')
+        self._mode = 'tensor'
+        output = self._whole_pass(inputs, data_samples)
+        buffers = [recorder.data_buffer for recorder in self.recorders.recorders.values()]
+        queues = [delivery.data_queue for delivery in self.deliveries.deliveries.values()]
+        if not all(map(len, (*buffers, *queues))):
+            self._mode = 'loss'
+        self._only_output_is_read = not queues and all(
+            len(buffer) == 1 and buffer[0] is output for buffer in buffers) and all(
+            type(recorder) is ModuleOutputsRecorder for recorder in self.recorders.recorders.values())
+        for queue in queues:
+            queue.clear()
+
+    @torch.compiler.disable  # it looks at memory, and compiles and copies networks itself
+    def _has_copy(self, inputs: Tensor, data_samples: list | None) -> bool:
+        """Whether a fast copy says what the network would say; if the network is steady, try to make one."""
+        if self._watch is None:
+            self._watch = Watch(self.network)
+        elif self._watch.has_changed():
+            self._drop_copy()
+            return False
+        if not self._is_tried:
+            self._is_tried = True
+            if self._only_output_is_read and not self._has_foreign_hooks():
+                self._copy = fast_forward(self.network, inputs, self.speed, data_samples)
+        return self._copy is not None
+
+    def _drop_copy(self) -> None:
+        if self._copy is not None and not self._change_is_said:
+            self._change_is_said = True
+            print_log('The teacher has changed since its fast copy was made. It runs as it is until it stays the same '
+                      'for two batches, and is then copied again (this is said once).', logger='current')
+        self._copy, self._is_tried = None, False
+
+    def _has_foreign_hooks(self) -> bool:
+        """In what runs when the network runs: it holds the student's preprocessor, and does not call it."""
+        return any(not self._is_own(hook) for module in self.network.modules()
+                   if module is not self.network.data_preprocessor
+                   for hooks in forward_hooks(module) for hook in hooks.values())
+
+    def _is_own(self, hook: Any) -> bool:
+        owner = getattr(hook, '__self__', None)
+        return isinstance(hook, InputAdapter) or any(
+            owner is recorder for recorder in self.recorders.recorders.values())
+
+    def __getstate__(self) -> dict:
+        """Without the fast copy, which cannot be copied or pickled once it is compiled."""
+        return {**self.__dict__, '_copy': None, '_is_tried': False, '_watch': None}
