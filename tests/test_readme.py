@@ -46,7 +46,7 @@ def test_own_classes_reach_both_networks(own_data):
 
 
 def test_distiller_of_the_example_trains(tmp_path):
-    block = next(block for block in BLOCKS if 'distiller=dict' in block)
+    block = next(block for block in BLOCKS if 'loss_features' in block)
     (tmp_path / 'features.py').write_text(block.replace("'wsl_r34", f"'{ROOT}/configs/wsl_r34"))
     cfg = Config.fromfile(tmp_path / 'features.py').model
     init_default_scope('mmpretrain')

@@ -72,8 +72,9 @@ class WSLDistill(SingleTeacherDistill):
         super().__init__(cached.recorded_by(distiller) if cached else distiller, self.teacher,
                          teacher_norm_eval=teacher_norm_eval, **kwargs)
         self.student_loss_weight = student_loss_weight
-        self.frozen_teacher.is_read_by(self.distiller.teacher_recorders, self.distiller.deliveries)
         self._keep_batch_augments()
+        if hasattr(self.distiller, 'check_targets'):
+            self.distiller.check_targets(self.student, self.data_preprocessor)
         if cached:
             cached.check(teacher, teacher_ckpt, teacher_norm_eval, self.data_preprocessor)
             cached.serve(self.distiller)
@@ -95,10 +96,13 @@ class WSLDistill(SingleTeacherDistill):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """As of a module, but a network assigned to ``teacher`` replaces the teacher's, and is no submodule either."""
-        if name != 'teacher':
-            super().__setattr__(name, value)
-        elif value is not self.teacher:
-            self._replace_teacher(value)
+        if name == 'teacher':
+            if value is not self.teacher:
+                self._replace_teacher(value)
+            return
+        super().__setattr__(name, value)
+        if name == 'distiller':
+            self.frozen_teacher.is_read_by(value.teacher_recorders, value.deliveries)
 
     def _replace_teacher(self, network: BaseModel) -> None:
         """Teach with another network: frozen, on this model's device, with the recorders and its own kind of input."""
@@ -170,13 +174,6 @@ class WSLDistill(SingleTeacherDistill):
         super()._apply(fn, *args, **kwargs)
         self.teacher._apply(fn, *args, **kwargs)
         return self
-
-    def __getstate__(self) -> dict:
-        """Drop what recorders hold of the last batch: it is part of a graph, which cannot be copied."""
-        for manager in (self.distiller.student_recorders, self.distiller.teacher_recorders):
-            for recorder in manager.recorders.values():
-                recorder.reset_data_buffer()
-        return super().__getstate__()
 
 
 def _check_student_loss_weight(weight: float, calculate_student_loss: bool) -> None:

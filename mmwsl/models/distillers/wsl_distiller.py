@@ -77,14 +77,14 @@ class WSLDistiller(ConfigurableDistiller):
     def prepare_from_student(self, model: BaseModel) -> None:
         """Find what is recorded in the student, or raise ValueError."""
         if HARD_LOSS not in self._own_recorders and self._is_read(HARD_LOSS):
-            self.student_recorders.recorders[HARD_LOSS] = _recorder(student_recorder(model))
+            _put(self.student_recorders, HARD_LOSS, student_recorder(model))
         with _explained('student', model):
             super().prepare_from_student(model)
 
     def prepare_from_teacher(self, model: nn.Module) -> None:
         """Find what is recorded in the teacher, or raise ValueError."""
         if LOGITS not in self._own_recorders:
-            self.teacher_recorders.recorders[LOGITS] = _recorder(teacher_recorder(model))
+            _put(self.teacher_recorders, LOGITS, teacher_recorder(model))
         with _explained('teacher', model):
             super().prepare_from_teacher(model)
 
@@ -131,8 +131,10 @@ def _without_graph(record: Any) -> Any:
     return record.detach() if isinstance(record, Tensor) and not record.is_leaf else record
 
 
-def _recorder(config: dict) -> Any:
-    return RecorderManager({'only': config}).get_recorder('only')
+def _put(manager: RecorderManager, name: str, config: dict) -> None:
+    """Record elsewhere under this name, unless the recorder is there already: it may be hooked into a network."""
+    if manager.get_recorder(name).source != config['source']:
+        manager.recorders[name] = RecorderManager({name: config}).get_recorder(name)
 
 
 def _check_names(losses: dict) -> None:

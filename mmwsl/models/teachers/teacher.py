@@ -89,6 +89,7 @@ class FrozenTeacher:
     def is_read_by(self, recorders: RecorderManager, deliveries: DistillDeliveryManager) -> None:
         """Have each call fill MMRazor's recorders, initialised on the network, and its deliveries."""
         self.recorders, self.deliveries = recorders, deliveries
+        self._mode, self._copy, self._is_tried = None, None, False
 
     def release(self) -> None:
         """Give the network its own preprocessor back, and take recorders and the adapter of its input out."""

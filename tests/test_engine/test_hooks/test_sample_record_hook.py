@@ -178,7 +178,7 @@ def test_dense_targets(recorded):
     (network(2), "there is none.*WSLLoss with weighting='one'"),
     (with_loss(type='mmrazor.KLDivergence'), 'there is none'),
     (distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(
-        one=dict(type='mmwsl.WSLLoss'), two=dict(type='mmwsl.WSLLoss')))), 'there are one, two'),
+        loss_1=dict(type='mmwsl.WSLLoss'), loss_2=dict(type='mmwsl.WSLLoss')))), 'there are loss_1, loss_2'),
 ], ids=['network alone', 'KLDivergence', 'two losses'])
 def test_model_without_exactly_one_loss_stops_before_the_first_step(tmp_path, model, message):
     with pytest.raises(ValueError, match=message):

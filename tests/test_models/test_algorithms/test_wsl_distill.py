@@ -450,13 +450,15 @@ def test_an_assigned_network_goes_where_the_model_is():
     assert {parameter.device.type for parameter in model.teacher.parameters()} == {'meta'}
 
 
-def test_what_cannot_teach_is_not_assigned(model):
-    old, headless = model.teacher, build(network(4))
-    del headless.head
+def test_what_cannot_teach_is_not_assigned():
+    recorders = dict(features=dict(type='mmrazor.ModuleOutputs', source='neck'))
+    model = build(distillation(distiller=dict(type='mmwsl.WSLDistiller', teacher_recorders=recorders)))
+    old, without_neck = model.teacher, build(network(4))
+    del without_neck.neck
     with pytest.raises(TypeError, match=r"a BaseModel of mmengine, got <class '.*Linear'>"):
         model.teacher = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="\"head\" is not in the model.*Name one of its modules"):
-        model.teacher = headless
+    with pytest.raises(ValueError, match="\"neck\" is not in the model.*Name one of its modules"):
+        model.teacher = without_neck
     assert model.teacher is old and 'teacher' not in model._modules
     assert losses(model, batch())['distill.loss_wsl'] > 0
 

@@ -57,7 +57,10 @@ def of_sigmoids(channels):
 def networks(algorithm, per_class):
     """A student and a teacher, built once, that learn from the distiller alone."""
     make = of_sigmoids if per_class else network
-    model = build(distillation(type=algorithm, architecture=make(2), teacher=make(4), calculate_student_loss=False))
+    fitting = dict(type='mmwsl.WSLDistiller', distill_losses=dict(loss_own=weighted(
+        dict(type='BernoulliKD' if per_class else 'SoftCrossEntropy'), None)))
+    model = build(distillation(type=algorithm, architecture=make(2), teacher=make(4), distiller=fitting,
+                               calculate_student_loss=False))
     for net in (model.student, model.teacher):  # nearly equal logits would be a question of rounding
         net.head.fc.weight.data.mul_(50)
     return model
