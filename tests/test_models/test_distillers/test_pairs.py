@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 from mmrazor.registry import MODELS
 
 from mmwsl.models import WSLDistiller
@@ -20,7 +21,7 @@ from tests.test_models.test_losses.references import (
     decisions_of,
     teacher_losses,
 )
-from tests.tiny import PREPROCESSOR, batch, build, distillation, load_tool, losses, network
+from tests.tiny import PREPROCESSOR, batch, build, digits_config, distillation, load_tool, losses, network
 
 pairs = load_tool('pairs')
 
@@ -295,3 +296,30 @@ def test_copies_of_a_distiller_carry_no_batch():
     logged, still = step(twin, images())
     assert not still
     torch.testing.assert_close(logged, expected)
+
+
+# ---- a run that is resumed
+
+def test_a_resumed_run_keeps_the_first_epochs_and_the_running_means(tmp_path, monkeypatch):
+    shares, warmth = [], WeightedLoss._warmth
+    monkeypatch.setattr(WeightedLoss, '_warmth', lambda loss: shares.append(warmth(loss)) or shares[-1])
+    config = weighted(dict(type='TTM'), dict(type='WSLWeighting', scale_free=True), warmup_epochs=3)
+    model = distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(loss_own=config)))
+
+    def run(work_dir, epochs, **kwargs):
+        shares.clear()
+        cfg = digits_config(work_dir, model, epochs, custom_hooks=[dict(type='mmwsl.EpochSeedHook')],
+                            train_dataloader=dict(batch_size=300), **kwargs)  # 2 steps an epoch
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = cfg.param_scheduler = None
+        runner = Runner.from_cfg(cfg)
+        runner.train()
+        return runner.model.distiller.distill_losses['loss_own'].sample_weighting.running, list(shares)
+    expected = [1 / 3, 1 / 3, 2 / 3, 2 / 3, 1, 1, 1, 1]
+    unbroken, found = run(tmp_path / 'unbroken', 4)
+    assert found == expected
+    _, found = run(tmp_path / 'resumed', 2)
+    assert found == expected[:4]
+    resumed, found = run(tmp_path / 'resumed', 4, resume=True)
+    assert found == expected[4:]
+    assert unbroken[2].item() == pytest.approx(1 - 0.99**8)
+    assert torch.equal(resumed, unbroken)
