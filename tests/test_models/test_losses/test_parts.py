@@ -300,7 +300,7 @@ def test_several_labels_of_one_target(name):
 @pytest.mark.parametrize('score', [-1.0, 2.0, math.nan])
 def test_label_scores_that_are_neither_right_nor_wrong(score):
     preds_S, preds_T, target = inputs(kind='labels')
-    target[2, 3] = score
+    target = target.index_put((torch.tensor(2), torch.tensor(3)), torch.tensor(score, dtype=target.dtype))
     with pytest.raises(ValueError, match=r'^label scores should lie in \[0, 1\], got .*name each label of an image'):
         WeightedLoss(dict(type='BernoulliKD'))(preds_S, preds_T, target)
 
