@@ -49,7 +49,8 @@ def wsl_loss(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 2.0,
         ValueError: If shapes do not belong together, tau is not positive, or an index is not in [0, C).
     """
     weight = wsl_weight(preds_S, preds_T, target, ignore_index)
-    return weight * soft_cross_entropy(preds_S, preds_T, tau)
+    kept = kept_targets(target, ignore_index)
+    return weight * soft_cross_entropy(without_ignored(preds_S, kept), without_ignored(preds_T, kept), tau)
 
 
 def wsl_weight(preds_S: Tensor, preds_T: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
@@ -107,7 +108,7 @@ def hard_loss(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX) -
     if target.is_floating_point():
         return cross_entropy(preds, target)
     kept = target != ignore_index
-    return cross_entropy(preds, target * kept) * kept
+    return cross_entropy(without_ignored(preds, kept), target * kept) * kept
 
 
 def cross_entropy(preds: Tensor, target: Tensor) -> Tensor:
@@ -404,6 +405,12 @@ def _correlation(first: Tensor, second: Tensor, dim: int, mask: Tensor | float =
 
 
 # ---- what is common
+
+
+def without_ignored(preds: Tensor, kept: Tensor) -> Tensor:
+    """Logits with 0 where the target does not count, so that what is not finite there reaches no loss. Shape: as preds.
+    """
+    return torch.where(kept.unsqueeze(1), preds, torch.zeros((), dtype=preds.dtype, device=preds.device))
 
 
 def kept_targets(target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:

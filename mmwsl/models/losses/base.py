@@ -40,7 +40,7 @@ class SampleLoss(nn.Module):
 
     def of_batch(self, preds_S: Tensor, batch: SampleBatch) -> Tensor:
         """As forward; what is computed on the way may be left in the batch, so that a weighting has it for nothing."""
-        return self(preds_S, batch.preds_T, batch.target)
+        return self(batch.without_ignored(preds_S), batch.without_ignored(batch.preds_T), batch.target)
 
     def of_the_whole(self, preds_S: Tensor, batch: SampleBatch) -> Tensor | None:
         """A further term of the batch as a whole, which no target can be weighted by. A scalar, or None."""

@@ -32,8 +32,7 @@ class Call:
         (:func:`mmwsl.functional.bias_and_variance_gradients`).
         """
         kept = self.batch.kept.expand_as(self.weight)
-        count = kept.sum().clamp(min=1)
-        statistics = {'wsl_weight': (self.weight * kept).sum() / count, **_percentiles(self.weight, kept)}
+        statistics = {'wsl_weight': self.batch.mean(self.weight), **_percentiles(self.weight, kept)}
         if self.batch.has_classes:
             statistics['regularization_share'] = self.batch.mean(self.batch.is_regularization)
         return statistics

@@ -39,7 +39,8 @@ class Terms(NamedTuple):
     """The true class's probability at temperature tau, student's - teacher's; its expectation for soft targets."""
 
 
-def soft_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, compile: bool = False) -> Terms:
+def soft_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, compile: bool = False,
+               kept: Tensor | None = None) -> Terms:
     r"""As :func:`functional.soft_cross_entropy`, :func:`functional.hard_loss` and the probabilities that
     :func:`functional.bias_and_variance_gradients` takes, for arguments that have been checked.
 
@@ -49,18 +50,22 @@ def soft_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, com
         target: Class indices in [0, C), (N, \*), or class scores, (N, C, \*).
         tau: Temperature of the soft labels.
         compile: Whether torch.compile makes kernels of it.
+        kept: Mask of the targets that count; the others get no gradient, whatever their logits. None: all.
+            Shape: (N, \*).
     """
-    return Terms(*_SoftTerms.apply(preds_S, preds_T.detach(), target, tau, compile))
+    return Terms(*_SoftTerms.apply(preds_S, preds_T.detach(), target, tau, compile, kept))
 
 
 class _SoftTerms(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float,
-                compile: bool) -> tuple[Tensor, ...]:
+                compile: bool, kept: Tensor | None) -> tuple[Tensor, ...]:
         on_cpu = preds_S.device.type == 'cpu'
         make_terms = _compiled_terms() if compile else _walked_terms if on_cpu else _careful_terms
         terms, difference = make_terms(preds_S, preds_T, target, tau)
+        if kept is not None and not (on_cpu and bool(kept.all())):  # elsewhere a look would wait for the device
+            difference.masked_fill_(~kept.unsqueeze(1), 0)
         ctx.mark_non_differentiable(*terms[1:])
         ctx.set_materialize_grads(False)
         ctx.tau, ctx.dtype = tau, preds_S.dtype
@@ -68,14 +73,14 @@ class _SoftTerms(torch.autograd.Function):
         return terms
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None, None, None]:
         if torch.is_grad_enabled():  # once_differentiable would let a constant's zeros through
             raise RuntimeError('WSLLoss has a first derivative alone, and create_graph=True asks for a second one: '
                                'mmwsl.functional.wsl_loss has both')
         if grad_loss is None:
-            return None, None, None, None, None
+            return None, None, None, None, None, None
         difference, = ctx.saved_tensors
-        return (difference * (grad_loss * ctx.tau).unsqueeze(1)).to(ctx.dtype), None, None, None, None
+        return (difference * (grad_loss * ctx.tau).unsqueeze(1)).to(ctx.dtype), None, None, None, None, None
 
 
 def _walked_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float) -> tuple[Terms, Tensor]:

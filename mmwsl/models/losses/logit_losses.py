@@ -46,7 +46,8 @@ class SoftCrossEntropy(_Tempered):
 
     def of_batch(self, preds_S: Tensor, batch: SampleBatch) -> Tensor:
         """As forward. The same passes over the logits give the weight's losses, too."""
-        terms = soft_terms(preds_S, batch.preds_T, batch.target, self.tau, self.compile_terms)
+        terms = soft_terms(preds_S, batch.preds_T, batch.target, self.tau, self.compile_terms,
+                           batch.kept if batch.may_ignore else None)
         batch.student_hard_loss, batch.teacher_hard_loss = terms.student_hard_loss, terms.teacher_hard_loss
         batch.true_prob_difference = terms.true_prob_difference
         return terms.soft_loss
@@ -123,7 +124,8 @@ class DIST(_Tempered):
         """The relations between targets. A scalar."""
         if self.gamma == 0:
             return None
-        return self.gamma * functional.dist_intra_loss(preds_S, batch.preds_T, self.tau, batch.kept)
+        preds_S, preds_T = batch.without_ignored(preds_S), batch.without_ignored(batch.preds_T)
+        return self.gamma * functional.dist_intra_loss(preds_S, preds_T, self.tau, batch.kept)
 
     @property
     def is_weightable(self) -> bool:
@@ -192,10 +194,10 @@ class Standardized(SampleLoss):
         """The inner loss's."""
         if not self.has_term_of_the_whole:
             return None
-        inner = self.loss.batch_type(functional.standardized(batch.preds_S), functional.standardized(batch.preds_T),
-                                     batch.target, self.tau)
+        preds = [functional.standardized(batch.without_ignored(logits)) for logits in (preds_S, batch.preds_T)]
+        inner = self.loss.batch_type(*preds, batch.target, self.tau)
         inner.kept = batch.kept
-        return self.loss.of_the_whole(functional.standardized(preds_S), inner)
+        return self.loss.of_the_whole(preds[0], inner)
 
     @property
     def is_weightable(self) -> bool:

@@ -95,7 +95,8 @@ class WeightedLoss(nn.Module):
             batch.teacher_hard_loss = _one_per_target(teacher_hard_loss.detach(), losses, 'teacher_hard_loss')
         weights = self._weights(batch, losses)
         scale = self.loss_weight * self._warmth()
-        losses = losses * (weights * batch.kept * scale)
+        # no products with the mask: where a target is ignored either may be nan
+        losses = torch.where(batch.kept, losses * (torch.where(batch.kept, weights, 0.0) * scale), 0.0)
         if self.sample_loss.per_class:
             losses = losses.sum(1)
         if weight is not None:

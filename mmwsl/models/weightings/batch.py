@@ -38,6 +38,8 @@ class SampleBatch:
         """Whether each target has one class; None of them has where class scores are given."""
         self.kept = functional.kept_targets(target, ignore_index)
         r"""Which targets count. Shape: (N, \*)."""
+        self.may_ignore = self.has_classes
+        """Whether a target may be one that does not count: class scores all do."""
         self.dtype = at_least_float32(self.preds_S[:0]).dtype
         """Of losses and weights."""
         # an ignored target is computed as class 0, and then counts nothing
@@ -119,10 +121,17 @@ class SampleBatch:
         if {'student_hard_loss', 'teacher_hard_loss', 'true_prob_difference'} <= vars(self).keys():
             self.preds_S = self.preds_T = self.kept.new_empty(0)
 
+    def without_ignored(self, preds: Tensor) -> Tensor:
+        """Logits with 0 where the target does not count, so that what is not finite there reaches no gradient.
+        Shape: as preds."""
+        on_cpu = preds.device.type == 'cpu'  # elsewhere a look would wait for the device
+        nothing_ignored = not self.may_ignore or (on_cpu and bool(self.kept.all()))
+        return preds if nothing_ignored else functional.without_ignored(preds, self.kept)
+
     def mean(self, values: Tensor) -> Tensor:
         """Over the targets that count; 0 where none does. A scalar."""
         kept = self.kept.expand_as(values)
-        return (values * kept).sum() / kept.sum().clamp(min=1)
+        return torch.where(kept, values, 0.0).sum() / kept.sum().clamp(min=1)
 
 
 class BernoulliBatch(SampleBatch):
@@ -145,6 +154,10 @@ class BernoulliBatch(SampleBatch):
         self.target = self.target.to(self.dtype)
         self.has_classes = True  # each decision has its outcome
         self.kept = self.kept.unsqueeze(1)
+
+    def without_ignored(self, preds: Tensor) -> Tensor:
+        """Logits with 0 where the target does not count. Shape: as preds."""
+        return torch.where(self.kept, preds, torch.zeros((), dtype=preds.dtype, device=preds.device))
 
     @cached_property
     def true_prob_difference(self) -> Tensor:

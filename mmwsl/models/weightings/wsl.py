@@ -79,7 +79,7 @@ class WSLWeighting(SampleWeighting):
     def _means(self, student: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
         """Running means of L_s and L_t. Shape: (2, )."""
         if self.training:
-            sums = torch.stack([(values * kept).sum().double() for values in
+            sums = torch.stack([torch.where(kept, values, 0.0).sum().double() for values in
                                 (student, teacher, torch.ones_like(student))])
             all_reduce(sums)
             seen = torch.cat((sums[:2] / sums[2].clamp(min=1), torch.ones_like(sums[2:])))

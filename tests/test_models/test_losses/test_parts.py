@@ -382,3 +382,19 @@ def test_the_loss_grows_over_the_first_epochs(monkeypatch):
         assert_near(loss(*inputs()), share * expected.detach())
     with pytest.raises(ValueError, match='warmup_epochs should be at least 0, got -1'):
         WeightedLoss(config, warmup_epochs=-1)
+
+
+@pytest.mark.parametrize('name', LOSSES)
+@pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
+def test_logits_of_ignored_targets_need_not_be_finite(name, bad):
+    """What is ignored may be anything: the others' loss, gradient and statistics are as without it."""
+    def results(ignored):
+        preds_S, preds_T = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        preds_S[2, 1], preds_T[2, 3] = ignored, ignored
+        preds_S.requires_grad_()
+        loss = WeightedLoss(LOSSES[name].config, dict(type='WSLWeighting', scale_free=True))
+        value = loss(preds_S, preds_T, torch.tensor([0, 1, -100, 3, 4, 0]))
+        return dict(value=value, gradient=torch.autograd.grad(value, preds_S)[0], **loss.statistics)
+    found = results(bad)
+    assert all(value.isfinite().all() for value in found.values()) and not found['gradient'][2].any()
+    torch.testing.assert_close(found, results(0.5))
