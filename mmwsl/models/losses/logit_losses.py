@@ -194,10 +194,10 @@ class Standardized(SampleLoss):
         """The inner loss's."""
         if not self.has_term_of_the_whole:
             return None
-        preds = [functional.standardized(batch.without_ignored(logits)) for logits in (preds_S, batch.preds_T)]
-        inner = self.loss.batch_type(*preds, batch.target, self.tau)
+        preds_S, preds_T = (functional.standardized(batch.without_ignored(preds)) for preds in (preds_S, batch.preds_T))
+        inner = self.loss.batch_type(preds_S, preds_T, batch.target, self.tau)
         inner.kept = batch.kept
-        return self.loss.of_the_whole(preds[0], inner)
+        return self.loss.of_the_whole(preds_S, inner)
 
     @property
     def is_weightable(self) -> bool:
