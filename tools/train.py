@@ -8,10 +8,10 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmwsl.engine import (
+    add_hooks,
     explained_config,
     finish_run,
     launcher_parser,
-    log_statistics_with_the_logger,
     prepare_run,
 )
 
@@ -53,7 +53,7 @@ def main() -> None:
     cfg = Config.fromfile(args.config)
     apply_training_options(cfg, args)
     prepare_run(cfg, args, ('train_dataloader', 'val_dataloader'))
-    log_statistics_with_the_logger(cfg)
+    add_hooks(cfg)
     with explained_config():
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.train()

@@ -8,14 +8,29 @@ from mmwsl.engine.hooks import (
     ChannelsLastHook,
     CheckTeacherHook,
     EpochSeedHook,
+    FiniteLossHook,
     LossStatisticsHook,
     SampleRecordHook,
 )
-from mmwsl.engine.launch import finish_run, launcher_parser, log_statistics_with_the_logger, prepare_run
+from mmwsl.engine.launch import add_hooks, finish_run, launcher_parser, prepare_run
 from mmwsl.engine.teacher_losses import calibrate, measure_losses
 
 __all__ = [
-    'ChannelsLastHook', 'CheckTeacherHook', 'EpochSeedHook', 'LossStatisticsHook', 'SampleRecordHook',
-    'build_cache', 'calibrate', 'check_data', 'explained_config', 'finish_run', 'launch', 'launcher_parser',
-    'log_statistics_with_the_logger', 'measure_losses', 'prepare_run', 'runs'
+    'ChannelsLastHook',
+    'CheckTeacherHook',
+    'EpochSeedHook',
+    'FiniteLossHook',
+    'LossStatisticsHook',
+    'SampleRecordHook',
+    'add_hooks',
+    'build_cache',
+    'calibrate',
+    'check_data',
+    'explained_config',
+    'finish_run',
+    'launch',
+    'launcher_parser',
+    'measure_losses',
+    'prepare_run',
+    'runs'
 ]

@@ -71,11 +71,15 @@ def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, .
     distribute_without_cuda(cfg)
 
 
-def log_statistics_with_the_logger(cfg: Config) -> None:
-    """Have a distillation compute only the statistics that are logged, unless the config has the hook for it."""
-    hooks = cfg.get('custom_hooks') or []
-    if cfg.model.get('distiller') and not any('LossStatisticsHook' in str(hook['type']) for hook in hooks):
-        cfg.custom_hooks = [*hooks, dict(type='mmwsl.LossStatisticsHook')]
+def add_hooks(cfg: Config) -> None:
+    """Have a run stop when it diverges, and a distillation compute only the statistics that are logged.
+
+    A hook that the config has is not added again.
+    """
+    hooks = list(cfg.get('custom_hooks') or [])
+    wanted = ['FiniteLossHook', *(['LossStatisticsHook'] if cfg.model.get('distiller') else [])]
+    cfg.custom_hooks = [*hooks, *(dict(type=f'mmwsl.{name}') for name in wanted
+                                  if not any(name in str(hook['type']) for hook in hooks))]
 
 
 def finish_run() -> None:

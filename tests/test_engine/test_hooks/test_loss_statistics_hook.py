@@ -7,12 +7,12 @@ from mmengine.hooks import LoggerHook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, LogProcessor, Runner
 from torch import nn
 
-from mmwsl.engine import log_statistics_with_the_logger
+from mmwsl.engine import add_hooks
 from mmwsl.engine.hooks import LossStatisticsHook
 from mmwsl.models.losses import Call
 from tests.tiny import ROOT, digits_config, distillation
 
-HOOK = dict(type='mmwsl.LossStatisticsHook')
+HOOK, FINITE = dict(type='mmwsl.LossStatisticsHook'), dict(type='mmwsl.FiniteLossHook')
 # the log processor means what matches, here statistics as well: so it looks back over its window
 MEANS = dict(type='LogProcessor', window_size=10, mean_pattern=r'.*(loss|wsl_weight).*')
 
@@ -102,11 +102,11 @@ def test_train_adds_the_hook_to_a_distillation_that_has_none():
     cfg = Config.fromfile(ROOT / 'configs/wsl_digits.py')
     before = list(cfg.custom_hooks)
     for _ in range(2):
-        log_statistics_with_the_logger(cfg)
-        assert cfg.custom_hooks == [*before, HOOK]
+        add_hooks(cfg)
+        assert cfg.custom_hooks == [*before, FINITE, HOOK]
     alone = Config.fromfile(ROOT / 'configs/vanilla/digits_student.py')
-    log_statistics_with_the_logger(alone)
-    assert alone.custom_hooks == before
+    add_hooks(alone)
+    assert alone.custom_hooks == [*before, FINITE]
     own = Config(dict(model=dict(distiller=dict(type='mmwsl.WSLDistiller'))))
-    log_statistics_with_the_logger(own)
-    assert own.custom_hooks == [HOOK]
+    add_hooks(own)
+    assert own.custom_hooks == [FINITE, HOOK]

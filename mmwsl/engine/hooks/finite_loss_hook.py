@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook, LoggerHook
+from mmengine.runner import Runner
+from torch import Tensor
+
+from mmwsl.registry import HOOKS
+
+
+@HOOKS.register_module()
+class FiniteLossHook(Hook):
+    """Stop a run that cannot recover: whose loss is not finite in a step that is logged, and its parameters neither.
+
+    Between the steps that are logged nothing is read, so nothing waits for a GPU. Under mixed precision a loss may
+    overflow once, and its step is left out: that is said and no more. ``tools/train.py`` adds this hook.
+
+    Raises:
+        RuntimeError: If so; the losses and a parameter that are not finite are named.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        self.interval = next((hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), 100)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
+                         outputs: dict[str, Any] | None = None) -> None:
+        logs = self.every_n_inner_iters(batch_idx, self.interval) or self.end_of_epoch(runner.train_dataloader,
+                                                                                       batch_idx)
+        loss = (outputs or {}).get('loss')
+        if not logs or not isinstance(loss, Tensor) or bool(torch.isfinite(loss).all()):
+            return
+        parts = ', '.join(f'{name} {float(value):.4g}' for name, value in (outputs or {}).items()
+                          if isinstance(value, Tensor) and value.numel() == 1 and not bool(torch.isfinite(value)))
+        broken = next((name for name, parameter in runner.model.named_parameters()
+                       if not bool(torch.isfinite(parameter).all())), None)
+        if broken is None:
+            runner.logger.warning(f'Not finite in step {runner.iter + 1}: {parts}. The parameters still are.')
+            return
+        raise RuntimeError(f'training has diverged: in step {runner.iter + 1} these are not finite: {parts}; and so is '
+                           f'the parameter {broken}. Take a smaller learning rate or loss_weight (the gradient of soft '
+                           'labels grows with tau times loss_weight), or look for images that are not finite')
