@@ -1,19 +1,28 @@
 # make demo | test | lint [STACK=openmmlab] [PYTHON=python3.12] [TORCH_INDEX=address of an index with other builds of torch]
 # make test WORKERS=0: in one process, as a debugger needs it
 # make test CUDA=0 PYTEST_ARGS="-k cuda": what needs a GPU; all else is tested on the CPU
+# make gpu SECONDS=540 [DATA=folder with cifar-100-python] [TEACHERS=folder with published teachers] [OUT=folder]: on a GPU,
+# the tests, benchmarks and runs that need one, most valuable first, within a limit; REHEARSE=1: at tiny sizes on the CPU
+# make gpu WHEELS=folder PYTHON=python3.12: on a machine without network whose Python has torch; no .venv is made
 STACK ?= onedl
 PYTHON ?= python3
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
 WORKERS ?= auto
 CUDA ?=
+SECONDS ?= 540
+DATA ?= data/cifar100
+TEACHERS ?= checkpoints
+OUT ?= work_dirs/gpu/results
+WHEELS ?=
+REHEARSE ?=
 
 VENV := .venv$(if $(filter-out onedl,$(STACK)),-$(STACK))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint install clean
+.PHONY: demo test gpu lint install clean
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -32,6 +41,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	CUDA_VISIBLE_DEVICES=$(CUDA) $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
+
+gpu: $(if $(WHEELS),,$(INSTALLED))
+	$(if $(WHEELS),$(PYTHON),$(BIN)/python) tools/gpu.py --seconds $(SECONDS) --data $(DATA) --teachers $(TEACHERS) \
+	    --out $(OUT) $(if $(WHEELS),--wheels $(WHEELS)) $(if $(filter-out 0,$(REHEARSE)),--rehearse)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

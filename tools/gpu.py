@@ -1,0 +1,258 @@
+"""Run what needs a GPU within a time limit, most valuable first: tests, the loss's benchmark, a pair on CIFAR-100.
+
+Each part is a process, and its results are under --out before the next one begins: tests.txt, loss.json and loss.png,
+runs.jsonl (what the runs logged), log.txt (what everything else printed) and status.json (the card, the versions and
+the state of each part). At the limit the part that runs is ended, and what it wrote stays. The same command again
+resumes the runs from their last epoch.
+
+Nothing is downloaded. With --wheels the stack is installed from a folder into the work dir, for a machine that has
+torch and no network; nothing else is installed. --rehearse does the same at tiny sizes on the CPU.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import distributions
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+GRACE = 10.0  # seconds that a part has to end in
+TICK = 5.0  # seconds between two looks at a part
+TEACHER = 'chenyaofo_cifar100_resnet56.pth'
+STACK = ('torch', 'triton', 'torchvision', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain', 'mmengine', 'mmcv-lite',
+         'mmpretrain', 'mmrazor')
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    command: list[str]
+    worth: float
+    """The largest share of the limit that it may take: one that hangs leaves time to the others."""
+    log: str = 'log.txt'
+    """File under --out that gets its output."""
+    needs: tuple[Path, ...] = ()
+    """Files without which it is skipped."""
+    collect: Callable[[], None] = lambda: None
+    """Brings its results so far under --out; called every few seconds and at its end."""
+
+
+@dataclass
+class Session:
+    """Carries out parts one after the other, and keeps in ``status``, and on disk, what became of each.
+
+    Args:
+        out: Folder for the results.
+        limit: Seconds of all parts together.
+        left: How many of them are left.
+        environment: Of the parts.
+    """
+    out: Path
+    limit: float
+    left: Callable[[], float]
+    environment: dict[str, str]
+    status: dict = field(default_factory=lambda: {'parts': []})
+
+    def carry_out(self, part: Part) -> None:
+        before, missing = self.left(), [str(path) for path in part.needs if not path.exists()]
+        if missing or before <= 0:
+            why = f'there is no {", ".join(missing)}' if missing else 'no time was left'
+            self.status['parts'].append({'name': part.name, 'state': 'skipped', 'why': why})
+            return self.save()
+        record = {'name': part.name, 'state': 'running'}
+        self.status['parts'].append(record)
+        self.save()
+        try:
+            record['state'] = self.run(part, max(0.0, before - part.worth * self.limit))
+        finally:
+            if record['state'] == 'running':  # this process itself is being ended
+                record['state'] = 'cut off'
+            part.collect()
+            record['seconds'] = round(before - self.left(), 1)
+            self.save()
+
+    def run(self, part: Part, until: float) -> str:
+        """Run a part while more than ``until`` seconds are left; return its state."""
+        with (self.out / part.log).open('ab') as log:
+            log.write(f'==== {part.name}: {shlex.join(part.command)}\n'.encode())
+            log.flush()
+            process = subprocess.Popen(part.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+                                       env=self.environment, start_new_session=True)
+            try:
+                while process.poll() is None and (left := self.left() - until) > 0:
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(min(TICK, left))
+                    part.collect()
+                return {None: 'cut off', 0: 'finished'}.get(process.poll(), 'failed')
+            finally:
+                end(process)
+
+    def save(self) -> None:
+        write_whole(self.out / 'status.json', json.dumps(self.status, indent=1))
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a process that still runs, and all that it started."""
+    if process.poll() is not None:
+        return
+    os.killpg(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def write_whole(path: Path, text: str) -> None:
+    unfinished = path.with_name(f'{path.name}.partial')
+    unfinished.write_text(text)
+    os.replace(unfinished, path)
+
+
+def parts_of(args: argparse.Namespace) -> list[Part]:
+    """What is to be run, most valuable first."""
+    teacher = args.teachers / TEACHER
+    return [
+        *([installation(args)] if args.wheels else []),
+        cuda_tests(args),
+        loss_benchmark(args),
+        Part('teacher', python('tools/model_converters/import_teacher.py', str(teacher), str(imported_teacher(args))),
+             worth=0.1, needs=(teacher, )),
+        training('wsl', [], args),
+        training('kd', ['model.distiller.distill_losses.loss_wsl.weighting=one'], args),
+    ]
+
+
+def installation(args: argparse.Namespace) -> Part:
+    files = sorted(map(str, args.wheels.glob('*.whl')))
+    return Part('wheels', [*python('-m', 'pip', '--disable-pip-version-check', 'install', '--quiet', '--no-index'),
+                           '--no-deps', '--target', str(site(args)), *files], worth=0.3)
+
+
+def cuda_tests(args: argparse.Namespace) -> Part:
+    where = ['tests/test_models/test_losses'] if args.rehearse else []  # they skip there
+    return Part('tests', [*python('-m', 'pytest', '-k', 'cuda', '-p', 'no:cacheprovider'),
+                          '--continue-on-collection-errors', *where], worth=0.3, log='tests.txt')
+
+
+def loss_benchmark(args: argparse.Namespace) -> Part:
+    # each row compiles kernels: about 20 seconds
+    sizes = ['--device', 'cuda', '--seconds', '0.3', '--shapes', '64x100', '256x1000', '4096x1000', '8x19x128x128']
+    if args.rehearse:
+        sizes = ['--shapes', '8x10', '--contestants', 'WSLLoss', 'plain KD', '--rounds', '3', '--seconds', '0']
+    return Part('loss', [*python('tools/benchmarks/loss.py'), '--out', str(args.out), '--processes', '1',
+                         '--dtype', 'float32', 'bfloat16', *sizes], worth=0.4)
+
+
+def training(name: str, options: list[str], args: argparse.Namespace) -> Part:
+    """ResNet-56 -> ResNet-20 on CIFAR-100; in a rehearsal 200 images of it, or the digits if it is not there."""
+    config, needs = 'wsl_r56_r20_cifar100_device', (args.data / 'cifar-100-python/train', args.teachers / TEACHER)
+    options = [*options, 'randomness.seed=0']
+    if args.rehearse and not all(path.exists() for path in needs):
+        config, needs = 'wsl_digits', ()
+        options += ['model.teacher_ckpt=None', 'train_cfg.max_epochs=1', 'custom_hooks.1.min_accuracy=0']
+    else:
+        datasets = [f'{split}_dataloader.dataset.dataset' for split in ('train', 'val')]
+        options += [f'{key}.data_root={args.data}' for key in datasets]
+        options += [f'model.teacher_ckpt={imported_teacher(args)}']
+        if args.rehearse:
+            options += ['train_cfg.max_epochs=1', *(f'{key}.indices=200' for key in datasets)]
+    return Part(name, [*python('tools/train.py', f'configs/{config}.py', '--work-dir', str(args.work / name)),
+                       '--resume', '--cfg-options', *options],
+                worth=1.0, needs=needs, collect=partial(collect_runs, args.work, args.out))
+
+
+def collect_runs(work: Path, out: Path) -> None:
+    """Write what all runs logged so far into one file, each line with the name of its run."""
+    lines = []
+    for log in sorted(work.glob('*/*/vis_data/scalars.json')):
+        for line in log.read_text().splitlines():
+            with suppress(json.JSONDecodeError):  # the last one may still be being written
+                lines.append(json.dumps({'run': log.relative_to(work).parts[0], **json.loads(line)}))
+    write_whole(out / 'runs.jsonl', ''.join(f'{line}\n' for line in lines))
+
+
+def python(*arguments: str) -> list[str]:
+    return [sys.executable, *arguments]
+
+
+def site(args: argparse.Namespace) -> Path:
+    return args.work / 'site'
+
+
+def imported_teacher(args: argparse.Namespace) -> Path:
+    return args.work / 'resnet56_cifar100.pth'
+
+
+def environment_of(args: argparse.Namespace) -> dict[str, str]:
+    paths = [str(ROOT), *([str(site(args))] if args.wheels else []), *filter(None, [os.environ.get('PYTHONPATH')])]
+    # unbuffered, or a part that is cut off would take its last lines with it
+    added = {'PYTHONPATH': os.pathsep.join(paths), 'PYTHONUNBUFFERED': '1'}
+    return {**os.environ, **added, **({'CUDA_VISIBLE_DEVICES': ''} if args.rehearse else {})}
+
+
+def card() -> str:
+    """The name of the GPU.
+
+    Raises:
+        SystemExit: If torch sees none.
+    """
+    code = 'import torch; print(torch.cuda.get_device_name())'
+    asked = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=False)
+    if asked.returncode:
+        raise SystemExit(f'torch sees no GPU here ({asked.stderr.strip().splitlines()[-1]}). --rehearse (make gpu '
+                         'REHEARSE=1) does the same at tiny sizes on the CPU')
+    return asked.stdout.strip()
+
+
+def versions(args: argparse.Namespace) -> dict[str, str]:
+    found = {package.name: package.version for package in distributions(path=[str(site(args)), *sys.path])}
+    return {'python': sys.version.split()[0], **{name: found[name] for name in STACK if name in found}}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--seconds', type=float, default=540, help='the limit, from the start of this program')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/gpu/results'), help='folder for the results')
+    parser.add_argument('--work', type=Path, help='folder for all else; default: work_dirs/gpu')
+    parser.add_argument('--data', type=Path, default=Path('data/cifar100'), help='folder with cifar-100-python')
+    parser.add_argument('--teachers', type=Path, default=Path('checkpoints'), help=f'folder with {TEACHER}')
+    parser.add_argument('--wheels', type=Path, help='folder with the wheels of the stack')
+    parser.add_argument('--rehearse', action='store_true', help='tiny sizes on the CPU')
+    args = parser.parse_args()
+    args.work = args.work or ROOT / 'work_dirs' / ('gpu_rehearsal' if args.rehearse else 'gpu')
+    for name in ('out', 'work', 'data', 'teachers', 'wheels'):  # parts run in the root of the tree
+        if getattr(args, name):
+            setattr(args, name, getattr(args, name).resolve())
+    return args
+
+
+def main() -> None:
+    args, started = parse_args(), time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    args.out.mkdir(parents=True, exist_ok=True)
+    args.work.mkdir(parents=True, exist_ok=True)
+    limit = args.seconds - GRACE
+    session = Session(args.out, limit, lambda: limit - (time.monotonic() - started), environment_of(args))
+    session.status = {'card': 'none, a rehearsal' if args.rehearse else card(), 'seconds': args.seconds,
+                      'versions': versions(args), 'parts': []}
+    for part in parts_of(args):
+        session.carry_out(part)
+        print(' '.join(map(str, session.status['parts'][-1].values())), flush=True)
+    session.status['versions'] = versions(args)  # the wheels' are there now
+    session.save()
+    sys.exit(any(part['state'] == 'failed' for part in session.status['parts']))
+
+
+if __name__ == '__main__':
+    main()
