@@ -180,6 +180,10 @@ class Standardized(SampleLoss):
         """The inner loss's."""
         return self.loss.tau
 
+    @tau.setter
+    def tau(self, tau: float) -> None:
+        self.loss.tau = tau
+
     def forward(self, preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
         r"""Shape: (N, \*)."""
         return self.loss(functional.standardized(preds_S), functional.standardized(preds_T), target)

@@ -147,6 +147,10 @@ class WeightedLoss(nn.Module):
         """Temperature of the loss."""
         return self.sample_loss.tau
 
+    @tau.setter
+    def tau(self, tau: float) -> None:
+        self.sample_loss.tau = tau
+
     @property
     def needs_data_samples(self) -> bool:
         """Whether the weighting looks images up."""
