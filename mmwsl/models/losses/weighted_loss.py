@@ -150,7 +150,6 @@ class WeightedLoss(nn.Module):
 
     @tau.setter
     def tau(self, tau: float) -> None:
-        functional.check_temperature(tau)
         self.sample_loss.tau = tau
 
     @property

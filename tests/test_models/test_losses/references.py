@@ -187,7 +187,6 @@ def regularization(d, tau, wanted):
 # ---- weights of a batch
 
 def each(weight):
-    """Of a batch, from the weight of a target: that may ask for the loss's temperature as ``tau_of_loss``."""
     return lambda decisions, tau: [weight(d) for d in decisions]
 
 
@@ -301,13 +300,13 @@ PAIRS = [(name, of) for name, loss in LOSSES.items() for of, weighting in WEIGHT
 # ---- examples
 
 @cache
-def example(shape=(5, 7), kind='indices', seed=0):
+def example(shape=(5, 7), kind='indices'):
     """Logits of student and teacher, and a target, which must not be written to.
 
     Args:
         kind: 'indices', 'some ignored' (-100), 'scores' (as of mixup) or 'labels' (several of a multi-label head).
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     preds = (2 * torch.randn(2, *shape, generator=generator, dtype=torch.float64)).clamp(-6, 6).mul(16).round() / 16
     classes = torch.randint(shape[1], (2, shape[0], *shape[2:]), generator=generator)
     target = classes[0]
@@ -322,10 +321,12 @@ def example(shape=(5, 7), kind='indices', seed=0):
 
 
 def inputs(shape=(5, 7), kind='indices', dtype=torch.float64, device='cpu'):
-    """An example for torch: the student's logits ask for a gradient."""
+    """An example for torch, copied: the student's logits ask for a gradient."""
     preds_S, preds_T, target = example(shape, kind)
-    target = target.clone() if target.dtype == torch.int64 else target.to(dtype)
-    return preds_S.to(device, dtype, copy=True).requires_grad_(), preds_T.to(device, dtype), target.to(device)
+    types = (dtype, dtype, target.dtype if target.dtype == torch.int64 else dtype)
+    preds_S, preds_T, target = (tensor.to(device, of, copy=True)
+                                for tensor, of in zip((preds_S, preds_T, target), types, strict=True))
+    return preds_S.requires_grad_(), preds_T, target
 
 
 def samples(size):

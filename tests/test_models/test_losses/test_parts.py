@@ -193,6 +193,16 @@ def test_a_further_weight_and_avg_factor(name, weighting):
     assert_near(module(*inputs(shape, kind), weight=further, avg_factor=3.5), expected)
 
 
+@pytest.mark.parametrize('name', ['TTM', 'Standardized', 'BernoulliKD'])
+def test_a_temperature_may_change_between_batches(name):
+    loss = WeightedLoss(LOSSES[name].config)
+    assert loss.tau == LOSSES[name].tau
+    expected = WeightedLoss(LOSSES[name].config)
+    expected.sample_loss = type(loss.sample_loss)(dict(type='SoftCrossEntropy', tau=7.0) if 'Stand' in name else 7.0)
+    loss.tau = 7.0
+    assert torch.equal(loss(*inputs()), expected(*inputs()))
+
+
 # ---- against others
 
 @pytest.mark.parametrize('kind', ['indices', 'some ignored', 'labels', 'scores'])
