@@ -6,6 +6,7 @@ the function can be deleted.
 """
 from __future__ import annotations
 
+import datetime
 import errno
 import functools
 import importlib
@@ -18,6 +19,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any
 
 if _missing := [name for name in ('mmengine', 'mmcv', 'mmpretrain', 'mmrazor', 'joblib', 'torchvision', 'scipy')
@@ -200,15 +202,32 @@ def _only_weights(load: Callable[..., Any], source: Any) -> Any:
         except (EOFError, RuntimeError, OSError) as error:
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek past the end is
                 raise
+            if 'TorchScript' in str(error):
+                raise UnsafeCheckpointError(f'{source} is a TorchScript archive, which is a program and no checkpoint: '
+                                            'load it with torch.jit.load and save its state_dict()') from error
+            if 'memory' in str(error) or _opens(load):
+                raise  # the file is whole: no memory, or a device that is not there
             raise RuntimeError(f'{source} was not loaded: it is damaged, perhaps cut short. Take another file; a run '
                                f'goes on from an older checkpoint with --resume CKPT. torch says: {error}') from error
 
 
+def _opens(load: Callable[..., Any]) -> bool:
+    """Whether a file can be read onto the CPU."""
+    try:
+        load(weights_only=True, map_location='cpu')
+    except Exception:  # whatever it is, the first error says it
+        return False
+    return True
+
+
 def _stored_by_mmengine() -> list[Any]:
-    """The classes in a checkpoint of mmengine beside weights: logged histories, made of numpy arrays."""
+    """The classes in a checkpoint of mmengine beside weights: logged histories, made of numpy arrays, and the data that
+    a dataset's metainfo or a hook's state holds. None of them does anything when it is made."""
     core = np._core if hasattr(np, '_core') else np.core  # numpy 2 renamed it
     return [
-        HistoryBuffer, OneCycleParamScheduler,
+        HistoryBuffer, OneCycleParamScheduler, ConfigDict,
+        PurePosixPath, PureWindowsPath, PosixPath, WindowsPath, datetime.date, datetime.datetime, datetime.timedelta,
+        frozenset,
         np.ndarray, np.dtype, core.multiarray._reconstruct, core.multiarray.scalar,
         (core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
         (core.multiarray.scalar, 'numpy.core.multiarray.scalar'),

@@ -1,4 +1,5 @@
 import contextlib
+import datetime
 import importlib.util
 import json
 import os
@@ -617,3 +618,34 @@ def test_other_launchers_name_their_processes(monkeypatch, launcher, rank, size)
     environment = {name: os.environ.get(name) for name in ('RANK', 'WORLD_SIZE', 'MASTER_PORT', 'MASTER_ADDR')}
     address = 'node1' if launcher == 'slurm' else None  # Open MPI does not know one: it is the user's
     assert environment == dict(RANK='3', WORLD_SIZE='8', MASTER_PORT='29500', MASTER_ADDR=address)
+
+
+@pytest.mark.parametrize('stored', [
+    ConfigDict(palette=[[1, 2, 3]], nested=ConfigDict(classes=('a', 'b'))), Path('data/mine'), frozenset({1}),
+    datetime.datetime(2026, 1, 2)], ids=lambda value: type(value).__name__)
+def test_data_that_a_dataset_stores_beside_weights_is_read(tmp_path, stored):
+    torch.save(dict(state_dict={}, meta=dict(dataset_meta=dict(mine=stored))), tmp_path / 'a.pth')
+    assert load(tmp_path / 'a.pth')['meta']['dataset_meta']['mine'] == stored
+
+
+def test_a_device_that_is_not_there_is_no_damage(tmp_path):
+    torch.save(dict(state_dict=dict(weight=torch.ones(2))), tmp_path / 'a.pth')
+    with pytest.raises((RuntimeError, AssertionError)) as error:
+        CheckpointLoader.load_checkpoint(str(tmp_path / 'a.pth'), map_location='cuda:99')
+    assert 'damaged' not in str(error.value)
+
+
+def test_no_memory_is_no_damage(tmp_path, monkeypatch):
+    torch.save(dict(state_dict={}), tmp_path / 'a.pth')
+
+    def full(*args, **kwargs):
+        raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB')
+    monkeypatch.setattr(torch, 'load', full)
+    with pytest.raises(RuntimeError, match='^CUDA out of memory'):
+        load(tmp_path / 'a.pth')
+
+
+def test_a_torchscript_archive_is_named(tmp_path):
+    torch.jit.script(nn.Linear(2, 1)).save(tmp_path / 'a.pth')
+    with pytest.raises(compat.UnsafeCheckpointError, match='is a TorchScript archive.*torch.jit.load'):
+        load(tmp_path / 'a.pth')

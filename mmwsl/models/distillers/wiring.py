@@ -91,10 +91,12 @@ def records_for(name: str, loss: Any, recorded: Iterable[str], mapped: dict[str,
 def check_targets(name: str, loss: WeightedLoss, student: nn.Module, data_preprocessor: Any) -> None:
     """Raise ValueError for a loss that is not defined for a student's head, or for labels that are mixed."""
     head = getattr(student, 'head', None)
-    of_sigmoids = isinstance(head, MultiLabelClsHead) or getattr(getattr(head, 'loss_module', None), 'use_sigmoid',
-                                                                 False)
-    if (of_sigmoids or isinstance(head, ClsHead)) and of_sigmoids != loss.sample_loss.per_class:
-        kind, other = ('sigmoids', 'BernoulliKD') if of_sigmoids else ('a softmax', 'SoftCrossEntropy')
+    several = isinstance(head, MultiLabelClsHead)
+    # one label by a binary cross-entropy, as "ResNet strikes back" trains, takes either
+    either = getattr(getattr(head, 'loss_module', None), 'use_sigmoid', False)
+    if several and not loss.sample_loss.per_class or (
+            isinstance(head, ClsHead) and not either and loss.sample_loss.per_class):
+        kind, other = ('sigmoids', 'BernoulliKD') if several else ('a softmax', 'SoftCrossEntropy')
         raise ValueError(f"{name}: {type(loss.sample_loss).__name__} is not defined for the student's "
                          f'{type(head).__name__}, a head of {kind}. Take mmwsl.WeightedLoss with '
                          f"loss=dict(type='{other}') in model.distiller.distill_losses")

@@ -189,13 +189,13 @@ def with_head(**head):
 SIGMOIDS = [of_sigmoids(2), with_head(loss=dict(type='CrossEntropyLoss', use_sigmoid=True))]
 
 
-@pytest.mark.parametrize('architecture', SIGMOIDS, ids=['multi-label', 'use_sigmoid'])
 @pytest.mark.parametrize('name', [name for name, loss in LOSSES.items() if not loss.per_class])
-def test_a_softmax_loss_under_a_head_of_sigmoids(name, architecture):
-    config = LOSSES[name].config
+def test_a_softmax_loss_under_a_multi_label_head(name):
+    config, (multi_label, one_label) = LOSSES[name].config, SIGMOIDS
     message = f"^loss_0: {config['type']} is not defined for .*LinearClsHead, a head of sigmoids. .*BernoulliKD"
     with pytest.raises(ValueError, match=message):
-        wired(weighted(config, None), architecture=architecture)
+        wired(weighted(config, None), architecture=multi_label)
+    wired(weighted(config, None), architecture=one_label)  # one label, by a binary cross-entropy
 
 
 @pytest.mark.parametrize('architecture', SIGMOIDS, ids=['multi-label', 'use_sigmoid'])
