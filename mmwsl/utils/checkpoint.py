@@ -1,6 +1,7 @@
 """Networks and files: strict, and never more than weights."""
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from mmwsl.utils.files import whole_file
 
 STUDENT = 'architecture.'  # MMRazor's name for the student
+_WRAPPER = 'module.'
+_NAMED = 3  # keys of a kind in a message
 
 
 def load_network(model: nn.Module, path: str) -> None:
@@ -28,18 +31,41 @@ def load_network(model: nn.Module, path: str) -> None:
     load_weights(model, student_weights(weights) or weights, path)
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Load a state dict strictly.
+def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str,
+                 advice: str = 'If it comes from other code, convert it with '
+                 'tools/model_converters/import_teacher.py') -> None:
+    """Load a state dict strictly, in torch's own way: layers that adapt what they load, such as a vision transformer's
+    position embedding, do so. A prefix ``module.`` of DataParallel is left out.
+
+    Args:
+        model: The network.
+        weights: By key.
+        source: What they come from, for the message.
+        advice: Last sentence of the message.
 
     Raises:
-        ValueError: If a key is missing, unexpected or of another shape; the source and all of them are named.
+        ValueError: If a key is missing, unexpected or of another shape; the source and the first of each are named.
     """
-    problems = _mismatches(model, weights)
-    if problems:
+    if all(key.startswith(_WRAPPER) for key in weights):
+        weights = {key.removeprefix(_WRAPPER): value for key, value in weights.items()}
+    try:
+        # no metadata goes with it, so old files may lack BatchNorm's counter, which nothing reads
+        found = model.load_state_dict(dict(weights), strict=False)
+        problems = {'missing': found.missing_keys, 'unexpected': found.unexpected_keys}
+    except RuntimeError as error:  # shapes are all that it names
+        expected = model.state_dict().keys()
+        problems = {'missing': list(expected - weights.keys()), 'unexpected': list(weights.keys() - expected),
+                    'of another shape': re.findall(r'size mismatch for (.*)\.$', str(error), re.M) or [str(error)]}
+    listed = [f'{what}: {_first(keys)}' for what, keys in problems.items() if keys]
+    if listed:
         raise ValueError(f'the checkpoint {source!r} does not belong to this {type(model).__name__}. '
-                         + '; '.join(problems) + '. If it comes from other code, convert it with '
-                         'tools/model_converters/import_teacher.py')
-    model.load_state_dict(weights, strict=False)  # checked; old files lack a counter that nothing reads
+                         f'{"; ".join(listed)}. {advice}')
+
+
+def _first(keys: list[str]) -> str:
+    """A few keys, and how many more there are."""
+    more = f' and {len(keys) - _NAMED} more' if len(keys) > _NAMED else ''
+    return f'{", ".join(sorted(keys)[:_NAMED])}{more}'
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
@@ -83,15 +109,6 @@ def save_weights(weights: dict[str, Tensor], path: str) -> None:
     """Write a state dict as mmpretrain loads it; a file is there whole or not at all."""
     with whole_file(Path(path)) as file:
         torch.save({'meta': {}, 'state_dict': weights}, file)
-
-
-def _mismatches(model: nn.Module, weights: dict[str, Tensor]) -> list[str]:
-    expected = model.state_dict()
-    missing = {key for key in expected.keys() - weights.keys() if not key.endswith('num_batches_tracked')}
-    misshapen = {f'{key} ({tuple(weights[key].shape)} instead of {tuple(expected[key].shape)})'
-                 for key in expected.keys() & weights.keys() if weights[key].shape != expected[key].shape}
-    found = (('missing', missing), ('unexpected', weights.keys() - expected.keys()), ('of another shape', misshapen))
-    return [f'{what}: {", ".join(sorted(keys))}' for what, keys in found if keys]
 
 
 def _describe(checkpoint: object) -> str:

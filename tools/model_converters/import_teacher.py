@@ -103,7 +103,8 @@ def main() -> None:
     args = parser.parse_args()
     weights, layout = convert(read_weights(args.source))
     if args.config:
-        load_weights(network_of(args.config), weights, args.source)
+        advice = f'It is a {layout}: choose a config whose teacher is as deep and wide, with as many classes'
+        load_weights(network_of(args.config), weights, args.source, advice)
     save_weights(weights, args.target)
     print(f'{layout}: {len(weights)} tensors written to {args.target}')
 
