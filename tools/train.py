@@ -11,6 +11,7 @@ from mmwsl.engine import (
     add_hooks,
     explained_config,
     finish_run,
+    latest_checkpoint,
     launcher_parser,
     prepare_run,
 )
@@ -54,6 +55,8 @@ def main() -> None:
     apply_training_options(cfg, args)
     prepare_run(cfg, args, ('train_dataloader', 'val_dataloader'))
     add_hooks(cfg)
+    if args.resume == 'auto':
+        cfg.load_from = latest_checkpoint(cfg.work_dir)
     with explained_config():
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.train()

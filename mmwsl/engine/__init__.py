@@ -6,6 +6,7 @@ from mmwsl.engine.config_checks import explained_config
 from mmwsl.engine.data_checks import check_data
 from mmwsl.engine.hooks import (
     ChannelsLastHook,
+    CheckResumeHook,
     CheckTeacherHook,
     EpochSeedHook,
     FiniteLossHook,
@@ -13,24 +14,11 @@ from mmwsl.engine.hooks import (
     SampleRecordHook,
 )
 from mmwsl.engine.launch import add_hooks, finish_run, launcher_parser, prepare_run
+from mmwsl.engine.resume import latest_checkpoint
 from mmwsl.engine.teacher_losses import calibrate, measure_losses
 
 __all__ = [
-    'ChannelsLastHook',
-    'CheckTeacherHook',
-    'EpochSeedHook',
-    'FiniteLossHook',
-    'LossStatisticsHook',
-    'SampleRecordHook',
-    'add_hooks',
-    'build_cache',
-    'calibrate',
-    'check_data',
-    'explained_config',
-    'finish_run',
-    'launch',
-    'launcher_parser',
-    'measure_losses',
-    'prepare_run',
-    'runs'
+    'ChannelsLastHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook', 'FiniteLossHook', 'LossStatisticsHook',
+    'SampleRecordHook', 'add_hooks', 'build_cache', 'calibrate', 'check_data', 'explained_config', 'finish_run',
+    'latest_checkpoint', 'launch', 'launcher_parser', 'measure_losses', 'prepare_run', 'runs'
 ]

@@ -12,7 +12,8 @@ from mmwsl.engine.hooks import LossStatisticsHook
 from mmwsl.models.losses import Call
 from tests.tiny import ROOT, digits_config, distillation
 
-HOOK, FINITE = dict(type='mmwsl.LossStatisticsHook'), dict(type='mmwsl.FiniteLossHook')
+HOOK = dict(type='mmwsl.LossStatisticsHook')
+ALWAYS = [dict(type='mmwsl.CheckResumeHook'), dict(type='mmwsl.FiniteLossHook')]
 # the log processor means what matches, here statistics as well: so it looks back over its window
 MEANS = dict(type='LogProcessor', window_size=10, mean_pattern=r'.*(loss|wsl_weight).*')
 
@@ -103,10 +104,10 @@ def test_train_adds_the_hook_to_a_distillation_that_has_none():
     before = list(cfg.custom_hooks)
     for _ in range(2):
         add_hooks(cfg)
-        assert cfg.custom_hooks == [*before, FINITE, HOOK]
+        assert cfg.custom_hooks == [*before, *ALWAYS, HOOK]
     alone = Config.fromfile(ROOT / 'configs/vanilla/digits_student.py')
     add_hooks(alone)
-    assert alone.custom_hooks == [*before, FINITE]
+    assert alone.custom_hooks == [*before, *ALWAYS]
     own = Config(dict(model=dict(distiller=dict(type='mmwsl.WSLDistiller'))))
     add_hooks(own)
-    assert own.custom_hooks == [FINITE, HOOK]
+    assert own.custom_hooks == [*ALWAYS, HOOK]

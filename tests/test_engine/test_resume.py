@@ -1,0 +1,73 @@
+import os
+
+import pytest
+import torch
+from mmengine.runner import Runner
+
+from mmwsl.engine import latest_checkpoint
+from tests.tiny import build, digits_config, network
+
+HOOK = [dict(type='mmwsl.CheckResumeHook')]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two checkpoints, and mmengine's pointer to the newer one."""
+    for epoch in (1, 2):
+        torch.save(dict(state_dict={}, epoch=epoch), tmp_path / f'epoch_{epoch}.pth')
+        os.utime(tmp_path / f'epoch_{epoch}.pth', (epoch, epoch))
+    torch.save(dict(state_dict={}), tmp_path / 'best_accuracy_epoch_1.pth')
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_2.pth'))
+    return tmp_path
+
+
+def test_the_pointer_is_followed(folder):
+    (folder / 'last_checkpoint').write_text(str(folder / 'epoch_1.pth'))
+    assert latest_checkpoint(folder) == str(folder / 'epoch_1.pth')
+
+
+@pytest.mark.parametrize('pointer', ['', 'work_dirs/elsewh', '/gone/epoch_9.pth', None])
+def test_without_a_pointer_it_is_the_newest(folder, pointer):
+    (folder / 'last_checkpoint').unlink()
+    if pointer is not None:
+        (folder / 'last_checkpoint').write_text(pointer)
+    assert latest_checkpoint(folder) == str(folder / 'epoch_2.pth')
+
+
+def test_a_folder_may_have_moved(folder):
+    (folder / 'last_checkpoint').write_text('/where/it/was/epoch_1.pth')
+    assert latest_checkpoint(folder) == str(folder / 'epoch_1.pth')
+
+
+def test_a_damaged_checkpoint_is_passed_over(folder):
+    (folder / 'epoch_2.pth').write_bytes((folder / 'epoch_2.pth').read_bytes()[:100])
+    assert latest_checkpoint(folder) == str(folder / 'epoch_1.pth')
+    (folder / 'epoch_1.pth').write_bytes(b'')
+    with pytest.raises(RuntimeError, match='none of the checkpoints in .* opens: epoch_2.pth, epoch_1.pth'):
+        latest_checkpoint(folder)
+
+
+def test_an_empty_folder_has_none(tmp_path):
+    assert latest_checkpoint(tmp_path) is None and latest_checkpoint(tmp_path / 'not_there') is None
+
+
+def started(work_dir, path, resume):
+    """A run that begins from a checkpoint."""
+    cfg = digits_config(work_dir, network(2), custom_hooks=HOOK)
+    cfg.merge_from_dict(dict(load_from=str(path), resume=resume))
+    return Runner.from_cfg(cfg).train()
+
+
+@pytest.mark.parametrize('resume', [True, False])
+def test_checkpoint_of_another_network_is_refused(tmp_path, resume):
+    torch.save(dict(state_dict=build(network(4)).state_dict(), meta={}), tmp_path / 'wider.pth')
+    with pytest.raises(ValueError, match=r'not of this model: \d+ of \d+ tensors are missing there or of another shape '
+                       r'\(backbone.* more\). Is it of another config'):
+        started(tmp_path / 'run', tmp_path / 'wider.pth', resume)
+
+
+def test_another_head_may_start_and_not_resume(tmp_path):
+    torch.save(dict(state_dict=build(network(2, classes=7)).state_dict(), meta={}), tmp_path / 'seven.pth')
+    started(tmp_path / 'run', tmp_path / 'seven.pth', False)
+    with pytest.raises(ValueError, match='head.fc.bias, head.fc.weight'):
+        started(tmp_path / 'resumed', tmp_path / 'seven.pth', True)
