@@ -113,9 +113,13 @@ def hard_loss(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX) -
 
 def cross_entropy(preds: Tensor, target: Tensor) -> Tensor:
     """As torch's without reduction, for arguments that have been checked, and precise where it is nearly 0: log-softmax
-    loses a sum that is nearly 1, so the true class is left out of it. Shape: (N, *)."""
+    loses a sum that is nearly 1, so the true class, or under class scores the likeliest, is left out of it.
+    Shape: (N, *)."""
     if target.is_floating_point():
-        return -at_target(F.log_softmax(preds, dim=1), target)
+        target, behind = target.to(preds.dtype), preds - preds.detach().amax(1, keepdim=True)
+        likeliest = behind == 0
+        others = torch.where(likeliest, behind.expm1(), behind.exp()).sum(1) + (likeliest.sum(1) - 1)
+        return others.log1p() * target.sum(1) - (target * behind).sum(1)
     others = preds.scatter(1, target.unsqueeze(1), -torch.inf)
     return F.softplus(others.logsumexp(1) - at_target(preds, target), threshold=40)
 

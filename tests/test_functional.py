@@ -422,3 +422,16 @@ def test_gradients_at_a_class_that_is_not_there():
 def test_gradients_at_an_ignored_target_are_those_of_class_0():
     ignored = functional.bias_and_variance_gradients(LOGITS, LOGITS + 1, LABELS * 0 + 255, ignore_index=255)
     torch.testing.assert_close(ignored, functional.bias_and_variance_gradients(LOGITS, LOGITS + 1, LABELS * 0))
+
+
+@pytest.mark.parametrize('margin', [0.0, 5.0, 15.0, 25.0, 60.0])
+def test_a_confident_target_weighs_the_same_as_index_and_as_scores(margin):
+    generator = torch.Generator().manual_seed(0)
+    preds_S, preds_T = torch.randn(2, 200, 10, generator=generator)
+    target = torch.arange(200) % 10
+    for preds, more in ((preds_S, margin), (preds_T, margin + 1)):
+        preds[torch.arange(200), target] += more
+    scores = F.one_hot(target, 10).float()
+    exact = functional.wsl_weight(preds_S.double(), preds_T.double(), target)
+    for found in (target, scores):
+        torch.testing.assert_close(functional.wsl_weight(preds_S, preds_T, found).double(), exact, rtol=1e-4, atol=1e-5)
