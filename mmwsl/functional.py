@@ -474,19 +474,20 @@ def _all_below(target: Tensor, num_classes: int) -> bool:
 
 
 def check_single_label(target: Tensor) -> None:
-    """Raise ValueError for class scores that sum up to more than 1: several labels at once, which no softmax predicts.
+    """Raise ValueError for class scores that are negative or do not sum up to 1: several labels at once, or none.
 
     CUDA itself reports them, later.
     """
     if not target.is_floating_point() or target.numel() == 0:
         return
-    largest = target.detach().sum(1).max()
-    message = 'class scores should sum up to 1 for each target, as those of mixup, cutmix or label smoothing'
+    smallest, largest = target.detach().sum(1, dtype=torch.float32).aminmax()
+    valid = (smallest >= 2 - _LARGEST_SUM) & (largest <= _LARGEST_SUM) & (target.detach().amin() >= 0)
+    message = 'class scores should be at least 0 and sum up to 1 for each target, as those of mixup or label smoothing'
     if target.device.type in _REPORTS_LATER:
-        torch._assert_async(largest <= _LARGEST_SUM, message)
-    elif not largest <= _LARGEST_SUM:  # nor may it be NaN
-        raise ValueError(f'{message}, got {largest.item():.4g}. Weighted soft labels are for one label per target, not '
-                         'for a multi-label head')
+        torch._assert_async(valid, message)
+    elif not valid:  # nor may one be NaN
+        raise ValueError(f'{message}, got sums from {smallest.item():.4g} to {largest.item():.4g}. Weighted soft '
+                         'labels are for one label per target, not for a multi-label head')
 
 
 def check_label_scores(target: Tensor) -> None:

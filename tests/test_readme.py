@@ -108,7 +108,7 @@ def test_the_pages_of_docs_name_files_that_exist():
 
 
 def test_check_of_the_teacher_stands_where_the_readme_switches_it_off():
-    assert 'custom_hooks.1.min_accuracy=0' in README
+    assert 'custom_hooks.1.min_score=0' in README
     hooks = Config.fromfile(ROOT / 'configs/_base_/default_runtime.py').custom_hooks
     assert hooks[1].type == 'mmwsl.CheckTeacherHook'
 

@@ -303,7 +303,7 @@ def test_class_scores_of_a_loss_that_needs_classes(name):
 
 @pytest.mark.parametrize('name', [name for name, loss in LOSSES.items() if not loss.per_class])
 def test_several_labels_of_one_target(name):
-    with pytest.raises(ValueError, match='class scores should sum up to 1'):
+    with pytest.raises(ValueError, match='class scores should be at least 0 and sum up to 1'):
         WeightedLoss(LOSSES[name].config)(*inputs(kind='labels'))
 
 

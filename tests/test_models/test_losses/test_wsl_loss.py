@@ -639,9 +639,12 @@ def test_a_teachers_loss_that_is_given_takes_the_place_of_its_own_and_gets_no_gr
         loss(preds_S, preds_T, target, teacher_hard_loss=given.unsqueeze(1))
 
 
-def test_several_labels_of_one_target_are_refused():
-    scores = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 1.0]])
-    with pytest.raises(ValueError, match='class scores should sum up to 1 for each target.*got 2.*multi-label'):
+@pytest.mark.parametrize(('row', 'sums'), [
+    ([1.0, 0.0, 1.0], '1 to 2'), ([0.0, 0.0, 0.5], '0.5 to 1'), ([1.5, -0.5, 0.0], '1 to 1'),
+    ([math.nan, 0.5, 0.5], 'nan to nan')], ids=['several labels', 'less than one', 'negative', 'nan'])
+def test_scores_that_are_no_distribution_are_refused(row, sums):
+    scores = torch.tensor([[0.5, 0.5, 0.0], row])
+    with pytest.raises(ValueError, match=f'at least 0 and sum up to 1 for .*got sums from {sums}.*multi-label'):
         WSLLoss()(torch.randn(2, 3), torch.randn(2, 3), scores)
 
 
