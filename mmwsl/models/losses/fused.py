@@ -50,7 +50,7 @@ def soft_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, com
         target: Class indices in [0, C), (N, \*), or class scores, (N, C, \*).
         tau: Temperature of the soft labels.
         compile: Whether torch.compile makes kernels of it.
-        kept: Mask of the targets that count; the others get no gradient, whatever their logits. None: all.
+        kept: Mask of the targets that count; the others get no gradient, whatever their logits. None: all count.
             Shape: (N, \*).
     """
     return Terms(*_SoftTerms.apply(preds_S, preds_T.detach(), target, tau, compile, kept))
@@ -64,7 +64,7 @@ class _SoftTerms(torch.autograd.Function):
         on_cpu = preds_S.device.type == 'cpu'
         make_terms = _compiled_terms() if compile else _walked_terms if on_cpu else _careful_terms
         terms, difference = make_terms(preds_S, preds_T, target, tau)
-        if kept is not None and not (on_cpu and bool(kept.all())):  # elsewhere a look would wait for the device
+        if kept is not None:
             difference.masked_fill_(~kept.unsqueeze(1), 0)
         ctx.mark_non_differentiable(*terms[1:])
         ctx.set_materialize_grads(False)

@@ -47,7 +47,7 @@ class SoftCrossEntropy(_Tempered):
     def of_batch(self, preds_S: Tensor, batch: SampleBatch) -> Tensor:
         """As forward. The same passes over the logits give the weight's losses, too."""
         terms = soft_terms(preds_S, batch.preds_T, batch.target, self.tau, self.compile_terms,
-                           batch.kept if batch.may_ignore else None)
+                           batch.kept if batch.ignores else None)
         batch.student_hard_loss, batch.teacher_hard_loss = terms.student_hard_loss, terms.teacher_hard_loss
         batch.true_prob_difference = terms.true_prob_difference
         return terms.soft_loss

@@ -95,13 +95,15 @@ class WeightedLoss(nn.Module):
             batch.teacher_hard_loss = _one_per_target(teacher_hard_loss.detach(), losses, 'teacher_hard_loss')
         weights = self._weights(batch, losses)
         scale = self.loss_weight * self._warmth()
-        # no products with the mask: where a target is ignored either may be nan
-        losses = torch.where(batch.kept, losses * (torch.where(batch.kept, weights, 0.0) * scale), 0.0)
+        if batch.ignores:  # no products with the mask: where a target is ignored either may be nan
+            losses = torch.where(batch.kept, losses * (torch.where(batch.kept, weights, 0.0) * scale), 0.0)
+        else:
+            losses = losses * (weights * scale)
         if self.sample_loss.per_class:
             losses = losses.sum(1)
         if weight is not None:
             losses = losses * _one_per_target(weight, losses, 'weight')
-        total = _reduce(losses, batch.kept, reduction, avg_factor)
+        total = _reduce(losses, batch.count, reduction, avg_factor)
         whole = self.sample_loss.of_the_whole(preds_S, batch)
         self._last.call = Call(batch, weights)
         return total if whole is None else total + scale * whole
@@ -205,7 +207,7 @@ def _one_per_target(values: Tensor, losses: Tensor, name: str) -> Tensor:
     return values.to(losses)
 
 
-def _reduce(losses: Tensor, kept: Tensor, reduction: str, avg_factor: float | Tensor | None) -> Tensor:
+def _reduce(losses: Tensor, count: int | Tensor, reduction: str, avg_factor: float | Tensor | None) -> Tensor:
     if reduction == 'none':
         return losses
     if reduction == 'sum':
@@ -213,7 +215,7 @@ def _reduce(losses: Tensor, kept: Tensor, reduction: str, avg_factor: float | Te
             raise ValueError(f"avg_factor belongs to reduction 'mean', got avg_factor={avg_factor} with 'sum'")
         return losses.sum()
     if avg_factor is None:
-        return losses.sum() / kept.sum().clamp(min=1)
+        return losses.sum() / count
     if isinstance(avg_factor, Tensor):
         avg_factor = avg_factor.to(losses.device)
         return torch.where(avg_factor > 0, losses.sum() / avg_factor.clamp(min=torch.finfo(losses.dtype).tiny), 0.0)

@@ -38,12 +38,13 @@ class SampleBatch:
         """Whether each target has one class; None of them has where class scores are given."""
         self.kept = functional.kept_targets(target, ignore_index)
         r"""Which targets count. Shape: (N, \*)."""
-        self.may_ignore = self.has_classes
-        """Whether a target may be one that does not count: class scores all do."""
+        # off the CPU a look would wait for the device
+        self.ignores = self.has_classes and not (self.kept.device.type == 'cpu' and bool(self.kept.all()))
+        """Whether a target may be one that does not count."""
         self.dtype = at_least_float32(self.preds_S[:0]).dtype
         """Of losses and weights."""
         # an ignored target is computed as class 0, and then counts nothing
-        self.target = target * self.kept if self.has_classes else target
+        self.target = target * self.kept if self.ignores else target
         self.applied_teacher_loss: Tensor | None = None
         r"""L_t as a weighting had it from elsewhere, for records; None: as teacher_hard_loss. Shape: (N, \*)."""
 
@@ -124,9 +125,12 @@ class SampleBatch:
     def without_ignored(self, preds: Tensor) -> Tensor:
         """Logits with 0 where the target does not count, so that what is not finite there reaches no gradient.
         Shape: as preds."""
-        on_cpu = preds.device.type == 'cpu'  # elsewhere a look would wait for the device
-        nothing_ignored = not self.may_ignore or (on_cpu and bool(self.kept.all()))
-        return preds if nothing_ignored else functional.without_ignored(preds, self.kept)
+        return functional.without_ignored(preds, self.kept) if self.ignores else preds
+
+    @property
+    def count(self) -> int | Tensor:
+        """How many targets count, at least 1."""
+        return self.kept.sum().clamp(min=1) if self.ignores else max(1, self.kept.numel())
 
     def mean(self, values: Tensor) -> Tensor:
         """Over the targets that count; 0 where none does. A scalar."""
