@@ -61,6 +61,8 @@ NEUTRAL = re.compile(
 DIFFERENCES = {
     'weighted soft labels - alone': ('wsl_r56_r20_cifar100_8e', 'r20_cifar100_8e'),
     'plain soft labels - alone': ('kd_r56_r20_cifar100_8e', 'r20_cifar100_8e'),
+    "plain - plain in Hinton's recipe": ('kd_r56_r20_cifar100_8e', 'kd-hinton_r56_r20_cifar100_8e'),
+    "weighted - plain in Hinton's recipe": ('wsl_r56_r20_cifar100_8e', 'kd-hinton_r56_r20_cifar100_8e'),
     'weighted - plain': ('wsl_r56_r20_cifar100_8e', 'kd_r56_r20_cifar100_8e'),
     'weighted - plain, teacher in eval mode': ('wsl_r56_r20_cifar100_8e_eval', 'kd_r56_r20_cifar100_8e_eval'),
     'batch statistics - eval mode, weighted': ('wsl_r56_r20_cifar100_8e', 'wsl_r56_r20_cifar100_8e_eval'),
