@@ -11,12 +11,13 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS, init_default_scope
 from mmpretrain import datasets
 
+from mmwsl.utils.text import first_of
+
 _CIFAR = {  # folder, its files, archive
     'CIFAR10': ('cifar-10-batches-py', (*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch', 'batches.meta'),
                 'cifar-10-python.tar.gz'),
     'CIFAR100': ('cifar-100-python', ('train', 'test', 'meta'), 'cifar-100-python.tar.gz'),
 }
-_NAMED = 3  # files in a message
 _FOLDERS = ('ImageNet', 'ImageNet21k', 'CustomDataset')
 
 
@@ -105,6 +106,4 @@ def _check_images(folder: Path, with_label: bool) -> None:
     empty = sorted(str(Path(parent) / file) for parent, _, files in os.walk(folder) for file in files
                    if not file.startswith('.') and os.path.getsize(os.path.join(parent, file)) == 0)
     if empty:
-        more = f' and {len(empty) - _NAMED} more' if len(empty) > _NAMED else ''
-        raise ValueError(f'empty files are no images: {", ".join(empty[:_NAMED])}{more}. Delete them, or copy them '
-                         'again')
+        raise ValueError(f'empty files are no images: {first_of(empty)}. Delete them, or copy them again')

@@ -9,10 +9,10 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
 from mmwsl.utils.files import whole_file
+from mmwsl.utils.text import first_of
 
 STUDENT = 'architecture.'  # MMRazor's name for the student
 _WRAPPER = 'module.'
-_NAMED = 3  # keys of a kind in a message
 
 
 def load_network(model: nn.Module, path: str) -> None:
@@ -56,16 +56,10 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str,
         expected = model.state_dict().keys()
         problems = {'missing': list(expected - weights.keys()), 'unexpected': list(weights.keys() - expected),
                     'of another shape': re.findall(r'size mismatch for (.*)\.$', str(error), re.M) or [str(error)]}
-    listed = [f'{what}: {_first(keys)}' for what, keys in problems.items() if keys]
+    listed = [f'{what}: {first_of(sorted(keys))}' for what, keys in problems.items() if keys]
     if listed:
         raise ValueError(f'the checkpoint {source!r} does not belong to this {type(model).__name__}. '
                          f'{"; ".join(listed)}. {advice}')
-
-
-def _first(keys: list[str]) -> str:
-    """A few keys, and how many more there are."""
-    more = f' and {len(keys) - _NAMED} more' if len(keys) > _NAMED else ''
-    return f'{", ".join(sorted(keys)[:_NAMED])}{more}'
 
 
 def read_weights(path: str) -> dict[str, Tensor]:

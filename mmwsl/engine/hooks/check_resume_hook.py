@@ -8,8 +8,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from mmwsl.registry import HOOKS
-
-_NAMED = 3
+from mmwsl.utils.text import first_of
 
 
 @HOOKS.register_module()
@@ -32,9 +31,8 @@ class CheckResumeHook(Hook):
             key not in found or getattr(found[key], 'shape', None) != value.shape))
         if not misfits or (not runner._resume and len(misfits) < len(expected) // 2):
             return
-        more = f' and {len(misfits) - _NAMED} more' if len(misfits) > _NAMED else ''
         raise ValueError(
             f'the checkpoint is not of this model: {len(misfits)} of {len(expected)} tensors are missing there or of '
-            f'another shape ({", ".join(misfits[:_NAMED])}{more}). Is it of another config or work dir? To resume, '
+            f'another shape ({first_of(misfits)}). Is it of another config or work dir? To resume, '
             'give the config that the run was begun with; to start from a network of another shape, take parts of it '
             "with init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)")
