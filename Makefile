@@ -1,4 +1,5 @@
 # make demo | test | lint [STACK=openmmlab] [PYTHON=python3.12] [TORCH_INDEX=address of an index with other builds of torch]
+# make test DENSE=1: with mmsegmentation and mmdetection, whose tests are skipped without them
 # make test WORKERS=0: in one process, as a debugger needs it
 # make test CUDA=0 PYTEST_ARGS="-k cuda": what needs a GPU; all else is tested on the CPU
 # make gpu SECONDS=540 [DATA=folder with cifar-100-python] [TEACHERS=folder with published teachers] [OUT=folder]: on a GPU,
@@ -10,6 +11,7 @@ TORCH_INDEX ?=
 PYTEST_ARGS ?=
 WORKERS ?= auto
 CUDA ?=
+DENSE ?=
 SECONDS ?= 540
 DATA ?= data/cifar100
 TEACHERS ?= checkpoints
@@ -17,10 +19,12 @@ OUT ?= work_dirs/gpu/results
 WHEELS ?=
 REHEARSE ?=
 
+comma := ,
 VENV := .venv$(if $(filter-out onedl,$(STACK)),-$(STACK))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-INSTALLED := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed$(if $(DENSE),-dense)
+EXTRAS := $(STACK),dev$(if $(DENSE),$(if $(filter onedl,$(STACK)),$(comma)dense,$(comma)dense-$(STACK)))
 
 .PHONY: demo test gpu lint install clean
 .DELETE_ON_ERROR:
@@ -33,7 +37,7 @@ $(INSTALLED): setup.py requirements/$(STACK).txt
 	    v in ((3, 11), (3, 12)) or sys.exit("Python 3.11 or 3.12 is needed, this is %d.%d; try make PYTHON=python3.12" % v)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
-	$(PIP) --constraint requirements/$(STACK).txt --editable '.[$(STACK),dev]'
+	$(PIP) --constraint requirements/$(STACK).txt --editable '.[$(EXTRAS)]'
 	touch $@
 
 demo: $(INSTALLED)

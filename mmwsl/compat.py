@@ -19,6 +19,8 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from importlib.metadata import packages_distributions
 from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any
 
@@ -51,8 +53,9 @@ class UnsafeCheckpointError(RuntimeError):
 
 
 def ready_the_stack() -> None:
-    """Make mmpretrain and mmrazor importable, and mmengine's checkpoints loadable."""
+    """Make mmpretrain, mmrazor, mmdet and mmseg importable, and mmengine's checkpoints loadable."""
     make_torchvision_importable()
+    make_dense_packages_importable()
     make_mmrazor_importable()
     load_only_weights()
 
@@ -78,6 +81,93 @@ def make_torchvision_importable() -> None:
                 library.define(schema)
         _libraries.append(library)
         importlib.import_module('torchvision')
+
+
+def make_dense_packages_importable() -> None:
+    """Import mmdet and mmseg without mmcv's compiled operators, and find mmseg's configs.
+
+    Symptom: ``ModuleNotFoundError: No module named 'mmcv._ext'`` from ``import mmdet.models`` (and, on mmcv-lite, from
+    ``import mmseg.models``), though most networks need no operator; and, with onedl-mmengine 0.10.12, ``_base_ =
+    ['mmseg::...']`` looks for a distribution named mmsegmentation. Upstream: operators that are imported when they are
+    called, or wheels of mmcv with them; and a fork that knows its own name.
+    """
+    installed = [name for name in ('mmdet', 'mmseg') if _is_installed(name)]
+    if installed and importlib.util.find_spec('mmcv._ext') is None:
+        sys.modules['mmcv._ext'] = _NoOperators()
+        _forget_modules('mmcv.ops')
+    from mmengine.config.utils import MODULE2PACKAGE
+    for name in installed:
+        distributions = packages_distributions().get(name, [])
+        if distributions and MODULE2PACKAGE.get(name) not in distributions:
+            MODULE2PACKAGE[name] = distributions[0]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # None in sys.modules
+        return False
+
+
+class _NoOperators(types.ModuleType):
+    """Stands in for mmcv's compiled operators: nms works, every other one says how to get it when it is called."""
+
+    def __init__(self) -> None:
+        super().__init__('mmcv._ext', 'Stands in for operators that are not built.')
+        self.__spec__ = ModuleSpec('mmcv._ext', None)
+        self.nms = nms
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith('__'):
+            raise AttributeError(name)
+        return functools.partial(_say_not_compiled, name)
+
+    def get_compiler_version(self) -> str:
+        return 'not compiled'
+
+    get_compiling_cuda_version = get_compiler_version
+
+
+_INSTEAD = {  # of an operator that is not built
+    'sigmoid_focal_loss': 'or train on the CPU, where mmdet and mmseg compute the focal loss without it',
+    'softmax_focal_loss': 'or train on the CPU, where mmdet and mmseg compute the focal loss without it',
+    'roi_align': "or set use_torchvision=True in the RoIAlign layer's config",
+    'softnms': "or set nms=dict(type='nms', ...) in the test_cfg",
+}
+
+
+def _say_not_compiled(operator: str, *args: Any, **kwargs: Any) -> Any:
+    instead = next((words for name, words in _INSTEAD.items() if operator.startswith(name)), '')
+    raise NotImplementedError(f"mmcv's operator {operator!r} is not built here. Build mmcv with its operators "
+                              f'(docs/dense.md has the command){", " if instead else ""}{instead}')
+
+
+def nms(bboxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, offset: int = 0) -> torch.Tensor:
+    """Greedy non-maximum suppression, as mmcv's compiled operator of this name.
+
+    Args:
+        bboxes: Corners (x1, y1, x2, y2) in pixels. Shape: (N, 4).
+        scores: Shape: (N, ).
+        iou_threshold: A box is dropped if it overlaps a better one by more.
+        offset: 1 if a box from 0 to 0 is one pixel wide, else 0.
+
+    Returns:
+        Indices of the boxes kept, best first, int64. Shape: (K, ).
+    """
+    order = scores.argsort(descending=True, stable=True)
+    x1, y1, x2, y2 = bboxes[order].float().cpu().numpy().T
+    areas = (x2 - x1 + offset) * (y2 - y1 + offset)
+    left, kept = np.arange(len(order)), []
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(int(best))
+        width = np.minimum(x2[best], x2[left]) - np.maximum(x1[best], x1[left]) + offset
+        height = np.minimum(y2[best], y2[left]) - np.maximum(y1[best], y1[left]) + offset
+        overlap = width.clip(0) * height.clip(0)
+        with np.errstate(invalid='ignore'):  # two boxes without area: 0 / 0, which is not above the threshold
+            iou = overlap / (areas[best] + areas[left] - overlap)
+        left = left[~(iou > np.float32(iou_threshold))]
+    return order[torch.tensor(kept, dtype=torch.int64, device=order.device)]
 
 
 def make_mmrazor_importable() -> None:
