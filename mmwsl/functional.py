@@ -308,6 +308,24 @@ def bernoulli_hard_loss(preds: Tensor, target: Tensor) -> Tensor:
     return target * F.softplus(-preds, threshold=40) + (1 - target) * F.softplus(preds, threshold=40)
 
 
+def label_scores(labels: Tensor, classes: int, quality: Tensor | None = None) -> Tensor:
+    r"""What each class of a head of sigmoids should answer to targets of one class each.
+
+    Args:
+        labels: Class indices; ``classes`` is background, of which no class is right. Shape: (N, \*).
+        classes: Their number, C.
+        quality: What the right class should answer, in [0, 1], such as the overlap of a box (GFL, RTMDet). None: 1.
+            Shape: (N, \*).
+
+    Returns:
+        Shape: (N, C, \*).
+    """
+    right = torch.ones_like(labels, dtype=torch.float32) if quality is None else quality
+    right = right * (labels < classes)  # background writes its 0 into the last class
+    scores = right.new_zeros(len(labels), classes, *labels.shape[1:])
+    return scores.scatter_(1, labels.clamp(max=classes - 1).unsqueeze(1), right.unsqueeze(1))
+
+
 def standardized(preds: Tensor) -> Tensor:
     r"""Logits less their mean over their standard deviation, both among classes (Sun et al., CVPR 2024, 2403.01427).
 
@@ -439,10 +457,16 @@ def check_logits(preds_S: Tensor, preds_T: Tensor) -> None:
                          f'{tuple(preds_T.shape)}')
 
 
-def check_target(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX) -> None:
+def check_target(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX, background: bool = False) -> None:
     """Raise TypeError or ValueError unless target holds indices, or scores, of the logits' classes.
 
     CUDA itself reports an index out of range, later, so that nothing waits for it here.
+
+    Args:
+        preds: Logits. Shape: (N, C, *).
+        target: Shape: (N, *), or (N, C, *) for scores.
+        ignore_index: An index that is allowed as well.
+        background: Whether the index C is, too.
     """
     if target.is_floating_point():
         if target.shape != preds.shape:
@@ -456,14 +480,15 @@ def check_target(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX
     if tuple(target.shape) != expected:
         raise ValueError(f'class indices should have shape {expected} for logits of shape {tuple(preds.shape)}, got '
                          f'{tuple(target.shape)}')
+    indices = preds.shape[1] + background
     reports_later = target.device.type in _REPORTS_LATER
-    if not reports_later and (target.numel() == 0 or _all_below(target, preds.shape[1])):
+    if not reports_later and (target.numel() == 0 or _all_below(target, indices)):
         return
-    valid = ((target >= 0) & (target < preds.shape[1])) | (target == ignore_index)
+    valid = ((target >= 0) & (target < indices)) | (target == ignore_index)
     if reports_later:
-        torch._assert_async(valid.all(), f'a class index is not in [0, {preds.shape[1]}) and not {ignore_index}')
+        torch._assert_async(valid.all(), f'a class index is not in [0, {indices}) and not {ignore_index}')
     elif not valid.all():
-        raise ValueError(f'class indices should lie in [0, {preds.shape[1]}) or be ignore_index={ignore_index}, got '
+        raise ValueError(f'class indices should lie in [0, {indices}) or be ignore_index={ignore_index}, got '
                          f'{target[~valid][0].item()}')
 
 

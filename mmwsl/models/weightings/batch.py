@@ -129,8 +129,8 @@ class SampleBatch:
 
     @property
     def count(self) -> int | Tensor:
-        """How many targets count, at least 1."""
-        return self.kept.sum().clamp(min=1) if self.ignores else max(1, self.kept.numel())
+        """How many targets count."""
+        return self.kept.sum() if self.ignores else self.kept.numel()
 
     def mean(self, values: Tensor) -> Tensor:
         """Over the targets that count; 0 where none does. A scalar."""
@@ -139,25 +139,36 @@ class SampleBatch:
 
 
 class BernoulliBatch(SampleBatch):
-    r"""Targets with a decision for each class, as of a multi-label head: its logits are (0, z).
+    r"""Targets with a decision for each class, as of a multi-label head or a detector: its logits are (0, z).
 
     What a :class:`SampleBatch` has once per target this has once per class, (N, C, \*).
 
     Args:
         preds_S, preds_T, tau, data_samples: As of :class:`SampleBatch`.
-        target: Scores of the classes in [0, 1], (N, C, \*), or class indices, (N, \*).
+        target: As of :class:`mmwsl.models.losses.BernoulliKD`.
         ignore_index: An index whose targets do not count.
     """
 
-    def __init__(self, preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 1.0,
+    def __init__(self, preds_S: Tensor, preds_T: Tensor, target: Tensor | tuple[Tensor, Tensor], tau: float = 1.0,
                  ignore_index: int = functional.IGNORE_INDEX, data_samples: Sequence[Any] | None = None) -> None:
-        super().__init__(preds_S, preds_T, target, tau, ignore_index, data_samples)
+        labels, quality = target if isinstance(target, tuple) else (target, None)
+        super().__init__(preds_S, preds_T, labels, tau, ignore_index, data_samples)
         if self.has_classes:
-            scores = torch.zeros_like(self.preds_S, dtype=self.dtype)
-            self.target = scores.scatter_(1, self.target.unsqueeze(1), 1.0)
+            self.positive_targets = self.kept & (labels < self.preds_S.shape[1])
+            self.target = functional.label_scores(self.target, self.preds_S.shape[1], quality)
+        else:
+            self.positive_targets = (labels > 0).any(1)
         self.target = self.target.to(self.dtype)
         self.has_classes = True  # each decision has its outcome
         self.kept = self.kept.unsqueeze(1)
+
+    positive_targets: Tensor
+    r"""Which targets have a class that is right, if only in part; the others are background. Shape: (N, \*)."""
+
+    @property
+    def is_positive(self) -> Tensor:
+        r"""For each weight, whether what it weights has a class that is right. Shape: (N, C, \*)."""
+        return self.target > 0
 
     def without_ignored(self, preds: Tensor) -> Tensor:
         """Logits with 0 where the target does not count. Shape: as preds."""
@@ -193,3 +204,44 @@ class BernoulliBatch(SampleBatch):
     def choices(self) -> int:
         """A decision has two."""
         return 2
+
+
+class JointBernoulliBatch(BernoulliBatch):
+    r"""The same targets with one weight for all their decisions: what is known of these is summed, (N, \*)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.has_classes = False  # one target has several outcomes
+        self.kept = self.kept.squeeze(1)
+
+    @property
+    def is_positive(self) -> Tensor:
+        r"""Shape: (N, \*)."""
+        return self.positive_targets
+
+    def without_ignored(self, preds: Tensor) -> Tensor:
+        """Shape: as preds."""
+        return functional.without_ignored(preds, self.kept)
+
+    @cached_property
+    def true_prob_difference(self) -> Tensor:
+        """Not defined: NaN. Shape: (N, *)."""
+        return torch.full_like(self.student_hard_loss, torch.nan)
+
+    def hard_loss(self, preds: Tensor, target: Tensor | None = None) -> Tensor:
+        r"""Sum of the classes' binary cross-entropies. Shape: (N, \*)."""
+        return super().hard_loss(preds, target).sum(1)
+
+    def softness(self, tau: float) -> Tensor:
+        r"""Shape: (N, \*)."""
+        return super().softness(tau).sum(1)
+
+    def entropies(self, tau: float) -> tuple[Tensor, Tensor]:
+        r"""Of independent decisions, so their sum. Shape: (N, \*) each."""
+        entropy_S, entropy_T = super().entropies(tau)
+        return entropy_S.sum(1), entropy_T.sum(1)
+
+    @property
+    def choices(self) -> int:
+        """Answers to all decisions."""
+        return 2 ** self.target.shape[1]
