@@ -14,7 +14,7 @@ temperatures the last form saves an exponential for each logit. Elsewhere torch.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -87,10 +87,30 @@ def _walked_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float) 
     """As :func:`_careful_terms`, block by block."""
     difference = torch.empty_like(preds_S, dtype=torch.promote_types(preds_S.dtype, torch.float32))
     rows = max(1, _BLOCK * len(preds_S) // max(preds_S.numel(), 1))
-    scratch = difference.new_empty(2, *difference[:rows].shape) if _is_quick(target, tau) else None
-    blocks = zip(*(tensor.split(rows) for tensor in (preds_S, preds_T, target, difference)), strict=True)
-    terms = [_block_terms(tau, scratch, *block) for block in blocks]
-    return (terms[0] if len(terms) == 1 else Terms(*map(torch.cat, zip(*terms, strict=True)))), difference
+    scratch: Tensor | None = None
+    parts = []
+    for part in zip(*(tensor.split(rows) for tensor in (preds_S, preds_T, target, difference)), strict=True):
+        terms = []
+        for block in _blocks(*part):
+            if scratch is None and _is_quick(target, tau):
+                scratch = torch.empty(2, block[0].numel(), dtype=difference.dtype)  # the first block is the largest
+            terms.append(_block_terms(tau, scratch, *block))
+        parts.append(_joined(terms, 1))
+    return _joined(parts, 0), difference
+
+
+def _blocks(preds_S: Tensor, preds_T: Tensor, target: Tensor, difference: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """The same, an image that is too large in strips of its height."""
+    if len(preds_S) > 1 or preds_S.dim() < 3 or preds_S.numel() <= _BLOCK:
+        return [(preds_S, preds_T, target, difference)]
+    height = max(1, _BLOCK // (preds_S.numel() // preds_S.shape[2]))
+    lines = target.dim() - preds_S.dim() + 2  # indices have no dimension of classes
+    return zip(preds_S.split(height, 2), preds_T.split(height, 2), target.split(height, lines),
+               difference.split(height, 2), strict=True)
+
+
+def _joined(terms: list[Terms], dim: int) -> Terms:
+    return terms[0] if len(terms) == 1 else Terms(*(torch.cat(values, dim) for values in zip(*terms, strict=True)))
 
 
 def _is_quick(target: Tensor, tau: float) -> bool:
@@ -101,7 +121,8 @@ def _block_terms(tau: float, scratch: Tensor | None, preds_S: Tensor, preds_T: T
                  difference: Tensor) -> Terms:
     """The terms of a block; ``difference`` is filled with p_s - p_t."""
     if scratch is not None:
-        terms = _quick_terms(tau, scratch[:, :len(target)], preds_S, preds_T, target.unsqueeze(1), difference)
+        memory = scratch[:, :preds_S.numel()].view(2, *preds_S.shape)
+        terms = _quick_terms(tau, memory, preds_S, preds_T, target.unsqueeze(1), difference)
         if terms is not None:
             return terms
     terms, values = _careful_terms(preds_S, preds_T, target, tau)
