@@ -51,7 +51,8 @@ class DigitScenes(BaseDataset):
         self.task, self.scenes, self.size, self.digits = task, scenes, size, digits
         self.source = Digits(split)
         classes = self.source.METAINFO['classes']
-        palette = [[0, 0, 0], *(mmcv.hsv2bgr(np.array([[[36 * i, 0.8, 1]]], np.float32))[0, 0] * 255 for i in range(10))]
+        colours = np.array([[[36 * i, 0.8, 1]] for i in range(10)], np.float32)  # hue, saturation, value
+        palette = [[0, 0, 0], *(mmcv.hsv2bgr(colours)[:, 0] * 255)]
         metainfo = dict(classes=('background', *classes) if task == 'seg' else classes,
                         palette=[list(map(int, colour)) for colour in palette[0 if task == 'seg' else 1:]])
         super().__init__(ann_file='', metainfo=metainfo, **kwargs)
