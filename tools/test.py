@@ -11,7 +11,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmwsl.analysis.predict import choose_network
-from mmwsl.engine import finish_run, launcher_parser, prepare_run
+from mmwsl.engine import finish_run, launcher_parser, merge_options, prepare_run
 from mmwsl.utils import load_network
 
 
@@ -41,10 +41,10 @@ def choose_model(cfg: Config, args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_args()
     cfg = Config.fromfile(args.config)
-    if args.cfg_options:  # before the model is chosen, since they may concern it
-        cfg.merge_from_dict(args.cfg_options)
-        args.cfg_options = None
+    merge_options(cfg, args.cfg_options)  # before the model is chosen, since they may concern it
+    args.cfg_options = None
     choose_model(cfg, args)
+    cfg.load_from, cfg.resume = None, False  # how training began; mmengine would load it over the checkpoint
     if args.amp:
         cfg.test_cfg.fp16 = True
     prepare_run(cfg, args, ('test_dataloader', ))

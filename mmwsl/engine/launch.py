@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config, DictAction
 
 from mmwsl.compat import distribute_without_cuda
-from mmwsl.engine.config_checks import check_option_keys, warn_of_schedule, warn_of_unread_keys
+from mmwsl.engine.config_checks import merge_options, warn_of_schedule, warn_of_unread_keys
 from mmwsl.engine.data_checks import check_data
 from mmwsl.utils.data import set_dataloader_defaults
 
@@ -57,9 +57,7 @@ def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, .
     cfg.launcher = args.launcher
     if args.work_dir or not cfg.get('work_dir'):
         cfg.work_dir = args.work_dir or f'work_dirs/{Path(args.config).stem}'
-    if args.cfg_options:
-        check_option_keys(cfg, args.cfg_options)
-        cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     warn_of_unread_keys(cfg)
     warn_of_schedule(cfg)
     for field in _DATALOADERS:

@@ -20,7 +20,7 @@ from mmengine.config import Config, DictAction
 
 from mmwsl.analysis import bootstrap, pseudo_values, read_records, share
 from mmwsl.analysis.predict import build_dataloader, build_model, log_probabilities
-from mmwsl.engine import check_data
+from mmwsl.engine import check_data, merge_options
 from mmwsl.utils import load_network, whole_file
 from mmwsl.engine.runs import train
 
@@ -80,7 +80,7 @@ def make_arms(configs: list[Path], taus: list[float] | None, options: dict) -> I
     for path in configs:
         for tau in taus or [None]:
             cfg = Config.fromfile(path)
-            cfg.merge_from_dict(options)
+            merge_options(cfg, options)
             softened = [loss for loss in distill_losses(cfg).values() if 'tau' in loss]
             if tau is None or not softened:
                 yield Arm(path.stem, cfg)

@@ -24,7 +24,7 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from mmwsl.analysis import bootstrap, changed, flow, held_back, read_records, share
 from mmwsl.analysis.predict import records_of_checkpoints
-from mmwsl.engine import check_data
+from mmwsl.engine import check_data, merge_options
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
@@ -56,7 +56,7 @@ def main() -> None:
     args = parse_args()
     if args.checkpoints:
         cfg = Config.fromfile(args.sources[0])
-        cfg.merge_from_dict(args.cfg_options)
+        merge_options(cfg, args.cfg_options)
         check_data(cfg, ('train_dataloader', ))
         checkpoints = {epoch_of(path): str(path) for path in sorted(args.checkpoints, key=epoch_of)}
         series = {tau: [epochs] for tau, epochs in

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
+from mmwsl.analysis.predict import network_config
 from mmwsl.utils import load_weights, read_weights, save_weights
 
 _CLASSIFIER = (r'^(fc|linear|classifier|classifier\.0)\.(?=weight|bias)', 'head.fc.')
@@ -92,7 +93,7 @@ def network_of(config: str) -> nn.Module:
     """A config's teacher, or its only model."""
     cfg = Config.fromfile(config)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    return MODELS.build(cfg.model.get('teacher', cfg.model))
+    return MODELS.build(network_config(cfg, 'teacher'))
 
 
 def main() -> None:

@@ -52,8 +52,9 @@ class WSLDistill(SingleTeacherDistill):
 
     Raises:
         ValueError: If the checkpoint does not fit the teacher, ``teacher_trainable`` is asked for, teacher_speed is
-            none of these, or student_loss_weight is negative, not finite, or of losses that are not calculated; or
-            where a cached teacher cannot give what the losses need.
+            none of these, or student_loss_weight is negative, not finite, or of losses that are not calculated; if
+            the architecture names a data_preprocessor other than the algorithm's, which prepares its images; or where a
+            cached teacher cannot give what the losses need.
         CacheError: If the cache is missing, unfinished, damaged, or of another teacher; the fields are named.
     """
 
@@ -72,6 +73,7 @@ class WSLDistill(SingleTeacherDistill):
         super().__init__(cached.recorded_by(distiller) if cached else distiller, self.teacher,
                          teacher_norm_eval=teacher_norm_eval, **kwargs)
         self.student_loss_weight = student_loss_weight
+        _check_one_preprocessor(kwargs.get('architecture'), self.student, self.data_preprocessor)
         self._keep_batch_augments()
         if hasattr(self.distiller, 'check_targets'):
             self.distiller.check_targets(self.student, self.data_preprocessor)
@@ -182,6 +184,36 @@ def _check_student_loss_weight(weight: float, calculate_student_loss: bool) -> N
     if weight != 1 and not calculate_student_loss:
         raise ValueError(f"student_loss_weight={weight} scales the student's own losses, and "
                          'calculate_student_loss=False leaves them out: set only one of the two')
+
+
+def _check_one_preprocessor(architecture: Any, student: Any, shared: Any) -> None:
+    """Raise ValueError for settings of the student's data_preprocessor that the algorithm's puts out of use."""
+    own = getattr(student, 'data_preprocessor', None)
+    named = (architecture.get('data_preprocessor') if isinstance(architecture, dict) else None) or {}
+    attributes = {key: '_channel_conversion' if key in ('bgr_to_rgb', 'rgb_to_bgr') else key for key in named
+                  if key not in ('type', 'num_classes', 'to_onehot', 'batch_augments')}
+    differ = [key for key, attribute in attributes.items()
+              if not _same(getattr(own, attribute, None), getattr(shared, attribute, None))]
+    mixing = [_mixing(preprocessor) for preprocessor in (own, shared)]
+    if all(mixing) and mixing[0] != mixing[1]:
+        differ.append('batch_augments (train_cfg)')
+    if differ:
+        raise ValueError(f'model.architecture sets {", ".join(differ)} of its data_preprocessor, which is not used: '
+                         "the config's data_preprocessor prepares the images, and has other values. Set them there, "
+                         'and delete them in model.architecture')
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.equal(first, second)
+    return not isinstance(first, Tensor) and not isinstance(second, Tensor) and first == second
+
+
+def _mixing(preprocessor: Any) -> Any:
+    """What mixes a batch's images, in a form that can be compared; None if nothing does."""
+    augments = getattr(preprocessor, 'batch_augments', None)
+    return augments and (
+        [(type(part).__name__, getattr(part, '__dict__', None)) for part in augments.augments], augments.probs)
 
 
 def _built(teacher: Any) -> Any:

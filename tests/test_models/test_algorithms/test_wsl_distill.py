@@ -588,3 +588,43 @@ def test_a_weight_of_losses_that_are_not_calculated_is_refused():
         build(distillation(student_loss_weight=0.5, calculate_student_loss=False))
     found = losses(build(distillation(calculate_student_loss=False)), batch())
     assert not any(key.startswith('student') for key in found)
+
+
+# ---- one data_preprocessor
+
+def mixing(kind='Mixup'):
+    return dict(augments=dict(type=kind, alpha=0.8))
+
+
+@pytest.mark.parametrize('own, refused', [
+    (dict(mean=[5.0], std=[6.0]), 'mean'), (dict(mean=[4.9], std=[7.0], num_classes=10), 'std'),
+    (dict(mean=[4.9], std=[6.0], to_rgb=True), 'to_rgb'), (dict(pad_size_divisor=32), 'pad_size_divisor'),
+    (dict(mean=[4.9], std=[6.0], to_rgb=False), None), (dict(num_classes=10), None), (None, None)])
+def test_a_students_preprocessor_is_not_ignored(own, refused):
+    cfg = distillation(architecture=network(2, data_preprocessor=own))
+    if refused is None:
+        assert build(cfg).data_preprocessor.mean.item() == pytest.approx(4.9)
+        return
+    with pytest.raises(ValueError, match=rf"model\.architecture sets {refused} of its data_preprocessor, which is not "
+                       "used: the config's data_preprocessor prepares"):
+        build(cfg)
+
+
+def test_a_students_preprocessor_is_used_if_there_is_no_other():
+    own = dict(mean=[5.0], std=[6.0], num_classes=10)
+    model = build(distillation(architecture=network(2, data_preprocessor=own), data_preprocessor=None))
+    assert model.data_preprocessor is model.student.data_preprocessor
+    assert model.data_preprocessor.mean.item() == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize('kind, refused', [('Mixup', False), ('CutMix', True)])
+def test_images_are_mixed_in_one_way(kind, refused):
+    losses_of_scores = dict(loss_kd=dict(type='mmwsl.WeightedLoss', loss=dict(type='SoftCrossEntropy')))
+    cfg = distillation(architecture=network(2, train_cfg=mixing()), data_preprocessor=dict(
+        PREPROCESSOR, batch_augments=mixing(kind)), distiller=dict(
+            type='mmwsl.WSLDistiller', distill_losses=losses_of_scores))
+    if not refused:
+        assert type(build(cfg).data_preprocessor.batch_augments.augments[0]).__name__ == 'Mixup'
+        return
+    with pytest.raises(ValueError, match=r'model\.architecture sets batch_augments \(train_cfg\) of its data_prepr'):
+        build(cfg)
