@@ -46,6 +46,14 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str,
     Raises:
         ValueError: If a key is missing, unexpected or of another shape; the source and the first of each are named.
     """
+    listed = load_what_fits(model, weights)
+    if listed:
+        raise ValueError(f'the checkpoint {source!r} does not belong to this {type(model).__name__}. '
+                         f'{listed}. {advice}')
+
+
+def load_what_fits(model: nn.Module, weights: dict[str, Tensor]) -> str:
+    """Load a state dict as :func:`load_weights` does, and return the first keys of those that do not fit, by kind."""
     if all(key.startswith(_WRAPPER) for key in weights):
         weights = {key.removeprefix(_WRAPPER): value for key, value in weights.items()}
     try:
@@ -56,10 +64,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str,
         expected = model.state_dict().keys()
         problems = {'missing': list(expected - weights.keys()), 'unexpected': list(weights.keys() - expected),
                     'of another shape': re.findall(r'size mismatch for (.*)\.$', str(error), re.M) or [str(error)]}
-    listed = [f'{what}: {first_of(sorted(keys))}' for what, keys in problems.items() if keys]
-    if listed:
-        raise ValueError(f'the checkpoint {source!r} does not belong to this {type(model).__name__}. '
-                         f'{"; ".join(listed)}. {advice}')
+    return '; '.join(f'{what}: {first_of(sorted(keys))}' for what, keys in problems.items() if keys)
 
 
 def read_weights(path: str) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ import torch
 from mmengine.runner import Runner
 
 from mmwsl.engine import latest_checkpoint
-from tests.tiny import build, digits_config, network
+from tests.tiny import build, digits_config, distillation, network
 
 HOOK = [dict(type='mmwsl.CheckResumeHook')]
 
@@ -71,3 +71,85 @@ def test_another_head_may_start_and_not_resume(tmp_path):
     started(tmp_path / 'run', tmp_path / 'seven.pth', False)
     with pytest.raises(ValueError, match='head.fc.bias, head.fc.weight'):
         started(tmp_path / 'resumed', tmp_path / 'seven.pth', True)
+
+
+# ---- networks that begin from a file
+
+def trained(**kwargs):
+    """A network whose tensors all differ from those that another one is drawn with."""
+    net = build(network(**kwargs))
+    for value in net.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.rand(value.shape) + 0.5)
+    return net
+
+
+def initialised(work_dir, init_cfg, part=None, alone=True, norm=None, depth=8):
+    """A run of a student whose whole, or a part of it, begins from a file; before its first step."""
+    student = network(2, depth=depth)
+    if norm:
+        student['backbone']['norm_cfg'] = norm
+    (student[part] if part else student)['init_cfg'] = dict(type='Pretrained', **init_cfg)
+    model = student if alone else distillation(architecture=student)
+    runner = Runner.from_cfg(digits_config(work_dir, model, custom_hooks=HOOK, train_dataloader=dict(
+        num_batch_per_epoch=1)))
+    runner.train()
+    return runner.model if alone else runner.model.student
+
+
+def saved(path, net, prefix=''):
+    torch.save({f'{prefix}{key}': value for key, value in net.state_dict().items()}, path)
+    return dict(checkpoint=str(path))
+
+
+@pytest.mark.parametrize('kwargs, said', [
+    (dict(channels=4), 'of another shape: backbone'),
+    (dict(channels=4, classes=7), 'of another shape: backbone'),
+], ids=['width', 'width and classes'])
+@pytest.mark.parametrize('alone', [True, False], ids=['alone', 'distilled'])
+def test_another_networks_file_is_no_beginning(tmp_path, kwargs, said, alone):
+    file = saved(tmp_path / 'other.pth', trained(**kwargs))
+    name = 'model' if alone else 'model.architecture'
+    with pytest.raises(ValueError, match=rf"^{name}\.init_cfg: '.*other.pth' is of another network: only \d+ of 47 "
+                       rf"tensors came from it, and the others are untrained\. {said}.* more\. Give this network's"):
+        initialised(tmp_path / 'run', file, alone=alone)
+
+
+def test_another_normalisation_is_another_network(tmp_path):
+    file = saved(tmp_path / 'bn.pth', trained(channels=2, depth=14))
+    # weights and biases of 13 layers have other names; those in shortcuts have the same
+    with pytest.raises(ValueError, match=r'only 21 of 47 tensors.*missing: backbone.gn1.*unexpected: backbone.bn1'):
+        initialised(tmp_path / 'run', file, norm=dict(type='GN', num_groups=1), depth=14)
+
+
+@pytest.mark.parametrize('prefix, part, advice', [
+    ('architecture.', None, "It would fit with prefix='architecture.' in init_cfg"),
+    ('', 'backbone', "It would fit with prefix='backbone.' in init_cfg")])
+def test_a_part_is_asked_for_by_its_prefix(tmp_path, prefix, part, advice):
+    file = saved(tmp_path / 'whole.pth', trained(channels=2), prefix)
+    with pytest.raises(ValueError, match=f'only 0 of.*{advice}'):
+        initialised(tmp_path / 'run', file, part)
+
+
+def test_a_backbones_file_is_for_the_backbone(tmp_path):
+    file = saved(tmp_path / 'backbone.pth', trained(channels=2).backbone)
+    with pytest.raises(ValueError, match='It would fit as init_cfg of model.backbone'):
+        initialised(tmp_path / 'run', file)
+
+
+@pytest.mark.parametrize('classes, more, part', [
+    (10, {}, None), (7, {}, None), (7, dict(prefix='backbone'), 'backbone'), (7, dict(prefix='backbone.'), 'backbone')])
+def test_what_fits_begins(tmp_path, classes, more, part):
+    theirs = trained(channels=2, classes=classes)
+    before = theirs.backbone.conv1.weight.clone()
+    ours = initialised(tmp_path / 'run', {**saved(tmp_path / 'a.pth', theirs), **more}, part)
+    torch.testing.assert_close(ours.backbone.conv1.weight, before, rtol=0, atol=0.1)  # one step later
+
+
+def test_what_is_loaded_after_it_counts(tmp_path):
+    other = saved(tmp_path / 'other.pth', trained(channels=4))
+    torch.save(dict(state_dict=trained(channels=2).state_dict()), tmp_path / 'own.pth')
+    student = {**network(2), 'init_cfg': dict(type='Pretrained', **other)}
+    cfg = digits_config(tmp_path / 'run', student, custom_hooks=HOOK)
+    cfg.load_from = str(tmp_path / 'own.pth')
+    Runner.from_cfg(cfg).train()
