@@ -2,11 +2,13 @@
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
+import copy
+from typing import Any
 
 import mmengine
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -19,6 +21,8 @@ def parse_args() -> argparse.Namespace:
     parser = launcher_parser(__doc__)
     parser.add_argument('checkpoint', nargs='?', help='checkpoint file; with --teacher, the default is teacher_ckpt')
     parser.add_argument('--teacher', action='store_true', help="test the config's teacher instead of its student")
+    parser.add_argument('--tta', action='store_true', help="average over transforms of each image: the config's "
+                        'tta_model and tta_pipeline, or mean class scores of the image and its mirror image')
     parser.add_argument('--out', help='file for the results: .pkl, or .json for metrics')
     parser.add_argument('--out-item', choices=['metrics', 'pred'], help='what --out takes; default: pred')
     args = parser.parse_args()
@@ -33,9 +37,44 @@ def parse_args() -> argparse.Namespace:
 
 def choose_model(cfg: Config, args: argparse.Namespace) -> None:
     """Leave in the config the one network that is tested: a teacher is not built to test its student."""
+    tta_model = None
+    if 'module' in cfg.model:  # a model for test-time augmentation, around the network
+        tta_model, cfg.model = cfg.model, cfg.model.pop('module')
     if args.teacher and 'teacher' not in cfg.model:
         raise ValueError(f'{args.config} has no teacher: its model is a {cfg.model.type}')
     args.checkpoint = choose_network(cfg, 'teacher' if args.teacher else 'architecture', args.checkpoint)
+    if args.tta and tta_model is None:
+        set_tta_pipeline(cfg)
+        tta_model = cfg.get('tta_model') or dict(type='mmpretrain.AverageClsScoreTTA')
+    if tta_model is not None:
+        cfg.model = ConfigDict(**tta_model, module=cfg.model)
+        cfg.data_preprocessor = None  # the network has it, and a TTA model would hand on the config's
+
+
+def set_tta_pipeline(cfg: Config) -> None:
+    """Have each test image read as the config's tta_pipeline says, or twice, once mirrored.
+
+    Raises:
+        ValueError: If the images were read before, and lie on the device.
+    """
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        if dataset.type == 'mmwsl.DeviceDataset':
+            raise ValueError('--tta transforms each image when it is read, and the images of a mmwsl.DeviceDataset are '
+                             "kept on the device: give the dataset alone in test_dataloader, with collate_fn="
+                             "dict(type='default_collate')")
+        dataset = dataset.dataset
+    *loading, packing = copy.deepcopy(dataset.pipeline)
+    mirrored = dict(type='TestTimeAug', transforms=[
+        [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)], [packing]])
+    dataset.pipeline = cfg.get('tta_pipeline') or [*loading, mirrored]
+
+
+def network_of(model: Any) -> Any:
+    """The network inside wrappers for several processes and for test-time augmentation."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
 
 
 def main() -> None:
@@ -50,7 +89,7 @@ def main() -> None:
     prepare_run(cfg, args, ('test_dataloader', ))
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if args.checkpoint:
-        load_network(runner.model.module if is_model_wrapper(runner.model) else runner.model, args.checkpoint)
+        load_network(network_of(runner.model), args.checkpoint)
     if args.out and args.out_item != 'metrics':
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     metrics = runner.test()

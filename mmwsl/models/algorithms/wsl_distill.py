@@ -172,6 +172,20 @@ class WSLDistill(SingleTeacherDistill):
         self.frozen_teacher.train(mode)
         return self
 
+    def get_layer_depth(self, param_name: str) -> tuple[int, int]:
+        """Return the depth of a parameter's layer in the student and its number of layers, for ``layer_decay_rate``.
+
+        Raises:
+            NotImplementedError: If the student does not know it.
+        """
+        try:
+            return self.student.get_layer_depth(param_name.removeprefix(STUDENT))
+        except (AttributeError, NotImplementedError) as error:
+            backbone = type(getattr(self.student, 'backbone', self.student)).__name__
+            raise NotImplementedError(f'layer_decay_rate needs a student that knows how deep its layers are '
+                                      f'(get_layer_depth), and its {backbone} does not: leave it out of '
+                                      'optim_wrapper.paramwise_cfg') from error
+
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> WSLDistill:
         super()._apply(fn, *args, **kwargs)
         self.teacher._apply(fn, *args, **kwargs)

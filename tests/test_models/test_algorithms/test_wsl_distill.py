@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from mmengine.hub import get_model
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
@@ -628,3 +629,38 @@ def test_images_are_mixed_in_one_way(kind, refused):
         return
     with pytest.raises(ValueError, match=r'model\.architecture sets batch_augments \(train_cfg\) of its data_prepr'):
         build(cfg)
+
+
+# ---- learning rates by depth
+
+def vit():
+    arch = dict(embed_dims=8, num_layers=2, num_heads=2, feedforward_channels=8)
+    return dict(type='ImageClassifier', _scope_='mmpretrain', head=dict(
+        type='VisionTransformerClsHead', num_classes=10, in_channels=8), backbone=dict(
+            type='VisionTransformer', arch=arch, img_size=8, patch_size=4, in_channels=1))
+
+
+def rates_by_depth(model):
+    wrapper = build_optim_wrapper(model, dict(
+        optimizer=dict(type='SGD', lr=1.0, weight_decay=0.0), paramwise_cfg=dict(layer_decay_rate=0.5),
+        constructor='LearningRateDecayOptimWrapperConstructor'))
+    return {group['param_name']: group['lr'] for group in wrapper.optimizer.param_groups}
+
+
+def test_learning_rates_follow_the_students_depth():
+    connectors = dict(c=dict(type='mmrazor.ConvModuleConnector', in_channel=1, out_channel=1))
+    rates = rates_by_depth(build(distillation(architecture=vit(), distiller=dict(
+        type='mmwsl.WSLDistiller', connectors=connectors))))
+    student = rates_by_depth(build(vit()))
+    assert {name: rate for name, rate in rates.items() if name.startswith('architecture.')} == {
+        f'architecture.{name}': rate for name, rate in student.items()}
+    # two layers between the embedding and the head
+    assert rates['architecture.backbone.patch_embed.projection.weight'] == 0.125
+    assert rates['architecture.backbone.layers.0.ln1.weight'] == 0.25
+    assert rates['architecture.head.layers.head.weight'] == 1.0
+    assert {rate for name, rate in rates.items() if name.startswith('distiller.connectors.')} == {1.0}
+
+
+def test_student_that_does_not_know_its_depth_says_so():
+    with pytest.raises(NotImplementedError, match='needs a student that knows how deep .* its CIFARResNet does'):
+        rates_by_depth(build(distillation()))
