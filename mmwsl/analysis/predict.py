@@ -19,7 +19,7 @@ from mmwsl.analysis.records import sample_indices
 from mmwsl.analysis.regularization import records_of_logits
 from mmwsl.models.teachers import CachedTeacher
 from mmwsl.utils.checkpoint import load_network
-from mmwsl.utils.data import set_dataloader_defaults, single_labels
+from mmwsl.utils.data import number_images, set_dataloader_defaults, single_labels
 
 
 def build_model(cfg: Config, student_only: bool = False) -> Any:
@@ -114,7 +114,9 @@ def build_dataloader(cfg: Config, field: str, seed: int = 0) -> DataLoader:
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     dataloader = copy.deepcopy(cfg[field])
     set_dataloader_defaults(dataloader, pin_memory=False)
-    return Runner.build_dataloader(dataloader, seed=seed)
+    loader = Runner.build_dataloader(dataloader, seed=seed)
+    number_images(loader.dataset)
+    return loader
 
 
 def log_probabilities(network: nn.Module, dataloader: DataLoader) -> tuple[np.ndarray, np.ndarray]:

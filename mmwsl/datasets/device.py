@@ -15,6 +15,7 @@ from torch.utils.data import get_worker_info
 
 from mmwsl.datasets.views import View, same
 from mmwsl.registry import DATASETS, FUNCTIONS
+from mmwsl.utils.data import number_images
 
 _VERIFIED = 8  # images that are read twice: a transform that acts by chance may come out alike
 
@@ -48,6 +49,7 @@ class DeviceDataset:
                              f'padding={padding} and flip_prob={flip_prob}')
         if isinstance(dataset, dict):
             dataset = DATASETS.build(dataset)
+        number_images(dataset)
         self.padding, self.flip_prob = padding, flip_prob
         self.dataset = dataset  # mmwsl.cache.fingerprint.training_set reads it
         self.metainfo = dataset.metainfo

@@ -1,6 +1,7 @@
-"""Small questions about data samples and dataloaders."""
+"""Small questions about datasets, data samples and dataloaders."""
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,3 +22,30 @@ def set_dataloader_defaults(dataloader: ConfigDict, pin_memory: bool) -> None:
     dataloader.setdefault('collate_fn', dict(type='default_collate'))
     # without workers there is nothing to keep alive, and torch refuses the option
     dataloader.persistent_workers = dataloader.get('num_workers', 0) > 0 and dataloader.get('persistent_workers', True)
+
+
+def unwrapped(dataset: Any) -> list[Any]:
+    """Return the datasets inside all wrappers, in their order: one, or several that are joined."""
+    while hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+    if not hasattr(dataset, 'datasets'):
+        return [dataset]
+    return [found for part in dataset.datasets for found in unwrapped(part)]
+
+
+def number_images(dataset: Any) -> None:
+    """Let ``sample_idx`` count through all parts of a joined dataset: mmengine starts at 0 again in each of them.
+
+    Nothing changes in a dataset of one part, nor when it is called again.
+    """
+    parts = unwrapped(dataset)
+    first = 0
+    for part in parts if len(parts) > 1 else ():
+        if hasattr(part, 'get_data_info'):
+            part.get_data_info = partial(_numbered_info, part, first)
+        first += len(part)
+
+
+def _numbered_info(part: Any, first: int, index: int) -> dict:
+    info = type(part).get_data_info(part, index)
+    return {**info, 'sample_idx': first + info['sample_idx']}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import DATASETS
 
 from mmwsl.analysis import RECORD, bootstrap, pseudo_values, write_records
 from mmwsl.analysis.predict import build_dataloader, build_model
@@ -209,8 +210,28 @@ def test_checkpoints_at_several_temperatures(tmp_path, monkeypatch):
 def test_the_innermost_dataset_is_the_one_that_indices_speak_of():
     digits = dict(type='mmwsl.Digits', split='train', pipeline=[dict(type='PackInputs')])
     wrapped = dict(type='mmwsl.SeededViews', dataset=dict(type='mmwsl.Resample', seed=0, dataset=digits))
-    dataset = regularization_samples.innermost(wrapped)
-    assert type(dataset).__name__ == 'Digits' and dataset.get_data_info(3)['img'].shape == (8, 8, 1)
+    assert regularization_samples.innermost(wrapped) == [digits]
+    joined = dict(type='ConcatDataset', datasets=[wrapped, dict(type='RepeatDataset', times=2, dataset=digits)])
+    assert regularization_samples.innermost(dict(type='mmwsl.SeededViews', dataset=joined)) == [digits, digits]
+
+
+def test_sheets_of_joined_datasets_show_the_images_of_each_part(tmp_path, monkeypatch, work_dirs):
+    cfg = Config.fromfile(WSL)
+    parts = [dict(type='mmwsl.Digits', split='train', indices=4, pipeline=[dict(type='PackInputs')]),
+             dict(type='mmwsl.Digits', split='test', indices=6, pipeline=[dict(type='PackInputs')])]
+    cfg.train_dataloader.dataset.dataset = dict(type='ConcatDataset', datasets=parts)
+    cfg.dump(work_dirs[0] / 'wsl_digits.py')
+    shown = []
+    image_of = regularization_samples.image_of
+    monkeypatch.setattr(regularization_samples, 'image_of', lambda datasets, index: shown.append(
+        image_of(datasets, index)) or shown[-1])
+    run(regularization_samples, monkeypatch, work_dirs[0], '--images', 10)
+    first, second = (DATASETS.build(part) for part in parts)
+    expected = [*(first.get_data_info(i)['img'] for i in range(4)), *(second.get_data_info(i)['img'] for i in range(6))]
+    for found, image in zip(shown, expected[::-1] + expected, strict=True):
+        np.testing.assert_array_equal(found['img'], image)
+    with pytest.raises(ValueError, match='another training set: they have an image 10, and .* has 10 images'):
+        image_of([first, second], 10)
 
 
 def test_images_of_files_are_shown(tmp_path):
@@ -220,9 +241,12 @@ def test_images_of_files_are_shown(tmp_path):
     class Files:
         metainfo = dict(classes=('cat', ))
 
+        def __len__(self):
+            return 1
+
         def get_data_info(self, index):
             return dict(img_path=str(tmp_path / 'red.png'), gt_label=0)
-    regularization_samples.draw_sheet(Files(), members(1, 1), 'heading', tmp_path / 'sheet.png')
+    regularization_samples.draw_sheet([Files()], members(1, 1), 'heading', tmp_path / 'sheet.png')
     pixels = np.asarray(Image.open(tmp_path / 'sheet.png').convert('RGB'))
     assert (pixels == (255, 0, 0)).all(2).sum() > 1000
 
