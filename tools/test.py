@@ -14,6 +14,8 @@ from mmengine.runner import Runner
 
 from mmwsl.analysis.predict import choose_network
 from mmwsl.engine import finish_run, launcher_parser, merge_options, prepare_run
+from mmwsl.engine.data_checks import check_labels
+from mmwsl.engine.hooks.check_labels_hook import predicted_classes
 from mmwsl.utils import load_network
 
 
@@ -90,6 +92,7 @@ def main() -> None:
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if args.checkpoint:
         load_network(network_of(runner.model), args.checkpoint)
+    check_labels(runner.test_loop.dataloader.dataset, predicted_classes(network_of(runner.model)), 'test_dataloader')
     if args.out and args.out_item != 'metrics':
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     metrics = runner.test()

@@ -6,6 +6,7 @@ from mmwsl.engine.config_checks import explained_config, merge_options
 from mmwsl.engine.data_checks import check_data
 from mmwsl.engine.hooks import (
     ChannelsLastHook,
+    CheckLabelsHook,
     CheckResumeHook,
     CheckTeacherHook,
     EpochSeedHook,
@@ -18,8 +19,8 @@ from mmwsl.engine.resume import latest_checkpoint
 from mmwsl.engine.teacher_losses import calibrate, measure_losses
 
 __all__ = [
-    'ChannelsLastHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook', 'FiniteLossHook', 'LossStatisticsHook',
-    'SampleRecordHook', 'add_hooks', 'build_cache', 'calibrate', 'check_data', 'explained_config', 'finish_run',
-    'latest_checkpoint', 'launch', 'launcher_parser', 'measure_losses', 'merge_options', 'prepare_run',
-    'runs'
+    'ChannelsLastHook', 'CheckLabelsHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook', 'FiniteLossHook',
+    'LossStatisticsHook', 'SampleRecordHook', 'add_hooks', 'build_cache', 'calibrate', 'check_data',
+    'explained_config', 'finish_run', 'latest_checkpoint', 'launch', 'launcher_parser', 'measure_losses',
+    'merge_options', 'prepare_run', 'runs'
 ]

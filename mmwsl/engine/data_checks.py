@@ -6,11 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, init_default_scope
 from mmpretrain import datasets
 
+from mmwsl.datasets.views import seeded_generators
+from mmwsl.utils.data import unwrapped
 from mmwsl.utils.text import first_of
 
 _CIFAR = {  # folder, its files, archive
@@ -107,3 +110,47 @@ def _check_images(folder: Path, with_label: bool) -> None:
                    if not file.startswith('.') and os.path.getsize(os.path.join(parent, file)) == 0)
     if empty:
         raise ValueError(f'empty files are no images: {first_of(empty)}. Delete them, or copy them again')
+
+
+def check_labels(dataset: Any, classes: int | None, field: str) -> None:
+    """Raise ValueError for labels that are no class, which a loss would ignore (-100) or fail at.
+
+    Images are not decoded.
+
+    Args:
+        dataset: A dataset, with or without wrappers. What does not tell its labels by ``get_data_info`` is not checked.
+        classes: Number of classes that are predicted. None: those that the dataset names.
+        field: Its dataloader, for the message.
+    """
+    for part in unwrapped(dataset):
+        known = classes or len(getattr(part, 'metainfo', {}).get('classes') or ())
+        if known and hasattr(part, 'get_data_info'):
+            _check_labels_of(part, known, field)
+
+
+def _check_labels_of(part: Any, classes: int, field: str) -> None:
+    infos = (part.get_data_info(index) for index in range(len(part)))
+    wrong = {index: (label, info.get('img_path')) for index, info in enumerate(infos)
+             for label in _integers(info.get('gt_label')) if not 0 <= label < classes}
+    if not wrong or _is_mapped(part, next(iter(wrong)), classes):
+        return
+    index, (label, path) = next(iter(wrong.items()))
+    more = f', and {len(wrong) - 1} more of {len(part)} images have such labels' if len(wrong) > 1 else ''
+    ignored = ' Losses ignore -100, so it would train nothing.' if label == -100 else ''
+    raise ValueError(
+        f'{field}: {path or f"image {index}"} has the label {label}, which is none of {classes} classes (0 to '
+        f'{classes - 1}){more}.{ignored} Correct the labels or leave these images out; if there are more classes, set '
+        'num_classes of the heads (and of data_preprocessor)')
+
+
+def _is_mapped(part: Any, index: int, classes: int) -> bool:
+    """Whether the pipeline makes a class of a label that is none."""
+    with seeded_generators(0):
+        sample = part[index].get('data_samples')
+    labels = _integers(getattr(sample, 'gt_label', None))
+    return bool(labels) and all(0 <= label < classes for label in labels)
+
+
+def _integers(label: Any) -> list[int]:
+    values = np.asarray(() if label is None else label)
+    return values.reshape(-1).tolist() if values.dtype.kind in 'iu' else []

@@ -70,12 +70,15 @@ def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, .
 
 
 def add_hooks(cfg: Config) -> None:
-    """Have a run refuse another's checkpoint and stop when it diverges, and a distillation compute only what is logged.
+    """Have a run refuse another's checkpoint and labels that are no class, and stop when it diverges, and a
+    distillation compute only what is logged.
 
     A hook that the config has is not added again.
     """
     hooks = list(cfg.get('custom_hooks') or [])
-    wanted = ['CheckResumeHook', 'FiniteLossHook', *(['LossStatisticsHook'] if cfg.model.get('distiller') else [])]
+    looks_at_labels = any('CheckTeacherHook' in str(hook['type']) for hook in hooks)
+    wanted = [*([] if looks_at_labels else ['CheckLabelsHook']), 'CheckResumeHook', 'FiniteLossHook',
+              *(['LossStatisticsHook'] if cfg.model.get('distiller') else [])]
     cfg.custom_hooks = [*hooks, *(dict(type=f'mmwsl.{name}') for name in wanted
                                   if not any(name in str(hook['type']) for hook in hooks))]
 

@@ -9,7 +9,16 @@ from mmengine.config import Config
 from mmengine.hub import get_model
 from mmengine.registry import DATASETS, init_default_scope
 
+from mmwsl.datasets import Digits
 from tests.tiny import PREPROCESSOR, ROOT, build, distillation, load_tool, network, on_device, save_teacher
+
+
+@DATASETS.register_module()
+class NegativeDigits(Digits):
+
+    def load_data_list(self):
+        return [{**item, 'gt_label': -1 - item['gt_label']} for item in super().load_data_list()]
+
 
 LENET = 'mmpretrain::lenet/lenet5_mnist.py'
 TTA = dict(type='AverageClsScoreTTA')
@@ -133,3 +142,8 @@ def test_images_on_the_device_are_not_augmented(tested, biased):
     loader = on_device()['val_dataloader']
     with pytest.raises(ValueError, match='--tta transforms each image when it is read, and the images of a mmwsl.Devi'):
         tested(distillation(), biased[0], '--tta', test_dataloader=loader)
+
+
+def test_labels_are_compared_with_the_classes(tested, biased):
+    with pytest.raises(ValueError, match=r'test_dataloader: image 0 has the label -\d+, which is none of 10'):
+        tested(distillation(), biased[0], test_dataloader=dict(dataset=dict(type='NegativeDigits')))

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.dist import all_reduce, get_dist_info
-from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmpretrain.evaluation import Accuracy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from mmwsl.engine.hooks.check_labels_hook import CheckLabelsHook, predicted_classes
 from mmwsl.engine.likely_inputs import better_input
 from mmwsl.models.teachers import CachedTeacher
 from mmwsl.models.weightings import WSLWeighting
@@ -24,7 +24,7 @@ _TRIED = 128  # images of which other kinds of input are tried
 
 
 @HOOKS.register_module()
-class CheckTeacherHook(Hook):
+class CheckTeacherHook(CheckLabelsHook):
     """Before the first step, compare classes and score the teacher on validation data; stop a run that cannot succeed.
 
     A wrong checkpoint shows as a teacher that knows no more than chance. A wrong order of channels or another
@@ -49,7 +49,7 @@ class CheckTeacherHook(Hook):
         RuntimeError: If the teacher scores less, or its logits are not finite.
         ValueError: If teacher and student predict different numbers of classes, or fewer than the data have or than a
             metric ranks; if training and validation data have different classes, or the teacher's file has them in
-            another order.
+            another order; if a label is no class.
         CacheError: If a file of L_t is of other images or labels than the training set.
     """
 
@@ -64,8 +64,9 @@ class CheckTeacherHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        predicted = getattr(getattr(getattr(model, 'student', model), 'head', None), 'num_classes', None)
-        _check_labels(runner, predicted)
+        predicted = predicted_classes(model)
+        _check_classes(runner, predicted)
+        super().before_train(runner)
         if predicted:
             _check_mixing(model.data_preprocessor, predicted)
             _check_topk(runner, predicted)
@@ -207,7 +208,7 @@ def _devices() -> list[int]:
     return [torch.cuda.current_device()] if torch.cuda.is_available() else []
 
 
-def _check_labels(runner: Runner, predicted: int | None) -> None:
+def _check_classes(runner: Runner, predicted: int | None) -> None:
     loops = [loop for loop in (runner.train_loop, runner.val_loop) if loop is not None]
     names = [tuple(getattr(loop.dataloader.dataset, 'metainfo', {}).get('classes') or ()) for loop in loops]
     if len(set(filter(None, names))) > 1:

@@ -110,4 +110,4 @@ def test_train_adds_the_hook_to_a_distillation_that_has_none():
     assert alone.custom_hooks == [*before, *ALWAYS]
     own = Config(dict(model=dict(distiller=dict(type='mmwsl.WSLDistiller'))))
     add_hooks(own)
-    assert own.custom_hooks == [*ALWAYS, HOOK]
+    assert own.custom_hooks == [dict(type='mmwsl.CheckLabelsHook'), *ALWAYS, HOOK]  # without CheckTeacherHook
