@@ -3,6 +3,8 @@ import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mmengine
@@ -13,7 +15,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmwsl.analysis.predict import choose_network
-from mmwsl.engine import finish_run, launcher_parser, merge_options, prepare_run
+from mmwsl.engine import explained_data, finish_run, launcher_parser, merge_options, prepare_run
 from mmwsl.engine.data_checks import check_labels
 from mmwsl.engine.hooks.check_labels_hook import predicted_classes
 from mmwsl.utils import load_network
@@ -39,18 +41,24 @@ def parse_args() -> argparse.Namespace:
 
 def choose_model(cfg: Config, args: argparse.Namespace) -> None:
     """Leave in the config the one network that is tested: a teacher is not built to test its student."""
-    tta_model = None
-    if 'module' in cfg.model:  # a model for test-time augmentation, around the network
-        tta_model, cfg.model = cfg.model, cfg.model.pop('module')
     if args.teacher and 'teacher' not in cfg.model:
         raise ValueError(f'{args.config} has no teacher: its model is a {cfg.model.type}')
     args.checkpoint = choose_network(cfg, 'teacher' if args.teacher else 'architecture', args.checkpoint)
-    if args.tta and tta_model is None:
+
+
+@contextmanager
+def around_the_network(cfg: Config, tta: bool) -> Iterator[None]:
+    """Take a model for test-time augmentation off a config's model, and put it back on, or on demand a new one."""
+    model = None
+    if 'module' in cfg.model:
+        model, cfg.model = cfg.model, cfg.model.pop('module')
+    yield
+    if tta and model is None:
         set_tta_pipeline(cfg)
-        tta_model = cfg.get('tta_model') or dict(type='mmpretrain.AverageClsScoreTTA')
-    if tta_model is not None:
-        cfg.model = ConfigDict(**tta_model, module=cfg.model)
-        cfg.data_preprocessor = None  # the network has it, and a TTA model would hand on the config's
+        model = cfg.get('tta_model') or dict(type='mmpretrain.AverageClsScoreTTA')
+    if model is not None:
+        cfg.model = ConfigDict(**model, module=cfg.model)
+        cfg.data_preprocessor = None  # the network has it, and a TTA model would put the config's in its place
 
 
 def set_tta_pipeline(cfg: Config) -> None:
@@ -84,7 +92,8 @@ def main() -> None:
     cfg = Config.fromfile(args.config)
     merge_options(cfg, args.cfg_options)  # before the model is chosen, since they may concern it
     args.cfg_options = None
-    choose_model(cfg, args)
+    with around_the_network(cfg, args.tta):
+        choose_model(cfg, args)
     cfg.load_from, cfg.resume = None, False  # how training began; mmengine would load it over the checkpoint
     if args.amp:
         cfg.test_cfg.fp16 = True
@@ -95,7 +104,8 @@ def main() -> None:
     check_labels(runner.test_loop.dataloader.dataset, predicted_classes(network_of(runner.model)), 'test_dataloader')
     if args.out and args.out_item != 'metrics':
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
-    metrics = runner.test()
+    with explained_data(cfg, ('test_dataloader', )):
+        metrics = runner.test()
     if args.out and args.out_item == 'metrics':
         mmengine.dump(metrics, args.out)
     finish_run()

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from mmwsl.engine import (
     add_hooks,
     explained_config,
+    explained_data,
     finish_run,
     latest_checkpoint,
     launcher_parser,
@@ -59,7 +60,8 @@ def main() -> None:
         cfg.load_from = latest_checkpoint(cfg.work_dir)
     with explained_config():
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.train()
+    with explained_data(cfg, ('train_dataloader', 'val_dataloader')):
+        runner.train()
     finish_run()
 
 

@@ -1,8 +1,11 @@
 """Look for the data before a run is built, and say what is missing in the user's terms."""
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ _CIFAR = {  # folder, its files, archive
                 'cifar-10-python.tar.gz'),
     'CIFAR100': ('cifar-100-python', ('train', 'test', 'meta'), 'cifar-100-python.tar.gz'),
 }
+# torch's words, the second of a worker
+_NOT_STACKED = ('stack expects each tensor to be equal size', 'resize storage that is not resizable')
 _FOLDERS = ('ImageNet', 'ImageNet21k', 'CustomDataset')
 
 
@@ -110,6 +115,47 @@ def _check_images(folder: Path, with_label: bool) -> None:
                    if not file.startswith('.') and os.path.getsize(os.path.join(parent, file)) == 0)
     if empty:
         raise ValueError(f'empty files are no images: {first_of(empty)}. Delete them, or copy them again')
+
+
+@contextmanager
+def explained_data(cfg: Config, dataloaders: tuple[str, ...]) -> Iterator[None]:
+    """Name two images of different sizes, if a batch could not be stacked.
+
+    Args:
+        cfg: Of the run.
+        dataloaders: Fields in which to look for them.
+
+    Raises:
+        ValueError: In place of torch's RuntimeError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _NOT_STACKED):
+            raise
+        for field in dataloaders:
+            if cfg.get(field):
+                _raise_for_two_sizes(field, DATASETS.build(copy.deepcopy(cfg[field].dataset)), error)
+        raise
+
+
+def _raise_for_two_sizes(field: str, dataset: Any, error: RuntimeError) -> None:
+    first: tuple[str, tuple[int, ...]] | None = None
+    items = ((index, part[index]) for part in unwrapped(dataset) for index in range(len(part)))
+    for index, item in items:
+        name, shape = item['data_samples'].get('img_path') or f'image {index}', tuple(item['inputs'].shape)
+        first = first or (name, shape)
+        if shape != first[1]:
+            advice = ("Read all of them alike: dict(type='LoadImageFromFile', color_type='color')"
+                      if shape[0] != first[1][0] else "Add dict(type='Resize', scale=(WIDTH, HEIGHT)), or "
+                      "dict(type='ResizeEdge', scale=SIZE) and dict(type='CenterCrop', crop_size=SIZE),")
+            raise ValueError(f'{field}: the images of a batch should have one size, got {_size(first[1])} of '
+                             f'{first[0]} and {_size(shape)} of {name}. {advice} before PackInputs in its '
+                             'pipeline') from error
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f'{shape[-1]} x {shape[-2]} pixels in {shape[0]} channel{"s" if shape[0] > 1 else ""}'
 
 
 def check_labels(dataset: Any, classes: int | None, field: str) -> None:

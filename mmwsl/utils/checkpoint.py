@@ -9,6 +9,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
 from mmwsl.utils.files import whole_file
+from mmwsl.utils.looks_like import looks_like
 from mmwsl.utils.text import first_of
 
 STUDENT = 'architecture.'  # MMRazor's name for the student
@@ -48,7 +49,8 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str,
     """
     listed = load_what_fits(model, weights)
     if listed:
-        raise ValueError(f'the checkpoint {source!r} does not belong to this {type(model).__name__}. '
+        raise ValueError(f'the checkpoint {source!r} looks like {looks_like(weights)}, the config has '
+                         f'{looks_like(model.state_dict())}, and it does not belong to this {type(model).__name__}. '
                          f'{listed}. {advice}')
 
 
@@ -67,8 +69,14 @@ def load_what_fits(model: nn.Module, weights: dict[str, Tensor]) -> str:
     return '; '.join(f'{what}: {first_of(sorted(keys))}' for what, keys in problems.items() if keys)
 
 
-def read_weights(path: str) -> dict[str, Tensor]:
+def read_weights(path: str, advice: str = 'Copy the network there once it is trained (configs/vanilla/ has configs), '
+                 'name its own file (model.teacher_ckpt for a teacher), or convert a published one with '
+                 'tools/model_converters/import_teacher.py') -> dict[str, Tensor]:
     """The state dict in a checkpoint, on the CPU.
+
+    Args:
+        path: File or URL.
+        advice: Last sentence of the message if there is no such file.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -77,10 +85,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
     try:
         checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f'there is no checkpoint {str(path)!r}. Copy the network there once it is trained (configs/vanilla/ has '
-            'configs), name its own file (model.teacher_ckpt for a teacher), or convert a published one with '
-            'tools/model_converters/import_teacher.py') from error
+        raise FileNotFoundError(f'there is no checkpoint {str(path)!r}. {advice}') from error
     for key in ('state_dict', 'model', 'net'):
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
             checkpoint = checkpoint[key]

@@ -154,8 +154,9 @@ def _check_order_of_classes(runner: Runner) -> None:
     datas = tuple(getattr(runner.val_loop.dataloader.dataset, 'metainfo', {}).get('classes') or ())
     if not teachers or not datas or teachers == datas:
         return
-    place = next((place for place, pair in enumerate(zip(teachers, datas, strict=False)) if pair[0] != pair[1]), 0)
-    found = f'class {place} is {teachers[place]!r} in {path} and {datas[place]!r} in the validation data'
+    place = next((place for place, pair in enumerate(zip(teachers, datas, strict=False)) if pair[0] != pair[1]), None)
+    found = (f'there are {len(teachers)} in {path} and {len(datas)} in the validation data' if place is None else
+             f'class {place} is {teachers[place]!r} in {path} and {datas[place]!r} in the validation data')
     if set(teachers) == set(datas):
         raise ValueError(f'the teacher knows the same classes in another order: {found}, so it would teach wrong '
                          'classes. Give the dataset the order of the file (metainfo=dict(classes=...)), or train the '
@@ -211,10 +212,15 @@ def _devices() -> list[int]:
 def _check_classes(runner: Runner, predicted: int | None) -> None:
     loops = [loop for loop in (runner.train_loop, runner.val_loop) if loop is not None]
     names = [tuple(getattr(loop.dataloader.dataset, 'metainfo', {}).get('classes') or ()) for loop in loops]
+    if len(set(filter(None, names))) > 1 and set(names[0]) == set(names[1]) and len(names[0]) == len(names[1]):
+        place = next(place for place, pair in enumerate(zip(*names, strict=True)) if pair[0] != pair[1])
+        raise ValueError('training and validation data have the same classes in another order, so a label means '
+                         f'another class in each: class {place} is {names[0][place]!r} in training and '
+                         f'{names[1][place]!r} in validation. Give both the same order (metainfo=dict(classes=...))')
     if len(set(filter(None, names))) > 1:
         raise ValueError('training and validation data have different classes, so a label means another class in each; '
                          f'only in training: {sorted(set(names[0]) - set(names[1]))}, only in validation: '
-                         f'{sorted(set(names[1]) - set(names[0]))}, or the order differs. Give both the same class '
+                         f'{sorted(set(names[1]) - set(names[0]))}. Give both the same class '
                          'folders, an empty one for a class without images')
     found = len(max(names))
     if not found or not predicted or found == predicted:
