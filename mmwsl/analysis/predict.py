@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 
 from mmwsl.analysis.records import sample_indices
 from mmwsl.analysis.regularization import records_of_logits
+from mmwsl.cache.fingerprint import teacher_files
 from mmwsl.models.teachers import CachedTeacher
-from mmwsl.utils.checkpoint import load_network
+from mmwsl.utils.checkpoint import check_files, load_network
 from mmwsl.utils.data import set_dataloader_defaults, single_labels
 
 
@@ -51,12 +52,15 @@ def choose_network(cfg: Config, part: str, checkpoint: str | None = None) -> str
         The checkpoint; None if it was not given, or if an ensemble's members are loaded from files of their own.
 
     Raises:
-        ValueError: If a teacher's checkpoint is neither given nor named in the config.
+        ValueError: If a teacher's checkpoint is neither given nor named in the config, or is another file than its
+            ``teacher_sha256`` says.
     """
     if 'teacher' not in cfg.model:
         return checkpoint
     if part == 'teacher':
-        checkpoint = checkpoint or cfg.model.get('teacher_ckpt')
+        if not checkpoint:
+            checkpoint = cfg.model.get('teacher_ckpt')
+            check_files(teacher_files(cfg.model.teacher, checkpoint), cfg.model.get('teacher_sha256'))
         if not checkpoint and not cfg.model.teacher.get('ckpts'):
             raise ValueError(f'{cfg.filename} names no teacher_ckpt: give the checkpoint on the command line')
     # the runner and MMRazor look for the one that both networks share in this order

@@ -1,11 +1,13 @@
+import hashlib
 import os
+import shutil
 
 import pytest
 import torch
 from mmengine.runner import Runner
 
 from mmwsl.engine import latest_checkpoint
-from tests.tiny import build, digits_config, network
+from tests.tiny import build, digits_config, distillation, network, save_teacher
 
 HOOK = [dict(type='mmwsl.CheckResumeHook')]
 
@@ -71,3 +73,23 @@ def test_another_head_may_start_and_not_resume(tmp_path):
     started(tmp_path / 'run', tmp_path / 'seven.pth', False)
     with pytest.raises(ValueError, match='head.fc.bias, head.fc.weight'):
         started(tmp_path / 'resumed', tmp_path / 'seven.pth', True)
+
+
+def test_a_run_is_resumed_with_the_teacher_that_it_was_begun_with(tmp_path):
+    def train(teacher, epochs, resume=None, **model):
+        cfg = digits_config(tmp_path / f'{epochs}', distillation(teacher_ckpt=str(tmp_path / teacher), **model), epochs,
+                            custom_hooks=HOOK)
+        cfg.merge_from_dict(dict(load_from=resume, resume=bool(resume), experiment_name=f'{epochs}{teacher}{model}'))
+        Runner.from_cfg(cfg).train()
+    for seed in (1, 2):
+        save_teacher(tmp_path / f'{seed}.pth', seed=seed)
+    shutil.copy(tmp_path / '1.pth', tmp_path / 'moved.pth')
+    train('1.pth', 1)
+    begun = str(tmp_path / '1/epoch_1.pth')
+    digest, other = (hashlib.sha256((tmp_path / f'{seed}.pth').read_bytes()).hexdigest() for seed in (1, 2))
+    assert torch.load(begun, weights_only=False)['meta']['teacher_sha256'] == [digest]
+    train('moved.pth', 2, begun)
+    with pytest.raises(ValueError, match=f'begun with another teacher: the SHA-256 of its file is {digest} in the '
+                       f'checkpoint and {other} here.* give --cfg-options model.teacher_sha256={other}$'):
+        train('2.pth', 3, begun)
+    train('2.pth', 3, begun, teacher_sha256=other)

@@ -17,14 +17,23 @@ class CheckResumeHook(Hook):
 
     On ``--resume`` all parameters and buffers have to be there, in their shapes. With ``load_from`` the parts that
     differ, such as a head of another number of classes, stay as they are drawn, but something has to fit.
-    ``tools/train.py`` adds this hook.
+    The SHA-256 of the teacher's files is kept in the checkpoint's ``meta`` and has to be the same on ``--resume``,
+    unless the config states ``model.teacher_sha256``, with which the files have been compared. ``tools/train.py`` adds
+    this hook.
 
     Raises:
-        ValueError: If the checkpoint does not fit; the first keys are named.
+        ValueError: If the checkpoint does not fit, in which case the first keys are named, or is of another teacher.
     """
 
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if known := getattr(_unwrapped(runner.model), 'teacher_sha256', None):
+            checkpoint['meta']['teacher_sha256'] = known
+
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = _unwrapped(runner.model)
+        if runner._resume:
+            _compare_teachers(runner, checkpoint.get('meta', {}).get('teacher_sha256'),
+                              getattr(model, 'teacher_sha256', None))
         expected: dict[str, Tensor] = model.state_dict()
         found = {key.removeprefix('module.'): value for key, value in checkpoint.get('state_dict', checkpoint).items()}
         misfits = sorted(key for key, value in expected.items() if not key.endswith('num_batches_tracked') and (
@@ -36,3 +45,18 @@ class CheckResumeHook(Hook):
             f'another shape ({first_of(misfits)}). Is it of another config or work dir? To resume, '
             'give the config that the run was begun with; to start from a network of another shape, take parts of it '
             "with init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)")
+
+
+def _unwrapped(model: Any) -> Any:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _compare_teachers(runner: Runner, begun: list[str] | None, current: list[str] | None) -> None:
+    if not begun or not current or begun == current:
+        return
+    if runner.cfg.get('model', {}).get('teacher_sha256'):
+        runner.logger.warning(f"The run was begun with another teacher, whose file has the SHA-256 {first_of(begun)}.")
+        return
+    raise ValueError(f"the run was begun with another teacher: the SHA-256 of its file is {first_of(begun)} in the "
+                     f'checkpoint and {first_of(current)} here. Put that file there again, or to go on with this one, '
+                     f'give --cfg-options model.teacher_sha256={current[0] if len(current) == 1 else current}')
