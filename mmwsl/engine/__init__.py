@@ -13,12 +13,13 @@ from mmwsl.engine.hooks import (
     LossStatisticsHook,
     SampleRecordHook,
 )
-from mmwsl.engine.launch import add_hooks, finish_run, launcher_parser, prepare_run
+from mmwsl.engine.launch import add_hooks, finish_run, launcher_parser, prepare_run, sole_training
 from mmwsl.engine.resume import latest_checkpoint
 from mmwsl.engine.teacher_losses import calibrate, measure_losses
 
 __all__ = [
     'ChannelsLastHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook', 'FiniteLossHook', 'LossStatisticsHook',
     'SampleRecordHook', 'add_hooks', 'build_cache', 'calibrate', 'check_data', 'explained_config', 'finish_run',
-    'latest_checkpoint', 'launch', 'launcher_parser', 'measure_losses', 'prepare_run', 'runs'
+    'latest_checkpoint', 'launch', 'launcher_parser', 'measure_losses', 'prepare_run', 'runs',
+    'sole_training'
 ]

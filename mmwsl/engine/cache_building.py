@@ -47,7 +47,7 @@ from mmwsl.cache.store import (
 from mmwsl.datasets.views import SeededViews, View
 from mmwsl.models.algorithms import WSLDistill
 from mmwsl.utils.data import single_labels
-from mmwsl.utils.files import lock
+from mmwsl.utils.files import REMAINS, lock
 from mmwsl.utils.text import first_of
 
 SHARD_SIZE = 8192  # images, at most
@@ -159,13 +159,15 @@ def _try_out(model: WSLDistill, dataset: SeededViews, loader: Mapping) -> tuple[
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep other building runs out of the folder."""
+    """Keep other building runs out of the folder, and clear away what killed ones left half written."""
     if get_rank() != 0:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / 'lock').open('a') as stream:
         lock(stream, f'another process fills {folder}')
+        for remains in folder.glob(REMAINS):
+            remains.unlink()
         yield
 
 

@@ -184,7 +184,7 @@ def test_killed_between_the_steps_of_a_write(tmp_path, teacher, call):
 def test_what_was_left_half_written_is_not_read(tmp_path, teacher):
     make_cache(tmp_path, live(teacher))
     expected = contents(tmp_path)
-    (tmp_path / '0001-00000.npy').rename(tmp_path / '0001-00000.npy.partial')
+    (tmp_path / '0001-00000.npy').rename(tmp_path / '0001-00000.npy.0123.partial')
     make_cache(tmp_path, live(teacher))
     assert contents(tmp_path) == expected
 
