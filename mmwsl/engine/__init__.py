@@ -9,6 +9,7 @@ from mmwsl.engine.hooks import (
     CheckResumeHook,
     CheckTeacherHook,
     EpochSeedHook,
+    ExactResumeHook,
     FiniteLossHook,
     LossStatisticsHook,
     SampleRecordHook,
@@ -18,8 +19,8 @@ from mmwsl.engine.resume import latest_checkpoint
 from mmwsl.engine.teacher_losses import calibrate, measure_losses
 
 __all__ = [
-    'ChannelsLastHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook', 'FiniteLossHook', 'LossStatisticsHook',
-    'SampleRecordHook', 'add_hooks', 'build_cache', 'calibrate', 'check_data', 'explained_config', 'finish_run',
-    'latest_checkpoint', 'launch', 'launcher_parser', 'measure_losses', 'prepare_run', 'runs',
-    'sole_training'
+    'ChannelsLastHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook', 'ExactResumeHook', 'FiniteLossHook',
+    'LossStatisticsHook', 'SampleRecordHook', 'add_hooks', 'build_cache', 'calibrate', 'check_data',
+    'explained_config', 'finish_run', 'latest_checkpoint', 'launch', 'launcher_parser', 'measure_losses',
+    'prepare_run', 'runs', 'sole_training'
 ]

@@ -80,12 +80,14 @@ def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, .
 
 
 def add_hooks(cfg: Config) -> None:
-    """Have a run refuse another's checkpoint and stop when it diverges, and a distillation compute only what is logged.
+    """Have a run resume exactly and only from its own checkpoints, and stop when it diverges, and have a distillation
+    compute only what is logged.
 
     A hook that the config has is not added again.
     """
     hooks = list(cfg.get('custom_hooks') or [])
-    wanted = ['CheckResumeHook', 'FiniteLossHook', *(['LossStatisticsHook'] if cfg.model.get('distiller') else [])]
+    wanted = ['CheckResumeHook', 'ExactResumeHook', 'FiniteLossHook',
+              *(['LossStatisticsHook'] if cfg.model.get('distiller') else [])]
     cfg.custom_hooks = [*hooks, *(dict(type=f'mmwsl.{name}') for name in wanted
                                   if not any(name in str(hook['type']) for hook in hooks))]
 

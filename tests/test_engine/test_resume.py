@@ -93,3 +93,17 @@ def test_a_run_is_resumed_with_the_teacher_that_it_was_begun_with(tmp_path):
                        f'checkpoint and {other} here.* give --cfg-options model.teacher_sha256={other}$'):
         train('2.pth', 3, begun)
     train('2.pth', 3, begun, teacher_sha256=other)
+
+
+def test_a_resume_names_the_settings_that_have_changed(tmp_path):
+    def log(name, resume=None, **settings):
+        cfg = digits_config(tmp_path / name, network(2), custom_hooks=HOOK, **settings)
+        cfg.merge_from_dict(dict(load_from=resume, resume=bool(resume)))
+        Runner.from_cfg(cfg).train()
+        return next((tmp_path / name).glob('*/*.log')).read_text()
+    log('begun')
+    begun = str(tmp_path / 'begun/epoch_1.pth')
+    assert 'Settings differ' not in log('same', begun)
+    said = log('other', begun, randomness=dict(seed=7))
+    assert 'Settings differ from those of the checkpoint. Only here: randomness = dict(deterministic=False, seed=7); only ' \
+        'there: randomness = dict(deterministic=False, seed=0).' in said

@@ -10,6 +10,8 @@ from torch import Tensor
 from mmwsl.registry import HOOKS
 from mmwsl.utils.text import first_of
 
+_MAY_DIFFER = ('resume =', 'load_from =', 'work_dir =', 'launcher =', 'experiment_name =')
+
 
 @HOOKS.register_module()
 class CheckResumeHook(Hook):
@@ -18,8 +20,8 @@ class CheckResumeHook(Hook):
     On ``--resume`` all parameters and buffers have to be there, in their shapes. With ``load_from`` the parts that
     differ, such as a head of another number of classes, stay as they are drawn, but something has to fit.
     The SHA-256 of the teacher's files is kept in the checkpoint's ``meta`` and has to be the same on ``--resume``,
-    unless the config states ``model.teacher_sha256``, with which the files have been compared. ``tools/train.py`` adds
-    this hook.
+    unless the config states ``model.teacher_sha256``, with which the files have been compared. Settings that differ
+    from those of the checkpoint are named in the log. ``tools/train.py`` adds this hook.
 
     Raises:
         ValueError: If the checkpoint does not fit, in which case the first keys are named, or is of another teacher.
@@ -34,6 +36,7 @@ class CheckResumeHook(Hook):
         if runner._resume:
             _compare_teachers(runner, checkpoint.get('meta', {}).get('teacher_sha256'),
                               getattr(model, 'teacher_sha256', None))
+            _warn_of_other_settings(runner, checkpoint.get('meta', {}).get('cfg'))
         expected: dict[str, Tensor] = model.state_dict()
         found = {key.removeprefix('module.'): value for key, value in checkpoint.get('state_dict', checkpoint).items()}
         misfits = sorted(key for key, value in expected.items() if not key.endswith('num_batches_tracked') and (
@@ -49,6 +52,18 @@ class CheckResumeHook(Hook):
 
 def _unwrapped(model: Any) -> Any:
     return model.module if is_model_wrapper(model) else model
+
+
+def _warn_of_other_settings(runner: Runner, begun: str | None) -> None:
+    """Compare two configs line by line, as text: the one in a checkpoint is not to be run."""
+    def lines(text: str) -> dict[str, None]:
+        return dict.fromkeys(line.strip(' ,') for line in text.splitlines() if not line.startswith(_MAY_DIFFER))
+    before, now = lines(begun or ''), lines(runner.cfg.pretty_text)
+    if begun and before != now:
+        runner.logger.warning(
+            'Settings differ from those of the checkpoint. Only here: '
+            f'{first_of([line for line in now if line not in before]) or "nothing"}; only there: '
+            f'{first_of([line for line in before if line not in now]) or "nothing"}.')
 
 
 def _compare_teachers(runner: Runner, begun: list[str] | None, current: list[str] | None) -> None:
