@@ -105,5 +105,5 @@ def test_a_resume_names_the_settings_that_have_changed(tmp_path):
     begun = str(tmp_path / 'begun/epoch_1.pth')
     assert 'Settings differ' not in log('same', begun)
     said = log('other', begun, randomness=dict(seed=7))
-    assert 'Settings differ from those of the checkpoint. Only here: randomness = dict(deterministic=False, seed=7); only ' \
-        'there: randomness = dict(deterministic=False, seed=0).' in said
+    seeds = [f'randomness = dict(deterministic=False, seed={seed})' for seed in (7, 0)]
+    assert f'Settings differ from those of the checkpoint. Only here: {seeds[0]}; only there: {seeds[1]}.' in said
