@@ -33,6 +33,7 @@ if _missing := [name for name in ('mmengine', 'mmcv', 'mmpretrain', 'mmrazor', '
                       "mmwsl[openmmlab] (OpenMMLab's own releases)")
 
 import mmcv
+import mmengine.fileio.handlers.yaml_handler as mmengine_yaml
 import mmengine.runner.checkpoint as mmengine_checkpoint
 import numpy as np
 import torch
@@ -55,10 +56,11 @@ class UnsafeCheckpointError(RuntimeError):
 
 
 def ready_the_stack() -> None:
-    """Make mmpretrain and mmrazor importable, and mmengine's checkpoints loadable."""
+    """Make mmpretrain and mmrazor importable, mmengine's checkpoints loadable, and its YAML files data."""
     make_torchvision_importable()
     make_mmrazor_importable()
     load_only_weights()
+    read_yaml_as_data()
 
 
 def make_torchvision_importable() -> None:
@@ -245,6 +247,30 @@ def compare_checksums(file: Any) -> None:
                            'another copy of it; a run resumes from an older checkpoint with --resume CKPT')
 
 
+class _DataLoader(mmengine_yaml.yaml.SafeLoader):
+    """YAML with the tuples that mmengine writes, and no other object of Python."""
+
+    def tuple_of(self, node: Any) -> tuple:
+        return tuple(self.construct_sequence(node, deep=True))
+
+    def refuse(self, suffix: str, node: Any) -> Any:
+        raise ValueError(f'!!python/{suffix} was not read, because it could run code{node.start_mark}. A YAML file '
+                         'holds values; write what needs Python as a .py config')
+
+
+_DataLoader.add_constructor('tag:yaml.org,2002:python/tuple', _DataLoader.tuple_of)
+_DataLoader.add_multi_constructor('tag:yaml.org,2002:python/', _DataLoader.refuse)
+
+
+def read_yaml_as_data() -> None:
+    """Let mmengine read YAML files, configs among them, without running what they name.
+
+    Symptom: ``!!python/object/apply:os.system`` in a YAML config runs when the config is read, since mmengine (0.10.7
+    and 0.10.12) reads with PyYAML's unsafe loader. Upstream: a safe one.
+    """
+    mmengine_yaml.Loader = _DataLoader
+
+
 @contextmanager
 def _allowed(classes: list[Any]) -> Iterator[None]:
     """torch's ``safe_globals``, by one thread at a time, which on leaving keeps what was allowed before."""
@@ -257,7 +283,7 @@ def _allowed(classes: list[Any]) -> Iterator[None]:
 def _only_weights(load: Callable[..., Any], source: Any) -> Any:
     with _allowed(_stored_by_mmengine()):
         try:
-            return load(weights_only=True)
+            return _without_code(load(weights_only=True))
         except pickle.UnpicklingError as error:
             raise UnsafeCheckpointError(
                 f'{source} was not loaded: it is damaged, or holds more than weights and what mmengine stores, and '
@@ -274,6 +300,13 @@ def _only_weights(load: Callable[..., Any], source: Any) -> Any:
             raise RuntimeError(f'{source} was not loaded: it is damaged, perhaps cut short. Take another copy of '
                                'it (delete it, if it was downloaded); a run resumes from an older checkpoint with '
                                f'--resume CKPT. torch says: {error}') from error
+
+
+def _without_code(checkpoint: Any) -> Any:
+    """Drop ``meta.config``, which mmengine runs as Python when it resumes, and does not write itself."""
+    if isinstance(checkpoint, dict) and isinstance(checkpoint.get('meta'), dict):
+        checkpoint['meta'].pop('config', None)
+    return checkpoint
 
 
 def _opens(load: Callable[..., Any]) -> bool:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mmcv
+import mmengine
 import mmengine.runner.checkpoint as mmengine_checkpoint
 import numpy as np
 import pytest
@@ -720,3 +721,37 @@ def test_a_torchscript_archive_is_named(tmp_path):
     torch.jit.script(nn.Linear(2, 1)).save(tmp_path / 'a.pth')
     with pytest.raises(compat.UnsafeCheckpointError, match='is a TorchScript archive.*torch.jit.load'):
         load(tmp_path / 'a.pth')
+
+
+# ------------------------------------------------------------------------------------------- YAML and stored configs
+
+@pytest.mark.parametrize('text', ["!!python/object/apply:os.mkdir ['{}']", "!!python/object/new:os.mkdir ['{}']",
+                                  '!!python/name:os.mkdir', '!!python/module:os',
+                                  '!!python/object:mmengine.config.Config {{}}'])
+@pytest.mark.parametrize('place', ['config', 'base', 'load'])
+def test_yaml_runs_no_code(tmp_path, text, place):
+    marker, path = tmp_path / 'marker', tmp_path / 'a.yml'
+    path.write_text(f'model: {text.format(marker)}\n')
+    if place == 'base':
+        path = tmp_path / 'b.yaml'
+        path.write_text('_base_: a.yml\n')
+    with pytest.raises(ValueError, match='!!python/.* was not read, .* line 1.* as a .py config') as error:
+        mmengine.load(path) if place == 'load' else Config.fromfile(path)
+    assert not marker.exists() and len(str(error.value)) < 400
+
+
+def test_yaml_is_read_as_mmengine_writes_it(tmp_path):
+    cfg = Config(dict(model=dict(mean=(1.5, 2), nested=((1, 2), [3]), name='a', on=True, none=None)))
+    cfg.dump(tmp_path / 'a.yml')
+    assert 'python/tuple' in (tmp_path / 'a.yml').read_text()
+    assert Config.fromfile(tmp_path / 'a.yml').to_dict() == cfg.to_dict()
+
+
+def test_a_config_in_a_checkpoint_is_not_run(tmp_path, trained):
+    """mmengine runs what is called config in its meta, and stores its own as cfg."""
+    saved = torch.load(trained, weights_only=False)
+    saved['meta']['config'] = f'import os\nos.mkdir({str(tmp_path / "marker")!r})\n'
+    torch.save(saved, tmp_path / 'a.pth')
+    runner = tiny_runner(tmp_path / 'resumed', 2, resume=True, load_from=str(tmp_path / 'a.pth'))
+    runner.train()
+    assert not (tmp_path / 'marker').exists() and runner.epoch == 2

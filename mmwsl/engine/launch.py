@@ -8,7 +8,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -131,7 +131,12 @@ def _holder(path: Path) -> str:
 
 
 def finish_run() -> None:
-    """Leave the process group together: a process that ends while another still talks to it may be aborted."""
+    """Leave the process group together: a process that ends while another still talks to it may be aborted.
+
+    The folder ``.dist_test``, through which mmengine collected results, is removed if it is empty.
+    """
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+        with suppress(OSError):  # not there, another process was first, or another run uses it
+            Path('.dist_test').rmdir()

@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from mmengine.config import Config
 
-from mmwsl.engine import launch, sole_training
+from mmwsl.engine import finish_run, launch, sole_training
 from tests.tiny import ROOT
 
 HOLD = '''
@@ -80,3 +81,12 @@ def test_a_planted_link_is_not_followed(tmp_path):
     with pytest.raises(OSError), sole_training(config(tmp_path)):
         pass
     assert (tmp_path / 'victim').read_text() == 'kept'
+
+
+@pytest.mark.parametrize('used', [False, True])
+def test_the_folder_of_collected_results_is_removed_unless_another_run_uses_it(tmp_path, monkeypatch, used):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / '.dist_test/other' if used else tmp_path / '.dist_test').mkdir(parents=True)
+    torch.distributed.init_process_group('gloo', f'file://{tmp_path}/store', rank=0, world_size=1)
+    finish_run()
+    assert (tmp_path / '.dist_test').exists() is used
