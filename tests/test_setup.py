@@ -76,3 +76,20 @@ def test_what_the_package_imports_it_asks_for(required):
     foreign = {(name, extra) for name, extra in found if name not in {'mmwsl', *sys.stdlib_module_names}}
     assert {('torch', ''), ('mmcv', ''), ('sklearn', 'demo')} < foreign
     assert [pair for pair in sorted(foreign) if DISTRIBUTIONS.get(pair[0], pair[0]) not in brought[pair[1]]] == []
+
+
+def pins(text):
+    """Version by name, as pip compares names."""
+    return {re.sub('[-_.]+', '-', name).lower(): version
+            for name, version in re.findall(r'^([\w.-]+)==([^\s;\\]+)', text, re.M)}
+
+
+@pytest.mark.parametrize('stack', ['onedl', 'openmmlab'])
+def test_each_pin_but_torchs_has_its_hashes(stack):
+    plain, hashed = ((ROOT / f'requirements/{name}.txt').read_text() for name in (stack, f'{stack}-hashes'))
+    expected = pins(plain)
+    assert expected.pop('torch') and expected.pop('torchvision') and len(expected) > 50
+    assert pins(hashed) == expected
+    entry = r'[\w.-]+==\S+( \\\n    --hash=sha256:[0-9a-f]{64})+\n'  # and neither an option nor an address
+    comments, body = re.fullmatch(r'((?:#[^\n]*\n)+)(.*)', hashed, re.S).groups()
+    assert re.fullmatch(f'({entry})+', body) and '://' not in comments

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from catalogue import ROOT, Seeds, difference, each, is_neutral, mean_and_spread, read_runs, table, with_table
 
+from mmwsl.utils import whole_file
+
 PAGE = ROOT / 'docs/choosing.md'
 PICTURES = ROOT / 'docs/pictures'
 TAUS, WEIGHTS = ('1', '2', '4', '8'), ('0.5', '1', '2.25', '4')
@@ -177,7 +179,8 @@ def moments(runs: Seeds) -> tuple[float, float]:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     runs = Runs(read_runs())
-    PAGE.write_text(page(runs))
+    with whole_file(PAGE) as file:
+        file.write(page(runs).encode())
     draw(runs)
 
 

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 
 from mmwsl.analysis.records import sample_indices
 from mmwsl.analysis.regularization import records_of_logits
+from mmwsl.cache.fingerprint import teacher_files
 from mmwsl.models.teachers import CachedTeacher
-from mmwsl.utils.checkpoint import load_network
+from mmwsl.utils.checkpoint import check_files, load_network
 from mmwsl.utils.data import number_images, set_dataloader_defaults, single_labels
 
 
@@ -54,10 +55,13 @@ def choose_network(cfg: Config, part: str, checkpoint: str | None = None) -> str
         The checkpoint; None if it was not given, or if the teacher's class loads its weights itself.
 
     Raises:
-        ValueError: If a teacher's checkpoint is neither given nor named in the config.
+        ValueError: If a teacher's checkpoint is neither given nor named in the config, or is another file than its
+            ``teacher_sha256`` says.
     """
     if part == 'teacher' and part in cfg.model:
-        checkpoint = checkpoint or cfg.model.get('teacher_ckpt') or _checkpoint_of(cfg.model.teacher)
+        if not checkpoint:
+            checkpoint = cfg.model.get('teacher_ckpt') or _checkpoint_of(cfg.model.teacher)
+            check_files(teacher_files(cfg.model.teacher, checkpoint), cfg.model.get('teacher_sha256'))
         if not checkpoint and not (cfg.model.teacher.get('ckpts') or cfg.model.teacher.get('pretrained')):
             raise ValueError(f'{cfg.filename} names no teacher_ckpt: give the checkpoint on the command line')
     cfg.model = network_config(cfg, part)

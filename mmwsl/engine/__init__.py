@@ -10,17 +10,18 @@ from mmwsl.engine.hooks import (
     CheckResumeHook,
     CheckTeacherHook,
     EpochSeedHook,
+    ExactResumeHook,
     FiniteLossHook,
     LossStatisticsHook,
     SampleRecordHook,
 )
-from mmwsl.engine.launch import add_hooks, finish_run, launcher_parser, prepare_run
+from mmwsl.engine.launch import add_hooks, finish_run, launcher_parser, prepare_run, sole_training
 from mmwsl.engine.resume import latest_checkpoint
 from mmwsl.engine.teacher_losses import calibrate, measure_losses
 
 __all__ = [
-    'ChannelsLastHook', 'CheckLabelsHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook', 'FiniteLossHook',
-    'LossStatisticsHook', 'SampleRecordHook', 'add_hooks', 'build_cache', 'calibrate', 'check_data',
+    'ChannelsLastHook', 'CheckLabelsHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook', 'ExactResumeHook',
+    'FiniteLossHook', 'LossStatisticsHook', 'SampleRecordHook', 'add_hooks', 'build_cache', 'calibrate', 'check_data',
     'explained_config', 'explained_data', 'finish_run', 'latest_checkpoint', 'launch', 'launcher_parser',
-    'measure_losses', 'merge_options', 'prepare_run', 'runs'
+    'measure_losses', 'merge_options', 'prepare_run', 'runs', 'sole_training',
 ]

@@ -52,13 +52,17 @@ def check_data(cfg: Config, dataloaders: tuple[str, ...]) -> None:
             _check_folder(name, dataset, field)
 
 
+def is_first_process() -> bool:
+    """Whether this is the first process of a run, by what torch, Open MPI and slurm say in the environment."""
+    ranks = [os.environ[name] for name in ('RANK', 'OMPI_COMM_WORLD_RANK', 'SLURM_PROCID') if name in os.environ]
+    return ranks[:1] in ([], ['0'])
+
+
 def _check_cifar(name: str, dataset: dict[str, Any], field: str) -> None:
     folder, files, archive = _CIFAR[name]
     root = Path(dataset.get('data_root') or dataset.get('data_prefix') or '')
-    ranks = [os.environ[name] for name in ('RANK', 'OMPI_COMM_WORLD_RANK', 'SLURM_PROCID') if name in os.environ]
-    first_process = ranks[:1] in ([], ['0'])
     # of several processes the first fetches; the dataset itself lets the others wait
-    if not first_process:
+    if not is_first_process():
         return
     if all((root / folder / file).is_file() for file in files):
         _check_sums(name, root / folder, archive)

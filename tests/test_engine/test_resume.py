@@ -1,11 +1,13 @@
+import hashlib
 import os
+import shutil
 
 import pytest
 import torch
 from mmengine.runner import Runner
 
 from mmwsl.engine import latest_checkpoint
-from tests.tiny import build, digits_config, distillation, network
+from tests.tiny import build, digits_config, distillation, network, save_teacher
 
 HOOK = [dict(type='mmwsl.CheckResumeHook')]
 
@@ -153,3 +155,35 @@ def test_what_is_loaded_after_it_counts(tmp_path):
     cfg = digits_config(tmp_path / 'run', student, custom_hooks=HOOK)
     cfg.load_from = str(tmp_path / 'own.pth')
     Runner.from_cfg(cfg).train()
+def test_a_run_is_resumed_with_the_teacher_that_it_was_begun_with(tmp_path):
+    def train(teacher, epochs, resume=None, **model):
+        cfg = digits_config(tmp_path / f'{epochs}', distillation(teacher_ckpt=str(tmp_path / teacher), **model), epochs,
+                            custom_hooks=HOOK)
+        cfg.merge_from_dict(dict(load_from=resume, resume=bool(resume), experiment_name=f'{epochs}{teacher}{model}'))
+        Runner.from_cfg(cfg).train()
+    for seed in (1, 2):
+        save_teacher(tmp_path / f'{seed}.pth', seed=seed)
+    shutil.copy(tmp_path / '1.pth', tmp_path / 'moved.pth')
+    train('1.pth', 1)
+    begun = str(tmp_path / '1/epoch_1.pth')
+    digest, other = (hashlib.sha256((tmp_path / f'{seed}.pth').read_bytes()).hexdigest() for seed in (1, 2))
+    assert torch.load(begun, weights_only=False)['meta']['teacher_sha256'] == [digest]
+    train('moved.pth', 2, begun)
+    with pytest.raises(ValueError, match=f'begun with another teacher: the SHA-256 of its file is {digest} in the '
+                       f'checkpoint and {other} here.* give --cfg-options model.teacher_sha256={other}$'):
+        train('2.pth', 3, begun)
+    train('2.pth', 3, begun, teacher_sha256=other)
+
+
+def test_a_resume_names_the_settings_that_have_changed(tmp_path):
+    def log(name, resume=None, **settings):
+        cfg = digits_config(tmp_path / name, network(2), custom_hooks=HOOK, **settings)
+        cfg.merge_from_dict(dict(load_from=resume, resume=bool(resume)))
+        Runner.from_cfg(cfg).train()
+        return next((tmp_path / name).glob('*/*.log')).read_text()
+    log('begun')
+    begun = str(tmp_path / 'begun/epoch_1.pth')
+    assert 'Settings differ' not in log('same', begun)
+    said = log('other', begun, randomness=dict(seed=7))
+    seeds = [f'randomness = dict(deterministic=False, seed={seed})' for seed in (7, 0)]
+    assert f'Settings differ from those of the checkpoint. Only here: {seeds[0]}; only there: {seeds[1]}.' in said

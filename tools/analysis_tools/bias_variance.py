@@ -20,7 +20,7 @@ from mmengine.config import Config, DictAction
 
 from mmwsl.analysis import bootstrap, pseudo_values, read_records, share
 from mmwsl.analysis.predict import build_dataloader, build_model, log_probabilities
-from mmwsl.engine import check_data, merge_options
+from mmwsl.engine import check_data, latest_checkpoint, merge_options
 from mmwsl.utils import load_network, whole_file
 from mmwsl.engine.runs import train
 
@@ -134,7 +134,8 @@ def prepare(arm: Arm, model: int, args: argparse.Namespace) -> Path:
     if config.exists() and config.read_text() != cfg.pretty_text:
         raise ValueError(f'{config.parent} holds a run with other settings, see config.py there: choose another --out, '
                          'or delete it')
-    config.write_text(cfg.pretty_text)
+    with whole_file(config) as file:
+        file.write(cfg.pretty_text.encode())
     return config
 
 
@@ -142,7 +143,7 @@ def predict(arm: Arm, folder: Path) -> float:
     """Keep what a trained network predicts for the test images; return its accuracy."""
     if not (folder / 'log_probs.npy').exists():
         network = build_model(arm.cfg, student_only=True)
-        load_network(network, (folder / 'run/last_checkpoint').read_text().strip())
+        load_network(network, str(latest_checkpoint(folder / 'run')))
         log_probs, target = log_probabilities(network, build_dataloader(arm.cfg, 'val_dataloader'))
         for name, array in (('target', target), ('log_probs', log_probs)):  # the last says that both are there
             with whole_file(folder / f'{name}.npy') as file:
@@ -182,7 +183,8 @@ def samples(folder: Path, models: int) -> dict[str, np.ndarray]:
 
 
 def write(rows: list[dict], out: Path) -> None:
-    (out / 'results.json').write_text(json.dumps(rows, indent=1) + '\n')
+    with whole_file(out / 'results.json') as file:
+        file.write((json.dumps(rows, indent=1) + '\n').encode())
     with (out / 'results.csv').open('w', newline='') as stream:
         writer = csv.DictWriter(stream, max((list(row) for row in rows), key=len))
         writer.writeheader()

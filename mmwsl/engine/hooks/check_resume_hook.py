@@ -14,6 +14,8 @@ from mmwsl.registry import HOOKS
 from mmwsl.utils.checkpoint import load_what_fits
 from mmwsl.utils.text import first_of
 
+_MAY_DIFFER = ('resume =', 'load_from =', 'work_dir =', 'launcher =', 'experiment_name =')
+
 
 @HOOKS.register_module()
 class CheckResumeHook(Hook):
@@ -22,21 +24,32 @@ class CheckResumeHook(Hook):
     On ``--resume`` all parameters and buffers have to be there, in their shapes. With ``load_from`` the parts that
     differ, such as a head of another number of classes, stay as they are drawn, but half of them have to fit; so has
     half of a network with ``init_cfg=dict(type='Pretrained', ...)``, or of a part of one, to come from its file.
-    ``tools/train.py`` adds this hook.
+    The SHA-256 of the teacher's files is kept in the checkpoint's ``meta`` and has to be the same on ``--resume``,
+    unless the config states ``model.teacher_sha256``, with which the files have been compared. Settings that differ
+    from those of the checkpoint are named in the log. ``tools/train.py`` adds this hook.
 
     Raises:
-        ValueError: If the file does not fit; the first keys are named.
+        ValueError: If the file does not fit, in which case the first keys are named, or is of another teacher.
     """
 
     def __init__(self) -> None:
         self._initialised: dict[str, tuple[nn.Module, Mapping]] = {}
 
     def before_run(self, runner: Runner) -> None:
-        self._initialised = dict(_pretrained(_model_of(runner)))
+        self._initialised = dict(_pretrained(_unwrapped(runner.model)))
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if known := getattr(_unwrapped(runner.model), 'teacher_sha256', None):
+            checkpoint['meta']['teacher_sha256'] = known
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         self._initialised = {}  # what was initialised is replaced
-        expected: dict[str, Tensor] = _model_of(runner).state_dict()
+        model = _unwrapped(runner.model)
+        if runner._resume:
+            _compare_teachers(runner, checkpoint.get('meta', {}).get('teacher_sha256'),
+                              getattr(model, 'teacher_sha256', None))
+            _warn_of_other_settings(runner, checkpoint.get('meta', {}).get('cfg'))
+        expected: dict[str, Tensor] = model.state_dict()
         found = {key.removeprefix('module.'): value for key, value in checkpoint.get('state_dict', checkpoint).items()}
         misfits = sorted(key for key, value in expected.items() if not key.endswith('num_batches_tracked') and (
             key not in found or getattr(found[key], 'shape', None) != value.shape))
@@ -51,10 +64,6 @@ class CheckResumeHook(Hook):
     def before_train(self, runner: Runner) -> None:
         for name, (module, init_cfg) in self._initialised.items():
             _check_initialised(name, module, init_cfg)
-
-
-def _model_of(runner: Runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _pretrained(module: nn.Module, name: str = 'model') -> Iterator[tuple[str, tuple[nn.Module, Mapping]]]:
@@ -109,3 +118,30 @@ def _endings(key: str) -> list[str]:
     """What follows each dot."""
     words = key.split('.')
     return ['.'.join(words[place:]) for place in range(1, len(words))]
+
+
+def _unwrapped(model: Any) -> Any:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _warn_of_other_settings(runner: Runner, begun: str | None) -> None:
+    """Compare two configs line by line, as text: the one in a checkpoint is not to be run."""
+    def lines(text: str) -> dict[str, None]:
+        return dict.fromkeys(line.strip(' ,') for line in text.splitlines() if not line.startswith(_MAY_DIFFER))
+    before, now = lines(begun or ''), lines(runner.cfg.pretty_text)
+    if begun and before != now:
+        runner.logger.warning(
+            'Settings differ from those of the checkpoint. Only here: '
+            f'{first_of([line for line in now if line not in before]) or "nothing"}; only there: '
+            f'{first_of([line for line in before if line not in now]) or "nothing"}.')
+
+
+def _compare_teachers(runner: Runner, begun: list[str] | None, current: list[str] | None) -> None:
+    if not begun or not current or begun == current:
+        return
+    if runner.cfg.get('model', {}).get('teacher_sha256'):
+        runner.logger.warning(f"The run was begun with another teacher, whose file has the SHA-256 {first_of(begun)}.")
+        return
+    raise ValueError(f"the run was begun with another teacher: the SHA-256 of its file is {first_of(begun)} in the "
+                     f'checkpoint and {first_of(current)} here. Put that file there again, or to go on with this one, '
+                     f'give --cfg-options model.teacher_sha256={current[0] if len(current) == 1 else current}')

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ from mmrazor.models.utils import add_prefix
 from mmrazor.registry import MODELS as RAZOR_MODELS
 from torch import Tensor, nn
 
+from mmwsl.cache.fingerprint import teacher_files
 from mmwsl.models.teachers import CachedTeacher, FrozenTeacher
 from mmwsl.models.teachers.fast import check_speed
 from mmwsl.registry import MODELS
-from mmwsl.utils.checkpoint import STUDENT, load_network
+from mmwsl.utils.checkpoint import STUDENT, check_files, load_network
 
 
 @MODELS.register_module()
@@ -35,6 +37,8 @@ class WSLDistill(SingleTeacherDistill):
             of its own it sees its own kind of input (mean, std, channel order).
         teacher_ckpt: Its checkpoint, loaded strictly. None builds an untrained teacher, with a warning, unless the
             teacher loads its weights itself, as an EnsembleTeacher does.
+        teacher_sha256: SHA-256 of that file (``sha256sum FILE``), or of an ensemble's files a list; eight digits are
+            enough. A file that is another stops the run. None only logs it.
         teacher_norm_eval: False lets its BatchNorm predict with batch statistics while the student trains, as the
             authors' code does; its running statistics stay as loaded either way.
         teacher_speed: How it runs while training reads nothing but its output. 'fold': BatchNorm folded into the
@@ -52,21 +56,24 @@ class WSLDistill(SingleTeacherDistill):
 
     Raises:
         ValueError: If the checkpoint does not fit the teacher, ``teacher_trainable`` is asked for, teacher_speed is
-            none of these, or student_loss_weight is negative, not finite, or of losses that are not calculated; if
-            the architecture names a data_preprocessor other than the algorithm's, which prepares its images; or where a
-            cached teacher cannot give what the losses need.
+            none of these, the teacher's file is another than teacher_sha256, or student_loss_weight is negative, not
+            finite, or of losses that are not calculated; if the architecture names a data_preprocessor other than the
+            algorithm's, which prepares its images; or where a cached teacher cannot give what the losses need.
         CacheError: If the cache is missing, unfinished, damaged, or of another teacher; the fields are named.
     """
 
     def __init__(self, distiller: dict, teacher: Any, teacher_ckpt: str | None = None, teacher_norm_eval: bool = True,
                  teacher_speed: str = 'fold', teacher_trainable: bool = False, teacher_cache: str | None = None,
-                 student_loss_weight: float = 1.0, **kwargs: Any) -> None:
+                 student_loss_weight: float = 1.0, teacher_sha256: str | Sequence[str] | None = None,
+                 **kwargs: Any) -> None:
         if teacher_trainable:
             raise ValueError('WSLDistill keeps its teacher frozen, got teacher_trainable=True. MMRazor has '
                              'SingleTeacherDistill for a teacher that learns')
         check_speed(teacher_speed)
         _check_student_loss_weight(student_loss_weight, kwargs.get('calculate_student_loss', True))
         cached = CachedTeacher(teacher_cache) if teacher_cache else None
+        # of its files, for the student's checkpoint; empty if they are not known
+        self.teacher_sha256 = check_files(teacher_files(teacher, teacher_ckpt), teacher_sha256, required=not cached)
         # before the base class, whose `self.teacher = ...` then changes nothing
         self.frozen_teacher = FrozenTeacher(cached or _built(teacher), teacher_norm_eval,
                                             'plain' if cached else teacher_speed)
@@ -119,6 +126,7 @@ class WSLDistill(SingleTeacherDistill):
         teacher.share_inputs(self.data_preprocessor)
         replaced.release()
         self.frozen_teacher = teacher
+        self.teacher_sha256 = []  # it is not of these files
         teacher.train(self.training)
 
     def _keep_batch_augments(self) -> None:

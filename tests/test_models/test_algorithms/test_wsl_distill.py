@@ -1,7 +1,9 @@
 import copy
+import hashlib
 import math
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -475,6 +477,55 @@ def test_a_model_is_copied_after_a_step(model, copied):
     assert twin.teacher is not model.teacher and 'teacher' not in twin._modules
     twin.teacher.head.fc.bias.data[0] += 1
     assert not torch.equal(losses(twin, batch())['distill.loss_wsl'], losses(model, batch())['distill.loss_wsl'])
+
+
+# ---- the teacher's file, by its hash
+
+@pytest.fixture
+def two_teachers(tmp_path):
+    """Two files, with the SHA-256 of each."""
+    files = [save_teacher(tmp_path / f'{seed}.pth', seed=seed) for seed in (1, 2)]
+    return files, [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
+
+
+@pytest.mark.parametrize('stated', [lambda digest: digest, lambda digest: digest[:8].upper(), lambda digest: [digest],
+                                    lambda digest: None], ids=['whole', 'eight digits', 'list', 'none'])
+def test_the_teachers_file_is_known_by_its_hash(two_teachers, stated):
+    (file, other), (digest, _) = two_teachers
+    assert build(distillation(teacher_ckpt=file, teacher_sha256=stated(digest))).teacher_sha256 == [digest]
+    if stated(digest):
+        with pytest.raises(ValueError, match=r'2\.pth is not the file that model\.teacher_sha256 names: its SHA-256'):
+            build(distillation(teacher_ckpt=other, teacher_sha256=stated(digest)))
+
+
+def test_so_is_each_of_an_ensembles(two_teachers):
+    files, digests = two_teachers
+
+    def ensemble(**kwargs):
+        teacher = dict(type='mmwsl.EnsembleTeacher', models=[network(4)] * 2, ckpts=files)
+        return build(distillation(teacher=teacher, **kwargs))
+    assert ensemble(teacher_sha256=digests).teacher_sha256 == digests
+    with pytest.raises(ValueError, match=r'1\.pth is not the file'):
+        ensemble(teacher_sha256=digests[::-1])
+    with pytest.raises(ValueError, match=r'one SHA-256 for each of the 2 files of the teacher \(.*1.pth, .*\), got 1'):
+        ensemble(teacher_sha256=digests[0])
+
+
+@pytest.mark.parametrize('wrong', ['abc', 'sha256:0123456789', ''])
+def test_a_hash_that_is_none_is_refused(two_teachers, wrong):
+    with pytest.raises(ValueError, match='(at least eight hexadecimal digits|one SHA-256 for each of the 0)'):
+        build(distillation(teacher_ckpt=two_teachers[0][0] if wrong else None, teacher_sha256=wrong or 'a' * 8))
+
+
+def test_a_file_of_another_storage_cannot_be_compared(two_teachers):
+    with pytest.raises(ValueError, match='cannot be compared with s3://bucket/net.pth, which is no local file'):
+        build(distillation(teacher_ckpt='s3://bucket/net.pth', teacher_sha256='a' * 8))
+
+
+def test_a_replaced_teacher_is_of_no_file(two_teachers):
+    model = build(distillation(teacher_ckpt=two_teachers[0][0]))
+    model.teacher = build(network(4))
+    assert model.teacher_sha256 == []
 
 
 # ---- models of other packages
