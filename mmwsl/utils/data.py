@@ -15,6 +15,13 @@ def single_labels(data_samples: Any) -> Tensor | None:
     return torch.cat(single).cpu() if len(single) == len(labels) else None
 
 
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor from the CPU on another device. The host waits for no copy to a GPU: pinned memory lets it go on."""
+    if torch.device(device).type != 'cuda' or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def set_dataloader_defaults(dataloader: ConfigDict, pin_memory: bool) -> None:
     """Fill in what a config leaves open, in place."""
     dataloader.pin_memory = pin_memory and dataloader.get('pin_memory', True) and torch.cuda.is_available()
