@@ -73,7 +73,7 @@ def wsl_weight(preds_S: Tensor, preds_T: Tensor, target: Tensor, ignore_index: i
 
 def weight_of_losses(student: Tensor, teacher: Tensor) -> Tensor:
     r""":math:`1 - \exp(-L_s / L_t)` of hard losses at temperature 1, of any shape."""
-    return torch.expm1(student / -(teacher + EPSILON)).neg_()
+    return torch.expm1(student / (-EPSILON - teacher)).neg_()
 
 
 def soft_cross_entropy(preds_S: Tensor, preds_T: Tensor, tau: float = 2.0) -> Tensor:
@@ -465,7 +465,7 @@ def check_target(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX
     may_read = may_read_values(target)
     if may_read and (target.numel() == 0 or _all_below(target, preds.shape[1])):
         return
-    valid = ((target >= 0) & (target < preds.shape[1])) | (target == ignore_index)
+    valid = (target.clamp(0, preds.shape[1] - 1) == target) | (target == ignore_index)
     if not may_read:
         torch._assert_async(valid.all(), f'a class index is not in [0, {preds.shape[1]}) and not {ignore_index}')
     elif not valid.all():

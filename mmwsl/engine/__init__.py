@@ -10,6 +10,7 @@ from mmwsl.engine.hooks import (
     CheckTeacherHook,
     EpochSeedHook,
     FiniteLossHook,
+    LateScalarsHook,
     LossStatisticsHook,
     SampleRecordHook,
 )
@@ -18,7 +19,8 @@ from mmwsl.engine.resume import latest_checkpoint
 from mmwsl.engine.teacher_losses import calibrate, measure_losses
 
 __all__ = [
-    'ChannelsLastHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook', 'FiniteLossHook', 'LossStatisticsHook',
-    'SampleRecordHook', 'add_hooks', 'build_cache', 'calibrate', 'check_data', 'explained_config', 'finish_run',
-    'latest_checkpoint', 'launch', 'launcher_parser', 'measure_losses', 'prepare_run', 'runs'
+    'ChannelsLastHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook', 'FiniteLossHook', 'LateScalarsHook',
+    'LossStatisticsHook', 'SampleRecordHook', 'add_hooks', 'build_cache', 'calibrate', 'check_data',
+    'explained_config', 'finish_run', 'latest_checkpoint', 'launch', 'launcher_parser', 'measure_losses',
+    'prepare_run', 'runs'
 ]

@@ -72,10 +72,12 @@ def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, .
 
 
 def add_hooks(cfg: Config) -> None:
-    """Have a run refuse another's checkpoint and stop when it diverges, and a distillation compute only what is logged.
+    """Have a run refuse another's checkpoint, stop when it diverges and read from a GPU only what is logged, and a
+    distillation compute only what is logged.
 
     A hook that the config has is not added again.
     """
+    cfg.default_hooks = {'runtime_info': dict(type='mmwsl.LateScalarsHook'), **(cfg.get('default_hooks') or {})}
     hooks = list(cfg.get('custom_hooks') or [])
     wanted = ['CheckResumeHook', 'FiniteLossHook', *(['LossStatisticsHook'] if cfg.model.get('distiller') else [])]
     cfg.custom_hooks = [*hooks, *(dict(type=f'mmwsl.{name}') for name in wanted

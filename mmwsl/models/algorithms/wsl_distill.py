@@ -21,6 +21,7 @@ from mmwsl.models.teachers.fast import check_speed
 from mmwsl.models.teachers.recording import breaking, hook_again, recording
 from mmwsl.registry import MODELS
 from mmwsl.utils.checkpoint import STUDENT, load_network
+from mmwsl.utils.data import send_batch
 
 
 @MODELS.register_module()
@@ -87,6 +88,7 @@ class WSLDistill(SingleTeacherDistill):
             _load_teacher(self.teacher, teacher, teacher_ckpt)
             self.frozen_teacher.share_inputs(self.data_preprocessor, _names_its_inputs(teacher))
         self._register_load_state_dict_pre_hook(_keep_student)
+        self.data_preprocessor.register_forward_pre_hook(send_batch)
         self.register_forward_pre_hook(_prepare_step, with_kwargs=True)
         self.train(self.training)
 
