@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -102,12 +102,17 @@ class Device(TorchDispatchMode):
 
 
 @contextmanager
-def pretend(monkeypatch):
-    """Inside, ``device='cuda'`` works; tensors of the outside are refused."""
+def pretend(monkeypatch, counts=True):
+    """Inside, ``device='cuda'`` works, and tensors of the outside are refused.
+
+    Args:
+        counts: Whether operations and copies are counted, of which torch.compile would trace nothing.
+    """
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
-        with FakeTensorMode() as fake, Device(fake) as device:
+        with FakeTensorMode() as fake, (Device(fake) if counts else nullcontext()) as counting:
+            device = counting or Device(fake)
             # a copied tensor would bring a mode of its own
             monkeypatch.setattr(FakeTensorMode, '__deepcopy__', lambda mode, memo: mode, raising=False)
             monkeypatch.setattr(Tensor, 'pin_memory', lambda tensor, *_: device.pinned(tensor))

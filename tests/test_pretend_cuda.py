@@ -19,7 +19,7 @@ from mmwsl.models.weightings import ShuffledWeighting
 from tests.caches import cached, live, make_cache
 from tests.pretend_cuda import DataDependentOutputException, pretend, why_not
 from tests.test_models.test_losses.references import LOSSES, PAIRS, WEIGHTINGS, teacher_losses
-from tests.tiny import PREPROCESSOR, batch, build, distillation, network, save_teacher
+from tests.tiny import PREPROCESSOR, Graphs, batch, build, distillation, network, save_teacher
 
 pytestmark = [
     pytest.mark.skipif(bool(why_not()), reason=why_not()),
@@ -37,11 +37,11 @@ TEACHERS = {
 
 
 @contextmanager
-def on_device(monkeypatch):
+def on_device(monkeypatch, counts=True):
     # the values of a teacher's copy are compared once, before it is taken: what is shown here is where they are
     monkeypatch.setattr(fast, '_is_finite', lambda output: True)
     monkeypatch.setattr(fast, '_are_close', lambda _, leaf, expected: leaf.device == expected.device)
-    with pretend(monkeypatch) as device:
+    with pretend(monkeypatch, counts) as device:
         yield device
 
 
@@ -128,6 +128,19 @@ def test_step_is_on_the_device_and_waits_for_nothing(kind, dtype, monkeypatch):
     assert {value.device.type for value in logged.values()} == {'cuda'}
     assert_nothing_waits(device.copies)
     assert [shape for shape, _, _ in device.copies] == [(4, ), (4, 1, 8, 8)]  # labels and images
+
+
+@pytest.mark.parametrize('kind', TEACHERS)
+def test_step_is_one_graph(kind, monkeypatch):
+    model, data = build(distillation(**TEACHERS[kind])), batch(4)
+    model.train()
+    with on_device(monkeypatch, counts=False) as device:
+        device.to_cuda(model)
+        first_step(device, model, data)
+        graphs = Graphs().compile(model)
+        for count in (1, 2):
+            step(device, model, data)
+            assert (graphs.made, graphs.runs) == (1, count)
 
 
 @pytest.mark.parametrize('record', ['float32', 'float16'])

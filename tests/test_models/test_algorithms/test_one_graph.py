@@ -11,32 +11,12 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from mmwsl.datasets.views import View
 from mmwsl.models.algorithms import wsl_distill
+from mmwsl.models.losses import Call
 from tests.caches import cached, live, make_cache
-from tests.tiny import PREPROCESSOR, ROOT, batch, build, distillation, losses, network, save_teacher
+from tests.tiny import PREPROCESSOR, ROOT, Graphs, batch, build, distillation, losses, network, save_teacher
 
 pytestmark = pytest.mark.filterwarnings('ignore:teacher_ckpt is None')
 CLASS_METHOD = 'mmpretrain.models.heads.cls_head.ClsHead._get_loss'
-
-
-class Graphs:
-    """A backend of torch.compile that runs a graph as it is, and counts graphs made and graphs run."""
-
-    def __init__(self):
-        torch._dynamo.reset()
-        self.made = self.runs = 0
-
-    def __call__(self, graph, inputs):
-        self.made += 1
-
-        def run(*args):
-            self.runs += 1
-            return graph(*args)
-        return run
-
-    def compile(self, model):
-        """As mmengine's Runner does."""
-        model.forward = torch.compile(model.forward, backend=self)
-        return self
 
 
 def images(step, size=4, channels=1, side=8, classes=10):
@@ -263,6 +243,19 @@ def test_a_delivery_breaks_the_graph_and_still_delivers():
     found, (made, _) = steps_of(make(), compiled=True)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert made > 1
+
+
+def test_statistics_are_computed_in_the_graph_alone(monkeypatch):
+    computed, statistics = [], Call.statistics
+    model = of()
+    model.train()
+    Graphs().compile(model)
+    losses(model, images(0))
+    monkeypatch.setattr(Call, 'statistics', lambda call: computed.append(call) or statistics(call))
+    losses(model, images(0))
+    computed.clear()  # it has been traced again
+    losses(model, images(1))
+    assert not computed
 
 
 # ---- modules that are replaced under a recorder
