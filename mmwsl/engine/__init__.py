@@ -12,6 +12,7 @@ from mmwsl.engine.hooks import (
     EpochSeedHook,
     ExactResumeHook,
     FiniteLossHook,
+    LateScalarsHook,
     LossStatisticsHook,
     SampleRecordHook,
 )
@@ -21,7 +22,7 @@ from mmwsl.engine.teacher_losses import calibrate, measure_losses
 
 __all__ = [
     'ChannelsLastHook', 'CheckLabelsHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook', 'ExactResumeHook',
-    'FiniteLossHook', 'LossStatisticsHook', 'SampleRecordHook', 'add_hooks', 'build_cache', 'calibrate', 'check_data',
-    'explained_config', 'explained_data', 'finish_run', 'latest_checkpoint', 'launch', 'launcher_parser',
-    'measure_losses', 'merge_options', 'prepare_run', 'runs', 'sole_training',
+    'FiniteLossHook', 'LateScalarsHook', 'LossStatisticsHook', 'SampleRecordHook', 'add_hooks', 'build_cache',
+    'calibrate', 'check_data', 'explained_config', 'explained_data', 'finish_run', 'latest_checkpoint', 'launch',
+    'launcher_parser', 'measure_losses', 'merge_options', 'prepare_run', 'runs', 'sole_training',
 ]

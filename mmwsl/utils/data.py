@@ -1,6 +1,7 @@
 """Small questions about datasets, data samples and dataloaders."""
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,39 @@ def single_labels(data_samples: Any) -> Tensor | None:
     labels = [getattr(sample, 'gt_label', None) for sample in data_samples or [None]]
     single = [label.reshape(1) for label in labels if label is not None and label.numel() == 1]
     return torch.cat(single).cpu() if len(single) == len(labels) else None
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor from the CPU on another device. The host waits for no copy to a GPU: pinned memory lets it go on."""
+    if torch.device(device).type != 'cuda' or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def send_batch(preprocessor: Any, args: tuple) -> tuple | None:
+    """Forward pre-hook of a data preprocessor: images, labels and scores go to a GPU in one copy each, which the host
+    does not wait for.
+
+    mmpretrain's ClsDataPreprocessor takes no ``non_blocking``, and copies labels from memory that is not pinned.
+    """
+    data, *rest = args
+    if preprocessor.device.type != 'cuda' or not isinstance(data, Mapping):
+        return None
+    for name in ('gt_label', 'gt_score'):
+        _send_field(data.get('data_samples') or [], name, preprocessor.device)
+    inputs = data.get('inputs')
+    sent = to_device(inputs, preprocessor.device) if isinstance(inputs, Tensor) else inputs
+    return {**data, 'inputs': sent}, *rest
+
+
+def _send_field(data_samples: Sequence[Any], name: str, device: torch.device) -> None:
+    """Move a field of all samples, as a preprocessor would, in place."""
+    values: list[Any] = [getattr(sample, name, None) for sample in data_samples]
+    if not values or not all(isinstance(value, Tensor) and value.dim() == 1 for value in values):
+        return
+    sent = to_device(torch.cat(values), device).split([len(value) for value in values])
+    for sample, value in zip(data_samples, sent, strict=True):
+        sample.set_field(value, name)
 
 
 def set_dataloader_defaults(dataloader: ConfigDict, pin_memory: bool) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from mmengine.hub import get_config
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from mmrazor.models.algorithms import SingleTeacherDistill
@@ -15,10 +17,13 @@ from mmrazor.registry import MODELS as RAZOR_MODELS
 from torch import Tensor, nn
 
 from mmwsl.cache.fingerprint import teacher_files
+from mmwsl.models.losses import WeightedLoss
 from mmwsl.models.teachers import CachedTeacher, FrozenTeacher
 from mmwsl.models.teachers.fast import check_speed
+from mmwsl.models.teachers.recording import breaking, hook_again, recording
 from mmwsl.registry import MODELS
 from mmwsl.utils.checkpoint import STUDENT, check_files, load_network
+from mmwsl.utils.data import send_batch
 
 
 @MODELS.register_module()
@@ -80,6 +85,7 @@ class WSLDistill(SingleTeacherDistill):
         super().__init__(cached.recorded_by(distiller) if cached else distiller, self.teacher,
                          teacher_norm_eval=teacher_norm_eval, **kwargs)
         self.student_loss_weight = student_loss_weight
+        self._breaks_are_told = False
         _check_one_preprocessor(kwargs.get('architecture'), self.student, self.data_preprocessor)
         self._keep_batch_augments()
         if hasattr(self.distiller, 'check_targets'):
@@ -91,6 +97,8 @@ class WSLDistill(SingleTeacherDistill):
             _load_teacher(self.teacher, teacher, teacher_ckpt)
             self.frozen_teacher.share_inputs(self.data_preprocessor, _names_its_inputs(teacher))
         self._register_load_state_dict_pre_hook(_keep_student)
+        self.data_preprocessor.register_forward_pre_hook(send_batch)
+        self.register_forward_pre_hook(_prepare_step, with_kwargs=True)
         self.train(self.training)
 
     @property
@@ -149,17 +157,31 @@ class WSLDistill(SingleTeacherDistill):
 
     def loss(self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None = None) -> dict[str, Tensor]:
         """The student's losses under ``student.``, the distiller's losses and statistics under ``distill.``."""
-        if not self.distillation_stopped or self.distiller.deliveries.deliveries:
+        if self._is_taught():
             self.frozen_teacher(batch_inputs, data_samples)
         self.distiller.set_deliveries_override(True)
         learns = self.calculate_student_loss or self.student_trainable
-        with self.distiller.student_recorders, self.distiller.deliveries, torch.set_grad_enabled(
+        with recording(self.distiller.student_recorders, self.distiller.deliveries), torch.set_grad_enabled(
                 learns and torch.is_grad_enabled()):
             student_losses = self.student(batch_inputs, data_samples, mode='loss')
         losses = add_prefix(self._weighted(student_losses), 'student') if self.calculate_student_loss else {}
         if not self.distillation_stopped:
             losses.update(add_prefix(self.distiller.compute_distill_losses(), 'distill'))
         return losses
+
+    def _tell_of_breaks(self) -> None:
+        """Log once what breaks the graph where ``forward`` has been compiled."""
+        if self._breaks_are_told or not hasattr(self.forward, '_torchdynamo_orig_callable'):
+            return
+        self._breaks_are_told = True
+        found = breaking(self.distiller.student_recorders, self.distiller.teacher_recorders, self.distiller.deliveries)
+        if found:
+            print_log(f'torch.compile cannot make one graph of a step with {", ".join(found)}, which replaces a '
+                      "function: it runs in parts. Record a module's inputs or outputs instead if you can.", 'current',
+                      logging.WARNING)
+
+    def _is_taught(self) -> bool:
+        return not self.distillation_stopped or bool(self.distiller.deliveries.deliveries)
 
     def _weighted(self, student_losses: dict[str, Any]) -> dict[str, Any]:
         """With the factor on those that mmengine sums: tensors or lists of tensors, with 'loss' in their key."""
@@ -175,8 +197,12 @@ class WSLDistill(SingleTeacherDistill):
         return self.distiller.get_record('logits', from_student=False)
 
     def train(self, mode: bool = True) -> WSLDistill:
-        """Set the student's mode; the teacher stays in eval mode, but for BatchNorm with teacher_norm_eval=False."""
+        """Set the student's mode; the teacher stays in eval mode, but for BatchNorm with teacher_norm_eval=False.
+
+        Recorders find their modules again here: each epoch begins with it, and ``sync_bn`` comes before it.
+        """
         nn.Module.train(self, mode)
+        hook_again(self.distiller.student_recorders, self.student)
         self.frozen_teacher.train(mode)
         return self
 
@@ -264,6 +290,19 @@ def _names_its_inputs(teacher: Any) -> bool:
         return False
     external = get_config(teacher['cfg_path']) if 'cfg_path' in teacher else {}
     return any(config.get('data_preprocessor') is not None for config in (teacher, external, external.get('model', {})))
+
+
+def _prepare_step(model: WSLDistill, args: tuple, kwargs: dict) -> None:
+    """Do before a step what torch.compile cannot trace, outside of the ``forward`` that mmengine compiles."""
+    given = {**dict(zip(('inputs', 'data_samples', 'mode'), args, strict=False)), **kwargs}
+    if given.get('mode') != 'loss' or torch.compiler.is_compiling():
+        return
+    model._tell_of_breaks()
+    if model._is_taught():
+        model.frozen_teacher.prepare(given['inputs'], given.get('data_samples'))
+    for loss in model.distiller.distill_losses.values():
+        if isinstance(loss, WeightedLoss):
+            loss.prepare()
 
 
 def _keep_student(state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
