@@ -218,9 +218,9 @@ def each(runs: Iterable[dict]) -> str:
 
 
 def difference(first: Seeds, second: Seeds) -> str:
-    """Mean of first - second over the seeds that both have, and its standard error."""
+    """Mean of first - second over the seeds that both have, and its standard error if there are three or more."""
     pairs = paired(first, second)
-    error = f' ± {statistics.stdev(pairs) / len(pairs)**0.5:.2f}' if len(pairs) > 1 else ''
+    error = f' ± {statistics.stdev(pairs) / len(pairs)**0.5:.2f}' if len(pairs) > 2 else ''
     return f'{statistics.mean(pairs):+.2f}{error}' if pairs else ''
 
 

@@ -2,6 +2,7 @@
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -91,8 +92,9 @@ def grid_table(runs: Runs) -> str:
         cells = grid(runs, data)
         for tau in TAUS:
             row = [cells[tau, weight] for weight in WEIGHTS]
-            rows.append((data.title, tau, *map(cell, row), mean_of_means(row)))
-    return table(('Data', '`tau`', *(f'`loss_weight` {weight}' for weight in WEIGHTS), 'Mean'), rows)
+            counts = ', '.join(str(len(seeds)) for seeds in row)
+            rows.append((data.title, tau, *map(cell, row), mean_of_means(row), counts))
+    return table(('Data', '`tau`', *(f'`loss_weight` {weight}' for weight in WEIGHTS), 'Mean', 'Runs'), rows)
 
 
 def mean_of_means(cells: list[Seeds]) -> str:
@@ -173,7 +175,7 @@ def panel(name: str, xlabel: str, panels: list[tuple[str, tuple[str, ...], dict[
 
 def moments(runs: Seeds) -> tuple[float, float]:
     top1 = [run['top1'] for run in runs.values()]
-    return statistics.mean(top1), statistics.stdev(top1) if len(top1) > 1 else 0.0
+    return statistics.mean(top1), statistics.stdev(top1) if len(top1) > 1 else math.nan
 
 
 def main() -> None:

@@ -145,7 +145,7 @@ def flow_rows(series: dict[float, list]) -> list[dict]:
 
 
 def summary_rows(series: dict[float, list]) -> list[dict]:
-    """Means over runs in percent, with intervals from resampling the runs."""
+    """Means over runs in percent, with intervals from resampling the runs, if there are enough of them."""
     rows = []
     for tau, runs in series.items():
         first, last = ([list(epochs.values())[place] for epochs in runs] for place in (0, -1))
@@ -156,7 +156,9 @@ def summary_rows(series: dict[float, list]) -> list[dict]:
             'change sides in some epoch': [changed(list(epochs.values())) for epochs in runs],
         }
         for quantity, values in quantities.items():
-            rows.append(dict(tau=tau, quantity=quantity, **bootstrap(100 * np.array(values)[:, None])._asdict()))
+            estimate = bootstrap(100 * np.array(values)[:, None])
+            ends = {name: '' if np.isnan(number) else number for name, number in estimate._asdict().items()}
+            rows.append(dict(tau=tau, quantity=quantity, runs=len(values), **ends))
     return rows
 
 
