@@ -19,25 +19,27 @@ OUT ?= work_dirs/gpu/results
 WHEELS ?=
 REHEARSE ?=
 
-comma := ,
 VENV := .venv$(if $(filter-out onedl,$(STACK)),-$(STACK))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 INSTALLED := $(VENV)/.installed$(if $(DENSE),-dense)
-EXTRAS := $(STACK),dev$(if $(DENSE),$(if $(filter onedl,$(STACK)),$(comma)dense,$(comma)dense-$(STACK)))
 
 .PHONY: demo test gpu lint install clean
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
 
-# torch first and alone: with TORCH_INDEX it comes from an index that has nothing else
-$(INSTALLED): setup.py requirements/$(STACK).txt
+# torch by itself: with TORCH_INDEX it comes from an index that has nothing else. Files are compared with their hashes, but
+# for torch's and torchvision's, of which there are several builds
+$(INSTALLED): setup.py requirements/$(STACK).txt requirements/$(STACK)-hashes.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	    v in ((3, 11), (3, 12)) or sys.exit("Python 3.11 or 3.12 is needed, this is %d.%d; try make PYTHON=python3.12" % v)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
-	$(PIP) --constraint requirements/$(STACK).txt --editable '.[$(EXTRAS)]'
+	$(PIP) --require-hashes --no-deps --requirement requirements/$(STACK)-hashes.txt
+	$(PIP) --constraint requirements/$(STACK).txt --no-deps torchvision
+	$(PIP) --constraint requirements/$(STACK).txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(if $(DENSE),$(PIP) --require-hashes --no-deps --requirement requirements/$(STACK)-dense-hashes.txt)
+	$(PIP) --no-deps --editable .
 	touch $@
 
 demo: $(INSTALLED)

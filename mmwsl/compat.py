@@ -9,20 +9,24 @@ from __future__ import annotations
 import datetime
 import errno
 import functools
+import hashlib
 import importlib
 import importlib.util
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
 import types
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from importlib.metadata import packages_distributions
-from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
+from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any
+from urllib.parse import urlparse
 
 if _missing := [name for name in ('mmengine', 'mmcv', 'mmpretrain', 'mmrazor', 'joblib', 'torchvision', 'scipy')
                 if importlib.util.find_spec(name) is None]:
@@ -31,6 +35,7 @@ if _missing := [name for name in ('mmengine', 'mmcv', 'mmpretrain', 'mmrazor', '
                       "mmwsl[openmmlab] (OpenMMLab's own releases)")
 
 import mmcv
+import mmengine.fileio.handlers.yaml_handler as mmengine_yaml
 import mmengine.runner.checkpoint as mmengine_checkpoint
 import numpy as np
 import torch
@@ -53,11 +58,13 @@ class UnsafeCheckpointError(RuntimeError):
 
 
 def ready_the_stack() -> None:
-    """Make mmpretrain, mmrazor, mmdet and mmseg importable, and mmengine's checkpoints loadable."""
+    """Make mmpretrain, mmrazor, mmdet and mmseg importable, mmengine's checkpoints loadable, and its YAML files data.
+    """
     make_torchvision_importable()
     make_dense_packages_importable()
     make_mmrazor_importable()
     load_only_weights()
+    read_yaml_as_data()
 
 
 def make_torchvision_importable() -> None:
@@ -265,10 +272,94 @@ class _WeightsOnlyTorch(types.ModuleType):
         return getattr(torch, name)
 
     def load(self, f: Any, map_location: Any = None, **_: Any) -> Any:
+        compare_checksums(f)
         return _only_weights(functools.partial(torch.load, f, map_location=map_location), f)
 
-    def load_url(self, url: str, *args: Any, **kwargs: Any) -> Any:
-        return _only_weights(functools.partial(torch.hub.load_state_dict_from_url, url, *args, **kwargs), url)
+    def load_url(self, url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True,
+                 **_: Any) -> Any:
+        file = downloaded(url, model_dir, progress)
+        compare_checksums(file)
+        return _only_weights(functools.partial(  # reads the file that is there, also in torch's old format
+            torch.hub.load_state_dict_from_url, url, str(file.parent), map_location, progress, file_name=file.name),
+            file)
+
+
+def downloaded(url: str, folder: str | Path | None = None, progress: bool = False) -> Path:
+    """Return the file of a checkpoint's address; fetch it if it is not there.
+
+    Symptom: torch.hub, and so mmengine (0.10.7 and 0.10.12), keeps a download by the last part of its address, so
+    ``.../a/model.pth`` is taken for ``.../b/model.pth``. Here the name has a hash of the whole address. A file that was
+    kept before is used if its name ends with ``-<hash of its content>``, as OpenMMLab's, torchvision's and timm's do,
+    and that is right. Upstream: a folder for each address.
+    """
+    folder = Path(folder or Path(torch.hub.get_dir(), 'checkpoints'))
+    name = PurePosixPath(urlparse(url).path).name
+    kept, stated = folder / name, re.search(r'-([0-9a-f]{8,64})\.', name)
+    if stated and kept.is_file() and sha256(kept).startswith(stated[1]):
+        return kept
+    file = folder / f'{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}'
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), progress=progress)
+    return file
+
+
+def sha256(file: str | Path) -> str:
+    """SHA-256 of a file, as sha256sum prints it."""
+    with open(file, 'rb') as stream:
+        return hashlib.file_digest(stream, 'sha256').hexdigest()
+
+
+def compare_checksums(file: Any) -> None:
+    """Compare the checksums in a file of torch with its content.
+
+    Symptom: torch (2.6 and 2.13) writes a CRC-32 of each tensor and never reads it: a flipped bit loads as another
+    weight. Files of torch < 1.6, and those written under ``set_crc32_options(False)``, have none. Upstream: a
+    ``torch.load`` that compares.
+
+    Raises:
+        RuntimeError: If they do not fit.
+    """
+    start = file.seek(0, os.SEEK_CUR) if hasattr(file, 'seek') else 0
+    try:
+        if not zipfile.is_zipfile(file):  # cut short, or an old one: torch says which
+            return
+        with zipfile.ZipFile(file) as archive:
+            misfit: object = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
+    except Exception as error:  # whatever zipfile makes of damage
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
+            raise
+        misfit = error
+    finally:
+        if hasattr(file, 'seek'):
+            file.seek(start)
+    if misfit is not None:
+        raise RuntimeError(f'{file} was not loaded: it is damaged (the checksum of {misfit} does not fit). Take '
+                           'another copy of it; a run resumes from an older checkpoint with --resume CKPT')
+
+
+class _DataLoader(mmengine_yaml.yaml.SafeLoader):
+    """YAML with the tuples that mmengine writes, and no other object of Python."""
+
+    def tuple_of(self, node: Any) -> tuple:
+        return tuple(self.construct_sequence(node, deep=True))
+
+    def refuse(self, suffix: str, node: Any) -> Any:
+        raise ValueError(f'!!python/{suffix} was not read, because it could run code{node.start_mark}. A YAML file '
+                         'holds values; write what needs Python as a .py config')
+
+
+_DataLoader.add_constructor('tag:yaml.org,2002:python/tuple', _DataLoader.tuple_of)
+_DataLoader.add_multi_constructor('tag:yaml.org,2002:python/', _DataLoader.refuse)
+
+
+def read_yaml_as_data() -> None:
+    """Let mmengine read YAML files, configs among them, without running what they name.
+
+    Symptom: ``!!python/object/apply:os.system`` in a YAML config runs when the config is read, since mmengine (0.10.7
+    and 0.10.12) reads with PyYAML's unsafe loader. Upstream: a safe one.
+    """
+    mmengine_yaml.Loader = _DataLoader
 
 
 @contextmanager
@@ -283,7 +374,7 @@ def _allowed(classes: list[Any]) -> Iterator[None]:
 def _only_weights(load: Callable[..., Any], source: Any) -> Any:
     with _allowed(_stored_by_mmengine()):
         try:
-            return load(weights_only=True)
+            return _without_code(load(weights_only=True))
         except pickle.UnpicklingError as error:
             raise UnsafeCheckpointError(
                 f'{source} was not loaded: it is damaged, or holds more than weights and what mmengine stores, and '
@@ -297,8 +388,16 @@ def _only_weights(load: Callable[..., Any], source: Any) -> Any:
                                             'load it with torch.jit.load and save its state_dict()') from error
             if 'memory' in str(error) or _opens(load):
                 raise  # the file is whole: no memory, or a device that is not there
-            raise RuntimeError(f'{source} was not loaded: it is damaged, perhaps cut short. Take another file; a run '
-                               f'goes on from an older checkpoint with --resume CKPT. torch says: {error}') from error
+            raise RuntimeError(f'{source} was not loaded: it is damaged, perhaps cut short. Take another copy of '
+                               'it (delete it, if it was downloaded); a run resumes from an older checkpoint with '
+                               f'--resume CKPT. torch says: {error}') from error
+
+
+def _without_code(checkpoint: Any) -> Any:
+    """Drop ``meta.config``, which mmengine runs as Python when it resumes, and does not write itself."""
+    if isinstance(checkpoint, dict) and isinstance(checkpoint.get('meta'), dict):
+        checkpoint['meta'].pop('config', None)
+    return checkpoint
 
 
 def _opens(load: Callable[..., Any]) -> bool:

@@ -73,7 +73,7 @@ def wsl_weight(preds_S: Tensor, preds_T: Tensor, target: Tensor, ignore_index: i
 
 def weight_of_losses(student: Tensor, teacher: Tensor) -> Tensor:
     r""":math:`1 - \exp(-L_s / L_t)` of hard losses at temperature 1, of any shape."""
-    return torch.expm1(student / -(teacher + EPSILON)).neg_()
+    return torch.expm1(student / (-EPSILON - teacher)).neg_()
 
 
 def soft_cross_entropy(preds_S: Tensor, preds_T: Tensor, tau: float = 2.0) -> Tensor:
@@ -442,6 +442,12 @@ def kept_targets(target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
     return target != ignore_index
 
 
+def may_read_values(tensor: Tensor) -> bool:
+    """Whether a check may read a value: not where the host would wait for the device, nor while torch.compile traces,
+    where it would break the graph. There ``torch._assert_async`` reports later."""
+    return tensor.device.type not in _REPORTS_LATER and not torch.compiler.is_compiling()
+
+
 def check_logits(preds_S: Tensor, preds_T: Tensor) -> None:
     """Raise TypeError or ValueError unless the two are logits over the same classes of the same samples."""
     for name, preds in (('preds_S', preds_S), ('preds_T', preds_T)):
@@ -481,11 +487,11 @@ def check_target(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX
         raise ValueError(f'class indices should have shape {expected} for logits of shape {tuple(preds.shape)}, got '
                          f'{tuple(target.shape)}')
     indices = preds.shape[1] + background
-    reports_later = target.device.type in _REPORTS_LATER
-    if not reports_later and (target.numel() == 0 or _all_below(target, indices)):
+    may_read = may_read_values(target)
+    if may_read and (target.numel() == 0 or _all_below(target, indices)):
         return
-    valid = ((target >= 0) & (target < indices)) | (target == ignore_index)
-    if reports_later:
+    valid = (target.clamp(0, indices - 1) == target) | (target == ignore_index)
+    if not may_read:
         torch._assert_async(valid.all(), f'a class index is not in [0, {indices}) and not {ignore_index}')
     elif not valid.all():
         raise ValueError(f'class indices should lie in [0, {indices}) or be ignore_index={ignore_index}, got '
@@ -508,7 +514,7 @@ def check_single_label(target: Tensor) -> None:
     smallest, largest = target.detach().sum(1, dtype=torch.float32).aminmax()
     valid = (smallest >= 2 - _LARGEST_SUM) & (largest <= _LARGEST_SUM) & (target.detach().amin() >= 0)
     message = 'class scores should be at least 0 and sum up to 1 for each target, as those of mixup or label smoothing'
-    if target.device.type in _REPORTS_LATER:
+    if not may_read_values(target):
         torch._assert_async(valid, message)
     elif not valid:  # nor may one be NaN
         raise ValueError(f'{message}, got sums from {smallest.item():.4g} to {largest.item():.4g}. Weighted soft '
@@ -524,7 +530,7 @@ def check_label_scores(target: Tensor) -> None:
         return
     lowest, highest = target.detach().aminmax()
     valid = (lowest >= 0) & (highest <= 1)  # nor may one be NaN
-    if target.device.type in _REPORTS_LATER:
+    if not may_read_values(target):
         torch._assert_async(valid, 'label scores should lie in [0, 1]')
     elif not valid:
         raise ValueError(f'label scores should lie in [0, 1], got {lowest.item():.4g} to {highest.item():.4g}: name '

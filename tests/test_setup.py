@@ -76,3 +76,21 @@ def test_what_the_package_imports_it_asks_for(required):
     foreign = {(name, extra) for name, extra in found if name not in {'mmwsl', *sys.stdlib_module_names}}
     assert {('torch', ''), ('mmcv', ''), ('sklearn', 'demo')} < foreign
     assert [pair for pair in sorted(foreign) if DISTRIBUTIONS.get(pair[0], pair[0]) not in brought[pair[1]]] == []
+
+
+def pins(text):
+    """Version by name, as pip compares names."""
+    return {re.sub('[-_.]+', '-', name).lower(): version
+            for name, version in re.findall(r'^([\w.-]+)==([^\s;\\]+)', text, re.M)}
+
+
+@pytest.mark.parametrize('name', ['onedl', 'openmmlab', 'onedl-dense', 'openmmlab-dense'])
+def test_each_pin_but_torchs_has_its_hashes(name):
+    plain, hashed = ((ROOT / f'requirements/{file}.txt').read_text() for file in (name, f'{name}-hashes'))
+    expected = pins(plain)
+    if 'dense' not in name:
+        assert expected.pop('torch') and expected.pop('torchvision') and len(expected) > 50
+    assert pins(hashed) == expected
+    entry = r'[\w.-]+==\S+( \\\n    --hash=sha256:[0-9a-f]{64})+\n'  # and neither an option nor an address
+    comments, body = re.fullmatch(r'((?:#[^\n]*\n)+)(.*)', hashed, re.S).groups()
+    assert re.fullmatch(f'({entry})+', body) and '://' not in comments

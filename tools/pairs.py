@@ -15,6 +15,7 @@ from mmwsl.models.losses import SampleLoss, WeightedLoss
 from mmwsl.models.losses.base import build_loss
 from mmwsl.models.weightings import SampleWeighting, build_weighting
 from mmwsl.registry import MODELS
+from mmwsl.utils import whole_file
 
 PAGE = Path(__file__).resolve().parent.parent / 'docs/pairs.md'
 # what a part cannot be built without, and settings that decide where it is defined
@@ -80,7 +81,8 @@ def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
-    PAGE.write_text(page())
+    with whole_file(PAGE) as file:
+        file.write(page().encode())
     print(PAGE.relative_to(PAGE.parent.parent))
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from mmwsl import functional
 from mmwsl.models.weightings import BernoulliBatch, SampleBatch
 
-_PERCENTILES = (10, 50, 90)
+_PERCENTILES = range(10, 91, 40)
 _SAMPLED = 2**14  # targets that percentiles are taken of, at most: a dense batch has millions
 
 
@@ -74,5 +74,7 @@ def _percentiles(weight: Tensor, kept: Tensor) -> dict[str, Tensor]:
         return dict.fromkeys(names, weight.new_zeros(()))
     ordered = torch.where(kept, weight, torch.inf).sort().values
     last = kept.sum() - 1
-    values = [ordered.take((percent * last / 100).round().long().clamp(min=0)) for percent in _PERCENTILES]
-    return {name: torch.where(last < 0, 0.0, value) for name, value in zip(names, values, strict=True)}
+    # made on the device, where a list would have to be copied to
+    percents = torch.arange(_PERCENTILES.start, _PERCENTILES.stop, _PERCENTILES.step, device=weight.device)
+    values = ordered.take((percents * last / 100).round().long().clamp(min=0))
+    return dict(zip(names, torch.where(last < 0, 0.0, values).unbind(), strict=True))

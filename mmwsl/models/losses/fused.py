@@ -61,8 +61,8 @@ class _SoftTerms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float,
                 compile: bool, kept: Tensor | None) -> tuple[Tensor, ...]:
-        on_cpu = preds_S.device.type == 'cpu'
-        make_terms = _compiled_terms() if compile else _walked_terms if on_cpu else _careful_terms
+        walks = preds_S.device.type == 'cpu' and not torch.compiler.is_compiling()
+        make_terms = _compiled_terms() if compile else _walked_terms if walks else _careful_terms
         terms, difference = make_terms(preds_S, preds_T, target, tau)
         if kept is not None:
             difference.masked_fill_(~kept.unsqueeze(1), 0)

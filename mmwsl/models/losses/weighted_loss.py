@@ -69,6 +69,7 @@ class WeightedLoss(nn.Module):
         if not warmup_epochs >= 0:
             raise ValueError(f'warmup_epochs should be at least 0, got {warmup_epochs}')
         self.warmup_epochs = warmup_epochs
+        self._share: float | None = None
         self._last = _LastCall()
 
     def forward(self, preds_S: Tensor, preds_T: Tensor, gt_labels: Target, weight: Tensor | None = None,
@@ -162,15 +163,30 @@ class WeightedLoss(nn.Module):
                              'leave the term out (of DIST: gamma=0)')
         return reduction
 
-    def _warmth(self) -> float:
-        """Share of the loss's weight in this epoch, in (0, 1]."""
+    def prepare(self) -> None:
+        """Look up the epoch that ``warmup_epochs`` needs, before a call that torch.compile traces.
+
+        A call does it itself where nobody has, and then breaks the graph.
+
+        Raises:
+            RuntimeError: If no run tells the epoch.
+        """
         if not self.warmup_epochs:
-            return 1.0
+            return
         epoch = MessageHub.get_current_instance().get_info('epoch')
         if epoch is None:
             raise RuntimeError(f'warmup_epochs={self.warmup_epochs} needs to know the epoch, which a run of mmengine '
                                'tells: train with its Runner, or set warmup_epochs=0 and scale the loss yourself')
-        return min(1.0, (epoch + 1) / self.warmup_epochs)
+        self._share = min(1.0, (epoch + 1) / self.warmup_epochs)
+
+    def _warmth(self) -> float:
+        """Share of the loss's weight in this epoch, in (0, 1]."""
+        if not self.warmup_epochs:
+            return 1.0
+        if self._share is None:
+            self.prepare()
+        share, self._share = self._share, None  # another step may be in another epoch
+        return share  # type: ignore[return-value]
 
     @property
     def tau(self) -> float:

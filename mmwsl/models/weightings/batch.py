@@ -5,8 +5,7 @@ sets it, and so does whoever knows the teacher's loss better than its logits tel
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +14,20 @@ from torch.nn import functional as F
 
 from mmwsl import functional
 from mmwsl.functional import at_least_float32
+from mmwsl.utils.data import to_device
+
+
+class _Once:
+    """As functools.cached_property, without its lock (until Python 3.12), at which torch.compile breaks the graph."""
+
+    def __init__(self, compute: Callable[[Any], Any]) -> None:
+        self.compute, self.name, self.__doc__ = compute, compute.__name__, compute.__doc__
+
+    def __get__(self, owner: Any, _: type | None = None) -> Any:
+        if owner is None:
+            return self
+        value = vars(owner)[self.name] = self.compute(owner)
+        return value
 
 
 class SampleBatch:
@@ -38,8 +51,7 @@ class SampleBatch:
         """Whether each target has one class; None of them has where class scores are given."""
         self.kept = functional.kept_targets(target, ignore_index)
         r"""Which targets count. Shape: (N, \*)."""
-        # off the CPU a look would wait for the device
-        self.ignores = self.has_classes and not (self.kept.device.type == 'cpu' and bool(self.kept.all()))
+        self.ignores = self.has_classes and not (functional.may_read_values(self.kept) and bool(self.kept.all()))
         """Whether a target may be one that does not count."""
         self.dtype = at_least_float32(self.preds_S[:0]).dtype
         """Of losses and weights."""
@@ -48,24 +60,24 @@ class SampleBatch:
         self.applied_teacher_loss: Tensor | None = None
         r"""L_t as a weighting had it from elsewhere, for records; None: as teacher_hard_loss. Shape: (N, \*)."""
 
-    @cached_property
+    @_Once
     def student_hard_loss(self) -> Tensor:
         r""":math:`L_s` in nats. Shape: (N, \*)."""
         return self.hard_loss(self.preds_S)
 
-    @cached_property
+    @_Once
     def teacher_hard_loss(self) -> Tensor:
         r""":math:`L_t` in nats. Shape: (N, \*)."""
         return self.hard_loss(self.preds_T)
 
-    @cached_property
+    @_Once
     def true_prob_difference(self) -> Tensor:
         r"""The true class's probability at temperature tau, student's - teacher's; its expectation for class scores.
         Shape: (N, \*)."""
         probs_S, probs_T = ((at_least_float32(preds) / self.tau).softmax(1) for preds in (self.preds_S, self.preds_T))
         return functional.at_target(probs_S - probs_T, self.target)
 
-    @cached_property
+    @_Once
     def gradients(self) -> tuple[Tensor, Tensor]:
         r"""a and b of :func:`functional.bias_and_variance_gradients`; NaN for class scores. Shape: (N, \*) each."""
         a = torch.expm1(-self.student_hard_loss)
@@ -93,7 +105,7 @@ class SampleBatch:
         if None in found:
             raise ValueError("an image has no sample_idx: keep 'sample_idx' among meta_keys of PackInputs (it is by "
                              'default), and take a dataset of mmengine or mmpretrain')
-        return torch.tensor(found, dtype=torch.int64).to(self.kept.device, non_blocking=True)
+        return to_device(torch.tensor(found, dtype=torch.int64), self.kept.device)
 
     def hard_loss(self, preds: Tensor, target: Tensor | None = None) -> Tensor:
         r"""Cross-entropy at temperature 1, with another target than the batch's on demand. Shape: (N, \*)."""
@@ -174,7 +186,7 @@ class BernoulliBatch(SampleBatch):
         """Logits with 0 where the target does not count. Shape: as preds."""
         return torch.where(self.kept, preds, torch.zeros((), dtype=preds.dtype, device=preds.device))
 
-    @cached_property
+    @_Once
     def true_prob_difference(self) -> Tensor:
         r"""The outcome's probability at temperature tau, student's - teacher's. Shape: (N, C, \*)."""
         probs_S, probs_T = ((at_least_float32(preds) / self.tau).sigmoid() for preds in (self.preds_S, self.preds_T))
@@ -223,7 +235,7 @@ class JointBernoulliBatch(BernoulliBatch):
         """Shape: as preds."""
         return functional.without_ignored(preds, self.kept)
 
-    @cached_property
+    @_Once
     def true_prob_difference(self) -> Tensor:
         """Not defined: NaN. Shape: (N, *)."""
         return torch.full_like(self.student_hard_loss, torch.nan)
