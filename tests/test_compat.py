@@ -529,6 +529,7 @@ def test_a_download_of_before_is_used_if_its_content_is_what_its_name_says(tmp_p
     kept.parent.mkdir()
     shutil.copy(named, kept)
     assert (compat.downloaded(named.as_uri(), kept.parent) == kept) is right
+    assert len(list(kept.parent.iterdir())) == (1 if right else 2)
 
 
 def flips(content, number):
