@@ -285,7 +285,16 @@ class _WeightsOnlyTorch(types.ModuleType):
 
 
 def downloaded(url: str, folder: str | Path | None = None, progress: bool = False) -> Path:
-    """Return the file of a checkpoint's address; fetch it if it is not there.
+    """Return the file of a checkpoint's address, and fetch it if it is not there."""
+    file = kept_download(url, folder)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), progress=progress)
+    return file
+
+
+def kept_download(url: str, folder: str | Path | None = None) -> Path:
+    """Return where the file of a checkpoint's address is kept, or will be.
 
     Symptom: torch.hub, and so mmengine (0.10.7 and 0.10.12), keeps a download by the last part of its address, so
     ``.../a/model.pth`` is taken for ``.../b/model.pth``. Here the name has a hash of the whole address. A file that was
@@ -297,11 +306,7 @@ def downloaded(url: str, folder: str | Path | None = None, progress: bool = Fals
     kept, stated = folder / name, re.search(r'-([0-9a-f]{8,64})\.', name)
     if stated and kept.is_file() and sha256(kept).startswith(stated[1]):
         return kept
-    file = folder / f'{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}'
-    if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(file), progress=progress)
-    return file
+    return folder / f'{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}'
 
 
 def sha256(file: str | Path) -> str:

@@ -58,7 +58,7 @@ def main() -> None:
     prepare_run(cfg, args, ('train_dataloader', 'val_dataloader'))
     add_hooks(cfg)
     with sole_training(cfg):
-        if args.resume == 'auto':
+        if cfg.get('resume') and not cfg.get('load_from'):
             cfg.load_from = latest_checkpoint(cfg.work_dir)
         with explained_config():
             runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from mmwsl.compat import downloaded, sha256
+from mmwsl.compat import downloaded, kept_download, sha256
 from mmwsl.utils.files import whole_file
 from mmwsl.utils.looks_like import looks_like
 from mmwsl.utils.text import first_of
@@ -116,7 +116,7 @@ def check_files(paths: Sequence[str], expected: str | Sequence[str] | None, requ
         paths: Files or URLs of checkpoints.
         expected: ``model.teacher_sha256``: the SHA-256 of each in order, or its first eight digits or more; of a single
             file also as a string. None compares nothing.
-        required: Whether a file that is not there, as it need not be for a cached teacher, is an error.
+        required: Whether a file that is not here is fetched, or else an error. A cached teacher does not need it.
 
     Returns:
         One for each file; empty if one of them is not here, or on a storage that only mmengine reads.
@@ -128,7 +128,7 @@ def check_files(paths: Sequence[str], expected: str | Sequence[str] | None, requ
     if stated and len(stated) != len(paths):
         raise ValueError(f'model.teacher_sha256 should have one SHA-256 for each of the {len(paths)} files of the '
                          f'teacher ({first_of(paths)}), got {len(stated)}')
-    found = {path: _sha256_of(path) for path in paths}
+    found = {path: _sha256_of(path, fetch=required) for path in paths}
     for path, digest in zip(stated and paths, stated, strict=True):
         if not re.fullmatch('[0-9a-fA-F]{8,64}', digest):
             raise ValueError(f'model.teacher_sha256 takes at least eight hexadecimal digits for each file, got '
@@ -145,13 +145,13 @@ def check_files(paths: Sequence[str], expected: str | Sequence[str] | None, requ
     return [] if None in found.values() else [str(known) for known in found.values()]
 
 
-def _sha256_of(path: str) -> str | None:
+def _sha256_of(path: str, fetch: bool) -> str | None:
+    file = Path(os.path.expanduser(path))
     if path.startswith(('http://', 'https://')):
-        if get_rank() == 0:
+        if fetch and get_rank() == 0:
             downloaded(path, progress=True)
         barrier()
-        return sha256(downloaded(path))
-    file = Path(os.path.expanduser(path))
+        file = kept_download(path)
     return sha256(file) if file.is_file() else None
 
 

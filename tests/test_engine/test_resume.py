@@ -1,13 +1,14 @@
 import hashlib
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.runner import Runner
 
 from mmwsl.engine import latest_checkpoint
-from tests.tiny import build, digits_config, distillation, network, save_teacher
+from tests.tiny import ROOT, build, digits_config, distillation, load_tool, network, save_teacher
 
 HOOK = [dict(type='mmwsl.CheckResumeHook')]
 
@@ -39,6 +40,26 @@ def test_without_a_pointer_it_is_the_newest(folder, pointer):
 def test_a_folder_may_have_moved(folder):
     (folder / 'last_checkpoint').write_text('/where/it/was/epoch_1.pth')
     assert latest_checkpoint(folder) == str(folder / 'epoch_1.pth')
+
+
+def test_a_checkpoint_in_another_folder_is_said(folder, tmp_path_factory, monkeypatch):
+    """As CheckpointHook(out_dir=...) puts it; or the other run's, of which this folder is a part of a copy."""
+    told, other = [], tmp_path_factory.mktemp('other')
+    monkeypatch.setattr('mmwsl.engine.resume.print_log', lambda text, *_: told.append(text))
+    (folder / 'last_checkpoint').write_text(str((folder / 'epoch_2.pth').rename(other / 'epoch_3.pth')))
+    assert latest_checkpoint(folder) == str(other / 'epoch_3.pth')
+    assert len(told) == 1 and f'a checkpoint in another folder: resuming from {other}/epoch_3.pth.' in told[0]
+
+
+@pytest.mark.parametrize('way', [['--resume'], ['--cfg-options', 'resume=True']], ids=str)
+def test_however_resume_is_asked_for_it_is_the_newest_that_opens(folder, monkeypatch, way):
+    (folder / 'last_checkpoint').write_text('')
+    train, started, runner = load_tool('train'), [], SimpleNamespace(train=lambda: None)
+    config = str(ROOT / 'configs/vanilla/digits_student.py')
+    monkeypatch.setattr(train.Runner, 'from_cfg', lambda cfg: started.append(cfg) or runner)
+    monkeypatch.setattr('sys.argv', ['train.py', config, '--work-dir', str(folder), *way])
+    train.main()
+    assert started[0].resume is True and started[0].load_from == str(folder / 'epoch_2.pth')
 
 
 def test_a_damaged_checkpoint_is_passed_over(folder):

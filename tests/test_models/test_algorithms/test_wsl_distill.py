@@ -3,6 +3,7 @@ import hashlib
 import math
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -520,6 +521,16 @@ def test_a_hash_that_is_none_is_refused(two_teachers, wrong):
 def test_a_file_of_another_storage_cannot_be_compared(two_teachers):
     with pytest.raises(ValueError, match='cannot be compared with s3://bucket/net.pth, which is no local file'):
         build(distillation(teacher_ckpt='s3://bucket/net.pth', teacher_sha256='a' * 8))
+
+
+def test_a_teacher_from_the_web_is_known_by_its_hash(two_teachers, tmp_path, monkeypatch):
+    (file, _), (digest, other) = two_teachers
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda url, place, progress: shutil.copy(file, place))
+    url = 'https://example.invalid/net.pth'
+    assert build(distillation(teacher_ckpt=url, teacher_sha256=digest)).teacher_sha256 == [digest]
+    with pytest.raises(ValueError, match='https://example.invalid/net.pth is not the file'):
+        build(distillation(teacher_ckpt=url, teacher_sha256=other))
 
 
 def test_a_replaced_teacher_is_of_no_file(two_teachers):
