@@ -26,6 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings('ignore:teacher_ckpt is None'),
 ]
 OWN_INPUT = dict(teacher=network(4, data_preprocessor=dict(PREPROCESSOR, mean=[1.0], std=[3.0])))
+# but for teacher_speed='bf16': torch cannot convert a copy that is made of such tensors
 TEACHERS = {
     'eval': {},
     'plain': dict(teacher_speed='plain'),
@@ -40,6 +41,9 @@ TEACHERS = {
 def on_device(monkeypatch, counts=True):
     # the values of a teacher's copy are compared once, before it is taken: what is shown here is where they are
     monkeypatch.setattr(fast, '_is_finite', lambda output: True)
+    monkeypatch.setattr(fast, '_is_right_in_use', lambda *_: True)
+    monkeypatch.setattr(fast, '_milliseconds', lambda network, _: 1.0 + bool(norms(network)))
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda **_: True)
     monkeypatch.setattr(fast, '_are_close', lambda _, leaf, expected: leaf.device == expected.device)
     with pretend(monkeypatch, counts) as device:
         yield device
@@ -190,6 +194,42 @@ def test_dataset_on_the_device_copies_two_pinned_lists_of_numbers(monkeypatch):
             } == {'cuda'}
     assert_nothing_waits(device.copies)
     assert [shape for shape, _, _ in device.copies] == [(4, ), (3, 4)]
+
+
+# ---- which form of a teacher is taken
+
+def norms(network):
+    return [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+
+
+def is_channels_last(network):
+    return network.backbone.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(('folded', 'channels_last'), [(True, True), (True, False), (False, True), (False, False)])
+def test_the_fastest_form_is_taken_and_may_be_the_teacher_itself(monkeypatch, folded, channels_last):
+    networks, runner = [], fast._runner
+    monkeypatch.setattr(fast, '_runner', lambda network, half: networks.append(network) or runner(network, half))
+    model, data = build(distillation()), batch(4)
+    model.train()
+    with on_device(monkeypatch) as device:
+        monkeypatch.setattr(fast, '_milliseconds', lambda network, _: 1.0 + (bool(norms(network)) == folded) + (
+            is_channels_last(network) != channels_last))
+        device.to_cuda(model)
+        first_step(device, model, data)
+        found = [(not norms(network), is_channels_last(network)) for network in networks]
+    assert found == ([(folded, channels_last)] if folded or channels_last else [])
+
+
+def test_a_card_without_bfloat16_is_named(monkeypatch):
+    model, data = build(distillation(teacher_speed='bf16')), batch(4)
+    model.train()
+    with on_device(monkeypatch) as device:
+        device.to_cuda(model)
+        monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda **_: False)
+        monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'Old Card')
+        with pytest.warns(UserWarning, match='runs in float32, because the Old Card has no bfloat16'):
+            first_step(device, model, data)
 
 
 # ---- losses and weightings
