@@ -23,6 +23,7 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+@torch.compiler.disable  # it goes through all samples
 def send_batch(preprocessor: Any, args: tuple) -> tuple | None:
     """Forward pre-hook of a data preprocessor: images, labels and scores go to a GPU in one copy each, which the host
     does not wait for.
