@@ -1,4 +1,5 @@
 """A step under torch.compile: one graph, and the same numbers as without."""
+import copy
 import functools
 
 import pytest
@@ -309,3 +310,27 @@ def test_recorder_reads_a_layer_of_the_teacher_that_replaced_its_own():
     losses(model, images(0))
     inputs = model.data_preprocessor(images(0), True)['inputs']
     torch.testing.assert_close(model.distiller.get_record('logits', from_student=False), model.teacher(inputs))
+
+
+# ---- on a GPU
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize(('kind', 'compiled'), [*((kind, False) for kind in TEACHERS), ('eval', True)])
+def test_cuda_step_agrees_with_the_cpu_and_is_not_waited_for(kind, compiled):
+    torch.manual_seed(1)
+    model = of(**TEACHERS[kind])
+    model.train()
+    on_gpu = copy.deepcopy(model).cuda()
+    on_gpu.train()
+    if compiled:
+        on_gpu.forward = torch.compile(on_gpu.forward)
+    for step in range(3):  # the first chooses a teacher, the second has it
+        expected, data = losses(model, images(step)), images(step)
+        data['inputs'] = data['inputs'].pin_memory()
+        torch.cuda.set_sync_debug_mode('error' if step == 2 else 'default')
+        try:
+            found = losses(on_gpu, data)
+        finally:
+            torch.cuda.set_sync_debug_mode('default')
+        for name in ('student.loss', 'distill.loss_wsl'):  # convolutions round to TF32
+            torch.testing.assert_close(found[name].cpu(), expected[name], rtol=0.02, atol=0)
