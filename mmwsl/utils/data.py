@@ -30,9 +30,9 @@ def send_batch(preprocessor: Any, args: tuple) -> tuple | None:
 
     mmpretrain's ClsDataPreprocessor takes no ``non_blocking``, and copies labels from memory that is not pinned.
     """
-    data, *rest = args
-    if preprocessor.device.type != 'cuda' or not isinstance(data, Mapping):
+    if preprocessor.device.type != 'cuda' or not args or not isinstance(args[0], Mapping):
         return None
+    data, *rest = args
     for name in ('gt_label', 'gt_score'):
         _send_field(data.get('data_samples') or [], name, preprocessor.device)
     inputs = data.get('inputs')
