@@ -17,7 +17,7 @@ from mmwsl.models.losses import WeightedLoss, WSLLoss
 from mmwsl.models.teachers import fast
 from mmwsl.models.weightings import ShuffledWeighting
 from tests.caches import cached, live, make_cache
-from tests.pretend_cuda import DataDependentOutputException, pretend, why_not
+from tests.pretend_device import DataDependentOutputException, pretend, why_not
 from tests.test_models.test_losses.references import LOSSES, PAIRS, WEIGHTINGS, teacher_losses
 from tests.tiny import PREPROCESSOR, Graphs, batch, build, distillation, network, save_teacher
 
