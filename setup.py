@@ -31,6 +31,9 @@ STACK = [
 TIMM = [
     'timm',  # MobileNetV1, and teachers of timm's
 ]
+TRITON = [
+    'triton>=3.6; platform_system == "Linux"',  # the loss's kernels; CUDA builds of torch bring the one that fits them
+]
 DEMO = [
     'scikit-learn',  # the digits
     'matplotlib',  # the pictures; mmengine needs it too
@@ -93,6 +96,7 @@ setup(
         ],
         'timm': TIMM,
         'demo': DEMO,
+        'triton': TRITON,
         'slurm': [
             'submitit',  # hands a run to slurm
         ],
@@ -103,6 +107,7 @@ setup(
         'dev': [
             *TIMM,  # tests build every config
             *DEMO,  # tests train on the digits
+            *TRITON,  # tests interpret the kernels, and compile them for GPUs that are not there
             'pytest',  # runs the tests
             'pytest-xdist',  # in several processes
             'hypothesis',  # draws their inputs

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORE_INDEX = -100
-_REPORTS_LATER = ('cuda', 'meta')  # devices with torch._assert_async
+REPORTS_LATER = ('cuda', 'meta')  # devices with torch._assert_async
 _LARGEST_SUM = 1.02  # half precision rounds each class score
 _CORRELATION_EPSILON = 1e-8  # DIST's authors'
 EPSILON = 1e-7  # the authors': keeps the ratio finite where the teacher's loss is 0
@@ -73,7 +73,7 @@ def wsl_weight(preds_S: Tensor, preds_T: Tensor, target: Tensor, ignore_index: i
 
 def weight_of_losses(student: Tensor, teacher: Tensor) -> Tensor:
     r""":math:`1 - \exp(-L_s / L_t)` of hard losses at temperature 1, of any shape."""
-    return torch.expm1(student / -(teacher + EPSILON)).neg_()
+    return torch.expm1(student / (-EPSILON - teacher)).neg_()
 
 
 def soft_cross_entropy(preds_S: Tensor, preds_T: Tensor, tau: float = 2.0) -> Tensor:
@@ -439,10 +439,11 @@ def check_logits(preds_S: Tensor, preds_T: Tensor) -> None:
                          f'{tuple(preds_T.shape)}')
 
 
-def check_target(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX) -> None:
+def check_target(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX, later: bool = True) -> None:
     """Raise TypeError or ValueError unless target holds indices, or scores, of the logits' classes.
 
-    CUDA itself reports an index out of range, later, so that nothing waits for it here.
+    CUDA itself reports an index out of range, later, so that nothing waits for it here; without ``later`` it is left to
+    the caller to let it (:func:`assert_classes`).
     """
     if target.is_floating_point():
         if target.shape != preds.shape:
@@ -456,15 +457,28 @@ def check_target(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX
     if tuple(target.shape) != expected:
         raise ValueError(f'class indices should have shape {expected} for logits of shape {tuple(preds.shape)}, got '
                          f'{tuple(target.shape)}')
-    reports_later = target.device.type in _REPORTS_LATER
-    if not reports_later and (target.numel() == 0 or _all_below(target, preds.shape[1])):
+    if target.device.type in REPORTS_LATER:
+        if later:
+            assert_classes(target.masked_fill(target == ignore_index, 0), preds.shape[1], ignore_index)
+        return
+    if target.numel() == 0 or _all_below(target, preds.shape[1]):
         return
     valid = ((target >= 0) & (target < preds.shape[1])) | (target == ignore_index)
-    if reports_later:
-        torch._assert_async(valid.all(), f'a class index is not in [0, {preds.shape[1]}) and not {ignore_index}')
-    elif not valid.all():
+    if not valid.all():
         raise ValueError(f'class indices should lie in [0, {preds.shape[1]}) or be ignore_index={ignore_index}, got '
                          f'{target[~valid][0].item()}')
+
+
+def assert_classes(target: Tensor, classes: int, ignore_index: int = IGNORE_INDEX) -> None:
+    """Let a device report indices that are not in [0, classes), without waiting for it.
+
+    Args:
+        target: Class indices, with 0 in place of ignore_index. Shape: any.
+        classes: How many there are.
+        ignore_index: For the message.
+    """
+    torch._assert_async((target.clamp(0, classes - 1) == target).all(),
+                        f'a class index is not in [0, {classes}) and not {ignore_index}')
 
 
 def _all_below(target: Tensor, num_classes: int) -> bool:
@@ -483,7 +497,7 @@ def check_single_label(target: Tensor) -> None:
     smallest, largest = target.detach().sum(1, dtype=torch.float32).aminmax()
     valid = (smallest >= 2 - _LARGEST_SUM) & (largest <= _LARGEST_SUM) & (target.detach().amin() >= 0)
     message = 'class scores should be at least 0 and sum up to 1 for each target, as those of mixup or label smoothing'
-    if target.device.type in _REPORTS_LATER:
+    if target.device.type in REPORTS_LATER:
         torch._assert_async(valid, message)
     elif not valid:  # nor may one be NaN
         raise ValueError(f'{message}, got sums from {smallest.item():.4g} to {largest.item():.4g}. Weighted soft '
@@ -499,7 +513,7 @@ def check_label_scores(target: Tensor) -> None:
         return
     lowest, highest = target.detach().aminmax()
     valid = (lowest >= 0) & (highest <= 1)  # nor may one be NaN
-    if target.device.type in _REPORTS_LATER:
+    if target.device.type in REPORTS_LATER:
         torch._assert_async(valid, 'label scores should lie in [0, 1]')
     elif not valid:
         raise ValueError(f'label scores should lie in [0, 1], got {lowest.item():.4g} to {highest.item():.4g}: name '

@@ -59,7 +59,7 @@ class SampleLoss(nn.Module):
     def check(self, preds_S: Tensor, preds_T: Tensor, target: Tensor, ignore_index: int) -> None:
         """Raise TypeError or ValueError for arguments that do not belong together."""
         functional.check_logits(preds_S, preds_T)
-        functional.check_target(preds_S, target, ignore_index)
+        functional.check_target(preds_S, target, ignore_index, later=False)  # batch.target does
         functional.check_single_label(target)
         if self.needs_classes and target.is_floating_point():
             raise ValueError(f'{type(self).__name__} needs one class for each target, got class scores (of mixup, '
