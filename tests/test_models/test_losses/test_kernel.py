@@ -25,8 +25,11 @@ pytest.importorskip('triton', reason='needs the extra triton')
 
 from mmwsl.models.losses import kernel
 
-# of what the kernels compute at ignored targets and then leave out
-pytestmark = pytest.mark.filterwarnings('ignore:.* encountered in:RuntimeWarning')
+pytestmark = [
+    pytest.mark.cuda,
+    # of what the kernels compute at ignored targets and then leave out
+    pytest.mark.filterwarnings('ignore:.* encountered in:RuntimeWarning'),
+]
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 if DEVICE == 'cpu':  # the interpreter cuts float32 off to bfloat16 where a GPU rounds
@@ -61,7 +64,7 @@ def launches(monkeypatch):
 @pytest.mark.parametrize(('shape', 'tau'), [*((shape, tau) for shape in SHAPES for tau in (0.5, 2, 3)),
                                             *((shape, 3) for shape in LONG)], ids=str)
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
-def test_values_and_gradients_on_interpreter_or_cuda(shape, tau, dtype, launches):
+def test_values_and_gradients(shape, tau, dtype, launches):
     preds_S, preds_T, target = on_device(*example(shape, dtype, 'some ignored'))
     loss_tolerance, gradient_tolerance = TOLERANCES[dtype]
     expected = reference(preds_S.cpu(), preds_T.cpu(), target.cpu(), tau)
@@ -81,7 +84,7 @@ def test_values_and_gradients_on_interpreter_or_cuda(shape, tau, dtype, launches
 
 
 @pytest.mark.parametrize('scale', [1.0, -1.5, 1024.0])
-def test_the_mean_with_an_upstream_gradient_on_interpreter_or_cuda(scale):
+def test_the_mean_with_an_upstream_gradient(scale):
     preds_S, preds_T, target = on_device(*example((2, 5, 3), torch.float32, 'some ignored'))
     expected = reference(preds_S.cpu(), preds_T.cpu(), target.cpu(), 2.0)
     mean = loss_with_kernel()(preds_S, preds_T, target)
@@ -92,7 +95,7 @@ def test_the_mean_with_an_upstream_gradient_on_interpreter_or_cuda(scale):
 
 
 @pytest.mark.parametrize('weighting', ['one', 'drop_regularization', 'random'])
-def test_other_weightings_on_interpreter_or_cuda(weighting):
+def test_other_weightings(weighting):
     inputs, settings = example((64, 5), torch.float32, 'some ignored'), dict(weighting=weighting)
     torch.manual_seed(0)
     expected = WSLLoss(**settings)(*inputs)
@@ -117,7 +120,7 @@ def test_a_teachers_loss_that_is_given_takes_the_place_of_the_kernels():
 
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 @pytest.mark.parametrize('tau', [0.5, 2.0, 4.0])
-def test_logits_of_ten_thousand_on_interpreter_or_cuda(dtype, tau):
+def test_logits_of_ten_thousand(dtype, tau):
     # As in test_wsl_loss: row 0 loses tau * 2e4 with a weight of 1, row 1 nothing.
     preds_S = torch.tensor([[1e4, -1e4], [-1e4, 1e4]], dtype=dtype)
     preds_T = torch.tensor([[-1e4, 1e4], [-1e4, 1e4]], dtype=dtype)
@@ -130,7 +133,7 @@ def test_logits_of_ten_thousand_on_interpreter_or_cuda(dtype, tau):
 
 @pytest.mark.parametrize('margin_S', [0.0, 6.0, 15.0])
 @pytest.mark.parametrize('margin_T', [10.0, 14.0, 19.0, 40.0])
-def test_confident_networks_keep_the_weight_on_interpreter_or_cuda(margin_S, margin_T):
+def test_confident_networks_keep_the_weight(margin_S, margin_T):
     # L_s and L_t down to 1e-15, by the logarithm of a sum that is nearly 1
     preds_S, preds_T, target = example((64, 100), torch.float32)
     preds_S = preds_S.detach() / 2
