@@ -75,7 +75,9 @@ def resources(function: Any, arguments: list, settings: dict, arch: int) -> dict
         told = subprocess.run([get_ptxas(arch).path, '-v', f'--gpu-name=sm_{arch}{"a" * (arch >= 90)}', file.name, '-o',
                                os.devnull], capture_output=True, text=True, check=True).stderr
     found = {name: int(re.search(pattern, told)[1]) for name, pattern in FOUND.items()}  # type: ignore[index]
-    return {**found, 'asserts_classes': 'assertfail' in compiled.asm['ptx'], 'shared_bytes': compiled.metadata.shared,
+    code = compiled.asm['ptx']
+    return {**found, 'float64': '.f64' in code, 'asserts_classes': 'assertfail' in code,
+            'shared_bytes': compiled.metadata.shared,
             'warps': options['num_warps'], 'rows': settings['ROWS'], 'block': settings['BLOCK']}
 
 

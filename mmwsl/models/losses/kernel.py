@@ -23,7 +23,7 @@ with from_extra('triton'):
     from triton.runtime.interpreter import InterpretedFunction
 
 _EPSILON = tl.constexpr(functional.EPSILON)
-_SMALLEST = tl.constexpr(1e-38)  # a sum below it has underflowed
+_SMALLEST = tl.constexpr(2.0**-126)  # of normal numbers; one below would make Triton compute in float64
 _LARGEST_ROW = 16384  # classes whose logits a program keeps at once, if they are neighbours in memory
 _CHUNK = 2048  # of more of them
 _LARGEST_COLUMN = 256  # the same, if the targets are neighbours
@@ -73,9 +73,7 @@ def soft_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, ign
         weight, in float32. Shape: (5, N, \*).
     """
     terms = _empty_terms(preds_S, preds_T, target, tau, ignore_index)
-    if target.numel():
-        grid, arguments, settings = launch(preds_S, preds_T, target, (terms.flatten(1), ), tau, ignore_index)
-        terms_kernel[grid](*arguments, **settings)
+    _run(terms_kernel, preds_S, preds_T, target, (terms.flatten(1), ), tau, ignore_index)
     return terms
 
 
@@ -92,10 +90,7 @@ def soft_gradient(preds_S: Tensor, preds_T: Tensor, target: Tensor, upstream: Te
         In the type of preds_S. Shape: as preds_S.
     """
     gradient = _empty_gradient(preds_S, preds_T, target, upstream, tau, ignore_index)
-    if target.numel():
-        others = (_rows(gradient), _flat(upstream))
-        grid, arguments, settings = launch(preds_S, preds_T, target, others, tau, ignore_index)
-        gradient_kernel[grid](*arguments, **settings)
+    _run(gradient_kernel, preds_S, preds_T, target, (_rows(gradient), _flat(upstream)), tau, ignore_index)
     return gradient
 
 
@@ -113,6 +108,15 @@ def _empty_gradient(preds_S: Tensor, preds_T: Tensor, target: Tensor, upstream: 
 def is_interpreted() -> bool:
     """Whether Triton's interpreter runs the kernels, on CPU tensors."""
     return isinstance(terms_kernel, InterpretedFunction)
+
+
+def _run(kernel: Any, preds_S: Tensor, preds_T: Tensor, target: Tensor, others: tuple[Tensor, ...], tau: float,
+         ignore_index: int) -> None:
+    if not target.numel():
+        return
+    grid, arguments, settings = launch(preds_S, preds_T, target, others, tau, ignore_index)
+    with torch.cuda.device_of(preds_S):  # Triton launches on the current device, whatever the tensors' is
+        kernel[grid](*arguments, **settings)
 
 
 def launch(preds_S: Tensor, preds_T: Tensor, target: Tensor, others: tuple[Tensor, ...], tau: float,
