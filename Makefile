@@ -1,4 +1,6 @@
 # make demo | test | lint [STACK=openmmlab] [PYTHON=python3.12] [TORCH_INDEX=address of an index with other builds of torch]
+# make test DENSE=1: with mmsegmentation and mmdetection, whose tests are skipped without them
+# make test TRITON=1: with Triton (286 MB, Linux alone), without which the tests of the loss's kernels are skipped
 # make test WORKERS=0: in one process, as a debugger needs it
 # make test CUDA=0 PYTEST_ARGS="-k cuda": what needs a GPU; all else is tested on the CPU
 # make gpu SECONDS=540 [DATA=folder with cifar-100-python] [TEACHERS=folder with published teachers] [OUT=folder]: on a GPU,
@@ -10,6 +12,8 @@ TORCH_INDEX ?=
 PYTEST_ARGS ?=
 WORKERS ?= auto
 CUDA ?=
+DENSE ?=
+TRITON ?=
 SECONDS ?= 540
 DATA ?= data/cifar100
 TEACHERS ?= checkpoints
@@ -20,20 +24,25 @@ REHEARSE ?=
 VENV := .venv$(if $(filter-out onedl,$(STACK)),-$(STACK))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-INSTALLED := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed$(if $(DENSE),-dense)$(if $(TRITON),-triton)
 
 .PHONY: demo test gpu lint install clean
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
 
-# torch first and alone: with TORCH_INDEX it comes from an index that has nothing else
-$(INSTALLED): setup.py requirements/$(STACK).txt
+# torch by itself: with TORCH_INDEX it comes from an index that has nothing else. Files are compared with their hashes, but
+# for torch's and torchvision's, of which there are several builds
+$(INSTALLED): setup.py requirements/$(STACK).txt requirements/$(STACK)-hashes.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	    v in ((3, 11), (3, 12)) or sys.exit("Python 3.11 or 3.12 is needed, this is %d.%d; try make PYTHON=python3.12" % v)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
-	$(PIP) --constraint requirements/$(STACK).txt --editable '.[$(STACK),dev]'
+	$(PIP) --require-hashes --no-deps --requirement requirements/$(STACK)-hashes.txt
+	$(PIP) --constraint requirements/$(STACK).txt --no-deps torchvision
+	$(PIP) --constraint requirements/$(STACK).txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(if $(DENSE),$(PIP) --require-hashes --no-deps --requirement requirements/$(STACK)-dense-hashes.txt)
+	$(if $(TRITON),$(PIP) --require-hashes --no-deps --requirement requirements/triton.txt)
+	$(PIP) --no-deps --editable .
 	touch $@
 
 demo: $(INSTALLED)

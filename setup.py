@@ -28,11 +28,16 @@ STACK = [
     'rich',  # the progress bar of a teacher cache; mmengine needs it too
     'filelock>=3.30',  # one process in a work dir or a teacher cache; 3.30 brought lock_descriptor
 ]
+# Segmentors and detectors, with their data; one extra for each set.
+DENSE = {
+    'dense': ['onedl-mmsegmentation>=1.4.2', 'onedl-mmdetection>=3.5.1'],
+    'dense-openmmlab': [
+        'mmsegmentation>=1.2.2', 'mmdet>=3.3.0',
+        'ftfy', 'regex',  # mmsegmentation imports them and leaves them to its own extras
+    ],
+}
 TIMM = [
     'timm',  # MobileNetV1, and teachers of timm's
-]
-TRITON = [
-    'triton>=3.6; platform_system == "Linux"',  # the loss's kernels; CUDA builds of torch bring the one that fits them
 ]
 DEMO = [
     'scikit-learn',  # the digits
@@ -88,15 +93,12 @@ setup(
     ],
     extras_require={
         **{name: [*distributions, *STACK] for name, distributions in SETS.items()},
-        # Segmentation and detection with the maintained forks. With OpenMMLab's own releases install mmdet==3.3.0 and
-        # mmsegmentation==1.2.2 instead, with ftfy and regex, which the latter imports and leaves to its own extras.
-        'dense': [
-            'onedl-mmsegmentation==1.4.2',  # segmentors and their data
-            'onedl-mmdetection==3.5.1',  # detectors and their data
-        ],
+        **DENSE,
         'timm': TIMM,
         'demo': DEMO,
-        'triton': TRITON,
+        'triton': [
+            'triton>=3.6; platform_system == "Linux"',  # the loss's kernels; CUDA builds of torch bring what fits them
+        ],
         'slurm': [
             'submitit',  # hands a run to slurm
         ],
@@ -107,7 +109,6 @@ setup(
         'dev': [
             *TIMM,  # tests build every config
             *DEMO,  # tests train on the digits
-            *TRITON,  # tests interpret the kernels, and compile them for GPUs that are not there
             'pytest',  # runs the tests
             'pytest-xdist',  # in several processes
             'hypothesis',  # draws their inputs

@@ -9,18 +9,24 @@ from __future__ import annotations
 import datetime
 import errno
 import functools
+import hashlib
 import importlib
 import importlib.util
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
 import types
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
+from importlib.machinery import ModuleSpec
+from importlib.metadata import packages_distributions
+from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any
+from urllib.parse import urlparse
 
 if _missing := [name for name in ('mmengine', 'mmcv', 'mmpretrain', 'mmrazor', 'joblib', 'torchvision', 'scipy')
                 if importlib.util.find_spec(name) is None]:
@@ -29,6 +35,7 @@ if _missing := [name for name in ('mmengine', 'mmcv', 'mmpretrain', 'mmrazor', '
                       "mmwsl[openmmlab] (OpenMMLab's own releases)")
 
 import mmcv
+import mmengine.fileio.handlers.yaml_handler as mmengine_yaml
 import mmengine.runner.checkpoint as mmengine_checkpoint
 import numpy as np
 import torch
@@ -51,10 +58,13 @@ class UnsafeCheckpointError(RuntimeError):
 
 
 def ready_the_stack() -> None:
-    """Make mmpretrain and mmrazor importable, and mmengine's checkpoints loadable."""
+    """Make mmpretrain, mmrazor, mmdet and mmseg importable, mmengine's checkpoints loadable, and its YAML files data.
+    """
     make_torchvision_importable()
+    make_dense_packages_importable()
     make_mmrazor_importable()
     load_only_weights()
+    read_yaml_as_data()
 
 
 def make_torchvision_importable() -> None:
@@ -78,6 +88,93 @@ def make_torchvision_importable() -> None:
                 library.define(schema)
         _libraries.append(library)
         importlib.import_module('torchvision')
+
+
+def make_dense_packages_importable() -> None:
+    """Import mmdet and mmseg without mmcv's compiled operators, and find mmseg's configs.
+
+    Symptom: ``ModuleNotFoundError: No module named 'mmcv._ext'`` from ``import mmdet.models`` (and, on mmcv-lite, from
+    ``import mmseg.models``), though most networks need no operator; and, with onedl-mmengine 0.10.12, ``_base_ =
+    ['mmseg::...']`` looks for a distribution named mmsegmentation. Upstream: operators that are imported when they are
+    called, or wheels of mmcv with them; and a fork that knows its own name.
+    """
+    installed = [name for name in ('mmdet', 'mmseg') if _is_installed(name)]
+    if installed and importlib.util.find_spec('mmcv._ext') is None:
+        sys.modules['mmcv._ext'] = _NoOperators()
+        _forget_modules('mmcv.ops')
+    from mmengine.config.utils import MODULE2PACKAGE
+    for name in installed:
+        distributions = packages_distributions().get(name, [])
+        if distributions and MODULE2PACKAGE.get(name) not in distributions:
+            MODULE2PACKAGE[name] = distributions[0]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # None in sys.modules
+        return False
+
+
+class _NoOperators(types.ModuleType):
+    """Stands in for mmcv's compiled operators: nms works, every other one says how to get it when it is called."""
+
+    def __init__(self) -> None:
+        super().__init__('mmcv._ext', 'Stands in for operators that are not built.')
+        self.__spec__ = ModuleSpec('mmcv._ext', None)
+        self.nms = nms
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith('__'):
+            raise AttributeError(name)
+        return functools.partial(_say_not_compiled, name)
+
+    def get_compiler_version(self) -> str:
+        return 'not compiled'
+
+    get_compiling_cuda_version = get_compiler_version
+
+
+_INSTEAD = {  # of an operator that is not built
+    'sigmoid_focal_loss': 'or train on the CPU, where mmdet and mmseg compute the focal loss without it',
+    'softmax_focal_loss': 'or train on the CPU, where mmdet and mmseg compute the focal loss without it',
+    'roi_align': "or set use_torchvision=True in the RoIAlign layer's config",
+    'softnms': "or set nms=dict(type='nms', ...) in the test_cfg",
+}
+
+
+def _say_not_compiled(operator: str, *args: Any, **kwargs: Any) -> Any:
+    instead = next((words for name, words in _INSTEAD.items() if operator.startswith(name)), '')
+    raise NotImplementedError(f"mmcv's operator {operator!r} is not built here. Build mmcv with its operators "
+                              f'(docs/dense.md has the command){", " if instead else ""}{instead}')
+
+
+def nms(bboxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, offset: int = 0) -> torch.Tensor:
+    """Greedy non-maximum suppression, as mmcv's compiled operator of this name.
+
+    Args:
+        bboxes: Corners (x1, y1, x2, y2) in pixels. Shape: (N, 4).
+        scores: Shape: (N, ).
+        iou_threshold: A box is dropped if it overlaps a better one by more.
+        offset: 1 if a box from 0 to 0 is one pixel wide, else 0.
+
+    Returns:
+        Indices of the boxes kept, best first, int64. Shape: (K, ).
+    """
+    order = scores.argsort(descending=True, stable=True)
+    x1, y1, x2, y2 = bboxes[order].float().cpu().numpy().T
+    areas = (x2 - x1 + offset) * (y2 - y1 + offset)
+    left, kept = np.arange(len(order)), []
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(int(best))
+        width = np.minimum(x2[best], x2[left]) - np.maximum(x1[best], x1[left]) + offset
+        height = np.minimum(y2[best], y2[left]) - np.maximum(y1[best], y1[left]) + offset
+        overlap = width.clip(0) * height.clip(0)
+        with np.errstate(invalid='ignore'):  # two boxes without area: 0 / 0, which is not above the threshold
+            iou = overlap / (areas[best] + areas[left] - overlap)
+        left = left[~(iou > np.float32(iou_threshold))]
+    return order[torch.tensor(kept, dtype=torch.int64, device=order.device)]
 
 
 def make_mmrazor_importable() -> None:
@@ -175,10 +272,99 @@ class _WeightsOnlyTorch(types.ModuleType):
         return getattr(torch, name)
 
     def load(self, f: Any, map_location: Any = None, **_: Any) -> Any:
+        compare_checksums(f)
         return _only_weights(functools.partial(torch.load, f, map_location=map_location), f)
 
-    def load_url(self, url: str, *args: Any, **kwargs: Any) -> Any:
-        return _only_weights(functools.partial(torch.hub.load_state_dict_from_url, url, *args, **kwargs), url)
+    def load_url(self, url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True,
+                 **_: Any) -> Any:
+        file = downloaded(url, model_dir, progress)
+        compare_checksums(file)
+        return _only_weights(functools.partial(  # reads the file that is there, also in torch's old format
+            torch.hub.load_state_dict_from_url, url, str(file.parent), map_location, progress, file_name=file.name),
+            file)
+
+
+def downloaded(url: str, folder: str | Path | None = None, progress: bool = False) -> Path:
+    """Return the file of a checkpoint's address, and fetch it if it is not there."""
+    file = kept_download(url, folder)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), progress=progress)
+    return file
+
+
+def kept_download(url: str, folder: str | Path | None = None) -> Path:
+    """Return where the file of a checkpoint's address is kept, or will be.
+
+    Symptom: torch.hub, and so mmengine (0.10.7 and 0.10.12), keeps a download by the last part of its address, so
+    ``.../a/model.pth`` is taken for ``.../b/model.pth``. Here the name has a hash of the whole address. A file that was
+    kept before is used if its name ends with ``-<hash of its content>``, as OpenMMLab's, torchvision's and timm's do,
+    and that is right. Upstream: a folder for each address.
+    """
+    folder = Path(folder or Path(torch.hub.get_dir(), 'checkpoints'))
+    name = PurePosixPath(urlparse(url).path).name
+    kept, stated = folder / name, re.search(r'-([0-9a-f]{8,64})\.', name)
+    if stated and kept.is_file() and sha256(kept).startswith(stated[1]):
+        return kept
+    return folder / f'{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}'
+
+
+def sha256(file: str | Path) -> str:
+    """SHA-256 of a file, as sha256sum prints it."""
+    with open(file, 'rb') as stream:
+        return hashlib.file_digest(stream, 'sha256').hexdigest()
+
+
+def compare_checksums(file: Any) -> None:
+    """Compare the checksums in a file of torch with its content.
+
+    Symptom: torch (2.6 and 2.13) writes a CRC-32 of each tensor and never reads it: a flipped bit loads as another
+    weight. Files of torch < 1.6, and those written under ``set_crc32_options(False)``, have none. Upstream: a
+    ``torch.load`` that compares.
+
+    Raises:
+        RuntimeError: If they do not fit.
+    """
+    start = file.seek(0, os.SEEK_CUR) if hasattr(file, 'seek') else 0
+    try:
+        if not zipfile.is_zipfile(file):  # cut short, or an old one: torch says which
+            return
+        with zipfile.ZipFile(file) as archive:
+            misfit: object = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
+    except Exception as error:  # whatever zipfile makes of damage
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
+            raise
+        misfit = error
+    finally:
+        if hasattr(file, 'seek'):
+            file.seek(start)
+    if misfit is not None:
+        raise RuntimeError(f'{file} was not loaded: it is damaged (the checksum of {misfit} does not fit). Take '
+                           'another copy of it; a run resumes from an older checkpoint with --resume CKPT')
+
+
+class _DataLoader(mmengine_yaml.yaml.SafeLoader):
+    """YAML with the tuples that mmengine writes, and no other object of Python."""
+
+    def tuple_of(self, node: Any) -> tuple:
+        return tuple(self.construct_sequence(node, deep=True))
+
+    def refuse(self, suffix: str, node: Any) -> Any:
+        raise ValueError(f'!!python/{suffix} was not read, because it could run code{node.start_mark}. A YAML file '
+                         'holds values; write what needs Python as a .py config')
+
+
+_DataLoader.add_constructor('tag:yaml.org,2002:python/tuple', _DataLoader.tuple_of)
+_DataLoader.add_multi_constructor('tag:yaml.org,2002:python/', _DataLoader.refuse)
+
+
+def read_yaml_as_data() -> None:
+    """Let mmengine read YAML files, configs among them, without running what they name.
+
+    Symptom: ``!!python/object/apply:os.system`` in a YAML config runs when the config is read, since mmengine (0.10.7
+    and 0.10.12) reads with PyYAML's unsafe loader. Upstream: a safe one.
+    """
+    mmengine_yaml.Loader = _DataLoader
 
 
 @contextmanager
@@ -193,7 +379,7 @@ def _allowed(classes: list[Any]) -> Iterator[None]:
 def _only_weights(load: Callable[..., Any], source: Any) -> Any:
     with _allowed(_stored_by_mmengine()):
         try:
-            return load(weights_only=True)
+            return _without_code(load(weights_only=True))
         except pickle.UnpicklingError as error:
             raise UnsafeCheckpointError(
                 f'{source} was not loaded: it is damaged, or holds more than weights and what mmengine stores, and '
@@ -207,8 +393,16 @@ def _only_weights(load: Callable[..., Any], source: Any) -> Any:
                                             'load it with torch.jit.load and save its state_dict()') from error
             if 'memory' in str(error) or _opens(load):
                 raise  # the file is whole: no memory, or a device that is not there
-            raise RuntimeError(f'{source} was not loaded: it is damaged, perhaps cut short. Take another file; a run '
-                               f'goes on from an older checkpoint with --resume CKPT. torch says: {error}') from error
+            raise RuntimeError(f'{source} was not loaded: it is damaged, perhaps cut short. Take another copy of '
+                               'it (delete it, if it was downloaded); a run resumes from an older checkpoint with '
+                               f'--resume CKPT. torch says: {error}') from error
+
+
+def _without_code(checkpoint: Any) -> Any:
+    """Drop ``meta.config``, which mmengine runs as Python when it resumes, and does not write itself."""
+    if isinstance(checkpoint, dict) and isinstance(checkpoint.get('meta'), dict):
+        checkpoint['meta'].pop('config', None)
+    return checkpoint
 
 
 def _opens(load: Callable[..., Any]) -> bool:

@@ -308,6 +308,24 @@ def bernoulli_hard_loss(preds: Tensor, target: Tensor) -> Tensor:
     return target * F.softplus(-preds, threshold=40) + (1 - target) * F.softplus(preds, threshold=40)
 
 
+def label_scores(labels: Tensor, classes: int, quality: Tensor | None = None) -> Tensor:
+    r"""What each class of a head of sigmoids should answer to targets of one class each.
+
+    Args:
+        labels: Class indices; ``classes`` is background, of which no class is right. Shape: (N, \*).
+        classes: Their number, C.
+        quality: What the right class should answer, in [0, 1], such as the overlap of a box (GFL, RTMDet). None: 1.
+            Shape: (N, \*).
+
+    Returns:
+        Shape: (N, C, \*).
+    """
+    right = torch.ones_like(labels, dtype=torch.float32) if quality is None else quality
+    right = right * (labels < classes)  # background writes its 0 into the last class
+    scores = right.new_zeros(len(labels), classes, *labels.shape[1:])
+    return scores.scatter_(1, labels.clamp(max=classes - 1).unsqueeze(1), right.unsqueeze(1))
+
+
 def standardized(preds: Tensor) -> Tensor:
     r"""Logits less their mean over their standard deviation, both among classes (Sun et al., CVPR 2024, 2403.01427).
 
@@ -424,6 +442,12 @@ def kept_targets(target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
     return target != ignore_index
 
 
+def may_read_values(tensor: Tensor) -> bool:
+    """Whether a check may read a value: not where the host would wait for the device, nor while torch.compile traces,
+    where it would break the graph. There ``torch._assert_async`` reports later."""
+    return tensor.device.type not in REPORTS_LATER and not torch.compiler.is_compiling()
+
+
 def check_logits(preds_S: Tensor, preds_T: Tensor) -> None:
     """Raise TypeError or ValueError unless the two are logits over the same classes of the same samples."""
     for name, preds in (('preds_S', preds_S), ('preds_T', preds_T)):
@@ -439,11 +463,18 @@ def check_logits(preds_S: Tensor, preds_T: Tensor) -> None:
                          f'{tuple(preds_T.shape)}')
 
 
-def check_target(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX, later: bool = True) -> None:
+def check_target(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX, background: bool = False,
+                 later: bool = True) -> None:
     """Raise TypeError or ValueError unless target holds indices, or scores, of the logits' classes.
 
-    CUDA itself reports an index out of range, later, so that nothing waits for it here; without ``later`` it is left to
-    the caller to let it (:func:`assert_classes`).
+    CUDA itself reports an index out of range, later, so that nothing waits for it here.
+
+    Args:
+        preds: Logits. Shape: (N, C, *).
+        target: Shape: (N, *), or (N, C, *) for scores.
+        ignore_index: An index that is allowed as well.
+        background: Whether the index C is, too.
+        later: Whether such a report is arranged here; else the caller does so (:func:`assert_classes`).
     """
     if target.is_floating_point():
         if target.shape != preds.shape:
@@ -457,20 +488,21 @@ def check_target(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX
     if tuple(target.shape) != expected:
         raise ValueError(f'class indices should have shape {expected} for logits of shape {tuple(preds.shape)}, got '
                          f'{tuple(target.shape)}')
-    if target.device.type in REPORTS_LATER:
+    indices = preds.shape[1] + background
+    if not may_read_values(target):
         if later:
-            assert_classes(target.masked_fill(target == ignore_index, 0), preds.shape[1], ignore_index)
+            assert_classes(target.masked_fill(target == ignore_index, 0), indices, ignore_index)
         return
-    if target.numel() == 0 or _all_below(target, preds.shape[1]):
+    if target.numel() == 0 or _all_below(target, indices):
         return
-    valid = ((target >= 0) & (target < preds.shape[1])) | (target == ignore_index)
+    valid = ((target >= 0) & (target < indices)) | (target == ignore_index)
     if not valid.all():
-        raise ValueError(f'class indices should lie in [0, {preds.shape[1]}) or be ignore_index={ignore_index}, got '
+        raise ValueError(f'class indices should lie in [0, {indices}) or be ignore_index={ignore_index}, got '
                          f'{target[~valid][0].item()}')
 
 
 def assert_classes(target: Tensor, classes: int, ignore_index: int = IGNORE_INDEX) -> None:
-    """Let a device report indices that are not in [0, classes), without waiting for it.
+    """Have indices that are not in [0, classes) reported without waiting for it, by a device or a compiled graph.
 
     Args:
         target: Class indices, with 0 in place of ignore_index. Shape: any.
@@ -497,7 +529,7 @@ def check_single_label(target: Tensor) -> None:
     smallest, largest = target.detach().sum(1, dtype=torch.float32).aminmax()
     valid = (smallest >= 2 - _LARGEST_SUM) & (largest <= _LARGEST_SUM) & (target.detach().amin() >= 0)
     message = 'class scores should be at least 0 and sum up to 1 for each target, as those of mixup or label smoothing'
-    if target.device.type in REPORTS_LATER:
+    if not may_read_values(target):
         torch._assert_async(valid, message)
     elif not valid:  # nor may one be NaN
         raise ValueError(f'{message}, got sums from {smallest.item():.4g} to {largest.item():.4g}. Weighted soft '
@@ -513,7 +545,7 @@ def check_label_scores(target: Tensor) -> None:
         return
     lowest, highest = target.detach().aminmax()
     valid = (lowest >= 0) & (highest <= 1)  # nor may one be NaN
-    if target.device.type in REPORTS_LATER:
+    if not may_read_values(target):
         torch._assert_async(valid, 'label scores should lie in [0, 1]')
     elif not valid:
         raise ValueError(f'label scores should lie in [0, 1], got {lowest.item():.4g} to {highest.item():.4g}: name '

@@ -1,9 +1,13 @@
 import contextlib
 import datetime
+import hashlib
 import importlib.util
+import io
 import json
 import os
 import pickle
+import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mmcv
+import mmengine
 import mmengine.runner.checkpoint as mmengine_checkpoint
 import numpy as np
 import pytest
@@ -485,12 +490,13 @@ def test_load_keeps_the_location(trained):
 
 def test_downloads_ask_for_weights_only(monkeypatch):
     asked = []
+    monkeypatch.setattr(compat, 'downloaded', lambda url, *_: Path('/nowhere/0123-a.pth'))
     monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', lambda *args, **kwargs: asked.append((args, kwargs)))
     load('https://example.invalid/a.pth')
     (url, *_), wishes = asked[0]
     assert url == 'https://example.invalid/a.pth'
-    assert wishes['weights_only'] is True
-    assert wishes['map_location'] == 'cpu'
+    assert wishes == dict(weights_only=True, file_name='0123-a.pth')
+    assert asked[0][0][1:3] == ('/nowhere', 'cpu')
 
 
 def test_a_download_that_runs_code_is_refused(harmful, trained, tmp_path):
@@ -500,6 +506,73 @@ def test_a_download_that_runs_code_is_refused(harmful, trained, tmp_path):
         mmengine_checkpoint.load_url(harmful.as_uri(), model_dir=str(tmp_path / 'cache'), progress=False,
                                      weights_only=False)
     assert not (tmp_path / 'harm').exists()
+
+
+def test_files_of_one_name_at_two_addresses_are_two(tmp_path):
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        torch.save(dict(number=number), tmp_path / f'{number}/model.pth')
+    cache = str(tmp_path / 'cache')
+    found = [mmengine_checkpoint.load_url((tmp_path / f'{number}/model.pth').as_uri(), model_dir=cache, progress=False)
+             for number in (1, 2, 1)]
+    assert [one['number'] for one in found] == [1, 2, 1]
+    assert len(list((tmp_path / 'cache').iterdir())) == 2
+
+
+@pytest.mark.parametrize('right', [True, False])
+def test_a_download_of_before_is_used_if_its_content_is_what_its_name_says(tmp_path, right):
+    path = tmp_path / 'there.pth'
+    torch.save({}, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8] if right else '0' * 8
+    named = path.rename(tmp_path / f'net_20200101-{digest}.pth')
+    kept = tmp_path / 'cache' / named.name
+    kept.parent.mkdir()
+    shutil.copy(named, kept)
+    assert (compat.downloaded(named.as_uri(), kept.parent) == kept) is right
+    assert len(list(kept.parent.iterdir())) == (1 if right else 2)
+
+
+def flips(content, number):
+    """Copies of a file with one flipped bit each."""
+    chosen = random.Random(0)
+    for _ in range(number):
+        flipped = bytearray(content)
+        flipped[chosen.randrange(len(content))] ^= 1 << chosen.randrange(8)
+        yield flipped
+
+
+def test_a_flipped_bit_is_found_or_changes_no_weight(tmp_path):
+    path, weights = tmp_path / 'a.pth', dict(weight=torch.randn(30, 30), bias=torch.randn(30))
+    torch.save(dict(state_dict=weights), path)
+    found = 0
+    for content in flips(path.read_bytes(), 400):
+        path.write_bytes(content)
+        try:
+            torch.testing.assert_close(load(path)['state_dict'], weights, rtol=0, atol=0)
+        except (RuntimeError, compat.UnsafeCheckpointError) as error:
+            assert f'{path} was not loaded' in str(error)
+            found += 1
+    assert found > 200  # the others are in the padding between tensors
+
+
+def test_checksums_are_compared_in_what_is_no_path(tmp_path):
+    stream = io.BytesIO()
+    torch.save(dict(weight=torch.ones(100)), stream)
+    content = bytearray(stream.getvalue())
+    stream.seek(0)
+    assert mmengine_checkpoint.torch.load(stream)['weight'].sum() == 100
+    content[content.index(torch.ones(100).numpy().tobytes())] ^= 1
+    with pytest.raises(RuntimeError, match='it is damaged .the checksum of archive/data/0 does not fit'):
+        mmengine_checkpoint.torch.load(io.BytesIO(content))
+
+
+def test_a_file_without_checksums_is_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(dict(weight=torch.ones(2)), tmp_path / 'a.pth')
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert load(tmp_path / 'a.pth')['weight'].sum() == 2
 
 
 def test_checkpoints_are_unusable_or_unsafe_without_the_workaround(monkeypatch, trained, harmful):
@@ -649,3 +722,37 @@ def test_a_torchscript_archive_is_named(tmp_path):
     torch.jit.script(nn.Linear(2, 1)).save(tmp_path / 'a.pth')
     with pytest.raises(compat.UnsafeCheckpointError, match='is a TorchScript archive.*torch.jit.load'):
         load(tmp_path / 'a.pth')
+
+
+# ------------------------------------------------------------------------------------------- YAML and stored configs
+
+@pytest.mark.parametrize('text', ["!!python/object/apply:os.mkdir ['{}']", "!!python/object/new:os.mkdir ['{}']",
+                                  '!!python/name:os.mkdir', '!!python/module:os',
+                                  '!!python/object:types.SimpleNamespace {{}}'])
+@pytest.mark.parametrize('place', ['config', 'base', 'load'])
+def test_yaml_runs_no_code(tmp_path, text, place):
+    marker, path = tmp_path / 'marker', tmp_path / 'a.yml'
+    path.write_text(f'model: {text.format(marker)}\n')
+    if place == 'base':
+        path = tmp_path / 'b.yaml'
+        path.write_text('_base_: a.yml\n')
+    with pytest.raises(ValueError, match='!!python/.* was not read, .* line 1.* as a .py config') as error:
+        mmengine.load(path) if place == 'load' else Config.fromfile(path)
+    assert not marker.exists() and len(str(error.value)) < 400
+
+
+def test_yaml_is_read_as_mmengine_writes_it(tmp_path):
+    cfg = Config(dict(model=dict(mean=(1.5, 2), nested=((1, 2), [3]), name='a', on=True, none=None)))
+    cfg.dump(tmp_path / 'a.yml')
+    assert 'python/tuple' in (tmp_path / 'a.yml').read_text()
+    assert Config.fromfile(tmp_path / 'a.yml').to_dict() == cfg.to_dict()
+
+
+def test_a_config_in_a_checkpoint_is_not_run(tmp_path, trained):
+    """mmengine runs what is called config in its meta, and stores its own as cfg."""
+    saved = torch.load(trained, weights_only=False)
+    saved['meta']['config'] = f'import os\nos.mkdir({str(tmp_path / "marker")!r})\n'
+    torch.save(saved, tmp_path / 'a.pth')
+    runner = tiny_runner(tmp_path / 'resumed', 2, resume=True, load_from=str(tmp_path / 'a.pth'))
+    runner.train()
+    assert not (tmp_path / 'marker').exists() and runner.epoch == 2

@@ -53,6 +53,13 @@ def load(name):
     return cfg
 
 
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+def test_loaders_without_workers_say_so_to_other_tools(path):
+    cfg = Config.fromfile(path)  # where persistent_workers is missing, mmpretrain's tools set True
+    loaders = [cfg[f'{part}_dataloader'] for part in ('train', 'val', 'test')]
+    assert all(loader.get('persistent_workers', True) == (loader.num_workers > 0) for loader in loaders)
+
+
 @pytest.mark.parametrize('name', CIFAR_NETWORKS)
 def test_network_is_the_one_that_the_field_means(name):
     model = MODELS.build(load(f'{name}_cifar100').model)

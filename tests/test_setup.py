@@ -8,6 +8,7 @@ from importlib.metadata import Distribution
 import pytest
 import yaml
 from mmengine.config import Config
+from packaging.requirements import Requirement
 
 from tests.tiny import ROOT
 
@@ -55,7 +56,7 @@ def test_two_sets_differ_in_who_releases_them(required):
 
 
 def test_the_tests_have_the_extras_that_they_use(required):
-    assert names(required['dev']) > names(required['timm'] + required['demo'] + required['triton'])
+    assert names(required['dev']) > names(required['timm'] + required['demo'])
 
 
 def imported(tree):
@@ -78,3 +79,37 @@ def test_what_the_package_imports_it_asks_for(required):
     foreign = {(name, extra) for name, extra in found if name not in {'mmwsl', *sys.stdlib_module_names}}
     assert {('torch', ''), ('mmcv', ''), ('sklearn', 'demo')} < foreign
     assert [pair for pair in sorted(foreign) if DISTRIBUTIONS.get(pair[0], pair[0]) not in brought[pair[1]]] == []
+
+
+def pins(text):
+    """Version by name, as pip compares names."""
+    return {re.sub('[-_.]+', '-', name).lower(): version
+            for name, version in re.findall(r'^([\w.-]+)==([^\s;\\]+)', text, re.M)}
+
+
+@pytest.mark.parametrize('name', ['onedl', 'openmmlab', 'onedl-dense', 'openmmlab-dense'])
+def test_each_pin_but_torchs_has_its_hashes(name):
+    plain, hashed = ((ROOT / f'requirements/{file}.txt').read_text() for file in (name, f'{name}-hashes'))
+    expected = pins(plain)
+    if 'dense' not in name:
+        assert expected.pop('torch') and expected.pop('torchvision') and len(expected) > 50
+    assert pins(hashed) == expected
+    assert_hashes_alone(hashed)
+
+
+def test_triton_is_pinned_with_its_hashes_and_asked_for_by_its_extra_alone(required):
+    hashed = (ROOT / 'requirements/triton.txt').read_text()
+    (name, version), = pins(hashed).items()
+    wanted, = required['triton']
+    assert name == Requirement(wanted).name == 'triton' and version in Requirement(wanted).specifier
+    assert_hashes_alone(hashed)
+    assert [extra for extra in required if 'triton' in names(required[extra])] == ['triton']  # it is a large download
+    others = [path for path in (ROOT / 'requirements').iterdir() if path.name != 'triton.txt']
+    assert [path.name for path in others if 'triton' in pins(path.read_text())] == []
+
+
+def assert_hashes_alone(text):
+    """Below a comment, pins with hashes, and neither an option nor an address."""
+    entry = r'[\w.-]+==\S+( \\\n    --hash=sha256:[0-9a-f]{64})+\n'
+    comments, body = re.fullmatch(r'((?:#[^\n]*\n)+)(.*)', text, re.S).groups()
+    assert re.fullmatch(f'({entry})+', body) and '://' not in comments

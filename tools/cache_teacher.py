@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.dist import init_dist, is_distributed
 
 from mmwsl.engine.cache_building import build_cache
-from mmwsl.engine import finish_run, launcher_parser, prepare_run
+from mmwsl.engine import explained_data, finish_run, launcher_parser, prepare_run
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,7 +41,8 @@ def main() -> None:
     if args.launcher != 'none' and not is_distributed():
         init_dist(args.launcher, **cfg.get('env_cfg', {}).get('dist_cfg', dict(backend='nccl')))
     out = args.out or cfg.model.get('teacher_cache') or Path(cfg.work_dir) / 'teacher_cache'
-    build_cache(cfg, out, args.views, args.seed, args.top_k, args.dtype, args.taus)
+    with explained_data(cfg, ('train_dataloader', )):
+        build_cache(cfg, out, args.views, args.seed, args.top_k, args.dtype, args.taus)
     finish_run()
 
 

@@ -20,6 +20,8 @@ from mmengine.analysis import get_model_complexity_info
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
+from mmwsl.utils import whole_file
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'
 RESULTS = ROOT / 'results'
@@ -216,9 +218,9 @@ def each(runs: Iterable[dict]) -> str:
 
 
 def difference(first: Seeds, second: Seeds) -> str:
-    """Mean of first - second over the seeds that both have, and its standard error."""
+    """Mean of first - second over the seeds that both have, and its standard error if there are three or more."""
     pairs = paired(first, second)
-    error = f' ± {statistics.stdev(pairs) / len(pairs)**0.5:.2f}' if len(pairs) > 1 else ''
+    error = f' ± {statistics.stdev(pairs) / len(pairs)**0.5:.2f}' if len(pairs) > 2 else ''
     return f'{statistics.mean(pairs):+.2f}{error}' if pairs else ''
 
 
@@ -343,7 +345,8 @@ def catalogue() -> dict[Path, str]:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for path, text in catalogue().items():
-        path.write_text(text)
+        with whole_file(path) as file:
+            file.write(text.encode())
         print(path.relative_to(ROOT))
 
 

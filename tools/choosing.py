@@ -2,11 +2,14 @@
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from catalogue import ROOT, Seeds, difference, each, is_neutral, mean_and_spread, read_runs, table, with_table
+
+from mmwsl.utils import whole_file
 
 PAGE = ROOT / 'docs/choosing.md'
 PICTURES = ROOT / 'docs/pictures'
@@ -89,8 +92,9 @@ def grid_table(runs: Runs) -> str:
         cells = grid(runs, data)
         for tau in TAUS:
             row = [cells[tau, weight] for weight in WEIGHTS]
-            rows.append((data.title, tau, *map(cell, row), mean_of_means(row)))
-    return table(('Data', '`tau`', *(f'`loss_weight` {weight}' for weight in WEIGHTS), 'Mean'), rows)
+            counts = ', '.join(str(len(seeds)) for seeds in row)
+            rows.append((data.title, tau, *map(cell, row), mean_of_means(row), counts))
+    return table(('Data', '`tau`', *(f'`loss_weight` {weight}' for weight in WEIGHTS), 'Mean', 'Runs'), rows)
 
 
 def mean_of_means(cells: list[Seeds]) -> str:
@@ -171,13 +175,14 @@ def panel(name: str, xlabel: str, panels: list[tuple[str, tuple[str, ...], dict[
 
 def moments(runs: Seeds) -> tuple[float, float]:
     top1 = [run['top1'] for run in runs.values()]
-    return statistics.mean(top1), statistics.stdev(top1) if len(top1) > 1 else 0.0
+    return statistics.mean(top1), statistics.stdev(top1) if len(top1) > 1 else math.nan
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     runs = Runs(read_runs())
-    PAGE.write_text(page(runs))
+    with whole_file(PAGE) as file:
+        file.write(page(runs).encode())
     draw(runs)
 
 

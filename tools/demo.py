@@ -80,7 +80,7 @@ def draw(teacher: float, logs: dict[str, list[list[dict]]], path: Path) -> None:
         left.fill_between(epochs, *zip(*((min(v), max(v)) for v in zip(*curves, strict=True)), strict=True),
                           color=style[:-2].rstrip('-:') or 'k', alpha=0.15)
     left.axhline(teacher, color='grey', label='Teacher')
-    left.set(xlabel='epoch', ylabel='top-1 accuracy on the test set (%)', title='Mean and range over seeds')
+    left.set(xlabel='epoch', ylabel='top-1 accuracy on the test set (%)', title=f'Mean and range, seeds: {len(curves)}')
     left.legend()
     for seed, log in enumerate(logs['Weighted soft labels (WSL)']):
         weights = mean_weights(log)

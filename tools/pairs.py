@@ -15,11 +15,13 @@ from mmwsl.models.losses import SampleLoss, WeightedLoss
 from mmwsl.models.losses.base import build_loss
 from mmwsl.models.weightings import SampleWeighting, build_weighting
 from mmwsl.registry import MODELS
+from mmwsl.utils import whole_file
 
 PAGE = Path(__file__).resolve().parent.parent / 'docs/pairs.md'
 # what a part cannot be built without, and settings that decide where it is defined
 NEEDED = {'ProductWeighting': dict(factors=[dict(type='WSLWeighting'), dict(type='EntropyWeighting')])}
-SETTINGS = {'DIST': [dict(beta=0)], 'WSLWeighting': [dict(teacher_losses='FILE')]}
+SETTINGS = {'BernoulliKD': [dict(per_class=False)], 'DIST': [dict(beta=0)],
+            'WSLWeighting': [dict(teacher_losses='FILE')]}
 PROSE = """# Which weighting goes with which loss
 
 Written by `tools/pairs.py`, which tries each pair of parts in the registry; run it again after adding one.
@@ -64,7 +66,7 @@ def page() -> str:
                 for (name, weighting), row in zip(weightings.items(), cells, strict=True)]
         built = [build_loss(loss) for loss in losses.values()]
     rows.append(('*one class for each image (no mixup)*', *map(_one_class, built), ''))
-    rows.append(('*head of the student*', *('sigmoids' if loss.per_class else 'softmax' for loss in built), ''))
+    rows.append(('*head of the student*', *('sigmoids' if loss.for_sigmoids else 'softmax' for loss in built), ''))
     reasons = ''.join(f'{number}. {note[0].upper()}{note[1:]}.\n' for number, note in enumerate(notes, 1))
     return f'{PROSE}{_table(("", *losses, "*one class for each image (no mixup)*"), rows)}\n\n{reasons}'
 
@@ -79,7 +81,8 @@ def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
-    PAGE.write_text(page())
+    with whole_file(PAGE) as file:
+        file.write(page().encode())
     print(PAGE.relative_to(PAGE.parent.parent))
 
 

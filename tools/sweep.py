@@ -120,12 +120,11 @@ def keep(run: Run, work_dir: Path, args: argparse.Namespace) -> None:
 
 
 def check_last_epoch(log: list[dict], work_dir: Path, epochs: int) -> None:
-    """A run that was killed after its last checkpoint and within the validation does not repeat that."""
+    """Raise RuntimeError for a run of 0.1.0 that was killed within its last validation, which was not repeated then."""
     validated = max((line['step'] for line in log if 'accuracy/top1' in line), default=0)
     if validated != epochs:
-        raise RuntimeError(f'the last validation in {work_dir} is of epoch {validated}, not {epochs}. If the run was '
-                           'killed in the last one, delete run.json there, put the path of the checkpoint before the '
-                           'last into last_checkpoint, and give the same command again: it repeats the last epoch')
+        raise RuntimeError(f'the last validation in {work_dir} is of epoch {validated}, not {epochs}. Delete '
+                           'run.json there and give the same command again, which repeats the validation')
 
 
 def top1_of_each_epoch(log: list[dict], epochs: int) -> list[float | None]:

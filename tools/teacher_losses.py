@@ -16,7 +16,7 @@ import argparse
 import numpy as np
 from mmengine.config import Config, DictAction
 
-from mmwsl.engine import calibrate, check_data, measure_losses
+from mmwsl.engine import calibrate, check_data, measure_losses, merge_options
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     check_data(cfg, ('train_dataloader', ))
     if args.calibrate:
         found = calibrate(cfg, args.checkpoints, args.fold)

@@ -2,16 +2,22 @@
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import mmengine
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmwsl.analysis.predict import choose_network
-from mmwsl.engine import finish_run, launcher_parser, prepare_run
+from mmwsl.engine import explained_data, finish_run, launcher_parser, merge_options, prepare_run
+from mmwsl.engine.data_checks import check_labels
+from mmwsl.engine.hooks.check_labels_hook import predicted_classes
 from mmwsl.utils import load_network
 
 
@@ -19,6 +25,8 @@ def parse_args() -> argparse.Namespace:
     parser = launcher_parser(__doc__)
     parser.add_argument('checkpoint', nargs='?', help='checkpoint file; with --teacher, the default is teacher_ckpt')
     parser.add_argument('--teacher', action='store_true', help="test the config's teacher instead of its student")
+    parser.add_argument('--tta', action='store_true', help="average over transforms of each image: the config's "
+                        'tta_model and tta_pipeline, or mean class scores of the image and its mirror image')
     parser.add_argument('--out', help='file for the results: .pkl, or .json for metrics')
     parser.add_argument('--out-item', choices=['metrics', 'pred'], help='what --out takes; default: pred')
     args = parser.parse_args()
@@ -38,22 +46,66 @@ def choose_model(cfg: Config, args: argparse.Namespace) -> None:
     args.checkpoint = choose_network(cfg, 'teacher' if args.teacher else 'architecture', args.checkpoint)
 
 
+@contextmanager
+def around_the_network(cfg: Config, tta: bool) -> Iterator[None]:
+    """Take a model for test-time augmentation off a config's model, and put it back on, or on demand a new one."""
+    model = None
+    if 'module' in cfg.model:
+        model, cfg.model = cfg.model, cfg.model.pop('module')
+    yield
+    if tta and model is None:
+        set_tta_pipeline(cfg)
+        model = cfg.get('tta_model') or dict(type='mmpretrain.AverageClsScoreTTA')
+    if model is not None:
+        cfg.model = ConfigDict(**model, module=cfg.model)
+        cfg.data_preprocessor = None  # the network has it, and a TTA model would put the config's in its place
+
+
+def set_tta_pipeline(cfg: Config) -> None:
+    """Have each test image read as the config's tta_pipeline says, or twice, once mirrored.
+
+    Raises:
+        ValueError: If the images were read before, and lie on the device.
+    """
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        if dataset.type == 'mmwsl.DeviceDataset':
+            raise ValueError('--tta transforms each image when it is read, and the images of a mmwsl.DeviceDataset are '
+                             "kept on the device: give the dataset alone in test_dataloader, with collate_fn="
+                             "dict(type='default_collate')")
+        dataset = dataset.dataset
+    *loading, packing = copy.deepcopy(dataset.pipeline)
+    mirrored = dict(type='TestTimeAug', transforms=[
+        [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)], [packing]])
+    dataset.pipeline = cfg.get('tta_pipeline') or [*loading, mirrored]
+
+
+def network_of(model: Any) -> Any:
+    """The network inside wrappers for several processes and for test-time augmentation."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
 def main() -> None:
     args = parse_args()
     cfg = Config.fromfile(args.config)
-    if args.cfg_options:  # before the model is chosen, since they may concern it
-        cfg.merge_from_dict(args.cfg_options)
-        args.cfg_options = None
-    choose_model(cfg, args)
+    merge_options(cfg, args.cfg_options)  # before the model is chosen, since they may concern it
+    args.cfg_options = None
+    with around_the_network(cfg, args.tta):
+        choose_model(cfg, args)
+    cfg.load_from, cfg.resume = None, False  # how training began; mmengine would load it over the checkpoint
     if args.amp:
         cfg.test_cfg.fp16 = True
     prepare_run(cfg, args, ('test_dataloader', ))
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if args.checkpoint:
-        load_network(runner.model.module if is_model_wrapper(runner.model) else runner.model, args.checkpoint)
+        load_network(network_of(runner.model), args.checkpoint)
+    check_labels(runner.test_loop.dataloader.dataset, predicted_classes(network_of(runner.model)), 'test_dataloader')
     if args.out and args.out_item != 'metrics':
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
-    metrics = runner.test()
+    with explained_data(cfg, ('test_dataloader', )):
+        metrics = runner.test()
     if args.out and args.out_item == 'metrics':
         mmengine.dump(metrics, args.out)
     finish_run()

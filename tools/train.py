@@ -10,10 +10,12 @@ from mmengine.runner import Runner
 from mmwsl.engine import (
     add_hooks,
     explained_config,
+    explained_data,
     finish_run,
     latest_checkpoint,
     launcher_parser,
     prepare_run,
+    sole_training,
 )
 
 
@@ -55,11 +57,13 @@ def main() -> None:
     apply_training_options(cfg, args)
     prepare_run(cfg, args, ('train_dataloader', 'val_dataloader'))
     add_hooks(cfg)
-    if args.resume == 'auto':
-        cfg.load_from = latest_checkpoint(cfg.work_dir)
-    with explained_config():
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.train()
+    with sole_training(cfg):
+        if cfg.get('resume') and not cfg.get('load_from'):
+            cfg.load_from = latest_checkpoint(cfg.work_dir)
+        with explained_config():
+            runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        with explained_data(cfg, ('train_dataloader', 'val_dataloader')):
+            runner.train()
     finish_run()
 
 

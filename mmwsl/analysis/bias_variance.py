@@ -22,6 +22,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import logsumexp
 
+FEWEST_MODELS = 5
+"""Of fewer models no interval is given: a resample of them has hardly another mean."""
+
 
 class Decomposition(NamedTuple):
     """In nats; bias and variance sum up to the loss."""
@@ -31,7 +34,7 @@ class Decomposition(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """An estimate with the ends of its interval."""
+    """An estimate with the ends of its interval, which are NaN where there are too few models for one."""
     value: float
     low: float
     high: float
@@ -86,8 +89,9 @@ def bootstrap(values: np.ndarray, draws: int = 2000, level: float = 0.95, seed: 
     """Mean over models and images, with a percentile interval from resampling both at once.
 
     The interval says how far the mean would move with other runs (training resamples, initial weights) *and* other test
-    images. It knows nothing of another training set, teacher or recipe. For the difference between two configs give the
-    difference of their values: it is then paired over runs and images.
+    images. It knows nothing of another training set, teacher or recipe, and there is none for fewer than
+    :data:`FEWEST_MODELS` models. For the difference between two configs give the difference of their values: it is then
+    paired over runs and images.
 
     Args:
         values: A row for each model and a column for each image, e.g. :func:`pseudo_values`. Shape: (K, N).
@@ -100,8 +104,10 @@ def bootstrap(values: np.ndarray, draws: int = 2000, level: float = 0.95, seed: 
     """
     if values.ndim != 2 or 0 in values.shape:
         raise ValueError(f'values should have a row for each model and a column for each image, got {values.shape}')
-    generator = np.random.default_rng(seed)
     models, images = values.shape
+    if models < FEWEST_MODELS:
+        return Interval(float(values.mean()), float('nan'), float('nan'))
+    generator = np.random.default_rng(seed)
     means = [_counts(generator, models) @ values @ _counts(generator, images) / values.size for _ in range(draws)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(values.mean()), float(low), float(high))

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -16,9 +17,10 @@ from torch.utils.data import DataLoader
 
 from mmwsl.analysis.records import sample_indices
 from mmwsl.analysis.regularization import records_of_logits
+from mmwsl.cache.fingerprint import teacher_files
 from mmwsl.models.teachers import CachedTeacher
-from mmwsl.utils.checkpoint import load_network
-from mmwsl.utils.data import set_dataloader_defaults, single_labels
+from mmwsl.utils.checkpoint import check_files, load_network
+from mmwsl.utils.data import number_images, set_dataloader_defaults, single_labels
 
 
 def build_model(cfg: Config, student_only: bool = False) -> Any:
@@ -29,11 +31,13 @@ def build_model(cfg: Config, student_only: bool = False) -> Any:
         student_only: Of a distillation, build the student without its teacher.
     """
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    model = copy.deepcopy(cfg.model)
-    preprocessor = model.get('data_preprocessor', cfg.get('data_preprocessor'))
-    if student_only:
-        model = model.get('architecture', model)
-    network = MODELS.build({'data_preprocessor': preprocessor, **model} if preprocessor else model)
+    if student_only or 'architecture' not in cfg.model:
+        model = network_config(cfg)
+    else:
+        model = copy.deepcopy(cfg.model)
+        if cfg.get('data_preprocessor'):
+            model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    network = MODELS.build(model)
     network = network.to('cuda' if torch.cuda.is_available() else 'cpu')
     network.eval()  # not chained: it may return None
     return network
@@ -43,29 +47,70 @@ def choose_network(cfg: Config, part: str, checkpoint: str | None = None) -> str
     """Leave one network of a distillation as a config's model, as if it were a config of that network alone.
 
     Args:
-        cfg: Changed in place. A config of a network alone stays as it is.
+        cfg: Changed in place. A config of a network alone keeps its network.
         part: 'teacher' or 'architecture', the student.
-        checkpoint: The network's file. None takes a teacher's from ``teacher_ckpt``.
+        checkpoint: The network's file. None takes a teacher's own, as training does.
 
     Returns:
-        The checkpoint; None if it was not given, or if an ensemble's members are loaded from files of their own.
+        The checkpoint; None if it was not given, or if the teacher's class loads its weights itself.
 
     Raises:
-        ValueError: If a teacher's checkpoint is neither given nor named in the config.
+        ValueError: If a teacher's checkpoint is neither given nor named in the config, or is another file than its
+            ``teacher_sha256`` says.
     """
-    if 'teacher' not in cfg.model:
-        return checkpoint
-    if part == 'teacher':
-        checkpoint = checkpoint or cfg.model.get('teacher_ckpt')
-        if not checkpoint and not cfg.model.teacher.get('ckpts'):
+    if part == 'teacher' and part in cfg.model:
+        if not checkpoint:
+            checkpoint = cfg.model.get('teacher_ckpt') or _checkpoint_of(cfg.model.teacher)
+            check_files(teacher_files(cfg.model.teacher, checkpoint), cfg.model.get('teacher_sha256'))
+        if not checkpoint and not (cfg.model.teacher.get('ckpts') or cfg.model.teacher.get('pretrained')):
             raise ValueError(f'{cfg.filename} names no teacher_ckpt: give the checkpoint on the command line')
-    # the runner and MMRazor look for the one that both networks share in this order
-    found = [holder.get('data_preprocessor') for holder in (cfg.model, cfg, cfg.model.architecture)]
-    shared = next(filter(None, found), None)
-    cfg.model = cfg.model[part]
-    if shared:
-        cfg.model.setdefault('data_preprocessor', shared)
+    cfg.model = network_config(cfg, part)
     return checkpoint
+
+
+def network_config(cfg: Config, part: str = 'architecture') -> ConfigDict:
+    """Return the config of one network, whole: a run with it alone treats images as the distillation does.
+
+    A student's ``data_preprocessor`` is the algorithm's or the config's, if there is one, as in training; a teacher may
+    have its own. A network of another package (``cfg_path``) is read from there.
+
+    Args:
+        cfg: Of a distillation, or of a network alone, which is then the one.
+        part: 'teacher' or 'architecture', the student.
+    """
+    model = copy.deepcopy(cfg.model)
+    network = _of_its_package(model[part]) if part in model else model
+    shared, own = model.get('data_preprocessor') or cfg.get('data_preprocessor'), network.get('data_preprocessor')
+    found = [shared, own] if part == 'architecture' and part in model else [own, shared]
+    if part == 'teacher' and 'architecture' in model:
+        found.append(_of_its_package(model.architecture).get('data_preprocessor'))
+    if any(found):
+        network.data_preprocessor = next(filter(None, found))
+    return network
+
+
+def _of_its_package(network: ConfigDict) -> ConfigDict:
+    """As :func:`mmengine.hub.get_model` builds it."""
+    if 'cfg_path' not in network:
+        return network
+    external = get_config(network.cfg_path)
+    found = external.model
+    found.setdefault('_scope_', network.cfg_path.partition('::')[0])
+    if 'data_preprocessor' in external:
+        found.data_preprocessor = external.data_preprocessor
+    for key in network.keys() - {'cfg_path', 'pretrained'}:
+        found.setdefault(key, network[key])
+    return found
+
+
+def _checkpoint_of(teacher: ConfigDict) -> str | None:
+    """The file that a teacher's own config names."""
+    pretrained, init_cfg = teacher.get('pretrained'), teacher.get('init_cfg')
+    if pretrained and 'cfg_path' in teacher:
+        return get_config(teacher.cfg_path, pretrained=True).model_path
+    if isinstance(pretrained, str):
+        return pretrained
+    return init_cfg['checkpoint'] if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained' else None
 
 
 def build_dataloader(cfg: Config, field: str, seed: int = 0) -> DataLoader:
@@ -73,7 +118,9 @@ def build_dataloader(cfg: Config, field: str, seed: int = 0) -> DataLoader:
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     dataloader = copy.deepcopy(cfg[field])
     set_dataloader_defaults(dataloader, pin_memory=False)
-    return Runner.build_dataloader(dataloader, seed=seed)
+    loader = Runner.build_dataloader(dataloader, seed=seed)
+    number_images(loader.dataset)
+    return loader
 
 
 def log_probabilities(network: nn.Module, dataloader: DataLoader) -> tuple[np.ndarray, np.ndarray]:

@@ -47,7 +47,7 @@ def read_records(work_dir: str | Path) -> dict[int, np.ndarray]:
 
 
 def sample_indices(data_samples: list[Any]) -> list[int]:
-    """Index of each sample in its dataset.
+    """Index of each sample in its dataset, through all parts of a joined one.
 
     Raises:
         ValueError: If a sample does not know it.

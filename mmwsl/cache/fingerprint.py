@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.hub import get_config
 from torch import Tensor, nn
 
 from mmwsl.utils.checkpoint import read_weights, student_weights
@@ -30,6 +31,22 @@ def teacher_fingerprint(teacher: Mapping, teacher_ckpt: str | None, teacher_norm
     preprocessor = {name: _plain(getattr(data_preprocessor, name, None)) for name in _SETTINGS}
     return dict(config=_plain(teacher), weights=_weights_of_files(teacher, teacher_ckpt),
                 teacher_norm_eval=teacher_norm_eval, data_preprocessor=preprocessor)
+
+
+def teacher_files(teacher: Any, teacher_ckpt: str | None) -> list[str]:
+    """Checkpoints that a teacher is loaded from: its own, or one for each member of an ensemble.
+
+    Args:
+        teacher: Its config, or the built network.
+        teacher_ckpt: As of ``WSLDistill``.
+    """
+    if teacher_ckpt or not isinstance(teacher, Mapping):
+        return [str(teacher_ckpt)] if teacher_ckpt else []
+    if teacher.get('cfg_path') and teacher.get('pretrained'):
+        return [get_config(teacher['cfg_path'], pretrained=True).model_path]
+    init_cfg = teacher.get('init_cfg')
+    named = init_cfg.get('checkpoint') if isinstance(init_cfg, Mapping) else None
+    return [named] if named else list(teacher.get('ckpts') or ())
 
 
 def data_fingerprint(config: Mapping, dataset: Any) -> dict[str, Any]:
@@ -143,9 +160,7 @@ def differences(cached: Any, current: Any, name: str = '') -> list[str]:
 
 
 def _weights_of_files(teacher: Mapping, teacher_ckpt: str | None) -> str | None:
-    init_cfg = teacher.get('init_cfg')
-    named = teacher_ckpt or (init_cfg.get('checkpoint') if isinstance(init_cfg, Mapping) else None)
-    files = [named] if named else list(teacher.get('ckpts') or ())
+    files = teacher_files(teacher, teacher_ckpt)
     if not files or not all(Path(file).is_file() for file in files):
         return None
     return files_hash(files)

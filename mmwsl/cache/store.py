@@ -3,10 +3,12 @@
 A cache is a folder with ``cache.json``, which says what it is, and one ``.npy`` file of records for each *shard*: a
 view and a part of the images. Image i lies in part ``i % parts`` at row ``i // parts``, so that each part is a fair
 sample even of images that are sorted by class. A file appears whole or not at all. Each record carries a checksum,
-which also covers its seed, view and image and is compared at each read: nothing has to be scanned at the start.
+which also covers the cache that it is of, its seed, view and image, and is compared at each read: nothing has to be
+scanned at the start. Checksums of format 1 did not cover the cache: it is read, and not extended.
 """
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -26,7 +28,8 @@ from mmwsl.cache.records import RecordFormat
 from mmwsl.utils.files import whole_file
 
 MANIFEST = 'cache.json'
-_FORMAT = 1
+FORMAT = 2
+_READ = (1, FORMAT)
 _AGAIN = 'run tools/cache_teacher.py again'
 
 
@@ -68,6 +71,7 @@ class Manifest:
     versions: dict[str, str]
     top1: float | None = None
     """The teacher's, in [0, 1], on all recorded views; None until the cache is finished."""
+    format: int = FORMAT
 
     @property
     def identity(self) -> str:
@@ -77,7 +81,13 @@ class Manifest:
     @property
     def settings(self) -> dict[str, Any]:
         """What may not change from one building run to the next."""
-        return {name: value for name, value in _to_json(self).items() if name not in ('views', 'versions', 'top1')}
+        free = ('views', 'versions', 'top1', 'format')
+        return {name: value for name, value in _to_json(self).items() if name not in free}
+
+    @functools.cached_property
+    def owner(self) -> int:
+        """What a record's checksum begins with: a number of this cache alone."""
+        return zlib.crc32(self.identity.encode()) if self.format > 1 else 0
 
     @property
     def shards(self) -> Iterator[Shard]:
@@ -89,11 +99,16 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         content = _to_json(self)
-        text = json.dumps({'format': _FORMAT, 'checksum': _digest(content), **content}, indent=1, sort_keys=True)
+        text = json.dumps({'checksum': _checksum(content), **content}, indent=1, sort_keys=True)
         with whole_file(folder / MANIFEST) as file:
             file.write(text.encode())
 
     def warn_of_other_versions(self) -> None:
+        """Log what is older than this process or newer: its format, and the libraries that made it."""
+        if self.format < FORMAT:
+            print_log(f'The teacher cache is of format {self.format}, whose shards do not tell from which cache they '
+                      'are: a file of another teacher\'s cache copied into it would go unnoticed. It is read, and not '
+                      'extended.', 'current', logging.WARNING)
         found = differences(self.versions, versions())
         if found:
             print_log(f'The teacher cache was made with other versions: {"; ".join(found)}. Views may be drawn '
@@ -105,16 +120,16 @@ class Manifest:
         path = folder / MANIFEST
         try:
             content = json.loads(path.read_bytes())
-            found, checksum = content.pop('format'), content.pop('checksum')
+            found, checksum = content['format'], content.pop('checksum')
         except FileNotFoundError as error:
             raise CacheError(f'there is no teacher cache in {folder}: make one with tools/cache_teacher.py CONFIG '
                              f'--views V --out {folder}') from error
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CacheError(f'{path} is damaged ({error!r}): restore it, or make the cache anew') from error
-        if found != _FORMAT:
-            raise CacheError(f'{path} is of format {found!r}, and this version of mmwsl reads {_FORMAT}: make the '
+        if found not in _READ:
+            raise CacheError(f'{path} is of format {found!r}, and this version of mmwsl reads {_READ}: make the '
                              'cache anew')
-        if checksum != _digest(content):
+        if checksum != _checksum(content):
             raise CacheError(f'{path} is damaged (its checksum does not fit): restore it, or make the cache anew')
         record = content.pop('record')
         return cls(record=RecordFormat(**{**record, 'taus': tuple(record['taus'])}), **content)
@@ -152,7 +167,7 @@ class TeacherCache:
             self._shards[part] = memoryview(records.view(np.uint8))  # type: ignore[arg-type]
         size = self.manifest.record.layout.itemsize
         data = bytes(self._shards[part][row * size:(row + 1) * size])
-        if _crc(data, self.manifest.seed, view, image) != int.from_bytes(data[-4:], 'little'):
+        if _crc(data, self.manifest, view, image) != int.from_bytes(data[-4:], 'little'):
             raise _damaged(self.folder / Shard(view, part).name, f'record {row}')
         return TeacherRecord(data, self.identity)
 
@@ -210,7 +225,7 @@ def open_shard(folder: Path, manifest: Manifest, shard: Shard) -> np.ndarray:
 def write_shard(folder: Path, manifest: Manifest, shard: Shard, records: np.ndarray) -> None:
     """Put checksums into records, and write them."""
     images = manifest.images(shard.part)
-    records['check'] = [_crc(record.tobytes(), manifest.seed, shard.view, image)
+    records['check'] = [_crc(record.tobytes(), manifest, shard.view, image)
                         for record, image in zip(records, images, strict=True)]
     with whole_file(folder / shard.name) as file:
         np.save(file, records)
@@ -223,23 +238,45 @@ def verify_shard(folder: Path, manifest: Manifest, shard: Shard) -> int:
         CacheError: If a record is damaged.
     """
     records = open_shard(folder, manifest, shard)
-    for row, (record, image) in enumerate(zip(records, manifest.images(shard.part), strict=True)):
-        if _crc(record.tobytes(), manifest.seed, shard.view, image) != record['check']:
-            raise _damaged(folder / shard.name, f'record {row}')
+    _check_records(folder, manifest, shard, records)
     return int((manifest.record.predictions(records) == records['label']).sum())
 
 
-def _crc(record: bytes, seed: int, view: int, image: int) -> int:
+def strange_shards(folder: Path, manifest: Manifest) -> list[Shard]:
+    """The shards on disk whose first record is damaged or of another cache."""
+    missing, strange = set(missing_shards(folder, manifest)), []
+    for shard in manifest.shards:
+        try:
+            if shard not in missing:
+                _check_records(folder, manifest, shard, open_shard(folder, manifest, shard)[:1])
+        except CacheError:
+            strange.append(shard)
+    return strange
+
+
+def _check_records(folder: Path, manifest: Manifest, shard: Shard, records: np.ndarray) -> None:
+    for row, (record, image) in enumerate(zip(records, manifest.images(shard.part), strict=False)):
+        if _crc(record.tobytes(), manifest, shard.view, image) != record['check']:
+            raise _damaged(folder / shard.name, f'record {row}')
+
+
+def _crc(record: bytes, manifest: Manifest, view: int, image: int) -> int:
     """Of a record without its last field, which holds it."""
-    return zlib.crc32(record[:-4], zlib.crc32(struct.pack('<QQQ', seed, view, image)))
+    return zlib.crc32(record[:-4], zlib.crc32(struct.pack('<QQQ', manifest.seed, view, image), manifest.owner))
 
 
 def _damaged(path: Path, what: str) -> CacheError:
-    return CacheError(f'{path} is damaged ({what}): delete it and {_AGAIN}, which makes that shard anew')
+    return CacheError(f'{path} is damaged or of another cache ({what}): delete it and {_AGAIN}, which makes that shard '
+                      'again')
 
 
 def _to_json(manifest: Manifest) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(manifest)))
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    """Of a manifest; that of format 1 did not cover the format."""
+    return _digest({name: value for name, value in content.items() if (name, value) != ('format', 1)})
 
 
 def _digest(content: dict[str, Any]) -> str:

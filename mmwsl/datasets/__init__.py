@@ -1,9 +1,13 @@
 import mmwsl.compat  # noqa: F401  readies the stack
 from mmwsl.datasets.device import DeviceDataset
+from mmwsl.datasets.digit_scenes import DigitScenes
 from mmwsl.datasets.digits import Digits
 from mmwsl.datasets.fold import Fold
 from mmwsl.datasets.label_noise import LabelNoise
 from mmwsl.datasets.resample import Resample
 from mmwsl.datasets.views import CachedViews, SeededViews, ViewSampler
 
-__all__ = ['CachedViews', 'DeviceDataset', 'Digits', 'Fold', 'LabelNoise', 'Resample', 'SeededViews', 'ViewSampler']
+__all__ = [
+    'CachedViews', 'DeviceDataset', 'DigitScenes', 'Digits', 'Fold', 'LabelNoise', 'Resample', 'SeededViews',
+    'ViewSampler',
+]

@@ -15,6 +15,7 @@ from torch.utils.data import get_worker_info
 
 from mmwsl.datasets.views import View, same
 from mmwsl.registry import DATASETS, FUNCTIONS
+from mmwsl.utils.data import number_images, to_device
 
 _VERIFIED = 8  # images that are read twice: a transform that acts by chance may come out alike
 
@@ -48,6 +49,7 @@ class DeviceDataset:
                              f'padding={padding} and flip_prob={flip_prob}')
         if isinstance(dataset, dict):
             dataset = DATASETS.build(dataset)
+        number_images(dataset)
         self.padding, self.flip_prob = padding, flip_prob
         self.dataset = dataset  # mmwsl.cache.fingerprint.training_set reads it
         self.metainfo = dataset.metainfo
@@ -67,7 +69,7 @@ class DeviceDataset:
             raise RuntimeError('a DeviceDataset is read by the process that trains: set num_workers=0 and '
                                'persistent_workers=False in its dataloader')
         chosen = [view.image if isinstance(view, View) else int(view) for view in views]
-        index = torch.tensor(chosen, device=self.images.device)
+        index = to_device(torch.tensor(chosen), self.images.device)
         images = self.images[index]
         if self.padding or self.flip_prob:
             images = crop_and_flip(images, self.padding, *draw(_as_views(views), self.padding, self.flip_prob))
@@ -96,7 +98,7 @@ def crop_and_flip(images: Tensor, padding: int, top: np.ndarray, left: np.ndarra
         Shape: as images.
     """
     height, width = images.shape[2:]
-    corner = torch.from_numpy(np.stack((top, left, flip))).to(images.device)
+    corner = to_device(torch.from_numpy(np.stack((top, left, flip))), images.device)
     rows = corner[0, :, None] + torch.arange(height, device=images.device)
     across = torch.arange(width, device=images.device)
     columns = corner[1, :, None] + torch.where(corner[2, :, None] > 0, across.flip(0), across)

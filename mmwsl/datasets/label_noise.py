@@ -11,7 +11,8 @@ class LabelNoise(BaseTransform):
     """Give some images a wrong label, any other class alike (symmetric label noise).
 
     Which images, and what they are called instead, is a function of the seed and of the image's place in the dataset
-    (``sample_idx``, counted after ``indices``): the same in every epoch and run.
+    (``sample_idx``, counted after ``indices`` and, in mmwsl's wrappers, through all parts of a ConcatDataset): the same
+    in every epoch and run.
 
     Args:
         prob: Probability that an image's label is wrong.

@@ -23,6 +23,7 @@ from mmwsl.cache import CacheError, TeacherCache, TeacherRecord
 from mmwsl.cache.fingerprint import data_fingerprint
 from mmwsl.datasets.wrapper import DatasetWrapper
 from mmwsl.registry import DATA_SAMPLERS, DATASETS
+from mmwsl.utils.data import unwrapped
 
 _VERIFIED = 8  # views that each process draws twice: a transform that acts by chance may come out alike
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
@@ -71,7 +72,8 @@ class SeededViews(DatasetWrapper):
 
     def __init__(self, dataset: Any) -> None:
         super().__init__(dataset)
-        self._own_generators = list(own_generators(getattr(self.dataset, 'pipeline', None)))
+        self._own_generators = [generator for part in unwrapped(self.dataset)
+                                for generator in own_generators(getattr(part, 'pipeline', None))]
         self._to_verify = _VERIFIED
 
     def __len__(self) -> int:

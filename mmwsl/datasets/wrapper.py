@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from mmwsl.registry import DATASETS
+from mmwsl.utils.data import number_images
 
 
 class DatasetWrapper:
@@ -16,6 +17,7 @@ class DatasetWrapper:
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        number_images(self.dataset)
 
     @property
     def pipeline(self) -> Any:

@@ -2,23 +2,27 @@
 import mmwsl.compat  # noqa: F401  readies the stack
 from mmwsl.engine import launch, runs
 from mmwsl.engine.cache_building import build_cache
-from mmwsl.engine.config_checks import explained_config
-from mmwsl.engine.data_checks import check_data
+from mmwsl.engine.config_checks import explained_config, merge_options
+from mmwsl.engine.data_checks import check_data, explained_data
 from mmwsl.engine.hooks import (
     ChannelsLastHook,
+    CheckLabelsHook,
     CheckResumeHook,
     CheckTeacherHook,
     EpochSeedHook,
+    ExactResumeHook,
     FiniteLossHook,
+    LateScalarsHook,
     LossStatisticsHook,
     SampleRecordHook,
 )
-from mmwsl.engine.launch import add_hooks, finish_run, launcher_parser, prepare_run
+from mmwsl.engine.launch import add_hooks, finish_run, launcher_parser, prepare_run, sole_training
 from mmwsl.engine.resume import latest_checkpoint
 from mmwsl.engine.teacher_losses import calibrate, measure_losses
 
 __all__ = [
-    'ChannelsLastHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook', 'FiniteLossHook', 'LossStatisticsHook',
-    'SampleRecordHook', 'add_hooks', 'build_cache', 'calibrate', 'check_data', 'explained_config', 'finish_run',
-    'latest_checkpoint', 'launch', 'launcher_parser', 'measure_losses', 'prepare_run', 'runs'
+    'ChannelsLastHook', 'CheckLabelsHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook', 'ExactResumeHook',
+    'FiniteLossHook', 'LateScalarsHook', 'LossStatisticsHook', 'SampleRecordHook', 'add_hooks', 'build_cache',
+    'calibrate', 'check_data', 'explained_config', 'explained_data', 'finish_run', 'latest_checkpoint', 'launch',
+    'launcher_parser', 'measure_losses', 'merge_options', 'prepare_run', 'runs', 'sole_training',
 ]

@@ -33,11 +33,22 @@ from mmwsl.cache.fingerprint import (
     weights_hash,
 )
 from mmwsl.cache.records import RecordFormat
-from mmwsl.cache.store import MANIFEST, CacheError, Manifest, Shard, missing_shards, verify_shard, write_shard
+from mmwsl.cache.store import (
+    FORMAT,
+    MANIFEST,
+    CacheError,
+    Manifest,
+    Shard,
+    missing_shards,
+    strange_shards,
+    verify_shard,
+    write_shard,
+)
 from mmwsl.datasets.views import SeededViews, View
 from mmwsl.models.algorithms import WSLDistill
 from mmwsl.utils.data import single_labels
-from mmwsl.utils.files import lock
+from mmwsl.utils.files import REMAINS, lock
+from mmwsl.utils.text import first_of
 
 SHARD_SIZE = 8192  # images, at most
 _WRAPPERS = ('SeededViews', 'CachedViews')
@@ -62,7 +73,8 @@ def build_cache(cfg: Config, folder: str | Path, views: int, seed: int = 0, top_
         shard_size: Images in a shard, at most.
 
     Raises:
-        CacheError: If the folder holds another cache or a damaged one, or the disk is too small.
+        CacheError: If the folder holds another cache, shards of another, a damaged one or one of format 1 that is not
+            complete, or the disk is too small.
         RuntimeError: If another building run is at work in the folder.
         ValueError: If the config distils no teacher, or images are mixed or have not one class each.
     """
@@ -81,6 +93,7 @@ def build_cache(cfg: Config, folder: str | Path, views: int, seed: int = 0, top_
     with _alone(folder):
         manifest = _agree(folder, manifest)
         missing = missing_shards(folder, manifest)
+        _check_what_is_there(folder, manifest, missing)
         _announce(folder, manifest, missing, seconds)
         barrier()  # each process has seen the same files
         _make_shards(folder, manifest, missing[get_rank()::get_world_size()], model, dataset, loader)
@@ -146,13 +159,15 @@ def _try_out(model: WSLDistill, dataset: SeededViews, loader: Mapping) -> tuple[
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep other building runs out of the folder."""
+    """Keep other building runs out of the folder, and clear away what killed ones left half written."""
     if get_rank() != 0:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / 'lock').open('a') as stream:
         lock(stream, f'another process fills {folder}')
+        for remains in folder.glob(REMAINS):
+            remains.unlink()
         yield
 
 
@@ -173,6 +188,19 @@ def _agree(folder: Path, manifest: Manifest) -> Manifest:
                          'settings it was begun with')
     there.warn_of_other_versions()
     return dataclasses.replace(there, views=manifest.views)
+
+
+def _check_what_is_there(folder: Path, manifest: Manifest, missing: list[Shard]) -> None:
+    """Raise CacheError for shards that are another's, and for a cache of format 1 that would be extended."""
+    if missing and manifest.format < FORMAT:
+        raise CacheError(f'{folder} holds a cache of format {manifest.format}, which is read and not extended, and '
+                         f'{len(missing)} of {manifest.views * manifest.parts} shards would be made. Make a new cache '
+                         'in another folder (--out), or ask for no more --views than it has')
+    strange = strange_shards(folder, manifest)
+    if strange:
+        raise CacheError(f'{folder} holds {len(strange)} shards that are damaged or of another cache: '
+                         f'{first_of([shard.name for shard in strange])}. Delete them and give the same command again, '
+                         'which makes them again, or choose another folder (--out)')
 
 
 def _announce(folder: Path, manifest: Manifest, missing: list[Shard], seconds: float) -> None:

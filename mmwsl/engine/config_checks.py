@@ -49,6 +49,17 @@ def check_option_keys(cfg: Config, options: Mapping[str, Any]) -> None:
             raise ValueError(f'--cfg-options {option}: nothing reads {key!r} of {field}{_did_you_mean(key, known)}')
 
 
+def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:
+    """Put options of the command line into a config.
+
+    Raises:
+        ValueError: As of :func:`check_option_keys`.
+    """
+    if options:
+        check_option_keys(cfg, options)
+        cfg.merge_from_dict(options)
+
+
 def warn_of_unread_keys(cfg: Config) -> None:
     """Log a warning for each key at the top of a config that looks like a misspelt one."""
     for key in cfg:

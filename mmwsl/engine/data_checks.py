@@ -1,16 +1,22 @@
 """Look for the data before a run is built, and say what is missing in the user's terms."""
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, init_default_scope
 from mmpretrain import datasets
 
+from mmwsl.datasets.views import seeded_generators
+from mmwsl.utils.data import unwrapped
 from mmwsl.utils.text import first_of
 
 _CIFAR = {  # folder, its files, archive
@@ -18,6 +24,8 @@ _CIFAR = {  # folder, its files, archive
                 'cifar-10-python.tar.gz'),
     'CIFAR100': ('cifar-100-python', ('train', 'test', 'meta'), 'cifar-100-python.tar.gz'),
 }
+# torch's words, the second of a worker
+_NOT_STACKED = ('stack expects each tensor to be equal size', 'resize storage that is not resizable')
 _FOLDERS = ('ImageNet', 'ImageNet21k', 'CustomDataset')
 
 
@@ -44,13 +52,17 @@ def check_data(cfg: Config, dataloaders: tuple[str, ...]) -> None:
             _check_folder(name, dataset, field)
 
 
+def is_first_process() -> bool:
+    """Whether this is the first process of a run, by what torch, Open MPI and slurm say in the environment."""
+    ranks = [os.environ[name] for name in ('RANK', 'OMPI_COMM_WORLD_RANK', 'SLURM_PROCID') if name in os.environ]
+    return ranks[:1] in ([], ['0'])
+
+
 def _check_cifar(name: str, dataset: dict[str, Any], field: str) -> None:
     folder, files, archive = _CIFAR[name]
     root = Path(dataset.get('data_root') or dataset.get('data_prefix') or '')
-    ranks = [os.environ[name] for name in ('RANK', 'OMPI_COMM_WORLD_RANK', 'SLURM_PROCID') if name in os.environ]
-    first_process = ranks[:1] in ([], ['0'])
     # of several processes the first fetches; the dataset itself lets the others wait
-    if not first_process:
+    if not is_first_process():
         return
     if all((root / folder / file).is_file() for file in files):
         _check_sums(name, root / folder, archive)
@@ -107,3 +119,88 @@ def _check_images(folder: Path, with_label: bool) -> None:
                    if not file.startswith('.') and os.path.getsize(os.path.join(parent, file)) == 0)
     if empty:
         raise ValueError(f'empty files are no images: {first_of(empty)}. Delete them, or copy them again')
+
+
+@contextmanager
+def explained_data(cfg: Config, dataloaders: tuple[str, ...]) -> Iterator[None]:
+    """Name two images of different sizes, if a batch could not be stacked.
+
+    Args:
+        cfg: Of the run.
+        dataloaders: Fields in which to look for them.
+
+    Raises:
+        ValueError: In place of torch's RuntimeError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _NOT_STACKED):
+            raise
+        for field in dataloaders:
+            if cfg.get(field):
+                _raise_for_two_sizes(field, DATASETS.build(copy.deepcopy(cfg[field].dataset)), error)
+        raise
+
+
+def _raise_for_two_sizes(field: str, dataset: Any, error: RuntimeError) -> None:
+    first: tuple[str, tuple[int, ...]] | None = None
+    items = ((index, part[index]) for part in unwrapped(dataset) for index in range(len(part)))
+    for index, item in items:
+        name, shape = item['data_samples'].get('img_path') or f'image {index}', tuple(item['inputs'].shape)
+        first = first or (name, shape)
+        if shape != first[1]:
+            advice = ("Read all of them alike: dict(type='LoadImageFromFile', color_type='color')"
+                      if shape[0] != first[1][0] else "Add dict(type='Resize', scale=(WIDTH, HEIGHT)), or "
+                      "dict(type='ResizeEdge', scale=SIZE) and dict(type='CenterCrop', crop_size=SIZE),")
+            raise ValueError(f'{field}: the images of a batch should have one size, got {_size(first[1])} of '
+                             f'{first[0]} and {_size(shape)} of {name}. {advice} before PackInputs in its '
+                             'pipeline') from error
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f'{shape[-1]} x {shape[-2]} pixels in {shape[0]} channel{"s" if shape[0] > 1 else ""}'
+
+
+def check_labels(dataset: Any, classes: int | None, field: str) -> None:
+    """Raise ValueError for labels that are no class, which a loss would ignore (-100) or fail at.
+
+    Images are not decoded.
+
+    Args:
+        dataset: A dataset, with or without wrappers. What does not tell its labels by ``get_data_info`` is not checked.
+        classes: Number of classes that are predicted. None: those that the dataset names.
+        field: Its dataloader, for the message.
+    """
+    for part in unwrapped(dataset):
+        known = classes or len(getattr(part, 'metainfo', {}).get('classes') or ())
+        if known and hasattr(part, 'get_data_info'):
+            _check_labels_of(part, known, field)
+
+
+def _check_labels_of(part: Any, classes: int, field: str) -> None:
+    infos = (part.get_data_info(index) for index in range(len(part)))
+    wrong = {index: (label, info.get('img_path')) for index, info in enumerate(infos)
+             for label in _integers(info.get('gt_label')) if not 0 <= label < classes}
+    if not wrong or _is_mapped(part, next(iter(wrong)), classes):
+        return
+    index, (label, path) = next(iter(wrong.items()))
+    more = f', and {len(wrong) - 1} more of {len(part)} images have such labels' if len(wrong) > 1 else ''
+    ignored = ' Losses ignore -100, so it would train nothing.' if label == -100 else ''
+    raise ValueError(
+        f'{field}: {path or f"image {index}"} has the label {label}, which is none of {classes} classes (0 to '
+        f'{classes - 1}){more}.{ignored} Correct the labels or leave these images out; if there are more classes, set '
+        'num_classes of the heads (and of data_preprocessor)')
+
+
+def _is_mapped(part: Any, index: int, classes: int) -> bool:
+    """Whether the pipeline makes a class of a label that is none."""
+    with seeded_generators(0):
+        sample = part[index].get('data_samples')
+    labels = _integers(getattr(sample, 'gt_label', None))
+    return bool(labels) and all(0 <= label < classes for label in labels)
+
+
+def _integers(label: Any) -> list[int]:
+    values = np.asarray(() if label is None else label)
+    return values.reshape(-1).tolist() if values.dtype.kind in 'iu' else []

@@ -2,17 +2,25 @@
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import os
+import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.logging import print_log
 
 from mmwsl.compat import distribute_without_cuda
-from mmwsl.engine.config_checks import check_option_keys, warn_of_schedule, warn_of_unread_keys
-from mmwsl.engine.data_checks import check_data
+from mmwsl.engine.config_checks import merge_options, warn_of_schedule, warn_of_unread_keys
+from mmwsl.engine.data_checks import check_data, is_first_process
 from mmwsl.utils.data import set_dataloader_defaults
+from mmwsl.utils.files import lock
 
 _DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -57,9 +65,7 @@ def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, .
     cfg.launcher = args.launcher
     if args.work_dir or not cfg.get('work_dir'):
         cfg.work_dir = args.work_dir or f'work_dirs/{Path(args.config).stem}'
-    if args.cfg_options:
-        check_option_keys(cfg, args.cfg_options)
-        cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     warn_of_unread_keys(cfg)
     warn_of_schedule(cfg)
     for field in _DATALOADERS:
@@ -72,18 +78,65 @@ def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, .
 
 
 def add_hooks(cfg: Config) -> None:
-    """Have a run refuse another's checkpoint and stop when it diverges, and a distillation compute only what is logged.
+    """Have a run resume exactly and only from its own checkpoints, refuse labels that are no class, stop when it
+    diverges and read from a GPU only what is logged, and have a distillation compute only what is logged.
 
     A hook that the config has is not added again.
     """
+    cfg.default_hooks = {'runtime_info': dict(type='mmwsl.LateScalarsHook'), **(cfg.get('default_hooks') or {})}
     hooks = list(cfg.get('custom_hooks') or [])
-    wanted = ['CheckResumeHook', 'FiniteLossHook', *(['LossStatisticsHook'] if cfg.model.get('distiller') else [])]
+    looks_at_labels = any('CheckTeacherHook' in str(hook['type']) for hook in hooks)
+    wanted = [*([] if looks_at_labels else ['CheckLabelsHook']), 'CheckResumeHook', 'ExactResumeHook', 'FiniteLossHook',
+              *(['LossStatisticsHook'] if cfg.model.get('distiller') else [])]
     cfg.custom_hooks = [*hooks, *(dict(type=f'mmwsl.{name}') for name in wanted
                                   if not any(name in str(hook['type']) for hook in hooks))]
 
 
+@contextmanager
+def sole_training(cfg: Config) -> Iterator[None]:
+    """Keep other trainings out of a config's work dir, until this one ends or is killed.
+
+    The first process of a run locks the file ``training.lock`` there, which the kernel releases. On a storage without
+    locks a warning is logged.
+
+    Raises:
+        RuntimeError: If another training runs there; process, host and start are named.
+    """
+    if cfg.launcher != 'none' and not is_first_process():
+        yield
+        return
+    path = Path(cfg.work_dir) / 'training.lock'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o666), 'r+') as stream:
+        try:
+            lock(stream, f'another training runs in {cfg.work_dir}{_holder(path)}, and this one would overwrite its '
+                 'files (--work-dir chooses another folder)')
+        except OSError as error:
+            print_log(f'{path} cannot be locked ({error}): a second training in {cfg.work_dir} would go unnoticed.',
+                      'current', logging.WARNING)
+        stream.truncate(0)
+        json.dump(dict(process=os.getpid(), host=platform.node(), since=f'{datetime.now():%Y-%m-%d %H:%M:%S}'), stream)
+        stream.flush()
+        if hasattr(os, 'register_at_fork'):  # workers that outlive a killed run for seconds must not hold the lock
+            os.register_at_fork(after_in_child=stream.close)
+        yield
+
+
+def _holder(path: Path) -> str:
+    try:
+        found = json.loads(path.read_text())
+        return f' (process {found["process"]} on {found["host"]}, since {found["since"]})'
+    except (OSError, ValueError, LookupError, TypeError):  # not written yet; on Windows nobody else can read it
+        return ''
+
+
 def finish_run() -> None:
-    """Leave the process group together: a process that ends while another still talks to it may be aborted."""
+    """Leave the process group together: a process that ends while another still talks to it may be aborted.
+
+    The folder ``.dist_test``, through which mmengine collected results, is removed if it is empty.
+    """
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+        with suppress(OSError):  # not there, another process was first, or another run uses it
+            Path('.dist_test').rmdir()

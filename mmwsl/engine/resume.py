@@ -35,6 +35,9 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
         if path != candidates[0] or not named.name:
             print_log(f'{pointer} does not name a checkpoint that opens; resuming from {path}.', 'current',
                       logging.WARNING)
+        elif path.parent.resolve() != folder.resolve():
+            print_log(f'{pointer} names a checkpoint in another folder: resuming from {path}.', 'current',
+                      logging.WARNING)
         return str(path)
     if candidates:
         raise RuntimeError(f'none of the checkpoints in {folder} opens: {", ".join(path.name for path in candidates)}. '

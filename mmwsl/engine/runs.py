@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -58,13 +59,16 @@ def train(tool: Path, config: Path, work_dir: Path, options: Sequence[str] = (),
 def scalars(work_dir: Path) -> list[dict]:
     """What a run by epochs logged, in order: a dict for each logged step and each validation.
 
-    A run that was killed within an epoch repeats it; what it logged of that epoch before is left out.
+    A run that was killed within an epoch repeats it; what it logged of that epoch before is left out. The same holds
+    for a validation.
     """
     lines: list[dict] = []
     for log in _logs(work_dir):
         attempt = _read(log)
-        first = min((_epoch(line) for line in attempt), default=float('inf'))
-        lines = [line for line in lines if _epoch(line) < first] + attempt
+        trained = min((line['epoch'] for line in attempt if 'epoch' in line), default=math.inf)
+        validated = min((line['step'] for line in attempt if 'epoch' not in line), default=math.inf)
+        lines = [line for line in lines if (line['epoch'] < trained if 'epoch' in line
+                                            else line['step'] < min(trained, validated))] + attempt
     return lines
 
 
@@ -109,7 +113,3 @@ def _read(log: Path) -> list[dict]:
     with suppress(IndexError, json.JSONDecodeError):  # a full disk, or the end of the machine, cuts the last one
         read.append(json.loads(lines[-1]))
     return read
-
-
-def _epoch(line: dict) -> int:
-    return line.get('epoch', line['step'])  # a validation is logged at its epoch

@@ -1,14 +1,20 @@
 """Networks and files: strict, and never more than weights."""
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from mmengine.dist import barrier, get_rank
+from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
+from mmwsl.compat import downloaded, kept_download, sha256
 from mmwsl.utils.files import whole_file
+from mmwsl.utils.looks_like import looks_like
 from mmwsl.utils.text import first_of
 
 STUDENT = 'architecture.'  # MMRazor's name for the student
@@ -46,6 +52,15 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str,
     Raises:
         ValueError: If a key is missing, unexpected or of another shape; the source and the first of each are named.
     """
+    listed = load_what_fits(model, weights)
+    if listed:
+        raise ValueError(f'the checkpoint {source!r} looks like {looks_like(weights)}, the config has '
+                         f'{looks_like(model.state_dict())}, and it does not belong to this {type(model).__name__}. '
+                         f'{listed}. {advice}')
+
+
+def load_what_fits(model: nn.Module, weights: dict[str, Tensor]) -> str:
+    """Load a state dict as :func:`load_weights` does, and return the first keys of those that do not fit, by kind."""
     if all(key.startswith(_WRAPPER) for key in weights):
         weights = {key.removeprefix(_WRAPPER): value for key, value in weights.items()}
     try:
@@ -56,14 +71,17 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str,
         expected = model.state_dict().keys()
         problems = {'missing': list(expected - weights.keys()), 'unexpected': list(weights.keys() - expected),
                     'of another shape': re.findall(r'size mismatch for (.*)\.$', str(error), re.M) or [str(error)]}
-    listed = [f'{what}: {first_of(sorted(keys))}' for what, keys in problems.items() if keys]
-    if listed:
-        raise ValueError(f'the checkpoint {source!r} does not belong to this {type(model).__name__}. '
-                         f'{"; ".join(listed)}. {advice}')
+    return '; '.join(f'{what}: {first_of(sorted(keys))}' for what, keys in problems.items() if keys)
 
 
-def read_weights(path: str) -> dict[str, Tensor]:
+def read_weights(path: str, advice: str = 'Copy the network there once it is trained (configs/vanilla/ has configs), '
+                 'name its own file (model.teacher_ckpt for a teacher), or convert a published one with '
+                 'tools/model_converters/import_teacher.py') -> dict[str, Tensor]:
     """The state dict in a checkpoint, on the CPU.
+
+    Args:
+        path: File or URL.
+        advice: Last sentence of the message if there is no such file.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -72,10 +90,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
     try:
         checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f'there is no checkpoint {str(path)!r}. Copy the network there once it is trained (configs/vanilla/ has '
-            'configs), name its own file (model.teacher_ckpt for a teacher), or convert a published one with '
-            'tools/model_converters/import_teacher.py') from error
+        raise FileNotFoundError(f'there is no checkpoint {str(path)!r}. {advice}') from error
     for key in ('state_dict', 'model', 'net'):
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
             checkpoint = checkpoint[key]
@@ -92,6 +107,52 @@ def read_classes(path: str) -> tuple[str, ...]:
     checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
     meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
     return tuple(((meta or {}).get('dataset_meta') or {}).get('classes') or ())
+
+
+def check_files(paths: Sequence[str], expected: str | Sequence[str] | None, required: bool = True) -> list[str]:
+    """Return and log the SHA-256 of a teacher's files, and compare them with those that a config states.
+
+    Args:
+        paths: Files or URLs of checkpoints.
+        expected: ``model.teacher_sha256``: the SHA-256 of each in order, or its first eight digits or more; of a single
+            file also as a string. None compares nothing.
+        required: Whether a file that is not here is fetched, or else an error. A cached teacher does not need it.
+
+    Returns:
+        One for each file; empty if one of them is not here, or on a storage that only mmengine reads.
+
+    Raises:
+        ValueError: If a file is another, cannot be compared, or there is not one SHA-256 for each.
+    """
+    stated = [expected] if isinstance(expected, str) else list(expected or ())
+    if stated and len(stated) != len(paths):
+        raise ValueError(f'model.teacher_sha256 should have one SHA-256 for each of the {len(paths)} files of the '
+                         f'teacher ({first_of(paths)}), got {len(stated)}')
+    found = {path: _sha256_of(path, fetch=required) for path in paths}
+    for path, digest in zip(stated and paths, stated, strict=True):
+        if not re.fullmatch('[0-9a-fA-F]{8,64}', digest):
+            raise ValueError(f'model.teacher_sha256 takes at least eight hexadecimal digits for each file, got '
+                             f'{digest!r}: sha256sum {path} prints them')
+        if found[path] is None and required:
+            raise ValueError(f'model.teacher_sha256 cannot be compared with {path}, which is no local file: copy it '
+                             'here, or leave teacher_sha256 out')
+        if not (found[path] or digest).startswith(digest.lower()):
+            raise ValueError(f'{path} is not the file that model.teacher_sha256 names: its SHA-256 is {found[path]}, '
+                             f'expected {digest}. Put that file there again, or if this one is meant, set '
+                             f'model.teacher_sha256={found[path]}')
+    for path, known in found.items():
+        print_log(f"The teacher's file {path} has the SHA-256 {known or '(not known: it is not here)'}.", 'current')
+    return [] if None in found.values() else [str(known) for known in found.values()]
+
+
+def _sha256_of(path: str, fetch: bool) -> str | None:
+    file = Path(os.path.expanduser(path))
+    if path.startswith(('http://', 'https://')):
+        if fetch and get_rank() == 0:
+            downloaded(path, progress=True)
+        barrier()
+        file = kept_download(path)
+    return sha256(file) if file.is_file() else None
 
 
 def student_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,8 @@
-"""Small questions about data samples and dataloaders."""
+"""Small questions about datasets, data samples and dataloaders."""
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +17,69 @@ def single_labels(data_samples: Any) -> Tensor | None:
     return torch.cat(single).cpu() if len(single) == len(labels) else None
 
 
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor from the CPU on another device. The host waits for no copy to a GPU: pinned memory lets it go on."""
+    if torch.device(device).type != 'cuda' or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def send_batch(preprocessor: Any, args: tuple) -> tuple | None:
+    """Forward pre-hook of a data preprocessor: images, labels and scores go to a GPU in one copy each, which the host
+    does not wait for.
+
+    mmpretrain's ClsDataPreprocessor takes no ``non_blocking``, and copies labels from memory that is not pinned.
+    """
+    data, *rest = args
+    if preprocessor.device.type != 'cuda' or not isinstance(data, Mapping):
+        return None
+    for name in ('gt_label', 'gt_score'):
+        _send_field(data.get('data_samples') or [], name, preprocessor.device)
+    inputs = data.get('inputs')
+    sent = to_device(inputs, preprocessor.device) if isinstance(inputs, Tensor) else inputs
+    return {**data, 'inputs': sent}, *rest
+
+
+def _send_field(data_samples: Sequence[Any], name: str, device: torch.device) -> None:
+    """Move a field of all samples, as a preprocessor would, in place."""
+    values: list[Any] = [getattr(sample, name, None) for sample in data_samples]
+    if not values or not all(isinstance(value, Tensor) and value.dim() == 1 for value in values):
+        return
+    sent = to_device(torch.cat(values), device).split([len(value) for value in values])
+    for sample, value in zip(data_samples, sent, strict=True):
+        sample.set_field(value, name)
+
+
 def set_dataloader_defaults(dataloader: ConfigDict, pin_memory: bool) -> None:
     """Fill in what a config leaves open, in place."""
     dataloader.pin_memory = pin_memory and dataloader.get('pin_memory', True) and torch.cuda.is_available()
     dataloader.setdefault('collate_fn', dict(type='default_collate'))
     # without workers there is nothing to keep alive, and torch refuses the option
     dataloader.persistent_workers = dataloader.get('num_workers', 0) > 0 and dataloader.get('persistent_workers', True)
+
+
+def unwrapped(dataset: Any) -> list[Any]:
+    """Return the datasets inside all wrappers, in their order: one, or several that are joined."""
+    while hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+    if not hasattr(dataset, 'datasets'):
+        return [dataset]
+    return [found for part in dataset.datasets for found in unwrapped(part)]
+
+
+def number_images(dataset: Any) -> None:
+    """Let ``sample_idx`` count through all parts of a joined dataset: mmengine starts at 0 again in each of them.
+
+    Nothing changes in a dataset of one part, nor when it is called again.
+    """
+    parts = unwrapped(dataset)
+    first = 0
+    for part in parts if len(parts) > 1 else ():
+        if hasattr(part, 'get_data_info'):
+            part.get_data_info = partial(_numbered_info, part, first)
+        first += len(part)
+
+
+def _numbered_info(part: Any, first: int, index: int) -> dict:
+    info = type(part).get_data_info(part, index)
+    return {**info, 'sample_idx': first + info['sample_idx']}

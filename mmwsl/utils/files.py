@@ -1,25 +1,46 @@
 """Files that are whole, and files that one process holds."""
 from __future__ import annotations
 
+import errno
 import os
+import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from filelock import lock_descriptor
 
+REMAINS = '*.partial'
+"""What a killed process leaves of a file that it was writing; nothing reads it."""
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write that is there whole or not at all, whatever happens in between; make its folder."""
+    """Open a file to write that is there whole or not at all, whatever happens in between; make its folder.
+
+    Several writers of one file do not disturb each other: the last one to finish counts. A file that is replaced keeps
+    its mode, a new one has that of the umask.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.name}.partial')
-    with open(partial, 'wb') as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    partial = path.with_name(f'{path.name[:40]}.{secrets.token_hex(8)}{REMAINS[1:]}')
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+    # exclusive: what others may have put there, a link among it, is neither followed nor overwritten
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, 'O_BINARY', 0)
+    descriptor = os.open(partial, flags, 0o666 if mode is None else mode)
+    try:
+        with open(descriptor, 'wb') as file:
+            if mode is not None:
+                os.chmod(partial, mode)  # without the umask
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
     _sync_folder(path.parent)  # the name must last as the content does
 
 
@@ -31,6 +52,7 @@ def lock(stream: IO[Any], busy: str) -> None:
 
     Raises:
         RuntimeError: If another process holds it; the message begins with ``busy``.
+        OSError: If the storage knows no locks.
     """
     if not lock_descriptor(stream.fileno(), blocking=False):
         raise RuntimeError(f'{busy}: wait for it or end it, then give the same command again')
@@ -43,5 +65,8 @@ def _sync_folder(path: Path) -> None:
         return
     try:
         os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a storage that syncs no folders
+            raise
     finally:
         os.close(folder)

@@ -1,7 +1,10 @@
 import copy
+import hashlib
 import json
 import pickle
 import shutil
+import struct
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 import torch
 
 from mmwsl.cache import CacheError, RecordFormat, TeacherCache
-from mmwsl.cache.store import Manifest, Shard, open_shard, write_shard
+from mmwsl.cache.store import Manifest, Shard, open_shard, strange_shards, write_shard
 
 LENGTH, VIEWS, PARTS = 11, 3, 2
 FORM = RecordFormat(4)
@@ -83,7 +86,7 @@ def test_every_flipped_byte_of_a_shard_is_found(tmp_path):
         try:
             assert read_all(tmp_path) == expected  # white space in the header may be other white space
         except CacheError as error:
-            assert '0001-00001.npy is damaged' in str(error) and 'delete it and run tools/cache' in str(error)
+            assert '0001-00001.npy is damaged or' in str(error) and 'delete it and run tools/cache' in str(error)
             found += position >= len(content) - 5 * FORM.layout.itemsize
     assert found == 5 * FORM.layout.itemsize
 
@@ -99,7 +102,7 @@ def test_a_truncated_shard_is_found(tmp_path, kept):
 def test_a_shard_in_anothers_place_is_found(tmp_path):
     make(tmp_path)
     shutil.copy(tmp_path / '0000-00000.npy', tmp_path / '0001-00000.npy')
-    with pytest.raises(CacheError, match=r'0001-00000\.npy is damaged \(record 0\)'):
+    with pytest.raises(CacheError, match=r'0001-00000\.npy is damaged or of another cache \(record 0\)'):
         TeacherCache(tmp_path).read(1, 0)
 
 
@@ -119,6 +122,47 @@ def test_another_seeds_shard_is_found(tmp_path):
     (tmp_path / 'seed8/0000-00000.npy').replace(tmp_path / 'seed7/0000-00000.npy')
     with pytest.raises(CacheError, match='damaged'):
         TeacherCache(tmp_path / 'seed7').read(0, 0)
+
+
+@pytest.mark.parametrize('other', [dict(fingerprint=dict(teacher=dict(weights='b'), data=dict(length=LENGTH))),
+                                   dict(batch_size=20)], ids=['teacher', 'batch size'])
+def test_a_shard_of_another_cache_is_found(tmp_path, other):
+    make(tmp_path / 'ours')
+    make(tmp_path / 'theirs', **other)
+    (tmp_path / 'theirs/0002-00001.npy').replace(tmp_path / 'ours/0002-00001.npy')
+    cache = TeacherCache(tmp_path / 'ours')
+    assert number(cache, 2, 0) == 200
+    with pytest.raises(CacheError, match=r'0002-00001\.npy is damaged or of another cache'):
+        cache.read(2, 1)
+    assert strange_shards(tmp_path / 'ours', cache.manifest) == [Shard(2, 1)]
+
+
+def as_format_1(folder):
+    """A cache as 0.1.0 wrote it: what is checked does not cover the cache."""
+    path = make(folder) / 'cache.json'
+    for shard in folder.glob('*.npy'):
+        view, part = map(int, shard.stem.split('-'))
+        records = np.load(shard)
+        for row in range(len(records)):
+            place = struct.pack('<QQQ', 7, view, part + PARTS * row)
+            records['check'][row] = zlib.crc32(place + records[row].tobytes()[:-4])
+        np.save(shard, records)
+    content = json.loads(path.read_text())
+    del content['format'], content['checksum']
+    checksum = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(dict(content, format=1, checksum=checksum)))
+    return folder
+
+
+def test_format_1_is_read_with_a_warning(tmp_path, monkeypatch):
+    told = warnings_of_store(monkeypatch)
+    cache = TeacherCache(as_format_1(tmp_path))
+    assert [number(cache, view, 5) for view in range(VIEWS)] == [5, 105, 205]
+    cache.manifest.warn_of_other_versions()
+    assert 'is of format 1, whose shards do not tell' in told[0]
+    Manifest.load(tmp_path).save(tmp_path)  # and stays what it is
+    assert Manifest.load(tmp_path).format == 1
+    TeacherCache(tmp_path).read(0, 0)
 
 
 def test_every_flipped_byte_of_the_manifest_is_found(tmp_path):
@@ -150,8 +194,8 @@ def test_an_unfinished_cache_is_refused(tmp_path, unfinished):
 
 def test_another_format_is_refused(tmp_path):
     path = make(tmp_path) / 'cache.json'
-    path.write_text(json.dumps({**json.loads(path.read_text()), 'format': 2}))
-    with pytest.raises(CacheError, match='of format 2, and this version of mmwsl reads 1'):
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'format': 3}))
+    with pytest.raises(CacheError, match=r'of format 3, and this version of mmwsl reads \(1, 2\)'):
         TeacherCache(tmp_path)
 
 
@@ -161,18 +205,21 @@ def test_identity_is_that_of_the_records(tmp_path):
     assert replace(manifest, seed=9).identity != manifest.identity
 
 
-def test_other_versions_are_a_warning(tmp_path, monkeypatch):
+def warnings_of_store(monkeypatch):
     from mmwsl.cache import store
     told = []
     monkeypatch.setattr(store, 'print_log', lambda *args: told.append(args[0]))
+    return told
+
+
+def test_other_versions_are_a_warning(tmp_path, monkeypatch):
+    told = warnings_of_store(monkeypatch)
     Manifest.load(make(tmp_path)).warn_of_other_versions()
     assert f"torch is '0' in the cache and '{torch.__version__}' here" in told[0]
 
 
 def test_check_names_what_differs_and_tells_what_it_could_not_compare(tmp_path, monkeypatch):
-    from mmwsl.cache import store
-    told = []
-    monkeypatch.setattr(store, 'print_log', lambda *args: told.append(args[0]))
+    told = warnings_of_store(monkeypatch)
     cache = TeacherCache(make(tmp_path))
     cache.check('teacher', dict(weights='a'))
     assert not told

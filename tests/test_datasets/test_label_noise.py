@@ -55,6 +55,18 @@ def test_image_without_a_place():
         LabelNoise(0.5, 10)(dict(img=None, gt_label=1))
 
 
+def test_parts_of_a_joined_dataset_have_noise_of_their_own():
+    init_default_scope('mmpretrain')
+    part = dict(type='mmwsl.Digits', split='train', pipeline=[
+        dict(type='mmwsl.LabelNoise', prob=0.5, num_classes=10), dict(type='PackInputs')])
+    joined = DATASETS.build(dict(type='mmwsl.SeededViews', dataset=dict(type='ConcatDataset', datasets=[part, part])))
+    alone = DATASETS.build(part)
+    noisy = [joined[i]['data_samples'].gt_label.item() for i in range(1200)]
+    assert noisy[:600] == [alone[i]['data_samples'].gt_label.item() for i in range(600)]
+    # 0.25 + 0.25 if one of the two labels is wrong, 0.25 * 8 / 9 if both are; alike with 600 images: never
+    assert np.mean(np.array(noisy[600:]) != noisy[:600]) == pytest.approx(0.72, abs=0.1)
+
+
 def test_training_labels_are_noisy_and_test_labels_are_not():
     cfg = Config.fromfile(ROOT / 'configs/wsl_digits_noise.py')
     init_default_scope(cfg.default_scope)

@@ -184,7 +184,7 @@ def test_killed_between_the_steps_of_a_write(tmp_path, teacher, call):
 def test_what_was_left_half_written_is_not_read(tmp_path, teacher):
     make_cache(tmp_path, live(teacher))
     expected = contents(tmp_path)
-    (tmp_path / '0001-00000.npy').rename(tmp_path / '0001-00000.npy.partial')
+    (tmp_path / '0001-00000.npy').rename(tmp_path / '0001-00000.npy.0123.partial')
     make_cache(tmp_path, live(teacher))
     assert contents(tmp_path) == expected
 
@@ -258,13 +258,40 @@ def test_shards_without_their_manifest_are_refused(tmp_path, teacher):
         make_cache(tmp_path, live(teacher))
 
 
+def test_shards_of_another_teachers_cache_are_refused_by_name(tmp_path, teacher):
+    make_cache(tmp_path / 'ours', live(teacher), views=4)
+    make_cache(tmp_path / 'theirs', live(save_teacher(tmp_path / 'other.pth', seed=2)), views=2)
+    for file in (tmp_path / 'theirs').iterdir():  # its cache.json, too
+        file.replace(tmp_path / 'ours' / file.name)
+    with pytest.raises(CacheError, match=r'holds 2 shards that are damaged or of another cache: 0002-00000\.npy, '
+                       r'0003-00000\.npy\. Delete them and give'):
+        make_cache(tmp_path / 'ours', live(str(tmp_path / 'other.pth')), views=4)
+    for name in ('0002-00000.npy', '0003-00000.npy'):
+        (tmp_path / 'ours' / name).unlink()
+    make_cache(tmp_path / 'ours', live(str(tmp_path / 'other.pth')), views=4)
+    TeacherCache(tmp_path / 'ours').read(3, 0)
+
+
+def test_a_cache_of_format_1_is_checked_and_not_extended(tmp_path, teacher, monkeypatch):
+    from mmwsl.engine import cache_building
+    monkeypatch.setattr(cache_building, 'FORMAT', 1)  # builds one as 0.1.0 did
+    monkeypatch.setattr(cache_building.Manifest.__init__, '__defaults__', (None, 1))
+    make_cache(tmp_path, live(teacher))
+    monkeypatch.undo()
+    before = contents(tmp_path)
+    make_cache(tmp_path, live(teacher))
+    with pytest.raises(CacheError, match='format 1, which is read and not extended, and 1 of 3 shards would be'):
+        make_cache(tmp_path, live(teacher), views=3)
+    assert contents(tmp_path) == before
+
+
 def test_damage_is_found_at_the_end(tmp_path, teacher):
     make_cache(tmp_path, live(teacher))
     shard = tmp_path / '0001-00000.npy'
     content = bytearray(shard.read_bytes())
     content[-70] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(CacheError, match=r'0001-00000\.npy is damaged \(record 98\): delete it and run .* again'):
+    with pytest.raises(CacheError, match=r'0001-00000\.npy is damaged or .* \(record 98\): delete it and run .* again'):
         make_cache(tmp_path, live(teacher))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import DATASETS
 
 from mmwsl.analysis import RECORD, bootstrap, pseudo_values, write_records
 from mmwsl.analysis.predict import build_dataloader, build_model
@@ -58,12 +59,12 @@ def members(count, total):
 
 
 def test_bias_variance_writes_what_the_predictions_give(tmp_path, monkeypatch, trained, capsys):
-    run(bias_variance, monkeypatch, STUDENT, WSL, '--models', 3, '--out', tmp_path)
+    run(bias_variance, monkeypatch, STUDENT, WSL, '--models', 5, '--out', tmp_path)
     values, images = {}, build_dataloader(Config.fromfile(STUDENT), 'val_dataloader').dataset
     for arm in ('digits_student', 'wsl_digits'):
-        logs = np.stack([np.load(tmp_path / arm / str(model) / 'log_probs.npy') for model in range(3)])
+        logs = np.stack([np.load(tmp_path / arm / str(model) / 'log_probs.npy') for model in range(5)])
         target = np.load(tmp_path / arm / '0/target.npy')
-        for model in range(3):  # what the k-th run's network says
+        for model in range(5):  # what the k-th run's network says
             network = build_model(Config.fromfile(STUDENT))
             load_network(network, str(tmp_path / arm / f'{model}/run/epoch_10.pth'))
             with torch.no_grad():
@@ -78,12 +79,29 @@ def test_bias_variance_writes_what_the_predictions_give(tmp_path, monkeypatch, t
     difference = bootstrap(values['wsl_digits']['bias'] - values['digits_student']['bias'])
     row = found['wsl_digits', 'bias']
     assert (row['difference_value'], row['difference_low'], row['difference_high']) == pytest.approx(difference)
-    assert found['wsl_digits', 'share']['value'] == pytest.approx((15 + 25 + 35) / 3)
+    assert found['wsl_digits', 'share']['value'] == pytest.approx((15 + 25 + 35 + 45 + 55) / 5)
     assert found['wsl_digits', 'weight']['value'] == 0.25
     assert [row['value'] for row in rows(tmp_path / 'results.csv')] == [str(row['value']) for row in found.values()]
     assert (tmp_path / 'bias_variance.png').stat().st_size > 10_000
     printed = capsys.readouterr().out
-    assert '[6/6] ' in printed and 'variance (nats)' in printed
+    assert '[10/10] ' in printed and 'variance (nats)' in printed and '95 % interval' in printed
+    assert 'too few' not in printed
+
+
+@pytest.mark.parametrize('models', [2, 4])
+def test_few_models_give_no_intervals_nor_bias(tmp_path, monkeypatch, trained, capsys, models):
+    run(bias_variance, monkeypatch, STUDENT, WSL, '--models', models, '--out', tmp_path)
+    printed = capsys.readouterr().out
+    assert '95 %' not in printed
+    assert f'{models} networks of each config are too few for intervals, bias and variance: give --models 5' in printed
+    found = json.loads((tmp_path / 'results.json').read_text())
+    assert [row['quantity'] for row in found] == ['error', 'loss', 'error', 'loss', 'share', 'weight']
+    assert {row['low'] for row in found} == {row['high'] for row in found} == {None}
+    assert [row['low'] for row in rows(tmp_path / 'results.csv')] == [''] * 6
+    logs = np.stack([np.load(tmp_path / f'wsl_digits/{model}/log_probs.npy') for model in range(models)])
+    target = np.load(tmp_path / 'wsl_digits/0/target.npy')
+    assert found[2]['value'] == pytest.approx(100 * (logs.argmax(2) != target).mean())
+    assert found[2]['difference_value'] == pytest.approx(found[2]['value'] - found[0]['value'])
 
 
 def test_the_same_resample_for_every_config_and_another_for_every_run(tmp_path, monkeypatch, trained):
@@ -178,6 +196,7 @@ def test_shares_and_flow_of_two_runs(tmp_path, monkeypatch, work_dirs, capsys):
     columns = ('stay', 'enter', 'leave', 'outside', 'kept', 'by_chance')
     assert [[float(row[name]) for name in columns] for row in flows[:2]] == [
         pytest.approx([10, 20, 10, 60, 50, 30]), pytest.approx([10, 0, 20, 70, 100 / 3, 10])]
+    assert [(row['runs'], row['low'], row['high']) for row in rows(tmp_path / 'out/summary.csv')] == [('2', '', '')] * 4
     summary = {row['quantity']: float(row['value']) for row in rows(tmp_path / 'out/summary.csv')}
     assert summary == pytest.approx({'share in the first epoch': 15, 'share in the last epoch': 10,
                                      'held back in the last epoch': 10, 'change sides in some epoch': 20})
@@ -209,8 +228,28 @@ def test_checkpoints_at_several_temperatures(tmp_path, monkeypatch):
 def test_the_innermost_dataset_is_the_one_that_indices_speak_of():
     digits = dict(type='mmwsl.Digits', split='train', pipeline=[dict(type='PackInputs')])
     wrapped = dict(type='mmwsl.SeededViews', dataset=dict(type='mmwsl.Resample', seed=0, dataset=digits))
-    dataset = regularization_samples.innermost(wrapped)
-    assert type(dataset).__name__ == 'Digits' and dataset.get_data_info(3)['img'].shape == (8, 8, 1)
+    assert regularization_samples.innermost(wrapped) == [digits]
+    joined = dict(type='ConcatDataset', datasets=[wrapped, dict(type='RepeatDataset', times=2, dataset=digits)])
+    assert regularization_samples.innermost(dict(type='mmwsl.SeededViews', dataset=joined)) == [digits, digits]
+
+
+def test_sheets_of_joined_datasets_show_the_images_of_each_part(tmp_path, monkeypatch, work_dirs):
+    cfg = Config.fromfile(WSL)
+    parts = [dict(type='mmwsl.Digits', split='train', indices=4, pipeline=[dict(type='PackInputs')]),
+             dict(type='mmwsl.Digits', split='test', indices=6, pipeline=[dict(type='PackInputs')])]
+    cfg.train_dataloader.dataset.dataset = dict(type='ConcatDataset', datasets=parts)
+    cfg.dump(work_dirs[0] / 'wsl_digits.py')
+    shown = []
+    image_of = regularization_samples.image_of
+    monkeypatch.setattr(regularization_samples, 'image_of', lambda datasets, index: shown.append(
+        image_of(datasets, index)) or shown[-1])
+    run(regularization_samples, monkeypatch, work_dirs[0], '--images', 10)
+    first, second = (DATASETS.build(part) for part in parts)
+    expected = [*(first.get_data_info(i)['img'] for i in range(4)), *(second.get_data_info(i)['img'] for i in range(6))]
+    for found, image in zip(shown, expected[::-1] + expected, strict=True):
+        np.testing.assert_array_equal(found['img'], image)
+    with pytest.raises(ValueError, match='another training set: they have an image 10, and .* has 10 images'):
+        image_of([first, second], 10)
 
 
 def test_images_of_files_are_shown(tmp_path):
@@ -220,9 +259,12 @@ def test_images_of_files_are_shown(tmp_path):
     class Files:
         metainfo = dict(classes=('cat', ))
 
+        def __len__(self):
+            return 1
+
         def get_data_info(self, index):
             return dict(img_path=str(tmp_path / 'red.png'), gt_label=0)
-    regularization_samples.draw_sheet(Files(), members(1, 1), 'heading', tmp_path / 'sheet.png')
+    regularization_samples.draw_sheet([Files()], members(1, 1), 'heading', tmp_path / 'sheet.png')
     pixels = np.asarray(Image.open(tmp_path / 'sheet.png').convert('RGB'))
     assert (pixels == (255, 0, 0)).all(2).sum() > 1000
 

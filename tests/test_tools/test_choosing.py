@@ -39,10 +39,12 @@ def test_grid_holds_runs_of_that_setting_and_no_others(choosing):
             **{tau: '8', weight: '4'}),
         run('wsl_digits', 3, 20.0)])
     rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in choosing.grid_table(runs).splitlines()]
-    assert rows[0] == ['Data', '`tau`', *(f'`loss_weight` {weight}' for weight in ('0.5', '1', '2.25', '4')), 'Mean']
-    filled = {(row[0], row[1], place): cell for row in rows[2:] for place, cell in enumerate(row[2:-1])
+    assert rows[0] == ['Data', '`tau`', *(f'`loss_weight` {weight}' for weight in ('0.5', '1', '2.25', '4')), 'Mean',
+                       'Runs']
+    filled = {(row[0], row[1], place): cell for row in rows[2:] for place, cell in enumerate(row[2:-2])
               if cell != choosing.EMPTY}
-    assert {row[-1] for row in rows[2:]} == {''}
+    assert {row[-2] for row in rows[2:]} == {''}
+    assert [row[-1] for row in rows[3:6]] == ['0, 2, 0, 0', '0, 0, 0, 0', '0, 0, 0, 1']
     assert filled == {('Digits', '2', 1): '91.00 ± 1.41', ('Digits', '8', 3): '80.00'}
 
 
@@ -52,7 +54,7 @@ def test_a_row_of_the_grid_has_the_mean_of_its_cells(choosing):
                           for weight, top1 in (('0.5', 80.0), ('1', 90.0), ('2.25', 91.0), ('4', 92.5))
                           for seed in ((0, 2) if weight == '1' else (0, ))])
     row = next(line for line in choosing.grid_table(runs).splitlines() if '| Digits | 2 |' in line)
-    assert row.endswith('| 92.50 | 88.62 |')  # of 80, 91, 91 and 92.5
+    assert row.endswith('| 92.50 | 88.62 | 1, 2, 1, 1 |')  # of 80, 91, 91 and 92.5
 
 
 def test_runs_on_a_subset_stand_apart(choosing):
@@ -72,6 +74,7 @@ def test_difference_is_taken_in_pairs(choosing):
     # 2, 3, 1: mean 2, standard deviation 1, over root 3
     assert choosing.difference(first, second) == '+2.00 ± 0.58'
     assert choosing.difference(first, {1: dict(top1=7.5)}) == '-0.50'
+    assert choosing.difference(first, {1: dict(top1=7.5), 2: dict(top1=7.0)}) == '-0.75'  # two tell no error
     assert choosing.difference(first, {}) == ''
 
 

@@ -41,8 +41,23 @@ def test_published_network_predicts_the_same_as_ours(name):
 
 def test_unknown_layout_is_named():
     weights = {**published(build(network(4)).state_dict()), 'blocks.0.weight': torch.zeros(1)}
-    with pytest.raises(ValueError, match=r'unknown layout.*Known: ResNet.*it has no blocks\.0\.weight'):
+    with pytest.raises(ValueError, match=r'unknown layout.*depth 8.*Known: ResNet.*it has no blocks\.0\.weight'):
         import_teacher.convert(weights)
+
+
+def test_what_is_converted_is_not_converted_again():
+    with pytest.raises(ValueError, match="are mmpretrain's already, of a CIFAR ResNet of depth 8 with 10 classes"):
+        import_teacher.convert(build(network(4)).state_dict())
+
+
+@pytest.mark.parametrize('content', [None, {}, {'odd': torch.zeros(1)}], ids=['no file', 'nothing in it', 'unknown'])
+def test_the_tool_does_not_send_to_itself(tmp_path, monkeypatch, content):
+    if content is not None:
+        torch.save(content, tmp_path / 'theirs.pth')
+    monkeypatch.setattr(sys, 'argv', ['import_teacher.py', str(tmp_path / 'theirs.pth'), str(tmp_path / 'ours.pth')])
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        import_teacher.main()
+    assert 'import_teacher' not in str(error.value) and len(str(error.value)) < 700
 
 
 @pytest.mark.parametrize('wrap', [lambda w: w, lambda w: dict(model=w, epoch=240), lambda w: dict(state_dict=w),
@@ -61,7 +76,8 @@ def test_network_that_is_not_the_configs_is_not_written(tmp_path, monkeypatch):
     torch.save(published(build(network(4)).state_dict()), tmp_path / 'theirs.pth')
     monkeypatch.setattr(sys, 'argv', ['import_teacher.py', str(tmp_path / 'theirs.pth'), str(tmp_path / 'ours.pth'),
                                       '--config', str(ROOT / 'configs/wsl_digits.py')])
-    with pytest.raises(ValueError, match=r'this ImageClassifier\. missing: backbone.* more.*It is a ResNet'):
+    with pytest.raises(ValueError, match=r'looks like a CIFAR ResNet of depth 8 with 10 classes, the config has a '
+                       r'CIFAR ResNet of depth 14 .*this ImageClassifier\. missing: backbone.* more.*It is a ResNet'):
         import_teacher.main()
     assert not (tmp_path / 'ours.pth').exists()
 

@@ -6,9 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
+from mmengine.dataset import default_collate
+from mmengine.registry import DATASETS, init_default_scope
 from mmpretrain.datasets import CIFAR100
+from PIL import Image
+from torch.utils.data import DataLoader
 
-from mmwsl.engine import check_data, prepare_run
+from mmwsl.engine import check_data, explained_data, prepare_run
 from tests.tiny import ROOT, load_tool
 
 
@@ -43,7 +47,8 @@ def test_no_validate_leaves_nothing_to_choose_a_best_checkpoint_by(monkeypatch):
 
 
 def test_options_of_the_config_win(monkeypatch):
-    cfg = prepared(monkeypatch, '--cfg-options', 'optim_wrapper.optimizer.lr=0.5', 'train_dataloader.num_workers=2')
+    cfg = prepared(monkeypatch, '--cfg-options', 'optim_wrapper.optimizer.lr=0.5', 'train_dataloader.num_workers=2',
+                   'train_dataloader.persistent_workers=True')
     assert cfg.optim_wrapper.optimizer.lr == 0.5
     assert cfg.train_dataloader.persistent_workers
 
@@ -167,6 +172,41 @@ def test_folder_of_images_is_looked_at(tmp_path, files, error, message):
         return
     with pytest.raises(error, match=message):
         check_data(cfg, ('train_dataloader', ))
+
+
+def pictures(tmp_path, sizes, modes=('RGB', 'RGB')):
+    """A config on two images of one class, of these sizes."""
+    (tmp_path / 'train/cat').mkdir(parents=True)
+    for name, size, mode in zip('ab', sizes, modes):
+        Image.new(mode, size).save(tmp_path / f'train/cat/{name}.png')
+    dataset = dict(type='CustomDataset', data_root=str(tmp_path), data_prefix='train', pipeline=[
+        dict(type='LoadImageFromFile', color_type='unchanged'), dict(type='PackInputs')])
+    init_default_scope('mmpretrain')
+    return Config(dict(train_dataloader=dict(dataset=dict(type='mmwsl.SeededViews', dataset=dataset))))
+
+
+@pytest.mark.parametrize('sizes, modes, message', [
+    (((32, 30), (40, 50)), ('RGB', 'RGB'), r'got 32 x 30 pixels in 3 channels of .*cat/a.png and 40 x 50 pixels in 3 '
+     r"channels of .*cat/b.png. Add dict\(type='Resize', scale=.* before PackInputs"),
+    (((32, 32), (32, 32)), ('RGB', 'L'), r'got 32 x 32 pixels in 3 channels of .*cat/a.png and 32 x 32 pixels in 1 '
+     r"channel of .*cat/b.png. Read all of them alike: dict\(type='LoadImageFromFile'"),
+])
+@pytest.mark.parametrize('workers', [0, 1])
+def test_images_of_several_sizes_are_named(tmp_path, sizes, modes, message, workers):
+    cfg = pictures(tmp_path, sizes, modes)
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    loader = DataLoader(dataset, batch_size=2, num_workers=workers, collate_fn=default_collate)
+    with pytest.raises(ValueError, match=f'^train_dataloader: the images of a batch should have one size, {message}'), \
+            explained_data(cfg, ('val_dataloader', 'train_dataloader')):
+        list(loader)
+
+
+@pytest.mark.parametrize('text', ['stack expects each tensor to be equal size, of features', 'something else'])
+def test_errors_of_other_things_stay_as_they_are(tmp_path, text):
+    cfg, error = pictures(tmp_path, ((32, 32), (32, 32))), RuntimeError(text)
+    with pytest.raises(RuntimeError) as raised, explained_data(cfg, ('train_dataloader', )):
+        raise error
+    assert raised.value is error
 
 
 def test_missing_imagenet_names_the_layout(tmp_path):

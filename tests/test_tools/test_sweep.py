@@ -51,6 +51,14 @@ def test_epoch_that_was_repeated_after_a_kill_counts_once(tmp_path):
     assert runs.scalars(tmp_path) == first[:2] + second
 
 
+def test_a_validation_that_was_repeated_counts_once(tmp_path):
+    first = [dict(loss=3.0, epoch=1, step=12), {'accuracy/top1': 50.0, 'step': 1}]
+    second = [{'accuracy/top1': 50.5, 'step': 1}, dict(loss=2.5, epoch=2, step=24), {'accuracy/top1': 60.0, 'step': 2}]
+    log(tmp_path, '20260101_000000', first)
+    log(tmp_path, '20260101_000100', second)
+    assert runs.scalars(tmp_path) == first[:1] + second
+
+
 def test_a_last_line_that_was_cut_short_is_left_out(tmp_path):
     log(tmp_path, '20260101_000000', [dict(loss=3.0, epoch=1, step=12)])
     path, = tmp_path.glob('*/vis_data/scalars.json')
@@ -110,7 +118,7 @@ def test_an_epoch_without_its_validation_has_no_figure():
 def test_figure_of_an_earlier_epoch_is_not_kept_as_the_last(tmp_path):
     log = [{'accuracy/top1': 50.0, 'step': 1}, dict(loss=2.0, epoch=2, step=24)]
     sweep.check_last_epoch(log, tmp_path, 1)
-    with pytest.raises(RuntimeError, match='is of epoch 1, not 2.*delete run.json'):
+    with pytest.raises(RuntimeError, match='is of epoch 1, not 2.*Delete run.json'):
         sweep.check_last_epoch(log, tmp_path, 2)
 
 

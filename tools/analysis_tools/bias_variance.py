@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from mmengine.config import Config, DictAction
 
-from mmwsl.analysis import bootstrap, pseudo_values, read_records, share
+from mmwsl.analysis import FEWEST_MODELS, bootstrap, pseudo_values, read_records, share
 from mmwsl.analysis.predict import build_dataloader, build_model, log_probabilities
-from mmwsl.engine import check_data
+from mmwsl.engine import check_data, latest_checkpoint, merge_options
 from mmwsl.utils import load_network, whole_file
 from mmwsl.engine.runs import train
 
@@ -42,7 +42,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('configs', nargs='+', type=Path, metavar='CONFIG', help='the first is what the others are '
                         'compared with')
-    parser.add_argument('--models', type=int, default=10, help='runs of each config, K')
+    parser.add_argument('--models', type=int, default=10, help='runs of each config, K; fewer than '
+                        f'{FEWEST_MODELS} give means alone')
     parser.add_argument('--taus', type=float, nargs='+', help='temperatures to try in configs with soft labels')
     parser.add_argument('--same-data', action='store_true', help='train all on the training set itself: variance is '
                         'then that of initial weights, order and views alone')
@@ -80,7 +81,7 @@ def make_arms(configs: list[Path], taus: list[float] | None, options: dict) -> I
     for path in configs:
         for tau in taus or [None]:
             cfg = Config.fromfile(path)
-            cfg.merge_from_dict(options)
+            merge_options(cfg, options)
             softened = [loss for loss in distill_losses(cfg).values() if 'tau' in loss]
             if tau is None or not softened:
                 yield Arm(path.stem, cfg)
@@ -134,7 +135,8 @@ def prepare(arm: Arm, model: int, args: argparse.Namespace) -> Path:
     if config.exists() and config.read_text() != cfg.pretty_text:
         raise ValueError(f'{config.parent} holds a run with other settings, see config.py there: choose another --out, '
                          'or delete it')
-    config.write_text(cfg.pretty_text)
+    with whole_file(config) as file:
+        file.write(cfg.pretty_text.encode())
     return config
 
 
@@ -142,7 +144,7 @@ def predict(arm: Arm, folder: Path) -> float:
     """Keep what a trained network predicts for the test images; return its accuracy."""
     if not (folder / 'log_probs.npy').exists():
         network = build_model(arm.cfg, student_only=True)
-        load_network(network, (folder / 'run/last_checkpoint').read_text().strip())
+        load_network(network, str(latest_checkpoint(folder / 'run')))
         log_probs, target = log_probabilities(network, build_dataloader(arm.cfg, 'val_dataloader'))
         for name, array in (('target', target), ('log_probs', log_probs)):  # the last says that both are there
             with whole_file(folder / f'{name}.npy') as file:
@@ -152,21 +154,29 @@ def predict(arm: Arm, folder: Path) -> float:
 
 
 def estimate(arms: list[Arm], args: argparse.Namespace) -> list[dict]:
-    """A row for each arm and quantity: its mean with its interval, and the same of its difference to the first arm."""
+    """A row for each arm and quantity: its mean with its interval, and the same of its difference to the first arm.
+
+    Fewer than FEWEST_MODELS give no intervals, nor bias and variance, which may then come out negative.
+    """
     rows, first = [], {}
     for arm in arms:
         values = samples(args.out / arm.name, args.models)
         first = first or values
         for quantity, value in values.items():
-            row = dict(arm=arm.name, models=args.models, quantity=quantity, **bootstrap(value)._asdict())
+            row = dict(arm=arm.name, models=args.models, quantity=quantity, **estimated(value))
             if quantity in first and first is not values:
                 if first[quantity].shape != value.shape:
                     raise ValueError(f'{arm.name} was tested on other images than {arms[0].name}: they cannot be '
                                      'compared in pairs')
-                difference = bootstrap(value - first[quantity])
-                row.update({f'difference_{name}': number for name, number in difference._asdict().items()})
+                difference = estimated(value - first[quantity])
+                row.update({f'difference_{name}': number for name, number in difference.items()})
             rows.append(row)
     return rows
+
+
+def estimated(values: np.ndarray) -> dict[str, float | None]:
+    """The mean and its interval; None for the ends where there is none."""
+    return {name: None if np.isnan(number) else number for name, number in bootstrap(values)._asdict().items()}
 
 
 def samples(folder: Path, models: int) -> dict[str, np.ndarray]:
@@ -174,6 +184,8 @@ def samples(folder: Path, models: int) -> dict[str, np.ndarray]:
     runs = [folder / str(model) for model in range(models)]
     log_probs, target = np.stack([np.load(run / 'log_probs.npy') for run in runs]), np.load(runs[0] / 'target.npy')
     values = {'error': 100.0 * (log_probs.argmax(2) != target), **pseudo_values(log_probs, target)._asdict()}
+    if models < FEWEST_MODELS:
+        values = {name: values[name] for name in ('error', 'loss')}
     if (runs[0] / 'run/sample_records').exists():
         records = [list(read_records(run / 'run').values()) for run in runs]
         values['share'] = np.array([[100 * np.mean([share(epoch) for epoch in epochs])] for epochs in records])
@@ -182,7 +194,8 @@ def samples(folder: Path, models: int) -> dict[str, np.ndarray]:
 
 
 def write(rows: list[dict], out: Path) -> None:
-    (out / 'results.json').write_text(json.dumps(rows, indent=1) + '\n')
+    with whole_file(out / 'results.json') as file:
+        file.write((json.dumps(rows, indent=1) + '\n').encode())
     with (out / 'results.csv').open('w', newline='') as stream:
         writer = csv.DictWriter(stream, max((list(row) for row in rows), key=len))
         writer.writeheader()
@@ -191,14 +204,19 @@ def write(rows: list[dict], out: Path) -> None:
 
 def print_table(rows: list[dict]) -> None:
     width = max(len(row['arm']) for row in rows)
-    print(f'\n{"":{width}}  quantity                     mean  95 % interval      difference to the first')
+    few = rows[0]['models'] < FEWEST_MODELS
+    print(f'\n{"":{width}}  quantity                     mean  {"" if few else "95 % interval      "}difference to the '
+          'first')
     for row in rows:
-        line = (f'{row["arm"]:{width}}  {QUANTITIES[row["quantity"]]:26} {row["value"]:6.3f}  '
-                f'{row["low"]:6.3f} to {row["high"]:6.3f}')
+        line = f'{row["arm"]:{width}}  {QUANTITIES[row["quantity"]]:26} {row["value"]:6.3f}'
+        line += '' if few else f'  {row["low"]:6.3f} to {row["high"]:6.3f}'
         if 'difference_value' in row:
-            line += (f'   {row["difference_value"]:+7.3f}  {row["difference_low"]:+7.3f} to '
-                     f'{row["difference_high"]:+7.3f}')
+            line += f'   {row["difference_value"]:+7.3f}'
+            line += '' if few else f'  {row["difference_low"]:+7.3f} to {row["difference_high"]:+7.3f}'
         print(line)
+    if few:
+        print(f'\n{rows[0]["models"]} networks of each config are too few for intervals, bias and variance: give '
+              f'--models {FEWEST_MODELS} or more.')
 
 
 def draw(rows: list[dict], path: Path, args: argparse.Namespace) -> None:
@@ -212,13 +230,15 @@ def draw(rows: list[dict], path: Path, args: argparse.Namespace) -> None:
                                   sharey=True, layout='constrained')
     for quantity, panel in zip(quantities, panels, strict=True):
         for row in (row for row in rows if row['quantity'] == quantity):
-            panel.errorbar(row['value'], arms.index(row['arm']), fmt='ko', markersize=4, capsize=3,
-                           xerr=[[max(0, row['value'] - row['low'])], [max(0, row['high'] - row['value'])]])
+            ends = None if row['low'] is None else [
+                [max(0, row['value'] - row['low'])], [max(0, row['high'] - row['value'])]]
+            panel.errorbar(row['value'], arms.index(row['arm']), fmt='ko', markersize=4, capsize=3, xerr=ends)
         panel.set(xlabel=QUANTITIES[quantity])
         panel.grid(axis='x', alpha=0.3)
     panels[0].set(yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
     data = 'the training set itself' if args.same_data else 'resamples of the training set'
-    figure.suptitle(f'{args.models} networks each, on {data}: mean and 95 % interval', fontsize='medium')
+    shown = 'mean' if args.models < FEWEST_MODELS else 'mean and 95 % interval'
+    figure.suptitle(f'{args.models} networks each, on {data}: {shown}', fontsize='medium')
     figure.savefig(path, dpi=100)
 
 

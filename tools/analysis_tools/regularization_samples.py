@@ -24,7 +24,7 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from mmwsl.analysis import bootstrap, changed, flow, held_back, read_records, share
 from mmwsl.analysis.predict import records_of_checkpoints
-from mmwsl.engine import check_data
+from mmwsl.engine import check_data, merge_options
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
@@ -56,7 +56,7 @@ def main() -> None:
     args = parse_args()
     if args.checkpoints:
         cfg = Config.fromfile(args.sources[0])
-        cfg.merge_from_dict(args.cfg_options)
+        merge_options(cfg, args.cfg_options)
         check_data(cfg, ('train_dataloader', ))
         checkpoints = {epoch_of(path): str(path) for path in sorted(args.checkpoints, key=epoch_of)}
         series = {tau: [epochs] for tau, epochs in
@@ -145,7 +145,7 @@ def flow_rows(series: dict[float, list]) -> list[dict]:
 
 
 def summary_rows(series: dict[float, list]) -> list[dict]:
-    """Means over runs in percent, with intervals from resampling the runs."""
+    """Means over runs in percent, with intervals from resampling the runs, if there are enough of them."""
     rows = []
     for tau, runs in series.items():
         first, last = ([list(epochs.values())[place] for epochs in runs] for place in (0, -1))
@@ -156,7 +156,9 @@ def summary_rows(series: dict[float, list]) -> list[dict]:
             'change sides in some epoch': [changed(list(epochs.values())) for epochs in runs],
         }
         for quantity, values in quantities.items():
-            rows.append(dict(tau=tau, quantity=quantity, **bootstrap(100 * np.array(values)[:, None])._asdict()))
+            estimate = bootstrap(100 * np.array(values)[:, None])
+            ends = {name: '' if np.isnan(number) else number for name, number in estimate._asdict().items()}
+            rows.append(dict(tau=tau, quantity=quantity, runs=len(values), **ends))
     return rows
 
 
@@ -219,33 +221,48 @@ def title(rows: list[dict]) -> str:
 def draw_sheets(cfg: Config, records: np.ndarray, epoch: int, count: int, out: Path) -> None:
     """The images with the largest and the smallest weights; each once, though a resample may hold it twice."""
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    dataset = innermost(cfg.train_dataloader.dataset)
+    datasets = [DATASETS.build({**part, 'pipeline': []}) for part in innermost(cfg.train_dataloader.dataset)]
     records = records[np.unique(records['index'], return_index=True)[1]]
     order = np.argsort(records['L_s'] / (records['L_t'] + 1e-7))  # as w, which rounds to 1
     for name, chosen in (('smallest', order[:count]), ('largest', order[::-1][:count])):
-        draw_sheet(dataset, records[chosen], f'{name} weights w in epoch {epoch} (losses in nats)',
+        draw_sheet(datasets, records[chosen], f'{name} weights w in epoch {epoch} (losses in nats)',
                    out / f'{name}_weights.png')
 
 
-def innermost(cfg: dict) -> object:
-    """The dataset that others wrap, without its pipeline: indices in records are its own."""
+def innermost(cfg: dict) -> list[dict]:
+    """Configs of the datasets that others wrap: indices in records count through all of them."""
     while isinstance(cfg.get('dataset'), dict):
         cfg = cfg['dataset']
-    return DATASETS.build({**cfg, 'pipeline': []})
+    return [found for part in cfg['datasets'] for found in innermost(part)] if 'datasets' in cfg else [cfg]
 
 
-def draw_sheet(dataset: object, records: np.ndarray, heading: str, path: Path) -> None:
-    columns = 8
+def image_of(datasets: list, index: int) -> dict:
+    """What a dataset knows of the image with this index in records.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    place = index
+    for dataset in datasets:
+        if place < len(dataset):
+            return dataset.get_data_info(place)
+        place -= len(dataset)
+    raise ValueError(f'the records are of another training set: they have an image {index}, and the train_dataloader '
+                     f"of the run's config has {index - place} images")
+
+
+def draw_sheet(datasets: list, records: np.ndarray, heading: str, path: Path) -> None:
+    columns, classes = 8, datasets[0].metainfo['classes']
     rows = -(-len(records) // columns)
     figure, panels = plt.subplots(rows, columns, figsize=(1.25 * columns, 0.4 + 1.85 * rows), squeeze=False,
                                   layout='constrained')
     for panel in panels.flat:
         panel.axis('off')
     for panel, record in zip(panels.flat, records, strict=False):
-        info = dataset.get_data_info(int(record['index']))
+        info = image_of(datasets, int(record['index']))
         image = info['img'] if 'img' in info else mmcv.imread(info['img_path'], channel_order='rgb')
         panel.imshow(image.squeeze(), cmap='gray', interpolation='nearest')
-        panel.set_title(f'label: {dataset.metainfo["classes"][info["gt_label"]]}\nw = {record["w"]:.3f}\n'
+        panel.set_title(f'label: {classes[info["gt_label"]]}\nw = {record["w"]:.3f}\n'
                         f'$L_s$ {record["L_s"]:.2g}, $L_t$ {record["L_t"]:.2g}', fontsize=7)
     figure.suptitle(heading, fontsize='medium')
     figure.savefig(path, dpi=100)

@@ -21,7 +21,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    weights = read_weights(args.checkpoint)
+    weights = read_weights(args.checkpoint, "Give a distillation's, such as work_dirs/<config>/epoch_100.pth")
     student = student_weights(weights)
     if not student:
         raise ValueError(f"{args.checkpoint} holds no student: none of its {len(weights)} keys begins with "

@@ -14,7 +14,10 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
+from mmwsl.analysis.predict import network_config
 from mmwsl.utils import load_weights, read_weights, save_weights
+from mmwsl.utils.looks_like import looks_like
+from mmwsl.utils.text import first_of
 
 _CLASSIFIER = (r'^(fc|linear|classifier|classifier\.0)\.(?=weight|bias)', 'head.fc.')
 _BACKBONE = (r'^(?!head\.)', 'backbone.')
@@ -69,17 +72,21 @@ def convert(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """Weights under mmpretrain's keys, and the name of the layout that was found.
 
     Raises:
-        ValueError: If the keys fit none of the known layouts; nothing is converted by halves.
+        ValueError: If the keys fit none of the known layouts, or are mmpretrain's; nothing is converted by halves.
     """
     weights = {key.removeprefix('module.'): value for key, value in weights.items()}
+    if any(key.startswith('backbone.') for key in weights):
+        raise ValueError(f"the keys are mmpretrain's already, of {looks_like(weights)}: there is nothing to convert. "
+                         'Name the file in model.teacher_ckpt of a config with this network')
     strangers: dict[str, list[str]] = {}
     for name, (pattern, renames) in LAYOUTS.items():
         strangers[name] = [key for key in weights if not re.fullmatch(pattern, key)]
         if not strangers[name]:
             return {_renamed(key, renames): value for key, value in weights.items()}, name
     nearest = min(strangers, key=lambda name: len(strangers[name]))
-    raise ValueError(f'unknown layout of {len(weights)} keys. Known: {"; ".join(LAYOUTS)}. The nearest is '
-                     f'{nearest}, but it has no {", ".join(strangers[nearest][:8])}')
+    raise ValueError(f'unknown layout of {len(weights)} keys, which look like {looks_like(weights)}. Known: '
+                     f'{"; ".join(LAYOUTS)}. The nearest is {nearest}, but it has no {first_of(strangers[nearest])}. '
+                     'mmpretrain has converters for other networks, in its tools/model_converters')
 
 
 def _renamed(key: str, renames: tuple[tuple[str, Replacement], ...]) -> str:
@@ -92,7 +99,7 @@ def network_of(config: str) -> nn.Module:
     """A config's teacher, or its only model."""
     cfg = Config.fromfile(config)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    return MODELS.build(cfg.model.get('teacher', cfg.model))
+    return MODELS.build(network_config(cfg, 'teacher'))
 
 
 def main() -> None:
@@ -101,7 +108,7 @@ def main() -> None:
     parser.add_argument('target', help='the file to write, e.g. checkpoints/resnet56_cifar100.pth')
     parser.add_argument('--config', help='a config whose teacher, or only model, the result must fit')
     args = parser.parse_args()
-    weights, layout = convert(read_weights(args.source))
+    weights, layout = convert(read_weights(args.source, 'Give the path of the published file'))
     if args.config:
         advice = f'It is a {layout}: choose a config whose teacher is as deep and wide, with as many classes'
         load_weights(network_of(args.config), weights, args.source, advice)

@@ -1,30 +1,54 @@
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
-from torch import Tensor
+from mmengine.model import PretrainedInit, is_model_wrapper
+from mmengine.runner import CheckpointLoader, Runner
+from torch import Tensor, nn
 
 from mmwsl.registry import HOOKS
+from mmwsl.utils.checkpoint import load_what_fits
 from mmwsl.utils.text import first_of
+
+_MAY_DIFFER = ('resume =', 'load_from =', 'work_dir =', 'launcher =', 'experiment_name =')
 
 
 @HOOKS.register_module()
 class CheckResumeHook(Hook):
-    """Refuse a checkpoint that is not of this run's model, from which mmengine would load what fits and train on.
+    """Refuse a file that is not of this run's model, from which mmengine would load what fits and train on.
 
     On ``--resume`` all parameters and buffers have to be there, in their shapes. With ``load_from`` the parts that
-    differ, such as a head of another number of classes, stay as they are drawn, but something has to fit.
-    ``tools/train.py`` adds this hook.
+    differ, such as a head of another number of classes, stay as they are drawn, but half of them have to fit; so has
+    half of a network with ``init_cfg=dict(type='Pretrained', ...)``, or of a part of one, to come from its file.
+    The SHA-256 of the teacher's files is kept in the checkpoint's ``meta`` and has to be the same on ``--resume``,
+    unless the config states ``model.teacher_sha256``, with which the files have been compared. Settings that differ
+    from those of the checkpoint are named in the log. ``tools/train.py`` adds this hook.
 
     Raises:
-        ValueError: If the checkpoint does not fit; the first keys are named.
+        ValueError: If the file does not fit, in which case the first keys are named, or is of another teacher.
     """
 
+    def __init__(self) -> None:
+        self._initialised: dict[str, tuple[nn.Module, Mapping]] = {}
+
+    def before_run(self, runner: Runner) -> None:
+        self._initialised = dict(_pretrained(_unwrapped(runner.model)))
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if known := getattr(_unwrapped(runner.model), 'teacher_sha256', None):
+            checkpoint['meta']['teacher_sha256'] = known
+
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._initialised = {}  # what was initialised is replaced
+        model = _unwrapped(runner.model)
+        if runner._resume:
+            _compare_teachers(runner, checkpoint.get('meta', {}).get('teacher_sha256'),
+                              getattr(model, 'teacher_sha256', None))
+            _warn_of_other_settings(runner, checkpoint.get('meta', {}).get('cfg'))
         expected: dict[str, Tensor] = model.state_dict()
         found = {key.removeprefix('module.'): value for key, value in checkpoint.get('state_dict', checkpoint).items()}
         misfits = sorted(key for key, value in expected.items() if not key.endswith('num_batches_tracked') and (
@@ -36,3 +60,88 @@ class CheckResumeHook(Hook):
             f'another shape ({first_of(misfits)}). Is it of another config or work dir? To resume, '
             'give the config that the run was begun with; to start from a network of another shape, take parts of it '
             "with init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)")
+
+    def before_train(self, runner: Runner) -> None:
+        for name, (module, init_cfg) in self._initialised.items():
+            _check_initialised(name, module, init_cfg)
+
+
+def _pretrained(module: nn.Module, name: str = 'model') -> Iterator[tuple[str, tuple[nn.Module, Mapping]]]:
+    """The modules that mmengine will initialise from files, with their settings; of nested ones the outermost."""
+    if getattr(module, 'is_init', False):
+        return
+    given = getattr(module, 'init_cfg', None) or []
+    found = [init_cfg for init_cfg in ([given] if isinstance(given, Mapping) else given)
+             if init_cfg.get('type') in ('Pretrained', PretrainedInit)]
+    if found:
+        yield name, (module, found[-1])
+        return
+    for child_name, child in module.named_children():
+        if hasattr(child, 'init_weights'):
+            yield from _pretrained(child, f'{name}.{child_name}')
+
+
+def _check_initialised(name: str, module: nn.Module, init_cfg: Mapping) -> None:
+    """Compare values and not keys, because some networks convert the keys of what they load."""
+    checkpoint = CheckpointLoader.load_checkpoint(init_cfg['checkpoint'], map_location='cpu')
+    weights = {key: value for key, value in checkpoint.get('state_dict', checkpoint).items()
+               if isinstance(value, Tensor)}
+    by_shape = defaultdict(list)
+    for value in weights.values():
+        by_shape[value.shape].append(value)
+    own = {key: value.cpu() for key, value in module.state_dict().items() if not key.endswith('num_batches_tracked')}
+    loaded = sum(any(torch.equal(value, other.to(value.dtype)) for other in by_shape[value.shape])
+                 for value in own.values())
+    if loaded >= len(own) / 2:
+        return
+    prefix = init_cfg.get('prefix') or ''
+    advice = _advice(module, own, weights, name) or "Give this network's own file, or leave init_cfg out"
+    part = {key.removeprefix(prefix).removeprefix('.'): value for key, value in weights.items()
+            if key.startswith(prefix)}
+    raise ValueError(f"{name}.init_cfg: {init_cfg['checkpoint']!r} is of another network: only {loaded} of {len(own)} "
+                     f'tensors came from it, and the others are untrained. {load_what_fits(module, part)}. {advice}')
+
+
+def _advice(module: nn.Module, own: Mapping, weights: Mapping, name: str) -> str:
+    """How the file would fit: as a part of it, or in a part of the network."""
+    prefixes = Counter(key[:-len(end)] for key in weights for end in _endings(key) if end in own)
+    for prefix, count in prefixes.most_common(1):
+        if count >= len(own) / 2:
+            return f'It would fit with prefix={prefix!r} in init_cfg'
+    for child, part in module.named_children():
+        if len(part.state_dict().keys() & weights.keys()) >= len(weights) / 2:
+            return f'It would fit as init_cfg of {name}.{child}'
+    return ''
+
+
+def _endings(key: str) -> list[str]:
+    """What follows each dot."""
+    words = key.split('.')
+    return ['.'.join(words[place:]) for place in range(1, len(words))]
+
+
+def _unwrapped(model: Any) -> Any:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _warn_of_other_settings(runner: Runner, begun: str | None) -> None:
+    """Compare two configs line by line, as text: the one in a checkpoint is not to be run."""
+    def lines(text: str) -> dict[str, None]:
+        return dict.fromkeys(line.strip(' ,') for line in text.splitlines() if not line.startswith(_MAY_DIFFER))
+    before, now = lines(begun or ''), lines(runner.cfg.pretty_text)
+    if begun and before != now:
+        runner.logger.warning(
+            'Settings differ from those of the checkpoint. Only here: '
+            f'{first_of([line for line in now if line not in before]) or "nothing"}; only there: '
+            f'{first_of([line for line in before if line not in now]) or "nothing"}.')
+
+
+def _compare_teachers(runner: Runner, begun: list[str] | None, current: list[str] | None) -> None:
+    if not begun or not current or begun == current:
+        return
+    if runner.cfg.get('model', {}).get('teacher_sha256'):
+        runner.logger.warning(f"The run was begun with another teacher, whose file has the SHA-256 {first_of(begun)}.")
+        return
+    raise ValueError(f"the run was begun with another teacher: the SHA-256 of its file is {first_of(begun)} in the "
+                     f'checkpoint and {first_of(current)} here. Put that file there again, or to go on with this one, '
+                     f'give --cfg-options model.teacher_sha256={current[0] if len(current) == 1 else current}')

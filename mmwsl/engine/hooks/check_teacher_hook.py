@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.dist import all_reduce, get_dist_info
-from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmpretrain.evaluation import Accuracy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from mmwsl.engine.hooks.check_labels_hook import CheckLabelsHook, predicted_classes
 from mmwsl.engine.likely_inputs import better_input
 from mmwsl.models.teachers import CachedTeacher
 from mmwsl.models.weightings import WSLWeighting
@@ -24,7 +24,7 @@ _TRIED = 128  # images of which other kinds of input are tried
 
 
 @HOOKS.register_module()
-class CheckTeacherHook(Hook):
+class CheckTeacherHook(CheckLabelsHook):
     """Before the first step, compare classes and score the teacher on validation data; stop a run that cannot succeed.
 
     A wrong checkpoint shows as a teacher that knows no more than chance. A wrong order of channels or another
@@ -49,7 +49,7 @@ class CheckTeacherHook(Hook):
         RuntimeError: If the teacher scores less, or its logits are not finite.
         ValueError: If teacher and student predict different numbers of classes, or fewer than the data have or than a
             metric ranks; if training and validation data have different classes, or the teacher's file has them in
-            another order.
+            another order; if a label is no class.
         CacheError: If a file of L_t is of other images or labels than the training set.
     """
 
@@ -64,8 +64,9 @@ class CheckTeacherHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        predicted = getattr(getattr(getattr(model, 'student', model), 'head', None), 'num_classes', None)
-        _check_labels(runner, predicted)
+        predicted = predicted_classes(model)
+        _check_classes(runner, predicted)
+        super().before_train(runner)
         if predicted:
             _check_mixing(model.data_preprocessor, predicted)
             _check_topk(runner, predicted)
@@ -153,8 +154,9 @@ def _check_order_of_classes(runner: Runner) -> None:
     datas = tuple(getattr(runner.val_loop.dataloader.dataset, 'metainfo', {}).get('classes') or ())
     if not teachers or not datas or teachers == datas:
         return
-    place = next((place for place, pair in enumerate(zip(teachers, datas, strict=False)) if pair[0] != pair[1]), 0)
-    found = f'class {place} is {teachers[place]!r} in {path} and {datas[place]!r} in the validation data'
+    place = next((place for place, pair in enumerate(zip(teachers, datas, strict=False)) if pair[0] != pair[1]), None)
+    found = (f'there are {len(teachers)} in {path} and {len(datas)} in the validation data' if place is None else
+             f'class {place} is {teachers[place]!r} in {path} and {datas[place]!r} in the validation data')
     if set(teachers) == set(datas):
         raise ValueError(f'the teacher knows the same classes in another order: {found}, so it would teach wrong '
                          'classes. Give the dataset the order of the file (metainfo=dict(classes=...)), or train the '
@@ -207,13 +209,18 @@ def _devices() -> list[int]:
     return [torch.cuda.current_device()] if torch.cuda.is_available() else []
 
 
-def _check_labels(runner: Runner, predicted: int | None) -> None:
+def _check_classes(runner: Runner, predicted: int | None) -> None:
     loops = [loop for loop in (runner.train_loop, runner.val_loop) if loop is not None]
     names = [tuple(getattr(loop.dataloader.dataset, 'metainfo', {}).get('classes') or ()) for loop in loops]
+    if len(set(filter(None, names))) > 1 and set(names[0]) == set(names[1]) and len(names[0]) == len(names[1]):
+        place = next(place for place, pair in enumerate(zip(*names, strict=True)) if pair[0] != pair[1])
+        raise ValueError('training and validation data have the same classes in another order, so a label means '
+                         f'another class in each: class {place} is {names[0][place]!r} in training and '
+                         f'{names[1][place]!r} in validation. Give both the same order (metainfo=dict(classes=...))')
     if len(set(filter(None, names))) > 1:
         raise ValueError('training and validation data have different classes, so a label means another class in each; '
                          f'only in training: {sorted(set(names[0]) - set(names[1]))}, only in validation: '
-                         f'{sorted(set(names[1]) - set(names[0]))}, or the order differs. Give both the same class '
+                         f'{sorted(set(names[1]) - set(names[0]))}. Give both the same class '
                          'folders, an empty one for a class without images')
     found = len(max(names))
     if not found or not predicted or found == predicted:

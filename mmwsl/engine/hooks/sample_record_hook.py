@@ -16,6 +16,7 @@ from mmwsl.analysis.regularization import records_of_terms
 from mmwsl.compat import from_extra
 from mmwsl.models.losses import WeightedLoss
 from mmwsl.registry import HOOKS
+from mmwsl.utils.data import number_images
 
 _QUANTILES = (0.1, 0.5, 0.9)
 _TERMS = ('w', 'L_s', 'L_t', 'a', 'b')
@@ -50,6 +51,7 @@ class SampleRecordHook(Hook):
         if isinstance(runner.train_loop, IterBasedTrainLoop):
             raise ValueError('SampleRecordHook writes a file for each epoch, and this run has none: set by_epoch=True '
                              'in train_cfg, or leave the hook out')
+        number_images(runner.train_dataloader.dataset)
         self.model: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self.loss = _only_loss(self.model)
         self.log_interval = next((hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), 0)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import logging
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from mmengine.hub import get_config
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from mmrazor.models.algorithms import SingleTeacherDistill
@@ -13,10 +16,14 @@ from mmrazor.models.utils import add_prefix
 from mmrazor.registry import MODELS as RAZOR_MODELS
 from torch import Tensor, nn
 
+from mmwsl.cache.fingerprint import teacher_files
+from mmwsl.models.losses import WeightedLoss
 from mmwsl.models.teachers import CachedTeacher, FrozenTeacher
 from mmwsl.models.teachers.fast import check_speed
+from mmwsl.models.teachers.recording import breaking, hook_again, recording
 from mmwsl.registry import MODELS
-from mmwsl.utils.checkpoint import STUDENT, load_network
+from mmwsl.utils.checkpoint import STUDENT, check_files, load_network
+from mmwsl.utils.data import send_batch
 
 
 @MODELS.register_module()
@@ -35,6 +42,8 @@ class WSLDistill(SingleTeacherDistill):
             of its own it sees its own kind of input (mean, std, channel order).
         teacher_ckpt: Its checkpoint, loaded strictly. None builds an untrained teacher, with a warning, unless the
             teacher loads its weights itself, as an EnsembleTeacher does.
+        teacher_sha256: SHA-256 of that file (``sha256sum FILE``), or of an ensemble's files a list; eight digits are
+            enough. A file that is another stops the run. None only logs it.
         teacher_norm_eval: False lets its BatchNorm predict with batch statistics while the student trains, as the
             authors' code does; its running statistics stay as loaded either way.
         teacher_speed: How it runs while training reads nothing but its output. 'fold': BatchNorm folded into the
@@ -52,26 +61,32 @@ class WSLDistill(SingleTeacherDistill):
 
     Raises:
         ValueError: If the checkpoint does not fit the teacher, ``teacher_trainable`` is asked for, teacher_speed is
-            none of these, or student_loss_weight is negative, not finite, or of losses that are not calculated; or
-            where a cached teacher cannot give what the losses need.
+            none of these, the teacher's file is another than teacher_sha256, or student_loss_weight is negative, not
+            finite, or of losses that are not calculated; if the architecture names a data_preprocessor other than the
+            algorithm's, which prepares its images; or where a cached teacher cannot give what the losses need.
         CacheError: If the cache is missing, unfinished, damaged, or of another teacher; the fields are named.
     """
 
     def __init__(self, distiller: dict, teacher: Any, teacher_ckpt: str | None = None, teacher_norm_eval: bool = True,
                  teacher_speed: str = 'fold', teacher_trainable: bool = False, teacher_cache: str | None = None,
-                 student_loss_weight: float = 1.0, **kwargs: Any) -> None:
+                 student_loss_weight: float = 1.0, teacher_sha256: str | Sequence[str] | None = None,
+                 **kwargs: Any) -> None:
         if teacher_trainable:
             raise ValueError('WSLDistill keeps its teacher frozen, got teacher_trainable=True. MMRazor has '
                              'SingleTeacherDistill for a teacher that learns')
         check_speed(teacher_speed)
         _check_student_loss_weight(student_loss_weight, kwargs.get('calculate_student_loss', True))
         cached = CachedTeacher(teacher_cache) if teacher_cache else None
+        # of its files, for the student's checkpoint; empty if they are not known
+        self.teacher_sha256 = check_files(teacher_files(teacher, teacher_ckpt), teacher_sha256, required=not cached)
         # before the base class, whose `self.teacher = ...` then changes nothing
         self.frozen_teacher = FrozenTeacher(cached or _built(teacher), teacher_norm_eval,
                                             'plain' if cached else teacher_speed)
         super().__init__(cached.recorded_by(distiller) if cached else distiller, self.teacher,
                          teacher_norm_eval=teacher_norm_eval, **kwargs)
         self.student_loss_weight = student_loss_weight
+        self._breaks_are_told = False
+        _check_one_preprocessor(kwargs.get('architecture'), self.student, self.data_preprocessor)
         self._keep_batch_augments()
         if hasattr(self.distiller, 'check_targets'):
             self.distiller.check_targets(self.student, self.data_preprocessor)
@@ -82,6 +97,8 @@ class WSLDistill(SingleTeacherDistill):
             _load_teacher(self.teacher, teacher, teacher_ckpt)
             self.frozen_teacher.share_inputs(self.data_preprocessor, _names_its_inputs(teacher))
         self._register_load_state_dict_pre_hook(_keep_student)
+        self.data_preprocessor.register_forward_pre_hook(send_batch)
+        self.register_forward_pre_hook(_prepare_step, with_kwargs=True)
         self.train(self.training)
 
     @property
@@ -117,6 +134,7 @@ class WSLDistill(SingleTeacherDistill):
         teacher.share_inputs(self.data_preprocessor)
         replaced.release()
         self.frozen_teacher = teacher
+        self.teacher_sha256 = []  # it is not of these files
         teacher.train(self.training)
 
     def _keep_batch_augments(self) -> None:
@@ -139,17 +157,31 @@ class WSLDistill(SingleTeacherDistill):
 
     def loss(self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None = None) -> dict[str, Tensor]:
         """The student's losses under ``student.``, the distiller's losses and statistics under ``distill.``."""
-        if not self.distillation_stopped or self.distiller.deliveries.deliveries:
+        if self._is_taught():
             self.frozen_teacher(batch_inputs, data_samples)
         self.distiller.set_deliveries_override(True)
         learns = self.calculate_student_loss or self.student_trainable
-        with self.distiller.student_recorders, self.distiller.deliveries, torch.set_grad_enabled(
+        with recording(self.distiller.student_recorders, self.distiller.deliveries), torch.set_grad_enabled(
                 learns and torch.is_grad_enabled()):
             student_losses = self.student(batch_inputs, data_samples, mode='loss')
         losses = add_prefix(self._weighted(student_losses), 'student') if self.calculate_student_loss else {}
         if not self.distillation_stopped:
             losses.update(add_prefix(self.distiller.compute_distill_losses(), 'distill'))
         return losses
+
+    def _tell_of_breaks(self) -> None:
+        """Log once what breaks the graph where ``forward`` has been compiled."""
+        if self._breaks_are_told or not hasattr(self.forward, '_torchdynamo_orig_callable'):
+            return
+        self._breaks_are_told = True
+        found = breaking(self.distiller.student_recorders, self.distiller.teacher_recorders, self.distiller.deliveries)
+        if found:
+            print_log(f'torch.compile cannot make one graph of a step with {", ".join(found)}, which replaces a '
+                      "function: it runs in parts. Record a module's inputs or outputs instead if you can.", 'current',
+                      logging.WARNING)
+
+    def _is_taught(self) -> bool:
+        return not self.distillation_stopped or bool(self.distiller.deliveries.deliveries)
 
     def _weighted(self, student_losses: dict[str, Any]) -> dict[str, Any]:
         """With the factor on those that mmengine sums: tensors or lists of tensors, with 'loss' in their key."""
@@ -165,10 +197,28 @@ class WSLDistill(SingleTeacherDistill):
         return self.distiller.get_record('logits', from_student=False)
 
     def train(self, mode: bool = True) -> WSLDistill:
-        """Set the student's mode; the teacher stays in eval mode, but for BatchNorm with teacher_norm_eval=False."""
+        """Set the student's mode; the teacher stays in eval mode, but for BatchNorm with teacher_norm_eval=False.
+
+        Recorders find their modules again here: each epoch begins with it, and ``sync_bn`` comes before it.
+        """
         nn.Module.train(self, mode)
+        hook_again(self.distiller.student_recorders, self.student)
         self.frozen_teacher.train(mode)
         return self
+
+    def get_layer_depth(self, param_name: str) -> tuple[int, int]:
+        """Return the depth of a parameter's layer in the student and its number of layers, for ``layer_decay_rate``.
+
+        Raises:
+            NotImplementedError: If the student does not know it.
+        """
+        try:
+            return self.student.get_layer_depth(param_name.removeprefix(STUDENT))
+        except (AttributeError, NotImplementedError) as error:
+            backbone = type(getattr(self.student, 'backbone', self.student)).__name__
+            raise NotImplementedError(f'layer_decay_rate needs a student that knows how deep its layers are '
+                                      f'(get_layer_depth), and its {backbone} does not: leave it out of '
+                                      'optim_wrapper.paramwise_cfg') from error
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> WSLDistill:
         super()._apply(fn, *args, **kwargs)
@@ -182,6 +232,36 @@ def _check_student_loss_weight(weight: float, calculate_student_loss: bool) -> N
     if weight != 1 and not calculate_student_loss:
         raise ValueError(f"student_loss_weight={weight} scales the student's own losses, and "
                          'calculate_student_loss=False leaves them out: set only one of the two')
+
+
+def _check_one_preprocessor(architecture: Any, student: Any, shared: Any) -> None:
+    """Raise ValueError for settings of the student's data_preprocessor that the algorithm's puts out of use."""
+    own = getattr(student, 'data_preprocessor', None)
+    named = (architecture.get('data_preprocessor') if isinstance(architecture, dict) else None) or {}
+    attributes = {key: '_channel_conversion' if key in ('bgr_to_rgb', 'rgb_to_bgr') else key for key in named
+                  if key not in ('type', 'num_classes', 'to_onehot', 'batch_augments')}
+    differ = [key for key, attribute in attributes.items()
+              if not _same(getattr(own, attribute, None), getattr(shared, attribute, None))]
+    mixing = [_mixing(preprocessor) for preprocessor in (own, shared)]
+    if all(mixing) and mixing[0] != mixing[1]:
+        differ.append('batch_augments (train_cfg)')
+    if differ:
+        raise ValueError(f'model.architecture sets {", ".join(differ)} of its data_preprocessor, which is not used: '
+                         "the config's data_preprocessor prepares the images, and has other values. Set them there, "
+                         'and delete them in model.architecture')
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.equal(first, second)
+    return not isinstance(first, Tensor) and not isinstance(second, Tensor) and first == second
+
+
+def _mixing(preprocessor: Any) -> Any:
+    """What mixes a batch's images, in a form that can be compared; None if nothing does."""
+    augments = getattr(preprocessor, 'batch_augments', None)
+    return augments and (
+        [(type(part).__name__, getattr(part, '__dict__', None)) for part in augments.augments], augments.probs)
 
 
 def _built(teacher: Any) -> Any:
@@ -210,6 +290,19 @@ def _names_its_inputs(teacher: Any) -> bool:
         return False
     external = get_config(teacher['cfg_path']) if 'cfg_path' in teacher else {}
     return any(config.get('data_preprocessor') is not None for config in (teacher, external, external.get('model', {})))
+
+
+def _prepare_step(model: WSLDistill, args: tuple, kwargs: dict) -> None:
+    """Do before a step what torch.compile cannot trace, outside of the ``forward`` that mmengine compiles."""
+    given = {**dict(zip(('inputs', 'data_samples', 'mode'), args, strict=False)), **kwargs}
+    if given.get('mode') != 'loss' or torch.compiler.is_compiling():
+        return
+    model._tell_of_breaks()
+    if model._is_taught():
+        model.frozen_teacher.prepare(given['inputs'], given.get('data_samples'))
+    for loss in model.distiller.distill_losses.values():
+        if isinstance(loss, WeightedLoss):
+            loss.prepare()
 
 
 def _keep_student(state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:

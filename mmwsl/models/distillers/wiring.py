@@ -94,8 +94,8 @@ def check_targets(name: str, loss: WeightedLoss, student: nn.Module, data_prepro
     several = isinstance(head, MultiLabelClsHead)
     # one label by a binary cross-entropy, as "ResNet strikes back" trains, takes either
     either = getattr(getattr(head, 'loss_module', None), 'use_sigmoid', False)
-    if (several and not loss.sample_loss.per_class) or (
-            isinstance(head, ClsHead) and not either and loss.sample_loss.per_class):
+    if (several and not loss.sample_loss.for_sigmoids) or (
+            isinstance(head, ClsHead) and not either and loss.sample_loss.for_sigmoids):
         kind, other = ('sigmoids', 'BernoulliKD') if several else ('a softmax', 'SoftCrossEntropy')
         raise ValueError(f"{name}: {type(loss.sample_loss).__name__} is not defined for the student's "
                          f'{type(head).__name__}, a head of {kind}. Take mmwsl.WeightedLoss with '

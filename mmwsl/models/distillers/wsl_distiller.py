@@ -113,7 +113,9 @@ class WSLDistiller(ConfigurableDistiller):
         """Of a loss's last call; under the name of its recorder, unless that is the student's head."""
         recorder = self.loss_forward_mappings[name].get('preds_S', RECORDS['preds_S'])['recorder']
         prefix = '' if recorder == HARD_LOSS else f'{recorder}.'
-        found = getattr(self.distill_losses[name], 'statistics', {})  # as a loss of one's own may have
+        # of a loss of one's own; torch.compile would look in each step whether ours has them, and so compute them
+        found = self.calls[name].statistics() if name in self.calls else getattr(
+            self.distill_losses[name], 'statistics', {})
         # mmengine sums whatever has 'loss' in its name
         return {f'{prefix}{statistic}'.replace('loss', 'logits'): value for statistic, value in found.items()}
 

@@ -9,6 +9,9 @@ from mmwsl import functional
 from mmwsl.models.weightings import SampleBatch
 from mmwsl.registry import MODELS
 
+Target = Tensor | tuple[Tensor, Tensor]
+"""Class indices or scores; or, for some losses of heads of sigmoids, indices and the quality of each."""
+
 
 class SampleLoss(nn.Module):
     r"""What is weighted: a loss with one value for each target.
@@ -47,6 +50,11 @@ class SampleLoss(nn.Module):
         return None
 
     @property
+    def for_sigmoids(self) -> bool:
+        """Whether it is for heads of sigmoids, and not of a softmax."""
+        return self.per_class
+
+    @property
     def is_weightable(self) -> bool:
         """Whether there is anything that belongs to single targets."""
         return True
@@ -56,8 +64,11 @@ class SampleLoss(nn.Module):
         """Whether :meth:`of_the_whole` gives a value."""
         return False
 
-    def check(self, preds_S: Tensor, preds_T: Tensor, target: Tensor, ignore_index: int) -> None:
+    def check(self, preds_S: Tensor, preds_T: Tensor, target: Target, ignore_index: int) -> None:
         """Raise TypeError or ValueError for arguments that do not belong together."""
+        if isinstance(target, tuple):
+            raise TypeError(f'{type(self).__name__} takes class indices or class scores, got a tuple of '
+                            f'{len(target)}, as of a detector with qualities: take BernoulliKD')
         functional.check_logits(preds_S, preds_T)
         functional.check_target(preds_S, target, ignore_index, later=False)  # batch.target does
         functional.check_single_label(target)
@@ -66,10 +77,11 @@ class SampleLoss(nn.Module):
                              'cutmix or a soft label): leave mixing out, or take a loss that is defined for them '
                              '(SoftCrossEntropy, DIST, TTM)')
 
-    def batch(self, preds_S: Tensor, preds_T: Tensor, target: Tensor, ignore_index: int,
+    def batch(self, preds_S: Tensor, preds_T: Tensor, target: Target, ignore_index: int,
               data_samples: Sequence[Any] | None = None) -> SampleBatch:
         """Of checked arguments, what a weighting looks at."""
-        return self.batch_type(preds_S, preds_T, target, self.tau, ignore_index, data_samples)
+        return self.batch_type(preds_S, preds_T, target, self.tau,  # type: ignore[arg-type]
+                               ignore_index, data_samples)
 
 
 def build_loss(loss: Any) -> SampleLoss:

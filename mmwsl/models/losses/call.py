@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from mmwsl import functional
-from mmwsl.models.weightings import SampleBatch
+from mmwsl.models.weightings import BernoulliBatch, SampleBatch
 
-_PERCENTILES = (10, 50, 90)
+_PERCENTILES = range(10, 91, 40)
 _SAMPLED = 2**14  # targets that percentiles are taken of, at most: a dense batch has millions
 
 
@@ -16,10 +16,11 @@ class Call:
     Args:
         batch: The targets.
         weight: What each was weighted by.
+        losses: Weighted loss of each target, or of each class of it.
     """
 
-    def __init__(self, batch: SampleBatch, weight: Tensor) -> None:
-        self.batch, self.weight = batch, weight
+    def __init__(self, batch: SampleBatch, weight: Tensor, losses: Tensor) -> None:
+        self.batch, self.weight, self.losses = batch, weight, losses
         batch.release()
 
     def statistics(self) -> dict[str, Tensor]:
@@ -29,13 +30,24 @@ class Call:
         ``wsl_weight_p10``, ``_p50`` and ``_p90``: its percentiles, of every k-th of more than 32,767 targets, so that
         at least 16,384 count. ``regularization_share``,
         where each has one class: the share of them with \|b\| > \|a\|
-        (:func:`mmwsl.functional.bias_and_variance_gradients`).
+        (:func:`mmwsl.functional.bias_and_variance_gradients`). Of heads of sigmoids, where negatives may swamp the
+        rest: ``wsl_weight_positive`` and ``wsl_weight_negative``, the mean weights of classes that are right and of all
+        others, and ``negative_share``, the share that the latter have of the loss.
         """
         kept = self.batch.kept.expand_as(self.weight)
         statistics = {'wsl_weight': self.batch.mean(self.weight), **_percentiles(self.weight, kept)}
         if self.batch.has_classes:
             statistics['regularization_share'] = self.batch.mean(self.batch.is_regularization)
+        if isinstance(self.batch, BernoulliBatch):
+            statistics.update(self._of_signs(self.batch, kept))
         return statistics
+
+    def _of_signs(self, batch: BernoulliBatch, kept: Tensor) -> dict[str, Tensor]:
+        positive, negative = kept & batch.is_positive, kept & ~batch.is_positive
+        total, negatives = (torch.where(mask, self.losses, 0.0).sum() for mask in (kept, negative))
+        weights = {f'wsl_weight_{sign}': torch.where(mask, self.weight, 0.0).sum() / mask.sum().clamp(min=1)
+                   for sign, mask in (('positive', positive), ('negative', negative))}
+        return {**weights, 'negative_share': torch.where(total > 0, negatives / total, 0.0)}
 
     def sample_terms(self) -> dict[str, Tensor]:
         r"""Of each target. Shape: (N, \*) each.
@@ -62,5 +74,7 @@ def _percentiles(weight: Tensor, kept: Tensor) -> dict[str, Tensor]:
         return dict.fromkeys(names, weight.new_zeros(()))
     ordered = torch.where(kept, weight, torch.inf).sort().values
     last = kept.sum() - 1
-    values = [ordered.take((percent * last / 100).round().long().clamp(min=0)) for percent in _PERCENTILES]
-    return {name: torch.where(last < 0, 0.0, value) for name, value in zip(names, values, strict=True)}
+    # made on the device, where a list would have to be copied to
+    percents = torch.arange(_PERCENTILES.start, _PERCENTILES.stop, _PERCENTILES.step, device=weight.device)
+    values = ordered.take((percents * last / 100).round().long().clamp(min=0))
+    return dict(zip(names, torch.where(last < 0, 0.0, values).unbind(), strict=True))

@@ -15,7 +15,7 @@ targets with one class each, those of :mod:`mmwsl.models.losses.kernel` compute 
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -95,8 +95,8 @@ class _SoftTerms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float,
                 compile: bool, ignored: Tensor | None) -> tuple[Tensor, ...]:
-        on_cpu = preds_S.device.type == 'cpu'
-        make_terms = _compiled_terms() if compile else _walked_terms if on_cpu else _careful_terms
+        walks = preds_S.device.type == 'cpu' and not torch.compiler.is_compiling()
+        make_terms = _compiled_terms() if compile else _walked_terms if walks else _careful_terms
         (*terms, _), difference = make_terms(preds_S, preds_T, target, tau)
         if ignored is not None:
             difference.masked_fill_(ignored.unsqueeze(1), 0)
@@ -146,12 +146,32 @@ def _walked_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float) 
     """As :func:`_careful_terms`, block by block."""
     difference = torch.empty_like(preds_S, dtype=torch.promote_types(preds_S.dtype, torch.float32))
     rows = max(1, _BLOCK * len(preds_S) // max(preds_S.numel(), 1))
-    scratch = difference.new_empty(2, *difference[:rows].shape) if _is_quick(target, tau) else None
-    blocks = zip(*(tensor.split(rows) for tensor in (preds_S, preds_T, target, difference)), strict=True)
-    terms = [_block_terms(tau, scratch, *block) for block in blocks]
-    if len(terms) > 1:
-        terms = [Terms(*map(torch.cat, zip(*(of_block[:4] for of_block in terms), strict=True)))]
-    return terms[0], difference
+    scratch: Tensor | None = None
+    parts = []
+    for part in zip(*(tensor.split(rows) for tensor in (preds_S, preds_T, target, difference)), strict=True):
+        terms = []
+        for block in _blocks(*part):
+            if scratch is None and _is_quick(target, tau):
+                scratch = torch.empty(2, block[0].numel(), dtype=difference.dtype)  # the first block is the largest
+            terms.append(_block_terms(tau, scratch, *block))
+        parts.append(_joined(terms, 1))
+    return _joined(parts, 0), difference
+
+
+def _blocks(preds_S: Tensor, preds_T: Tensor, target: Tensor, difference: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """The same, an image that is too large in strips of its height."""
+    if len(preds_S) > 1 or preds_S.dim() < 3 or preds_S.numel() <= _BLOCK:
+        return [(preds_S, preds_T, target, difference)]
+    height = max(1, _BLOCK // (preds_S.numel() // preds_S.shape[2]))
+    lines = target.dim() - preds_S.dim() + 2  # indices have no dimension of classes
+    return zip(preds_S.split(height, 2), preds_T.split(height, 2), target.split(height, lines),
+               difference.split(height, 2), strict=True)
+
+
+def _joined(terms: list[Terms], dim: int) -> Terms:
+    if len(terms) == 1:
+        return terms[0]
+    return Terms(*(torch.cat(values, dim) for values in zip(*(of_block[:4] for of_block in terms), strict=True)))
 
 
 def _is_quick(target: Tensor, tau: float) -> bool:
@@ -162,7 +182,8 @@ def _block_terms(tau: float, scratch: Tensor | None, preds_S: Tensor, preds_T: T
                  difference: Tensor) -> Terms:
     """The terms of a block; ``difference`` is filled with p_s - p_t."""
     if scratch is not None:
-        terms = _quick_terms(tau, scratch[:, :len(target)], preds_S, preds_T, target.unsqueeze(1), difference)
+        memory = scratch[:, :preds_S.numel()].view(2, *preds_S.shape)
+        terms = _quick_terms(tau, memory, preds_S, preds_T, target.unsqueeze(1), difference)
         if terms is not None:
             return terms
     terms, values = _careful_terms(preds_S, preds_T, target, tau)

@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from mmwsl import functional
-from mmwsl.models.losses.base import SampleLoss, build_loss
+from mmwsl.models.losses.base import SampleLoss, Target, build_loss
 from mmwsl.models.losses.fused import Terms, kernel_module, kernel_takes, kernel_terms, soft_terms
-from mmwsl.models.weightings import BernoulliBatch, SampleBatch
+from mmwsl.models.weightings import BernoulliBatch, JointBernoulliBatch, SampleBatch
 from mmwsl.registry import MODELS
 
 
@@ -193,13 +193,13 @@ class Standardized(SampleLoss):
             loss_weight of 9, and the hard loss with 1 on ImageNet and 0.1 on CIFAR-100.
 
     Raises:
-        ValueError: If the loss is per class, since sigmoids have no logits to be standardised among.
+        ValueError: If the loss is for sigmoids, since they have no logits to be standardised among.
     """
 
     def __init__(self, loss: Any = None) -> None:
         super().__init__()
         self.loss = build_loss(loss or dict(type='SoftCrossEntropy', tau=2.0))
-        if self.loss.per_class:
+        if self.loss.for_sigmoids:
             raise ValueError(f'logits are standardised among the classes of a softmax, and {type(self.loss).__name__} '
                              'is for heads of sigmoids: leave Standardized out')
         self.needs_classes = self.loss.needs_classes
@@ -237,24 +237,45 @@ class Standardized(SampleLoss):
 
 @MODELS.register_module()
 class BernoulliKD(_Tempered):
-    """Soft labels for a head of sigmoids, :func:`mmwsl.functional.bernoulli_loss`: each class of a target is a decision
-    of its own, with a weight of its own.
+    r"""Soft labels for a head of sigmoids, in which each class of a target is a decision of its own:
+    :func:`mmwsl.functional.bernoulli_loss`.
+
+    Its ``gt_labels`` are one of
+
+    - scores of the classes in [0, 1]. Shape: (N, C, \*);
+    - class indices, of which C is background: no class is right. Shape: (N, \*);
+    - (class indices, quality): the score that the right class should get, as of GFL and RTMDet. Shape: (N, \*) each.
 
     Args:
         tau: Temperature.
+        per_class: Whether each class of a target has a weight of its own. False: one weight for all of a target, from
+            hard losses that are summed over its classes.
     """
-    per_class = True
-    batch_type = BernoulliBatch
-
-    def __init__(self, tau: float = 1.0) -> None:
+    def __init__(self, tau: float = 1.0, per_class: bool = True) -> None:
         super().__init__(tau)
+        self.per_class = per_class
+        self.batch_type = BernoulliBatch if per_class else JointBernoulliBatch
+
+    @property
+    def for_sigmoids(self) -> bool:
+        return True
 
     def forward(self, preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
-        r"""Shape: (N, C, \*)."""
-        return functional.bernoulli_loss(preds_S, preds_T, self.tau)
+        r"""Shape: (N, C, \*) per class, else (N, \*)."""
+        losses = functional.bernoulli_loss(preds_S, preds_T, self.tau)
+        return losses if self.per_class else losses.sum(1)
 
-    def check(self, preds_S: Tensor, preds_T: Tensor, target: Tensor, ignore_index: int) -> None:
+    def check(self, preds_S: Tensor, preds_T: Tensor, target: Target, ignore_index: int) -> None:
         """Raise TypeError or ValueError for arguments that do not belong together; several labels may be right."""
         functional.check_logits(preds_S, preds_T)
-        functional.check_target(preds_S, target, ignore_index, later=False)  # batch.target does
-        functional.check_label_scores(target)
+        labels, quality = target if isinstance(target, tuple) else (target, None)
+        functional.check_target(preds_S, labels, ignore_index, background=True, later=False)  # batch.target does
+        functional.check_label_scores(labels)
+        if quality is not None:
+            if labels.is_floating_point() or quality.shape != labels.shape:
+                raise ValueError('a quality belongs to each class index, got indices of shape '
+                                 f'{tuple(labels.shape)} ({labels.dtype}) and qualities of {tuple(quality.shape)}')
+            functional.check_label_scores(quality)
+
+    def extra_repr(self) -> str:
+        return f'tau={self.tau}, per_class={self.per_class}'

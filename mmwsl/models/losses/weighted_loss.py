@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from mmengine.dist import all_reduce, get_world_size
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
 
 from mmwsl import functional
-from mmwsl.models.losses.base import SampleLoss, build_loss
+from mmwsl.models.losses.base import SampleLoss, Target, build_loss
 from mmwsl.models.losses.call import Call
 from mmwsl.models.weightings import SampleBatch, SampleWeighting, UniformWeighting, build_weighting
 from mmwsl.registry import MODELS
 
 _REDUCTIONS = ('none', 'mean', 'sum')
+_AVERAGES = ('targets', 'positives')
 
 
 @MODELS.register_module()
@@ -30,13 +32,17 @@ class WeightedLoss(nn.Module):
         loss_weight: The paper's alpha.
         ignore_index: Class index whose targets do not count.
         reduction: 'mean' over the targets that are kept (0 where none is), 'sum' or 'none'.
+        average: What 'mean' divides by: 'targets' for those that are kept; 'positives' for those of them that have a
+            right class and are not background, as detectors count (heads of sigmoids alone).
+        sync_divisor: Whether that number is averaged over all processes, so that they train as one process with the
+            whole batch would. For targets whose number differs between processes: pixels that are kept, positives.
         warmup_epochs: Epochs of a run of mmengine in which the loss grows evenly to its full weight, with
             1 / warmup_epochs in the first, as in DKD's code. A run by iterations stays in its first epoch.
 
     Raises:
         TypeError: If loss or weighting is something else.
         ValueError: If loss and weighting do not go together: weights per class of a loss per target, weights of a loss
-            that belongs to the batch as a whole, weights per image of a loss per class.
+            that belongs to the batch as a whole, weights per image of a loss per class. If a softmax has no positives.
 
     Examples:
         >>> loss = WeightedLoss(dict(type='DKD', tau=4.0), dict(type='WSLWeighting'))
@@ -45,7 +51,8 @@ class WeightedLoss(nn.Module):
     """
 
     def __init__(self, loss: Any, weighting: Any = None, loss_weight: float = 1.0,
-                 ignore_index: int = functional.IGNORE_INDEX, reduction: str = 'mean', warmup_epochs: int = 0) -> None:
+                 ignore_index: int = functional.IGNORE_INDEX, reduction: str = 'mean', warmup_epochs: int = 0,
+                 average: str = 'targets', sync_divisor: bool = False) -> None:
         super().__init__()
         self.sample_loss = build_loss(loss)
         self.sample_weighting = build_weighting(weighting or dict(type='UniformWeighting'))
@@ -53,12 +60,19 @@ class WeightedLoss(nn.Module):
         self.loss_weight = loss_weight
         self.ignore_index = ignore_index
         self.reduction = self._checked(reduction)
+        if average not in _AVERAGES:
+            raise ValueError(f'average should be one of {_AVERAGES}, got {average!r}')
+        if average == 'positives' and not self.sample_loss.for_sigmoids:
+            raise ValueError(f"average='positives' is for heads of sigmoids, and {type(self.sample_loss).__name__} is "
+                             "for a softmax, in which background is a class like others: take 'targets'")
+        self.average, self.sync_divisor = average, sync_divisor
         if not warmup_epochs >= 0:
             raise ValueError(f'warmup_epochs should be at least 0, got {warmup_epochs}')
         self.warmup_epochs = warmup_epochs
+        self._share: float | None = None
         self._last = _LastCall()
 
-    def forward(self, preds_S: Tensor, preds_T: Tensor, gt_labels: Tensor, weight: Tensor | None = None,
+    def forward(self, preds_S: Tensor, preds_T: Tensor, gt_labels: Target, weight: Tensor | None = None,
                 avg_factor: float | Tensor | None = None, reduction_override: str | None = None,
                 teacher_hard_loss: Tensor | None = None, data_samples: Sequence[Any] | None = None) -> Tensor:
         r"""Loss of a batch.
@@ -66,9 +80,9 @@ class WeightedLoss(nn.Module):
         Args:
             preds_S: Student logits. Shape: (N, C) or (N, C, \*).
             preds_T: Teacher logits. Shape: as preds_S.
-            gt_labels: Class indices, (N, \*), or class scores of the logits' shape.
-            weight: A further weight for each target. Shape: (N, \*).
-            avg_factor: What the sum is divided by instead of the number of targets kept; of 0 the loss is 0. Neither
+            gt_labels: Class indices, (N, \*), or class scores of the logits' shape. What else a loss takes it says.
+            weight: A further weight for each target, (N, \*); of a loss per class also for each class, (N, C, \*).
+            avg_factor: What the sum is divided by instead of a number of targets; of 0 the loss is 0. Neither
                 it nor ``weight`` touches a term of the batch as a whole.
             reduction_override: Replaces ``reduction`` for this call.
             teacher_hard_loss: The teacher's loss of each target at temperature 1, where it is known better than from
@@ -100,14 +114,28 @@ class WeightedLoss(nn.Module):
             losses = (losses * (weights.masked_fill(batch.ignored, 0.0) * scale)).masked_fill(batch.ignored, 0.0)
         else:
             losses = losses * (weights * scale)
+        if weight is not None and weight.shape == losses.shape:
+            losses, weight = losses * weight.to(losses), None
+        self._last.call = Call(batch, weights, losses.detach())
         if self.sample_loss.per_class:
             losses = losses.sum(1)
         if weight is not None:
             losses = losses * _one_per_target(weight, losses, 'weight')
-        total = _reduce(losses, batch.count, reduction, avg_factor)
+        if reduction == 'mean' and avg_factor is None:
+            total = losses.sum() / self._divisor(batch, losses.dtype)
+        else:
+            total = _reduce(losses, reduction, avg_factor)
         whole = self.sample_loss.of_the_whole(preds_S, batch)
-        self._last.call = Call(batch, weights)
         return total if whole is None else total + scale * whole
+
+    def _divisor(self, batch: SampleBatch, dtype: torch.dtype) -> int | Tensor:
+        """Of a mean: how many targets there are, and where there is none 1."""
+        count = batch.positive_targets.sum() if self.average == 'positives' else batch.count  # type: ignore[attr-defined]
+        if not self.sync_divisor:
+            return max(1, count) if isinstance(count, int) else count.clamp(min=1)
+        total = torch.as_tensor(count, dtype=torch.float64, device=batch.kept.device).clone()
+        all_reduce(total)
+        return (total.clamp(min=1) / get_world_size()).to(dtype)
 
     def _losses(self, preds_S: Tensor, batch: SampleBatch) -> Tensor:
         """Of each target, or of each class of it."""
@@ -136,15 +164,30 @@ class WeightedLoss(nn.Module):
                              'leave the term out (of DIST: gamma=0)')
         return reduction
 
-    def _warmth(self) -> float:
-        """Share of the loss's weight in this epoch, in (0, 1]."""
+    def prepare(self) -> None:
+        """Look up the epoch that ``warmup_epochs`` needs, before a call that torch.compile traces.
+
+        A call does it itself where nobody has, and then breaks the graph.
+
+        Raises:
+            RuntimeError: If no run tells the epoch.
+        """
         if not self.warmup_epochs:
-            return 1.0
+            return
         epoch = MessageHub.get_current_instance().get_info('epoch')
         if epoch is None:
             raise RuntimeError(f'warmup_epochs={self.warmup_epochs} needs to know the epoch, which a run of mmengine '
                                'tells: train with its Runner, or set warmup_epochs=0 and scale the loss yourself')
-        return min(1.0, (epoch + 1) / self.warmup_epochs)
+        self._share = min(1.0, (epoch + 1) / self.warmup_epochs)
+
+    def _warmth(self) -> float:
+        """Share of the loss's weight in this epoch, in (0, 1]."""
+        if not self.warmup_epochs:
+            return 1.0
+        if self._share is None:
+            self.prepare()
+        share, self._share = self._share, None  # another step may be in another epoch
+        return share  # type: ignore[return-value]
 
     @property
     def tau(self) -> float:
@@ -194,7 +237,10 @@ def check_pair(loss: SampleLoss, weighting: SampleWeighting) -> None:
     if weighting.per_class and not loss.per_class:
         raise ValueError(f'{names} is not defined: the weight is per class, and the loss has one value per target. '
                          'Take a weight per target, or a loss per class (BernoulliKD)')
-    if weighting.per_image and loss.per_class:
+    if weighting.needs_classes and not weighting.per_image and loss.for_sigmoids and not loss.per_class:
+        raise ValueError(f'{names} is not defined: the weight needs one outcome for each target, and a target of '
+                         'sigmoids has one for each class. Take another weight, or per_class=True')
+    if weighting.per_image and loss.for_sigmoids:
         raise ValueError(f'{names} is not defined: the weight looks up one loss per image, and each class of it is '
                          'decided by itself. Take the weight from the teacher (without teacher_losses)')
     if not loss.is_weightable and not isinstance(weighting, UniformWeighting):
@@ -208,18 +254,17 @@ def _one_per_target(values: Tensor, losses: Tensor, name: str) -> Tensor:
     return values.to(losses)
 
 
-def _reduce(losses: Tensor, count: int | Tensor, reduction: str, avg_factor: float | Tensor | None) -> Tensor:
+def _reduce(losses: Tensor, reduction: str, avg_factor: float | Tensor | None) -> Tensor:
     if reduction == 'none':
         return losses
     if reduction == 'sum':
         if avg_factor is not None:
             raise ValueError(f"avg_factor belongs to reduction 'mean', got avg_factor={avg_factor} with 'sum'")
         return losses.sum()
-    if avg_factor is None:
-        return losses.sum() / count
     if isinstance(avg_factor, Tensor):
         avg_factor = avg_factor.to(losses.device)
         return torch.where(avg_factor > 0, losses.sum() / avg_factor.clamp(min=torch.finfo(losses.dtype).tiny), 0.0)
+    assert avg_factor is not None
     if avg_factor < 0:
         raise ValueError(f'avg_factor should be at least 0, got {avg_factor}')
     return losses.sum() / avg_factor if avg_factor else losses.sum() * 0.0

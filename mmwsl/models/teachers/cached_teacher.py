@@ -14,6 +14,7 @@ from mmwsl.cache import CacheError, TeacherCache
 from mmwsl.cache.fingerprint import mixing_error, teacher_fingerprint
 from mmwsl.functional import hard_loss
 from mmwsl.registry import MODELS
+from mmwsl.utils.data import to_device
 
 # Beside the logits, where they are not exact.
 HARD_LOSS_RECORDER = {'teacher_hard_loss': dict(type='mmrazor.ModuleOutputs', source='hard_loss')}
@@ -39,6 +40,18 @@ class CachedTeacher(BaseModel):
         self.cache.manifest.warn_of_other_versions()
         self.head, self.hard_loss = nn.Identity(), nn.Identity()
         self._losses: list[tuple[str, nn.Module]] = []
+        self._restored: tuple[list | None, Tensor, Tensor | None] | None = None
+
+    def restore(self, inputs: Tensor, data_samples: list | None = None) -> None:
+        """Restore the next call's answers, because torch.compile cannot trace how. A call does it itself if need be.
+
+        Args, Raises: As :meth:`forward`.
+        """
+        records = self._stacked(data_samples or [])
+        form = self.cache.manifest.record
+        logits = to_device(form.decode(records, self._tau()), inputs.device)
+        hard_loss = None if form.is_exact else self._hard_loss(records, logits, data_samples or [])
+        self._restored = data_samples, logits, hard_loss
 
     def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor') -> Tensor:
         """Logits from the records in data_samples, restored for the losses' tau. Shape: (N, C).
@@ -47,11 +60,11 @@ class CachedTeacher(BaseModel):
             CacheError: If a sample has no record of this cache.
             ValueError: If a top K is asked for another tau, or targets are soft.
         """
-        records = self._stacked(data_samples or [])
-        form = self.cache.manifest.record
-        logits = form.decode(records, self._tau()).to(inputs.device)
-        if not form.is_exact:
-            self.hard_loss(self._hard_loss(records, logits, data_samples or []))
+        if self._restored is None or self._restored[0] is not data_samples:
+            self.restore(inputs, data_samples)
+        (_, logits, hard_loss), self._restored = self._restored, None  # type: ignore[misc]
+        if hard_loss is not None:
+            self.hard_loss(hard_loss)
         return self.head(logits)
 
     def recorded_by(self, distiller: Mapping) -> dict:
@@ -130,7 +143,7 @@ class CachedTeacher(BaseModel):
     def _hard_loss(self, records: np.ndarray, logits: Tensor, data_samples: list) -> Tensor:
         form = self.cache.manifest.record
         if 'gt_score' not in data_samples[0]:
-            return form.hard_loss(records).to(logits.device)
+            return to_device(form.hard_loss(records), logits.device)
         if form.top_k is not None:
             raise ValueError(f"targets are scores of classes (gt_score), and a top {form.top_k} knows the teacher's "
                              'loss for the true class alone: cache all classes (without --top-k)')

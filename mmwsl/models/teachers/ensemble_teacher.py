@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,7 +73,7 @@ class EnsembleTeacher(BaseModel):
             return logits.mean(0)
         # in float32 at least: a mean of half-precision probabilities loses the small ones
         log_probabilities = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-        return log_probabilities.logsumexp(0) - torch.tensor(len(logits)).log()
+        return log_probabilities.logsumexp(0) - math.log(len(logits))
 
 
 def _check_arguments(models: Sequence[dict], ckpts: Sequence[str] | None, combine: str) -> None:

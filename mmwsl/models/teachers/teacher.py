@@ -16,6 +16,7 @@ from mmwsl.cache import CacheError
 from mmwsl.models.teachers.cached_teacher import CachedTeacher
 from mmwsl.models.teachers.fast import check_speed, fast_forward
 from mmwsl.models.teachers.inputs import InputAdapter, input_adapter
+from mmwsl.models.teachers.recording import hook_again, recording
 from mmwsl.models.teachers.watch import Watch, forward_hooks
 
 
@@ -29,6 +30,9 @@ class FrozenTeacher:
     the first call after the network changed (:class:`Watch` says what counts as a change), and made again once the
     network is the same in two calls, so a teacher that changes in each step runs as it is. It also runs as it is while
     somebody else has a forward hook in it, and in eval mode. Copies and pickles of a teacher make their own fast copy.
+
+    torch.compile can trace a call as a part of one graph, once :meth:`prepare` has looked at the network outside of it;
+    without that look the network runs as it is.
 
     Args:
         network: The network. It stays the same object, but SyncBN in it becomes BatchNorm.
@@ -52,6 +56,7 @@ class FrozenTeacher:
         self._own_preprocessor = self.network.data_preprocessor
         self._mode: str | None = None  # not known before the first batch
         self._only_output_is_read = self._change_is_said = self._is_tried = False
+        self._is_prepared = self._is_fast = False  # for the next call
         self._copy: Callable[..., Any] | None = None
         self._watch: Watch | None = None
         self._freeze()
@@ -63,9 +68,26 @@ class FrozenTeacher:
                 module.track_running_stats = False
         self.train(False)
 
+    @torch.compiler.disable  # it looks at memory, and compiles and copies networks itself
+    @torch.no_grad()
+    def prepare(self, inputs: Tensor, data_samples: list | None = None) -> None:
+        """Before a call: find out what is read of the network, and whether a fast copy may answer.
+
+        A call does this itself unless torch.compile traces it, which cannot look at memory.
+
+        Args, Raises: As of the call.
+        """
+        if self._mode is None:
+            self._find_mode(inputs, data_samples)
+        if isinstance(self.network, CachedTeacher):
+            self.network.restore(inputs, data_samples)
+        fast = self.speed != 'plain' and self.training and self._has_copy(inputs, data_samples)
+        self._is_prepared, self._is_fast = True, fast
+
     def train(self, mode: bool = True) -> None:
         """Follow the student into training or out of it; only BatchNorm with ``norm_eval=False`` changes its mode."""
         self.training = mode
+        hook_again(self.recorders, self.network)
         self.network.eval()  # not chained: the train() of some networks returns None
         for module in self.network.modules():
             if isinstance(module, _BatchNorm) and not self.norm_eval:
@@ -114,28 +136,23 @@ class FrozenTeacher:
         Raises:
             CacheError: If the first batch carries a teacher's records and this is no CachedTeacher.
         """
-        if self._mode is None:
-            self._find_mode(inputs, data_samples)
-        if self.speed == 'plain' or not self.training or not self._has_copy(inputs, data_samples):
-            return self._whole_pass(inputs, data_samples)
-        output = self._copy(inputs, data_samples)  # type: ignore[misc]
-        if self.recorders.recorders:
-            self._record(inputs, output)
-        return output
+        if self._mode is None or not (self._is_prepared or torch.compiler.is_compiling()):
+            self.prepare(inputs, data_samples)
+        fast, self._is_prepared = self._is_prepared and self._is_fast, False
+        return self._fast_pass(inputs, data_samples) if fast else self._whole_pass(inputs, data_samples)
 
     def _whole_pass(self, inputs: Tensor, data_samples: list | None) -> Any:
-        if not self.recorders.recorders and not self.deliveries.deliveries:
-            return self.network(inputs, data_samples, mode=self._mode)  # torch.compile cannot trace their contexts
         self.deliveries.override_data = False
-        with self.recorders, self.deliveries:
+        with recording(self.recorders, self.deliveries):
             return self.network(inputs, data_samples, mode=self._mode)
 
-    def _record(self, inputs: Tensor, output: Any) -> None:
-        with self.recorders:
+    def _fast_pass(self, inputs: Tensor, data_samples: list | None) -> Any:
+        output = self._copy(inputs, data_samples)  # type: ignore[misc]
+        with recording(self.recorders):
             for recorder in self.recorders.recorders.values():
                 recorder.forward_hook(self.network, (inputs, ), output)
+        return output
 
-    @torch.compiler.disable  # in a compiled step this happens once
     def _find_mode(self, inputs: Tensor, data_samples: list | None) -> None:
         """The output comes from ``mode='tensor'``, and fast if nothing else is read.
 
@@ -157,7 +174,6 @@ class FrozenTeacher:
         for queue in queues:
             queue.clear()
 
-    @torch.compiler.disable  # it looks at memory, and compiles and copies networks itself
     def _has_copy(self, inputs: Tensor, data_samples: list | None) -> bool:
         """Whether a fast copy says what the network would say; if the network is steady, try to make one."""
         if self._watch is None:
@@ -191,4 +207,4 @@ class FrozenTeacher:
 
     def __getstate__(self) -> dict:
         """Without the fast copy, which cannot be copied or pickled once it is compiled."""
-        return {**self.__dict__, '_copy': None, '_is_tried': False, '_watch': None}
+        return {**self.__dict__, '_copy': None, '_is_tried': False, '_is_prepared': False, '_watch': None}

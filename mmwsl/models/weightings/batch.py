@@ -5,8 +5,7 @@ sets it, and so does whoever knows the teacher's loss better than its logits tel
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +14,20 @@ from torch.nn import functional as F
 
 from mmwsl import functional
 from mmwsl.functional import at_least_float32
+from mmwsl.utils.data import to_device
+
+
+class _Once:
+    """As functools.cached_property, without its lock (until Python 3.12), at which torch.compile breaks the graph."""
+
+    def __init__(self, compute: Callable[[Any], Any]) -> None:
+        self.compute, self.name, self.__doc__ = compute, compute.__name__, compute.__doc__
+
+    def __get__(self, owner: Any, _: type | None = None) -> Any:
+        if owner is None:
+            return self
+        value = vars(owner)[self.name] = self.compute(owner)
+        return value
 
 
 class SampleBatch:
@@ -38,8 +51,7 @@ class SampleBatch:
         """Whether each target has one class; None of them has where class scores are given."""
         self.kept = functional.kept_targets(target, ignore_index)
         r"""Which targets count. Shape: (N, \*)."""
-        # off the CPU a look would wait for the device
-        self.ignores = self.has_classes and not (self.kept.device.type == 'cpu' and bool(self.kept.all()))
+        self.ignores = self.has_classes and not (functional.may_read_values(self.kept) and bool(self.kept.all()))
         """Whether a target may be one that does not count."""
         self.dtype = torch.promote_types(self.preds_S.dtype, torch.float32)
         """Of losses and weights."""
@@ -49,42 +61,47 @@ class SampleBatch:
         self.applied_teacher_loss: Tensor | None = None
         r"""L_t as a weighting had it from elsewhere, for records; None: as teacher_hard_loss. Shape: (N, \*)."""
 
-    @cached_property
+    @_Once
     def target(self) -> Tensor:
         r"""An ignored target is computed as class 0, and then counts nothing. Shape: (N, \*) or (N, C, \*)."""
         target = self.given_target.masked_fill(self.ignored, 0) if self.ignores else self.given_target
-        if self.has_classes and target.device.type in functional.REPORTS_LATER:
-            functional.assert_classes(target, self.preds_S.shape[1], self.ignore_index)
+        if self.has_classes and not functional.may_read_values(target):
+            functional.assert_classes(target, self.indices, self.ignore_index)
         return target
 
-    @cached_property
+    @property
+    def indices(self) -> int:
+        """How many class indices there are for a target."""
+        return self.preds_S.shape[1]
+
+    @_Once
     def ignored(self) -> Tensor:
         r"""Which targets do not count. Shape: (N, \*)."""
         return ~self.kept
 
-    @cached_property
+    @_Once
     def student_hard_loss(self) -> Tensor:
         r""":math:`L_s` in nats. Shape: (N, \*)."""
         return self.hard_loss(self.preds_S)
 
-    @cached_property
+    @_Once
     def teacher_hard_loss(self) -> Tensor:
         r""":math:`L_t` in nats. Shape: (N, \*)."""
         return self.hard_loss(self.preds_T)
 
-    @cached_property
+    @_Once
     def true_prob_difference(self) -> Tensor:
         r"""The true class's probability at temperature tau, student's - teacher's; its expectation for class scores.
         Shape: (N, \*)."""
         probs_S, probs_T = ((at_least_float32(preds) / self.tau).softmax(1) for preds in (self.preds_S, self.preds_T))
         return functional.at_target(probs_S - probs_T, self.target)
 
-    @cached_property
+    @_Once
     def wsl_weight(self) -> Tensor:
         r"""WSL's weight, 1 - exp(-L_s / L_t). Shape: (N, \*)."""
         return functional.weight_of_losses(self.student_hard_loss, self.teacher_hard_loss)
 
-    @cached_property
+    @_Once
     def gradients(self) -> tuple[Tensor, Tensor]:
         r"""a and b of :func:`functional.bias_and_variance_gradients`; NaN for class scores. Shape: (N, \*) each."""
         a = torch.expm1(-self.student_hard_loss)
@@ -112,7 +129,7 @@ class SampleBatch:
         if None in found:
             raise ValueError("an image has no sample_idx: keep 'sample_idx' among meta_keys of PackInputs (it is by "
                              'default), and take a dataset of mmengine or mmpretrain')
-        return torch.tensor(found, dtype=torch.int64).to(self.kept.device, non_blocking=True)
+        return to_device(torch.tensor(found, dtype=torch.int64), self.kept.device)
 
     def hard_loss(self, preds: Tensor, target: Tensor | None = None) -> Tensor:
         r"""Cross-entropy at temperature 1, with another target than the batch's on demand. Shape: (N, \*)."""
@@ -153,8 +170,8 @@ class SampleBatch:
 
     @property
     def count(self) -> int | Tensor:
-        """How many targets count, at least 1."""
-        return self.kept.sum().clamp(min=1) if self.ignores else max(1, self.kept.numel())
+        """How many targets count."""
+        return self.kept.sum() if self.ignores else self.kept.numel()
 
     def mean(self, values: Tensor) -> Tensor:
         """Over the targets that count; 0 where none does. A scalar."""
@@ -163,31 +180,47 @@ class SampleBatch:
 
 
 class BernoulliBatch(SampleBatch):
-    r"""Targets with a decision for each class, as of a multi-label head: its logits are (0, z).
+    r"""Targets with a decision for each class, as of a multi-label head or a detector: its logits are (0, z).
 
     What a :class:`SampleBatch` has once per target this has once per class, (N, C, \*).
 
     Args:
         preds_S, preds_T, tau, data_samples: As of :class:`SampleBatch`.
-        target: Scores of the classes in [0, 1], (N, C, \*), or class indices, (N, \*).
+        target: As of :class:`mmwsl.models.losses.BernoulliKD`.
         ignore_index: An index whose targets do not count.
     """
 
-    def __init__(self, preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 1.0,
+    def __init__(self, preds_S: Tensor, preds_T: Tensor, target: Tensor | tuple[Tensor, Tensor], tau: float = 1.0,
                  ignore_index: int = functional.IGNORE_INDEX, data_samples: Sequence[Any] | None = None) -> None:
-        super().__init__(preds_S, preds_T, target, tau, ignore_index, data_samples)
+        labels, quality = target if isinstance(target, tuple) else (target, None)
+        super().__init__(preds_S, preds_T, labels, tau, ignore_index, data_samples)
         if self.has_classes:
-            scores = torch.zeros_like(self.preds_S, dtype=self.dtype)
-            self.target = scores.scatter_(1, self.target.unsqueeze(1), 1.0)
+            self.positive_targets = self.kept & (labels < self.preds_S.shape[1])
+            self.target = functional.label_scores(self.target, self.preds_S.shape[1], quality)
+        else:
+            self.positive_targets = (labels > 0).any(1)
         self.target = self.target.to(self.dtype)
         self.has_classes = True  # each decision has its outcome
         self.kept, self.ignored = self.kept.unsqueeze(1), self.ignored.unsqueeze(1)
+
+    positive_targets: Tensor
+    r"""Which targets have a class that is right, if only in part; the others are background. Shape: (N, \*)."""
+
+    @property
+    def indices(self) -> int:
+        """Background is one more than the classes."""
+        return self.preds_S.shape[1] + 1
+
+    @property
+    def is_positive(self) -> Tensor:
+        r"""For each weight, whether what it weights has a class that is right. Shape: (N, C, \*)."""
+        return self.target > 0
 
     def without_ignored(self, preds: Tensor) -> Tensor:
         """Logits with 0 where the target does not count. Shape: as preds."""
         return torch.where(self.kept, preds, torch.zeros((), dtype=preds.dtype, device=preds.device))
 
-    @cached_property
+    @_Once
     def true_prob_difference(self) -> Tensor:
         r"""The outcome's probability at temperature tau, student's - teacher's. Shape: (N, C, \*)."""
         probs_S, probs_T = ((at_least_float32(preds) / self.tau).sigmoid() for preds in (self.preds_S, self.preds_T))
@@ -217,3 +250,44 @@ class BernoulliBatch(SampleBatch):
     def choices(self) -> int:
         """A decision has two."""
         return 2
+
+
+class JointBernoulliBatch(BernoulliBatch):
+    r"""The same targets with one weight for all their decisions: what is known of these is summed, (N, \*)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.has_classes = False  # one target has several outcomes
+        self.kept, self.ignored = self.kept.squeeze(1), self.ignored.squeeze(1)
+
+    @property
+    def is_positive(self) -> Tensor:
+        r"""Shape: (N, \*)."""
+        return self.positive_targets
+
+    def without_ignored(self, preds: Tensor) -> Tensor:
+        """Shape: as preds."""
+        return functional.without_ignored(preds, self.kept)
+
+    @_Once
+    def true_prob_difference(self) -> Tensor:
+        """Not defined: NaN. Shape: (N, *)."""
+        return torch.full_like(self.student_hard_loss, torch.nan)
+
+    def hard_loss(self, preds: Tensor, target: Tensor | None = None) -> Tensor:
+        r"""Sum of the classes' binary cross-entropies. Shape: (N, \*)."""
+        return super().hard_loss(preds, target).sum(1)
+
+    def softness(self, tau: float) -> Tensor:
+        r"""Shape: (N, \*)."""
+        return super().softness(tau).sum(1)
+
+    def entropies(self, tau: float) -> tuple[Tensor, Tensor]:
+        r"""Of independent decisions, so their sum. Shape: (N, \*) each."""
+        entropy_S, entropy_T = super().entropies(tau)
+        return entropy_S.sum(1), entropy_T.sum(1)
+
+    @property
+    def choices(self) -> int:
+        """Answers to all decisions."""
+        return 2 ** self.target.shape[1]

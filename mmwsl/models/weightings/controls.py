@@ -45,6 +45,7 @@ class ShuffledWeighting(SampleWeighting):
 
     It draws from a generator of its own, so that dropout and augmentations draw the same numbers without it. It is
     seeded whenever torch is (by ``mmwsl.EpochSeedHook`` at each epoch), so that a resumed run repeats an unbroken one.
+    In a graph of torch.compile, which knows no other, it draws from torch's.
 
     Args:
         of: Config of the weighting. Default: WSL's.
@@ -62,7 +63,9 @@ class ShuffledWeighting(SampleWeighting):
         weight = self.of(batch)
         return permuted(weight, batch.kept.expand_as(weight), self._drawn_from(weight.device))
 
-    def _drawn_from(self, device: torch.device) -> torch.Generator:
+    def _drawn_from(self, device: torch.device) -> torch.Generator | None:
+        if torch.compiler.is_compiling():
+            return None
         if device.type == 'meta':  # has no generator
             device = torch.device('cpu')
         if self._generator is None or self._seed != torch.initial_seed() or self._generator.device != device:
@@ -74,13 +77,13 @@ class ShuffledWeighting(SampleWeighting):
         return {**super().__getstate__(), '_generator': None}  # type: ignore[misc]  # cannot be pickled
 
 
-def permuted(weight: Tensor, kept: Tensor, generator: torch.Generator) -> Tensor:
+def permuted(weight: Tensor, kept: Tensor, generator: torch.Generator | None) -> Tensor:
     """The same weights over the targets kept, in another order. Two sorts, so that nothing waits for a device.
 
     Args:
         weight: Any shape.
         kept: Which of them take part. Shape: as weight.
-        generator: On the device of weight.
+        generator: On the device of weight. None: torch's own.
     """
     flat, kept = weight.flatten(), kept.flatten()
     keys = torch.rand(flat.shape, generator=generator, device=flat.device)

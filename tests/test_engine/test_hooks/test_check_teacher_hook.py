@@ -102,6 +102,16 @@ def test_training_and_validation_have_the_same_classes(tmp_path, trained):
         run(tmp_path, distillation(teacher_ckpt=trained[0]), val_dataloader=dict(dataset=dict(type='OtherDigits')))
 
 
+@DATASETS.register_module()
+class SwappedDigits(Digits):
+    METAINFO = {'classes': ('0', '1', '3', '2', '4', '5', '6', '7', '8', '9')}
+
+
+def test_another_order_of_the_classes_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"same classes in another order.*class 2 is '2' in training and '3' in valid"):
+        run(tmp_path, network(2), val_dataloader=dict(dataset=dict(type='SwappedDigits')))
+
+
 def test_fewer_outputs_than_classes_stop_any_run(tmp_path):
     with pytest.raises(ValueError, match='the data have 10 classes and the student predicts 9: set num_classes'):
         run(tmp_path, network(2, classes=9))

@@ -13,7 +13,7 @@ from mmwsl.models.losses import Call
 from tests.tiny import ROOT, digits_config, distillation
 
 HOOK = dict(type='mmwsl.LossStatisticsHook')
-ALWAYS = [dict(type='mmwsl.CheckResumeHook'), dict(type='mmwsl.FiniteLossHook')]
+ALWAYS = [dict(type=f'mmwsl.{name}') for name in ('CheckResumeHook', 'ExactResumeHook', 'FiniteLossHook')]
 # the log processor means what matches, here statistics as well: so it looks back over its window
 MEANS = dict(type='LogProcessor', window_size=10, mean_pattern=r'.*(loss|wsl_weight).*')
 
@@ -110,4 +110,4 @@ def test_train_adds_the_hook_to_a_distillation_that_has_none():
     assert alone.custom_hooks == [*before, *ALWAYS]
     own = Config(dict(model=dict(distiller=dict(type='mmwsl.WSLDistiller'))))
     add_hooks(own)
-    assert own.custom_hooks == [*ALWAYS, HOOK]
+    assert own.custom_hooks == [dict(type='mmwsl.CheckLabelsHook'), *ALWAYS, HOOK]  # without CheckTeacherHook

@@ -7,6 +7,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
+from torch.utils.data import DataLoader
 
 from mmwsl.analysis import read_records, records_of_logits
 from mmwsl.engine.hooks import SampleRecordHook
@@ -103,7 +104,8 @@ def recorded(tmp_path):
     """A hook that has begun an epoch of three batches, and a function that gives it one."""
     loss = WSLLoss()
     model = SimpleNamespace(distiller=SimpleNamespace(distill_losses=dict(loss_wsl=loss)), distillation_stopped=False)
-    runner = SimpleNamespace(model=model, train_loop=None, hooks=[], epoch=0, max_epochs=9, train_dataloader=range(3),
+    loader = DataLoader(range(6), batch_size=2)
+    runner = SimpleNamespace(model=model, train_loop=None, hooks=[], epoch=0, max_epochs=9, train_dataloader=loader,
                              work_dir=tmp_path, visualizer=SimpleNamespace(add_image=lambda *args, **kwargs: None))
     hook = SampleRecordHook()
     hook.before_train(runner)
@@ -201,3 +203,14 @@ def test_two_processes_write_one_record_of_all_samples(tmp_path):
            'train_dataloader.batch_size=25', 'default_hooks.sample_records.type=mmwsl.SampleRecordHook', PORT='29519')
     (epoch, records), = read_records(tmp_path).items()
     assert epoch == 1 and records['index'].tolist() == list(range(600))
+
+
+@pytest.mark.parametrize('views', [True, False])
+def test_joined_datasets_have_a_record_of_each_image(tmp_path, views):
+    parts = [dict(type='mmwsl.Digits', split=split, pipeline=[dict(type='PackInputs')]) for split in ('train', 'test')]
+    joined = dict(type='ConcatDataset', datasets=parts, _delete_=True)
+    loader = dict(batch_size=600, dataset=dict(dataset=joined) if views else joined)
+    if not views:
+        loader['sampler'] = dict(type='DefaultSampler', shuffle=True, _delete_=True)
+    run_digits(tmp_path, with_loss(), custom_hooks=[HOOK], train_dataloader=loader)
+    assert read_records(tmp_path)[1]['index'].tolist() == list(range(1797))

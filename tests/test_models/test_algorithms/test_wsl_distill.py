@@ -1,11 +1,15 @@
 import copy
+import hashlib
 import math
 import os
 import pickle
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.hub import get_model
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
@@ -476,6 +480,65 @@ def test_a_model_is_copied_after_a_step(model, copied):
     assert not torch.equal(losses(twin, batch())['distill.loss_wsl'], losses(model, batch())['distill.loss_wsl'])
 
 
+# ---- the teacher's file, by its hash
+
+@pytest.fixture
+def two_teachers(tmp_path):
+    """Two files, with the SHA-256 of each."""
+    files = [save_teacher(tmp_path / f'{seed}.pth', seed=seed) for seed in (1, 2)]
+    return files, [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
+
+
+@pytest.mark.parametrize('stated', [lambda digest: digest, lambda digest: digest[:8].upper(), lambda digest: [digest],
+                                    lambda digest: None], ids=['whole', 'eight digits', 'list', 'none'])
+def test_the_teachers_file_is_known_by_its_hash(two_teachers, stated):
+    (file, other), (digest, _) = two_teachers
+    assert build(distillation(teacher_ckpt=file, teacher_sha256=stated(digest))).teacher_sha256 == [digest]
+    if stated(digest):
+        with pytest.raises(ValueError, match=r'2\.pth is not the file that model\.teacher_sha256 names: its SHA-256'):
+            build(distillation(teacher_ckpt=other, teacher_sha256=stated(digest)))
+
+
+def test_so_is_each_of_an_ensembles(two_teachers):
+    files, digests = two_teachers
+
+    def ensemble(**kwargs):
+        teacher = dict(type='mmwsl.EnsembleTeacher', models=[network(4)] * 2, ckpts=files)
+        return build(distillation(teacher=teacher, **kwargs))
+    assert ensemble(teacher_sha256=digests).teacher_sha256 == digests
+    with pytest.raises(ValueError, match=r'1\.pth is not the file'):
+        ensemble(teacher_sha256=digests[::-1])
+    with pytest.raises(ValueError, match=r'one SHA-256 for each of the 2 files of the teacher \(.*1.pth, .*\), got 1'):
+        ensemble(teacher_sha256=digests[0])
+
+
+@pytest.mark.parametrize('wrong', ['abc', 'sha256:0123456789', ''])
+def test_a_hash_that_is_none_is_refused(two_teachers, wrong):
+    with pytest.raises(ValueError, match='(at least eight hexadecimal digits|one SHA-256 for each of the 0)'):
+        build(distillation(teacher_ckpt=two_teachers[0][0] if wrong else None, teacher_sha256=wrong or 'a' * 8))
+
+
+def test_a_file_of_another_storage_cannot_be_compared(two_teachers):
+    with pytest.raises(ValueError, match='cannot be compared with s3://bucket/net.pth, which is no local file'):
+        build(distillation(teacher_ckpt='s3://bucket/net.pth', teacher_sha256='a' * 8))
+
+
+def test_a_teacher_from_the_web_is_known_by_its_hash(two_teachers, tmp_path, monkeypatch):
+    (file, _), (digest, other) = two_teachers
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda url, place, progress: shutil.copy(file, place))
+    url = 'https://example.invalid/net.pth'
+    assert build(distillation(teacher_ckpt=url, teacher_sha256=digest)).teacher_sha256 == [digest]
+    with pytest.raises(ValueError, match='https://example.invalid/net.pth is not the file'):
+        build(distillation(teacher_ckpt=url, teacher_sha256=other))
+
+
+def test_a_replaced_teacher_is_of_no_file(two_teachers):
+    model = build(distillation(teacher_ckpt=two_teachers[0][0]))
+    model.teacher = build(network(4))
+    assert model.teacher_sha256 == []
+
+
 # ---- models of other packages
 
 LENET = 'mmpretrain::lenet/lenet5_mnist.py'  # mean 33.46, std 78.87; images of 32 x 32
@@ -588,3 +651,78 @@ def test_a_weight_of_losses_that_are_not_calculated_is_refused():
         build(distillation(student_loss_weight=0.5, calculate_student_loss=False))
     found = losses(build(distillation(calculate_student_loss=False)), batch())
     assert not any(key.startswith('student') for key in found)
+
+
+# ---- one data_preprocessor
+
+def mixing(kind='Mixup'):
+    return dict(augments=dict(type=kind, alpha=0.8))
+
+
+@pytest.mark.parametrize('own, refused', [
+    (dict(mean=[5.0], std=[6.0]), 'mean'), (dict(mean=[4.9], std=[7.0], num_classes=10), 'std'),
+    (dict(mean=[4.9], std=[6.0], to_rgb=True), 'to_rgb'), (dict(pad_size_divisor=32), 'pad_size_divisor'),
+    (dict(mean=[4.9], std=[6.0], to_rgb=False), None), (dict(num_classes=10), None), (None, None)])
+def test_a_students_preprocessor_is_not_ignored(own, refused):
+    cfg = distillation(architecture=network(2, data_preprocessor=own))
+    if refused is None:
+        assert build(cfg).data_preprocessor.mean.item() == pytest.approx(4.9)
+        return
+    with pytest.raises(ValueError, match=rf"model\.architecture sets {refused} of its data_preprocessor, which is not "
+                       "used: the config's data_preprocessor prepares"):
+        build(cfg)
+
+
+def test_a_students_preprocessor_is_used_if_there_is_no_other():
+    own = dict(mean=[5.0], std=[6.0], num_classes=10)
+    model = build(distillation(architecture=network(2, data_preprocessor=own), data_preprocessor=None))
+    assert model.data_preprocessor is model.student.data_preprocessor
+    assert model.data_preprocessor.mean.item() == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize('kind, refused', [('Mixup', False), ('CutMix', True)])
+def test_images_are_mixed_in_one_way(kind, refused):
+    losses_of_scores = dict(loss_kd=dict(type='mmwsl.WeightedLoss', loss=dict(type='SoftCrossEntropy')))
+    cfg = distillation(architecture=network(2, train_cfg=mixing()), data_preprocessor=dict(
+        PREPROCESSOR, batch_augments=mixing(kind)), distiller=dict(
+            type='mmwsl.WSLDistiller', distill_losses=losses_of_scores))
+    if not refused:
+        assert type(build(cfg).data_preprocessor.batch_augments.augments[0]).__name__ == 'Mixup'
+        return
+    with pytest.raises(ValueError, match=r'model\.architecture sets batch_augments \(train_cfg\) of its data_prepr'):
+        build(cfg)
+
+
+# ---- learning rates by depth
+
+def vit():
+    arch = dict(embed_dims=8, num_layers=2, num_heads=2, feedforward_channels=8)
+    return dict(type='ImageClassifier', _scope_='mmpretrain', head=dict(
+        type='VisionTransformerClsHead', num_classes=10, in_channels=8), backbone=dict(
+            type='VisionTransformer', arch=arch, img_size=8, patch_size=4, in_channels=1))
+
+
+def rates_by_depth(model):
+    wrapper = build_optim_wrapper(model, dict(
+        optimizer=dict(type='SGD', lr=1.0, weight_decay=0.0), paramwise_cfg=dict(layer_decay_rate=0.5),
+        constructor='LearningRateDecayOptimWrapperConstructor'))
+    return {group['param_name']: group['lr'] for group in wrapper.optimizer.param_groups}
+
+
+def test_learning_rates_follow_the_students_depth():
+    connectors = dict(c=dict(type='mmrazor.ConvModuleConnector', in_channel=1, out_channel=1))
+    rates = rates_by_depth(build(distillation(architecture=vit(), distiller=dict(
+        type='mmwsl.WSLDistiller', connectors=connectors))))
+    student = rates_by_depth(build(vit()))
+    assert {name: rate for name, rate in rates.items() if name.startswith('architecture.')} == {
+        f'architecture.{name}': rate for name, rate in student.items()}
+    # two layers between the embedding and the head
+    assert rates['architecture.backbone.patch_embed.projection.weight'] == 0.125
+    assert rates['architecture.backbone.layers.0.ln1.weight'] == 0.25
+    assert rates['architecture.head.layers.head.weight'] == 1.0
+    assert {rate for name, rate in rates.items() if name.startswith('distiller.connectors.')} == {1.0}
+
+
+def test_student_that_does_not_know_its_depth_says_so():
+    with pytest.raises(NotImplementedError, match='needs a student that knows how deep .* its CIFARResNet does'):
+        rates_by_depth(build(distillation()))

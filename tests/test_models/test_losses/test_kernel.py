@@ -251,6 +251,16 @@ def test_the_operations_do_as_they_declare():
                               test_utils=checks)
 
 
+@pytest.mark.parametrize('weighting', ['wsl', 'one'])
+@pytest.mark.parametrize('kind', ['indices', 'some ignored'])
+def test_the_weighted_loss_is_one_graph(kind, weighting):
+    preds_S, preds_T, target = on_device(*example((5, 7), torch.float32, kind))
+    compiled = torch.compile(loss_with_kernel(weighting=weighting), backend='aot_eager', fullgraph=True)
+    value, expected = compiled(preds_S, preds_T, target), WSLLoss(weighting=weighting)(preds_S, preds_T, target)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient(value, preds_S), gradient(expected, preds_S))
+
+
 def test_torch_compile_keeps_it_in_one_graph():
     preds_S, preds_T, target = on_device(*example((5, 7), torch.float32))
     loss = SoftCrossEntropy(2.0, compile='triton')

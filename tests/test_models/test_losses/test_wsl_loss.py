@@ -639,6 +639,31 @@ def test_blocks_of_a_large_batch_join(shape):
     torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-5 * expected_grad.abs().max().item())
 
 
+@pytest.mark.parametrize('scores', [False, True], ids=['indices', 'scores'])
+@pytest.mark.parametrize('layout', ['as it is', 'channels_last', 'turned'])
+@pytest.mark.parametrize('tau', [2.0, 3.0])
+def test_strips_of_a_large_image_join(tau, layout, scores, monkeypatch):
+    preds_S, preds_T = torch.randn(2, 2, 5, 7, 6).mul(3)
+    if layout == 'channels_last':
+        preds_S, preds_T = (preds.to(memory_format=torch.channels_last) for preds in (preds_S, preds_T))
+    elif layout == 'turned':
+        preds_S, preds_T = preds_S.transpose(2, 3).contiguous().transpose(2, 3), preds_T
+    target = torch.randn(2, 5, 7, 6).softmax(1) if scores else torch.randint(5, (2, 7, 6))
+    monkeypatch.setattr(fused, '_BLOCK', 2 * 5 * 6)  # two lines of an image
+    shapes, whole = [], fused._block_terms
+    monkeypatch.setattr(fused, '_block_terms', lambda *args: shapes.append(args[2].shape) or whole(*args))
+    leaf = preds_S.detach().requires_grad_()
+    values = WSLLoss(tau, loss_weight=1.0, reduction='none')(leaf, preds_T, target)
+    values.sum().backward()
+    assert shapes == [(1, 5, lines, 6) for lines in (2, 2, 2, 1)] * 2
+    exact = preds_S.double().requires_grad_()
+    expected = functional.wsl_loss(exact, preds_T.double(), target.double() if scores else target, tau=tau)
+    expected.sum().backward()
+    torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=1e-6)
+    assert values.double().mean().item() == pytest.approx(expected.mean().item(), rel=1e-6)
+    torch.testing.assert_close(leaf.grad.double(), exact.grad, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize('tau', [1.0, 2.0, 4.0, 20.0])
 @pytest.mark.parametrize('margin_S', [0.0, 6.0, 15.0])
 @pytest.mark.parametrize('margin_T', [10.0, 14.0, 19.0, 40.0])

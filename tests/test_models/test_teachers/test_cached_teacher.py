@@ -208,6 +208,18 @@ def test_without_the_teachers_file_all_else_is_compared(tmp_path, folders):
         build(cached(live(nowhere, teacher=network(8)), folders['all']).model)
 
 
+@pytest.mark.parametrize('place', ['moved_away.pth', 'https://example.invalid/teacher.pth'])
+def test_a_file_that_is_not_here_is_neither_fetched_nor_compared_with_its_hash(tmp_path, folders, monkeypatch, place):
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda *_, **__: pytest.fail('it was fetched'))
+    model = build(cached(live(place, teacher_sha256='0' * 8), folders['all']).model)
+    assert model.teacher_sha256 == []
+
+
+def test_a_cached_teachers_file_is_compared_with_its_hash(teacher, folders):
+    with pytest.raises(ValueError, match='is not the file that model.teacher_sha256 names'):
+        build(cached(live(teacher, teacher_sha256='0' * 8), folders['all']).model)
+
+
 def test_a_built_network_cannot_be_compared(teacher, folders):
     cfg = cached(live(teacher), folders['all']).model
     with pytest.raises(ValueError, match='teacher should be the config that was cached'):

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from mmcv.cnn import fuse_conv_bn
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
@@ -192,6 +193,32 @@ def test_a_wrong_fold_is_left_out(monkeypatch):
     inputs = torch.randn(4, 1, 8, 8)
     with torch.no_grad():
         assert_same(fast_forward(teacher, inputs, 'fold')(inputs), teacher(inputs))
+
+
+@pytest.mark.parametrize('enabled', [True, False])
+def test_a_fold_that_rounds_otherwise_under_autocast_is_left_out_there(monkeypatch, enabled):
+    def fold(teacher):
+        teacher.head.register_forward_hook(
+            lambda module, args, logits: logits * (1.5 if torch.is_autocast_enabled('cpu') else 1))
+        return fuse_conv_bn(teacher)
+    folded = []
+    monkeypatch.setattr(fast_teacher, 'fuse_conv_bn', fold)
+    monkeypatch.setattr(fast_teacher, '_runner', lambda network, half: folded.append(not norms(network)))
+    teacher, inputs = with_running_statistics(build(distillation()['teacher']).eval()), torch.randn(4, 1, 8, 8)
+    with torch.autocast('cpu', dtype=torch.bfloat16, enabled=enabled):
+        fast_forward(teacher, inputs, 'fold')
+    assert folded == [not enabled]
+
+
+def test_what_is_chosen_is_said_with_its_time_and_its_memory(monkeypatch):
+    said, times = [], iter([8.0, 2.0])
+    monkeypatch.setattr(fast_teacher, 'print_log', lambda message, logger: said.append(message))
+    monkeypatch.setattr(fast_teacher, '_milliseconds', lambda network, batch: next(times))
+    teacher = build(distillation()['teacher']).eval()
+    monkeypatch.setattr(teacher.head, 'loss_module', nn.Linear(1024, 1024, bias=False))  # 4 MB
+    fast_forward(teacher, torch.randn(4, 1, 8, 8), 'fold')
+    assert said == ['The teacher runs with its BatchNorm folded into convolutions, channels last: 2 ms a batch, '
+                    'as it is 8. The copy takes 4.02 MB more.']
 
 
 @pytest.mark.parametrize('backbone, channels', [

@@ -103,6 +103,14 @@ def test_statistics_against_the_reference(carrier, name):
                 assert statistics.pop('regularization_share').item() == pytest.approx(sum(share) / len(share))
             elif loss.per_class:  # each class has its outcome, even where it is not 0 or 1
                 statistics.pop('regularization_share')
+            if loss.per_class:
+                values = [w * loss.of_target(d) for w, d in zip(weights, [d for d in found if d.kept], strict=True)]
+                right = [d.scores[1] > 0 for d in found if d.kept]
+                for sign, name_of_sign in ((True, 'positive'), (False, 'negative')):
+                    of_sign = [w for w, positive in zip(weights, right, strict=True) if positive is sign]
+                    assert_near(statistics.pop(f'wsl_weight_{name_of_sign}'), math.fsum(of_sign) / max(1, len(of_sign)))
+                negatives = math.fsum(v for v, positive in zip(values, right, strict=True) if not positive)
+                assert_near(statistics.pop('negative_share'), negatives / math.fsum(values) if any(values) else 0.0)
             assert not statistics
 
 

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from mmwsl.engine.data_checks import check_labels
+from mmwsl.registry import HOOKS
+
+
+@HOOKS.register_module()
+class CheckLabelsHook(Hook):
+    """Before the first step, compare the labels of training and validation images with the classes that are predicted.
+
+    ``tools/train.py`` adds this hook, unless the config has ``CheckTeacherHook``, which does the same.
+
+    Raises:
+        ValueError: If a label is no class; the first such image is named.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        model: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        predicted = predicted_classes(model)
+        check_labels(runner.train_loop.dataloader.dataset, predicted, 'train_dataloader')
+        if runner.val_loop is not None:
+            check_labels(runner.val_loop.dataloader.dataset, predicted, 'val_dataloader')
+
+
+def predicted_classes(model: Any) -> int | None:
+    """Number of classes that a network, or a distillation's student, predicts; None if its head does not know it."""
+    return getattr(getattr(getattr(model, 'student', model), 'head', None), 'num_classes', None)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.dist import get_world_size
+from mmengine.hooks import EarlyStoppingHook, Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import Tensor
+
+from mmwsl.engine.hooks.epoch_seed_hook import EpochSeedHook
+from mmwsl.registry import HOOKS
+
+_STATE = 'exact_resume'
+
+
+@HOOKS.register_module()
+class ExactResumeHook(Hook):
+    """Keep what mmengine leaves out of a checkpoint, so that a resumed run ends with the weights of an unbroken one.
+
+    That is gradients which are accumulated and not applied yet (of one process), what an EarlyStoppingHook has counted,
+    and whether the checkpoint's epoch was validated. If it was not, it is validated at the resume, so a learning rate
+    that follows the metric, the best checkpoint and the log miss nothing. A resume that cannot be exact logs why: from
+    within an epoch, of a run by iterations, from a checkpoint without the optimiser's state, with gradients that are
+    lost, or where nothing repeats what an epoch draws. ``tools/train.py`` adds this hook.
+    """
+    priority = 'LOWEST'  # a validation at the resume needs the other hooks ready
+
+    def __init__(self) -> None:
+        self.is_validated = False
+        self.resumed: dict[str, Any] | None = None
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self.is_validated = False
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        self.is_validated = True  # what is saved from here on is saved at the validation's end
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if 'optimizer' in checkpoint:
+            checkpoint[_STATE] = dict(is_validated=self.is_validated, gradients=_gradients(runner),
+                                      stopping=[[hook.wait_count, hook.best_score] for hook in _stopping(runner)])
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if runner._resume:
+            self.resumed = dict(has_optimizer='optimizer' in checkpoint, **checkpoint.get(_STATE, {}))
+
+    def before_train(self, runner: Runner) -> None:
+        if self.resumed is None:
+            return
+        state, self.resumed = self.resumed, None
+        _restore(runner, state)
+        for reason in _inexact(runner, state):
+            runner.logger.warning(f'This resumed run does not end with the very weights of an unbroken one: {reason}.')
+        if not state.get('is_validated') and _validation_is_due(runner):
+            runner.logger.info(f'Epoch {runner.epoch} was not validated when its checkpoint was saved.')
+            runner.val_loop.run()
+
+
+def _stopping(runner: Runner) -> list[EarlyStoppingHook]:
+    return [hook for hook in runner.hooks if isinstance(hook, EarlyStoppingHook)]
+
+
+def _named_parameters(runner: Runner) -> Iterator[tuple[str, Any]]:
+    model: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    return model.named_parameters()
+
+
+def _is_pending(runner: Runner) -> bool:
+    """Whether gradients are accumulated that no step has applied."""
+    wrapper = runner.optim_wrapper
+    return isinstance(wrapper, OptimWrapper) and not (
+        wrapper._inner_count % wrapper._accumulative_counts == 0 or wrapper._inner_count == wrapper._max_counts)
+
+
+def _gradients(runner: Runner) -> dict[str, Tensor]:
+    """By parameter; none of several processes, each of which has its own."""
+    if get_world_size() > 1 or not _is_pending(runner):
+        return {}
+    return {name: parameter.grad.cpu() for name, parameter in _named_parameters(runner) if parameter.grad is not None}
+
+
+def _restore(runner: Runner, state: dict[str, Any]) -> None:
+    gradients = state.get('gradients') or {}
+    for name, parameter in _named_parameters(runner):
+        if name in gradients:
+            parameter.grad = gradients[name].to(parameter)
+    for hook, (count, best) in zip(_stopping(runner), state.get('stopping') or (), strict=False):
+        hook.wait_count, hook.best_score = count, best
+
+
+def _inexact(runner: Runner, state: dict[str, Any]) -> Iterator[str]:
+    """Why the weights will be others."""
+    if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+        yield 'a run by iterations sees other images and views once it is resumed. Train by epochs (train_cfg.by_epoch)'
+    elif not _is_at_an_epochs_end(runner):
+        yield (f'its checkpoint has {runner.iter} iterations and {runner.epoch} epochs, and an epoch has '
+               f'{len(runner.train_dataloader)}, so epoch {runner.epoch + 1} begins again with weights from within it, '
+               "or the batch size was another. Resume from a checkpoint of an epoch's end "
+               '(default_hooks.checkpoint.by_epoch=True)')
+    if not state['has_optimizer']:
+        yield ("its checkpoint does not hold the optimiser's state, as best_*.pth do not. Resume from an epoch's "
+               'checkpoint')
+    if _is_pending(runner) and not state.get('gradients'):
+        yield ('gradients that were accumulated when it was saved are not in the checkpoint. Let accumulative_counts '
+               'divide the iterations of an epoch')
+    if not any(isinstance(hook, EpochSeedHook) for hook in runner.hooks):
+        yield ('dropout and mixup, if there are any, draw other numbers. Add '
+               "custom_hooks=[dict(type='mmwsl.EpochSeedHook')]")
+    if not getattr(runner.train_dataloader.dataset, 'takes_views', False):
+        yield 'augmentations, if there are any, draw other numbers. Put mmwsl.SeededViews around the dataset'
+
+
+def _is_at_an_epochs_end(runner: Runner) -> bool:
+    return runner.iter == runner.epoch * len(runner.train_dataloader)
+
+
+def _validation_is_due(runner: Runner) -> bool:
+    """As mmengine's loop decides after an epoch."""
+    loop: Any = runner.train_loop
+    if runner.val_loop is None or not isinstance(loop, EpochBasedTrainLoop) or not _is_at_an_epochs_end(runner):
+        return False
+    loop._decide_current_val_interval()
+    return 0 < loop.epoch >= loop.val_begin and (loop.epoch % loop.val_interval == 0 or loop.epoch == loop.max_epochs)
