@@ -23,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -141,16 +142,18 @@ def installation(args: argparse.Namespace) -> Part:
 
 
 def cuda_tests(args: argparse.Namespace) -> Part:
-    where = ['tests/test_models/test_losses'] if args.rehearse else []  # they skip there
+    where = ['tests/test_models/test_losses/test_wsl_loss.py'] if args.rehearse else []  # they skip there
     return Part('tests', [*python('-m', 'pytest', '-k', 'cuda', '-p', 'no:cacheprovider'),
                           '--continue-on-collection-errors', *where], worth=0.3, log='tests.txt')
 
 
 def loss_benchmark(args: argparse.Namespace) -> Part:
     # each row compiles kernels: about 20 seconds
-    sizes = ['--device', 'cuda', '--seconds', '0.3', '--shapes', '64x100', '256x1000', '4096x1000', '8x19x128x128']
+    sizes = ['--device', 'cuda', '--seconds', '0.3', '--shapes', '256x1000', '16384x1000', '8x150x512x512', '64x100',
+             '8x19x128x128']
     if args.rehearse:
-        sizes = ['--shapes', '8x10', '--contestants', 'WSLLoss', 'plain KD', '--rounds', '3', '--seconds', '0']
+        kernel = ['WSLLoss triton'] if find_spec('triton') else []  # without a GPU it is the same as WSLLoss
+        sizes = ['--shapes', '8x10', '--contestants', 'WSLLoss', 'plain KD', *kernel, '--rounds', '3', '--seconds', '0']
     return Part('loss', [*python('tools/benchmarks/loss.py'), '--out', str(args.out), '--processes', '1',
                          '--dtype', 'float32', 'bfloat16', *sizes], worth=0.4)
 
