@@ -26,27 +26,29 @@ class Segmentor(NamedTuple):
     """The module that is given its logits, at the labels' resolution, and the labels."""
     logits: str
     """The module whose output is its logits, at their own resolution."""
+    classes: int
     align_corners: bool
     ignore_index: int
     resolution: str
     """At which the two networks are compared."""
 
-    def match(self, preds_S: Tensor, preds_T: Tensor, gt_labels: Tensor) -> dict[str, Tensor]:
+    def match(self, preds_S: Tensor, preds_T: Tensor | tuple, gt_labels: Tensor) -> dict[str, Tensor]:
         r"""Bring the teacher's logits, and at the logits' resolution the labels, to the student's.
 
         Args:
             preds_S: Student logits. Shape: (N, C, H, W).
-            preds_T: Teacher logits. Shape: (N, C, h, w).
+            preds_T: Teacher logits, (N, C, h, w); of a head that outputs more (DAHead, EncHead) with that behind them.
             gt_labels: Class of each pixel. Shape: (N, H', W').
 
         Returns:
             The three, of one resolution.
         """
         size = preds_S.shape[2:]
+        preds_T = preds_T[0] if isinstance(preds_T, tuple) else preds_T
         if preds_T.shape[2:] != size:
             preds_T = F.interpolate(preds_T, size, mode='bilinear', align_corners=self.align_corners)
-        if gt_labels.shape[1:] != size:  # a pixel of 255 stays one
-            gt_labels = F.interpolate(gt_labels.unsqueeze(1).double(), size, mode='nearest').squeeze(1).long()
+        if gt_labels.shape[1:] != size:  # float32 holds every class exactly, and 255
+            gt_labels = F.interpolate(gt_labels.unsqueeze(1).float(), size, mode='nearest').squeeze(1).long()
         return dict(preds_S=preds_S, preds_T=preds_T, gt_labels=gt_labels)
 
 
@@ -77,8 +79,17 @@ def segmentor(network: nn.Module, resolution: str) -> Segmentor:
     name, head = last_head(network)
     check_head('student', head)
     losses = head.loss_decode
-    return Segmentor(f'{name}.loss_decode{".0" if isinstance(losses, nn.ModuleList) else ""}', f'{name}.conv_seg',
-                     bool(head.align_corners), head.ignore_index, resolution)
+    return Segmentor(
+        f'{name}.loss_decode{".0" if isinstance(losses, nn.ModuleList) else ""}', f'{name}.conv_seg', head.num_classes,
+        bool(head.align_corners), head.ignore_index, resolution)
+
+
+def check_classes(student: Segmentor, teacher: nn.Module) -> None:
+    """Raise ValueError for a teacher that is a segmentor of another number of classes."""
+    found = last_head(teacher)[1].num_classes if is_segmentor(teacher) else student.classes
+    if found != student.classes:
+        raise ValueError(f'the teacher predicts {found} classes and the student {student.classes}: set num_classes of '
+                         'the decode heads to the same number')
 
 
 def teacher_source(network: nn.Module) -> str:
@@ -103,13 +114,3 @@ def check_head(who: str, head: Any) -> None:
     if reason:
         raise ValueError(f'the {who} has a {type(head).__name__}, and {reason}: soft labels need scores of '
                          'all classes at each pixel. Take another decode_head, such as FCNHead, PSPHead or ASPPHead')
-
-
-def check_classes(student: nn.Module, teacher: nn.Module) -> None:
-    """Raise ValueError if two segmentors do not predict the same number of classes."""
-    if not (is_segmentor(student) and is_segmentor(teacher)):
-        return
-    own, other = (last_head(network)[1].num_classes for network in (student, teacher))
-    if own != other:
-        raise ValueError(f'the teacher predicts {other} classes and the student {own}: set num_classes of the decode '
-                         'heads to the same number')

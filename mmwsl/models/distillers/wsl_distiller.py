@@ -11,7 +11,7 @@ from mmrazor.models.task_modules import RecorderManager
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from mmwsl.models.distillers.segmentors import RESOLUTIONS, Segmentor, is_segmentor, segmentor
+from mmwsl.models.distillers.segmentors import RESOLUTIONS, Segmentor, check_classes, is_segmentor, segmentor
 from mmwsl.models.distillers.wiring import (
     HARD_LOSS,
     LOGITS,
@@ -108,6 +108,8 @@ class WSLDistiller(ConfigurableDistiller):
     def prepare_from_teacher(self, model: nn.Module) -> None:
         """Find what is recorded in the teacher, or raise ValueError."""
         if LOGITS not in self._own_recorders:
+            if self.segmentor is not None and not len(self.connectors):
+                check_classes(self.segmentor, model)
             _put(self.teacher_recorders, LOGITS, teacher_recorder(model))
         with _explained('teacher', model):
             super().prepare_from_teacher(model)
