@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from mmengine.dist import all_reduce, get_dist_info
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from mmpretrain.evaluation import Accuracy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
@@ -49,7 +49,7 @@ class CheckTeacherHook(CheckLabelsHook):
         RuntimeError: If the teacher scores less, or its logits are not finite.
         ValueError: If teacher and student predict different numbers of classes, or fewer than the data have or than a
             metric ranks; if training and validation data have different classes, or the teacher's file has them in
-            another order; if a label is no class.
+            another order; if a label is no class; if a loss has warmup_epochs in a run by iterations.
         CacheError: If a file of L_t is of other images or labels than the training set.
     """
 
@@ -72,6 +72,7 @@ class CheckTeacherHook(CheckLabelsHook):
             _check_topk(runner, predicted)
         if getattr(model, 'teacher', None) is None:
             return
+        _check_warmup(runner, model)
         _check_teacher_losses(model, runner.train_dataloader.dataset)
         if isinstance(model.teacher, CachedTeacher):
             recorded = model.teacher.cache.manifest
@@ -138,6 +139,14 @@ class _Score(NamedTuple):
     accuracy: float
     images: int
     classes: int
+
+
+def _check_warmup(runner: Runner, model: Any) -> None:
+    for name, loss in getattr(getattr(model, 'distiller', None), 'distill_losses', {}).items():
+        if getattr(loss, 'warmup_epochs', 0) and isinstance(runner.train_loop, IterBasedTrainLoop):
+            raise ValueError(f'{name}: warmup_epochs={loss.warmup_epochs} counts epochs, and this run counts '
+                             f'iterations, so the loss would keep 1/{loss.warmup_epochs} of its weight. Set warmup_epochs=0, or '
+                             'train by epochs (train_cfg.by_epoch=True)')
 
 
 def _check_teacher_losses(model: Any, dataset: Any) -> None:

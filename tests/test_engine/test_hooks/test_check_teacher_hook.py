@@ -221,3 +221,10 @@ def test_connector_may_join_other_numbers_of_classes(tmp_path):
             t_feature=dict(recorder='features', from_student=True, data_idx=0)))))
     assert run(tmp_path, model).iter == 6
     assert 'connectors join them: what the teacher knows was not checked' in next(tmp_path.glob('*/*.log')).read_text()
+
+
+def test_warmup_epochs_need_epochs(tmp_path):
+    model = distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(
+        loss_kd=dict(type='mmwsl.WeightedLoss', loss=dict(type='DKD'), warmup_epochs=20))))
+    with pytest.raises(ValueError, match='loss_kd: warmup_epochs=20 counts epochs.*would keep 1/20 of its weight'):
+        run(tmp_path, model, train_cfg=dict(by_epoch=False, max_iters=2, _delete_=True), param_scheduler=None)
