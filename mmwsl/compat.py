@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import itertools
 import os
 import pickle
 import re
@@ -441,6 +442,22 @@ def _stored_method(owner: type, name: str) -> Any:
     if name not in _STORED_METHODS.get(owner, ()):
         raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not among what mmengine stores')
     return getattr(owner, name)
+
+
+def restart_batches(loop: Any) -> None:
+    """Have a loop by iterations read batches from its sampler's present position, and load none that it throws away.
+
+    Symptom: a resumed IterBasedTrainLoop of mmengine 0.10.7 loads each batch that the run has been trained with, and
+    its workers have begun before the checkpoint is read. Upstream: mmengine's loop begins late and asks the sampler to
+    ``skip``, as onedl-mmengine 0.10.12 does.
+    """
+    fresh = type(loop.dataloader_iterator)(loop.dataloader)
+    loop.dataloader_iterator = fresh if hasattr(fresh, 'skip_iter') else _skipping(fresh, loop.iter)
+
+
+def _skipping(batches: Iterator[Any], steps: int) -> Iterator[Any]:
+    yield from itertools.repeat(None, steps)
+    yield from batches
 
 
 def distribute_without_cuda(cfg: ConfigDict) -> None:

@@ -756,3 +756,23 @@ def test_a_config_in_a_checkpoint_is_not_run(tmp_path, trained):
     runner = tiny_runner(tmp_path / 'resumed', 2, resume=True, load_from=str(tmp_path / 'a.pth'))
     runner.train()
     assert not (tmp_path / 'marker').exists() and runner.epoch == 2
+
+
+class OldBatches:
+    """Of a dataloader, as mmengine 0.10.7's loop reads it: nothing can be skipped."""
+
+    def __init__(self, dataloader):
+        self.batches = iter(dataloader)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self.batches)
+
+
+def test_an_old_loop_throws_no_loaded_batches_away():
+    loop = types.SimpleNamespace(dataloader_iterator=OldBatches('ab'), dataloader='xyz', iter=3)
+    next(loop.dataloader_iterator)
+    compat.restart_batches(loop)
+    assert [next(loop.dataloader_iterator) for _ in range(5)] == [None, None, None, 'x', 'y']

@@ -5,9 +5,9 @@ from mmwsl.datasets.digits import Digits
 from mmwsl.datasets.fold import Fold
 from mmwsl.datasets.label_noise import LabelNoise
 from mmwsl.datasets.resample import Resample
-from mmwsl.datasets.views import CachedViews, SeededViews, ViewSampler
+from mmwsl.datasets.views import CachedViews, InfiniteViewSampler, SeededViews, ViewSampler
 
 __all__ = [
-    'CachedViews', 'DeviceDataset', 'DigitScenes', 'Digits', 'Fold', 'LabelNoise', 'Resample', 'SeededViews',
-    'ViewSampler',
+    'CachedViews', 'DeviceDataset', 'DigitScenes', 'Digits', 'Fold', 'InfiniteViewSampler', 'LabelNoise', 'Resample',
+    'SeededViews', 'ViewSampler',
 ]

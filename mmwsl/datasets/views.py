@@ -10,11 +10,12 @@ import copy
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mmengine.dataset import DefaultSampler
+from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 from torch.utils.data import get_worker_info
@@ -45,14 +46,54 @@ class ViewSampler(DefaultSampler):
     """
 
     def __init__(self, dataset: Any, *args: Any, **kwargs: Any) -> None:
-        if not getattr(dataset, 'takes_views', False):
-            name = type(dataset).__name__
-            raise TypeError(f'mmwsl.ViewSampler asks for views, and {name} does not know them. Make mmwsl.SeededViews '
-                            f"the outermost: dataset=dict(type='mmwsl.SeededViews', dataset=dict(type={name!r}, ...))")
+        _check_takes_views(self, dataset)
         super().__init__(dataset, *args, **kwargs)
 
     def __iter__(self) -> Iterator[View]:  # type: ignore[override]
         return (View(index, self.epoch, self.seed) for index in super().__iter__())
+
+
+@DATA_SAMPLERS.register_module()
+class InfiniteViewSampler(InfiniteSampler):
+    """mmengine's InfiniteSampler for runs by iterations, yielding a :class:`View` for each index.
+
+    All processes share one endless stream, in which epoch e is the images in an order of (seed, e): what
+    :class:`ViewSampler` yields in one process, epoch after epoch. Any position follows from the seed, so
+    ``mmwsl.EpochSeedHook`` lets a resumed run begin at its own, and no batch is loaded to get there.
+
+    Raises:
+        TypeError: If the dataset takes no views, as mmengine's own wrappers around a :class:`SeededViews`.
+    """
+
+    def __init__(self, dataset: Any, *args: Any, **kwargs: Any) -> None:
+        _check_takes_views(self, dataset)
+        super().__init__(dataset, *args, **kwargs)
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[View]:  # type: ignore[override]
+        position = self.rank + self.skipped * self.world_size
+        for epoch in count(position // self.size):
+            order = self._order(epoch)
+            while position < (epoch + 1) * self.size:
+                yield View(order[position % self.size], epoch, self.seed)
+                position += self.world_size
+
+    def skip(self, num_samples: int) -> None:
+        """Let this process begin after so many of its views, counted from the stream's start."""
+        self.skipped = num_samples
+
+    def _order(self, epoch: int) -> list[int]:
+        if not self.shuffle:
+            return list(range(self.size))
+        return torch.randperm(self.size, generator=torch.Generator().manual_seed(self.seed + epoch)).tolist()
+
+
+def _check_takes_views(sampler: Any, dataset: Any) -> None:
+    if not getattr(dataset, 'takes_views', False):
+        name = type(dataset).__name__
+        raise TypeError(f'mmwsl.{type(sampler).__name__} asks for views, and {name} does not know them. Make '
+                        "mmwsl.SeededViews the outermost: dataset=dict(type='mmwsl.SeededViews', "
+                        f'dataset=dict(type={name!r}, ...))')
 
 
 @DATASETS.register_module()

@@ -1,6 +1,7 @@
 import copy
 import pickle
 import random
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from mmengine.dataset import sampler as mmengine_sampler
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import DataLoader
 
-from mmwsl.datasets.views import SeededViews, View, ViewSampler, seeded_generators
+from mmwsl.datasets.views import InfiniteViewSampler, SeededViews, View, ViewSampler, seeded_generators
 
 
 class Draws:
@@ -211,6 +212,42 @@ def test_processes_share_out_the_same_views(monkeypatch):
         monkeypatch.setattr(mmengine_sampler, 'get_dist_info', lambda rank=rank: (rank, 2))
         shares.append(list(ViewSampler(SeededViews(Draws(8)), shuffle=True, seed=4)))
     assert shares == [alone[0::2], alone[1::2]]
+
+
+def stream(length, rank=0, world=1, images=8, monkeypatch=None, **kwargs):
+    """The first views of an endless sampler."""
+    if monkeypatch:
+        monkeypatch.setattr(mmengine_sampler, 'get_dist_info', lambda: (rank, world))
+    sampler = InfiniteViewSampler(SeededViews(Draws(images)), seed=4, **kwargs)
+    return list(islice(sampler, length))
+
+
+def test_the_endless_stream_is_epoch_after_epoch():
+    sampler = ViewSampler(SeededViews(Draws(8)), shuffle=True, seed=4)
+    assert stream(20) == [*views_of(sampler, 0), *views_of(sampler, 1), *views_of(sampler, 2)[:4]]
+    assert stream(5, images=3, shuffle=False) == [
+        View(0, 0, 4), View(1, 0, 4), View(2, 0, 4), View(0, 1, 4), View(1, 1, 4)]
+
+
+@pytest.mark.parametrize('world', [2, 3, 20])
+def test_processes_share_the_endless_stream(monkeypatch, world):
+    alone = stream(5 * world)
+    for rank in range(world):
+        assert stream(5, rank, world, monkeypatch=monkeypatch) == alone[rank::world]
+
+
+@pytest.mark.parametrize('skipped', [0, 3, 8, 21])
+def test_the_endless_stream_begins_where_a_process_stands(monkeypatch, skipped):
+    wanted = stream(skipped + 10, 1, 3, monkeypatch=monkeypatch)[skipped:]
+    sampler = InfiniteViewSampler(SeededViews(Draws(8)), seed=4)
+    sampler.skip(99)
+    sampler.skip(skipped)  # from the start, whatever was skipped before
+    assert list(islice(sampler, 10)) == wanted
+
+
+def test_a_plain_dataset_has_no_endless_stream_of_views():
+    with pytest.raises(TypeError, match=r"mmwsl\.InfiniteViewSampler asks for views, and Draws .* Make mmwsl\.Seeded"):
+        InfiniteViewSampler(Draws(3))
 
 
 def test_pipeline_put_in_place_from_outside_is_the_datasets():

@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.dist import all_reduce, get_dist_info
+from mmengine.dist import all_reduce
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from mmpretrain.evaluation import Accuracy
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils._pytree import tree_map
 
+from mmwsl.datasets.views import seeded_generators
 from mmwsl.engine.hooks.check_labels_hook import CheckLabelsHook, predicted_classes
 from mmwsl.engine.likely_inputs import better_input
+from mmwsl.engine.ratings import Figure, rated, some_batches
 from mmwsl.models.teachers import CachedTeacher
 from mmwsl.models.weightings import WSLWeighting
 from mmwsl.registry import HOOKS
@@ -21,6 +23,9 @@ from mmwsl.utils.checkpoint import read_classes
 from mmwsl.utils.data import single_labels
 
 _TRIED = 128  # images of which other kinds of input are tried
+_ADVICE = ('Is teacher_ckpt the right file, and do data_preprocessor (mean, std, to_rgb) and the order of the classes '
+           'fit it?')
+_UNLESS = "If it is meant to be so, set min_score of the hook 'mmwsl.CheckTeacherHook' in custom_hooks to 0."
 
 
 @HOOKS.register_module()
@@ -34,22 +39,26 @@ class CheckTeacherHook(CheckLabelsHook):
     teacher that is merely worse than it was. ``expected_score`` sees both.
 
     The figure is logged. It is the teacher's in eval mode, whatever ``teacher_norm_eval`` says; a cached teacher's is
-    that of its recorded views.
+    that of its recorded views. Classes of one label per image are scored by top-1. For other tasks it is what the
+    ``val_evaluator``'s metrics say of the teacher's predictions: the figure that ``save_best`` of the CheckpointHook
+    names, or mIoU, mAP or the F1 score, in the unit in which the metric prints it.
 
     Args:
         max_batches: Batches of validation images to look at in each process, at most; which ones, chance says, since
             they may lie in order of their classes.
         min_accuracy: As ``min_score``, in [0, 1].
-        expected_score: Top-1 in per cent that the teacher is known to have. A score that is lower by more than 3 points
-            and three standard errors of the images looked at stops the run.
-        min_score: Top-1 in per cent below which the run stops. None: twice chance, 2 / C (for two classes, halfway
-            between chance and perfect). 0 never stops it.
+        expected_score: Top-1 in per cent, or the metric's figure, that the teacher is known to have. A score that is
+            lower by more than 3 points and three standard errors of the images looked at stops the run; for a metric,
+            the error that a score per image can have at most.
+        min_score: Top-1 in per cent, or the metric's figure, below which the run stops. None: twice chance, 2 / C (for
+            two classes, halfway between chance and perfect); for mIoU chance is one class everywhere, the best one; no
+            other figure stops the run. 0 never stops it.
 
     Raises:
-        RuntimeError: If the teacher scores less, or its logits are not finite.
+        RuntimeError: If the teacher scores less, or its outputs are not finite.
         ValueError: If teacher and student predict different numbers of classes, or fewer than the data have or than a
             metric ranks; if training and validation data have different classes, or the teacher's file has them in
-            another order; if a label is no class.
+            another order; if a label is no class; if a loss has warmup_epochs in a run by iterations.
         CacheError: If a file of L_t is of other images or labels than the training set.
     """
 
@@ -72,6 +81,7 @@ class CheckTeacherHook(CheckLabelsHook):
             _check_topk(runner, predicted)
         if getattr(model, 'teacher', None) is None:
             return
+        _check_warmup(runner, model)
         _check_teacher_losses(model, runner.train_dataloader.dataset)
         if isinstance(model.teacher, CachedTeacher):
             recorded = model.teacher.cache.manifest
@@ -84,53 +94,76 @@ class CheckTeacherHook(CheckLabelsHook):
         _check_order_of_classes(runner)
         was_training = model.training
         model.eval()
-        with torch.no_grad(), torch.random.fork_rng(_devices()):  # a check must not change what training draws
+        # a check must not change what training draws
+        with torch.no_grad(), torch.random.fork_rng(_devices()), seeded_generators(0):
             score = self._score(runner, model)
+            figure = rated(runner, model, self.max_batches) if score is None else None
         model.train(was_training)
-        if score is None:
-            runner.logger.warning('The teacher was not checked: its outputs and the validation targets are not one '
-                                  'score per class and one class per image.')
-            return
-        self._judge(runner, score, 'validation images')
+        if score is not None and score.images:
+            self._judge(runner, score, 'validation images')
+        elif figure is not None:
+            self._judge_figure(runner, figure)
 
     def _score(self, runner: Runner, model: Any) -> _Score | None:
-        """The teacher's on all processes' images; None where it has none."""
-        counts, classes = torch.zeros(2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-        for batch_idx, batch in enumerate(_some(runner.val_loop.dataloader, self.max_batches)):
+        """The teacher's on all processes' images, none where connectors join it; None unless it predicts one label."""
+        counts, classes = torch.zeros(3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+        for batch_idx, batch in enumerate(some_batches(runner.val_loop.dataloader, self.max_batches)):
             batch = model.data_preprocessor(batch, False)
             inputs, target = batch['inputs'], single_labels(batch['data_samples'])
             logits = model.teacher(inputs, batch['data_samples'], mode='tensor')
+            tree_map(_check_finite, logits)
             if not isinstance(logits, Tensor) or logits.dim() != 2 or target is None:
+                counts[2] += 1
                 break
-            _check_finite(logits)
             right = logits.argmax(1).cpu() == target
             if batch_idx == 0:
                 classes.fill_(logits.shape[1])
                 if not _compares_alike(runner, model, batch, logits.shape[1]):
                     break
                 _name_better_input(runner, model, inputs[:_TRIED], target[:_TRIED], right[:_TRIED])
-            counts += torch.tensor([right.sum(), len(target)])
+            counts[:2] += torch.tensor([right.sum(), len(target)])
         all_reduce(counts)
         all_reduce(classes, 'max')  # a process may have no image
-        correct, total = counts.tolist()
-        return _Score(correct / total, total, int(classes)) if total else None
+        correct, total, others = counts.tolist()
+        return None if others else _Score(correct / max(total, 1), total, int(classes))
 
     def _judge(self, runner: Runner, score: _Score, images: str) -> None:
         accuracy, chance = 100 * score.accuracy, 100 / score.classes
-        least = min(2 * chance, (100 + chance) / 2) if self.min_score is None else self.min_score
+        least = _least(chance) if self.min_score is None else self.min_score
         runner.logger.info(f'Teacher: {accuracy:.2f} % top-1 on {score.images} {images}.')
-        advice = ('Is teacher_ckpt the right file, and do data_preprocessor (mean, std, to_rgb) and the order of the '
-                  'classes fit it?')
+        found = f'The teacher gets {accuracy:.2f} % of {score.images} {images} right'
         if accuracy < least:
-            raise RuntimeError(
-                f'The teacher gets {accuracy:.2f} % of {score.images} {images} right; chance is {chance:.2f} % and '
-                f'{least:.2f} % is required. {advice} If it is meant to be so, set min_score of the hook '
-                "'mmwsl.CheckTeacherHook' in custom_hooks to 0.")
-        tolerance = max(3.0, 3 * 100 * math.sqrt(score.accuracy * (1 - score.accuracy) / score.images))
+            raise RuntimeError(f'{found}; chance is {chance:.2f} % and {least:.2f} % is required. {_ADVICE} {_UNLESS}')
+        tolerance = 100 * _tolerance(score.accuracy, score.images)
         if self.expected_score is not None and accuracy < self.expected_score - tolerance:
-            raise RuntimeError(
-                f'The teacher gets {accuracy:.2f} % of {score.images} {images} right, and expected_score of the hook '
-                f"'mmwsl.CheckTeacherHook' says {self.expected_score:.2f} % (give or take {tolerance:.2f}). {advice}")
+            raise RuntimeError(f"{found}, and expected_score of the hook 'mmwsl.CheckTeacherHook' says "
+                               f'{self.expected_score:.2f} % (give or take {tolerance:.2f}). {_ADVICE}')
+
+    def _judge_figure(self, runner: Runner, figure: Figure) -> None:
+        name, value, images, constant = figure
+        runner.logger.info(f'Teacher: {name} {value:.4g} on {images} validation images.')
+        found = f'The teacher has a {name} of {value:.4g} on {images} validation images'
+        least = self.min_score if self.min_score is not None or constant is None else _least(constant)
+        if least is not None and value < least:
+            chance = '' if constant is None else f'the best class everywhere has {constant:.4g} and '
+            raise RuntimeError(f'{found}; {chance}{least:.4g} is required. {_ADVICE} {_UNLESS}')
+        if self.expected_score is None:
+            return
+        full = 1 if self.expected_score <= 1 else 100  # mmdet prints shares, others per cent
+        tolerance = full * _tolerance(min(max(value / full, 0), 1), images)
+        if value < self.expected_score - tolerance:
+            raise RuntimeError(f"{found}, and expected_score of the hook 'mmwsl.CheckTeacherHook' says "
+                               f'{self.expected_score:.4g} (give or take {tolerance:.2g}). {_ADVICE}')
+
+
+def _least(chance: float) -> float:
+    """Twice chance, or halfway between chance and perfect, in per cent."""
+    return min(2 * chance, (100 + chance) / 2)
+
+
+def _tolerance(share: float, images: int) -> float:
+    """3 points, or three standard errors of a share of images, in [0, 1]."""
+    return max(0.03, 3 * math.sqrt(share * (1 - share) / images))
 
 
 class _Score(NamedTuple):
@@ -138,6 +171,14 @@ class _Score(NamedTuple):
     accuracy: float
     images: int
     classes: int
+
+
+def _check_warmup(runner: Runner, model: Any) -> None:
+    for name, loss in getattr(getattr(model, 'distiller', None), 'distill_losses', {}).items():
+        if getattr(loss, 'warmup_epochs', 0) and isinstance(runner.train_loop, IterBasedTrainLoop):
+            raise ValueError(f'{name}: warmup_epochs={loss.warmup_epochs} counts epochs, and this run counts '
+                             f'iterations, so the loss would keep 1/{loss.warmup_epochs} of its weight. Set '
+                             'warmup_epochs=0, or train by epochs (train_cfg.by_epoch=True)')
 
 
 def _check_teacher_losses(model: Any, dataset: Any) -> None:
@@ -164,8 +205,10 @@ def _check_order_of_classes(runner: Runner) -> None:
     runner.logger.warning(f"The teacher's classes have other names than those of the data: {found}.")
 
 
-def _check_finite(logits: Tensor) -> None:
-    bad = int((~torch.isfinite(logits)).any(1).sum())
+def _check_finite(logits: Any) -> None:
+    if not isinstance(logits, Tensor):
+        return
+    bad = int((~torch.isfinite(logits)).flatten(1).any(1).sum())
     if bad:
         raise RuntimeError(f"the teacher's logits are not finite for {bad} of {len(logits)} validation images, and a "
                            'loss would be nan: is teacher_ckpt whole, and its data_preprocessor right?')
@@ -193,16 +236,6 @@ def _name_better_input(runner: Runner, model: Any, inputs: Tensor, target: Tenso
         runner.logger.warning(f'Of {len(target)} images the teacher gets {100 * float(right.double().mean()):.0f} % '
                               f'right as they are, and {100 * found[1]:.0f} % with {found[0]}: give model.teacher a '
                               'data_preprocessor of its own with mean, std and to_rgb as it was trained.')
-
-
-def _some(dataloader: DataLoader, batches: int) -> DataLoader:
-    """This process's batches of the same random images in every run."""
-    rank, processes = get_dist_info()
-    dataset, size = dataloader.dataset, dataloader.batch_size or 1
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
-    chosen = order[:batches * size * processes][rank::processes].tolist()
-    return DataLoader(Subset(dataset, chosen), size, num_workers=dataloader.num_workers,
-                      collate_fn=dataloader.collate_fn)
 
 
 def _devices() -> list[int]:

@@ -7,8 +7,11 @@ import numpy as np
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
+from torch.utils.data import BatchSampler
 
+from mmwsl.compat import restart_batches
+from mmwsl.datasets.views import InfiniteViewSampler
 from mmwsl.registry import HOOKS
 
 
@@ -16,10 +19,11 @@ from mmwsl.registry import HOOKS
 class EpochSeedHook(Hook):
     """Make what an epoch draws a function of (seed, epoch, rank), so that a resumed run repeats an unbroken one.
 
-    mmengine saves no generator state: after resuming, dropout and mixup would draw other numbers. Seeding anew at each
-    epoch needs no state at all. It also hands the sampler the seed of the run that is resumed, where the config names
-    none. Works with ``mmwsl.SeededViews``, which does the same for the views. A run by iterations, which
-    knows no epochs, draws other numbers after resuming.
+    mmengine saves no generator state: after resuming, dropout and mixup would draw other numbers. Seeding at each
+    epoch needs no state at all. A run by iterations is seeded in each of them, from (seed, iteration, rank). The hook
+    also gives the sampler the seed of the run that is resumed, if the config names none, and lets a
+    ``mmwsl.InfiniteViewSampler`` begin where the run was. Works with ``mmwsl.SeededViews``, which does the same for the
+    views.
     """
     priority = 'VERY_HIGH'  # before whatever else an epoch's start draws
 
@@ -29,7 +33,18 @@ class EpochSeedHook(Hook):
         sampler: Any = getattr(batch_sampler, 'sampler', None)
         if getattr(sampler, 'seed', None) is not None and not runner._randomness_cfg.get('diff_rank_seed', False):
             sampler.seed = runner.seed
-        words = np.random.SeedSequence([runner.seed, runner.epoch or runner.iter, get_rank()]).generate_state(3)
-        random.seed(int(words[0]))
-        np.random.seed(int(words[1]))
-        torch.manual_seed(int(words[2]))
+        if isinstance(sampler, InfiniteViewSampler) and type(batch_sampler) is BatchSampler:
+            sampler.skip(runner.iter * batch_sampler.batch_size)
+            restart_batches(runner.train_loop)
+        _seed(runner.seed, runner.epoch or runner.iter)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            _seed(runner.seed, runner.iter)
+
+
+def _seed(seed: int, moment: int) -> None:
+    words = np.random.SeedSequence([seed, moment, get_rank()]).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    torch.manual_seed(int(words[2]))

@@ -10,6 +10,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
+from mmwsl.datasets.views import InfiniteViewSampler, ViewSampler
 from mmwsl.engine.hooks.epoch_seed_hook import EpochSeedHook
 from mmwsl.registry import HOOKS
 
@@ -21,10 +22,10 @@ class ExactResumeHook(Hook):
     """Keep what mmengine leaves out of a checkpoint, so that a resumed run ends with the weights of an unbroken one.
 
     That is gradients which are accumulated and not applied yet (of one process), what an EarlyStoppingHook has counted,
-    and whether the checkpoint's epoch was validated. If it was not, it is validated at the resume, so a learning rate
-    that follows the metric, the best checkpoint and the log miss nothing. A resume that cannot be exact logs why: from
-    within an epoch, of a run by iterations, from a checkpoint without the optimiser's state, with gradients that are
-    lost, or where nothing repeats what an epoch draws. ``tools/train.py`` adds this hook.
+    and whether the checkpoint's epoch or iteration was validated. If it was not, it is validated at the resume, so a
+    learning rate that follows the metric, the best checkpoint and the log miss nothing. A resume that cannot be exact
+    logs why: from within an epoch of a run by epochs, from a checkpoint without the optimiser's state, with gradients
+    that are lost, or if nothing repeats what is drawn. ``tools/train.py`` adds this hook.
     """
     priority = 'LOWEST'  # a validation at the resume needs the other hooks ready
 
@@ -32,7 +33,7 @@ class ExactResumeHook(Hook):
         self.is_validated = False
         self.resumed: dict[str, Any] | None = None
 
-    def before_train_epoch(self, runner: Runner) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self.is_validated = False
 
     def before_val_epoch(self, runner: Runner) -> None:
@@ -55,7 +56,8 @@ class ExactResumeHook(Hook):
         for reason in _inexact(runner, state):
             runner.logger.warning(f'This resumed run does not end with the very weights of an unbroken one: {reason}.')
         if not state.get('is_validated') and _validation_is_due(runner):
-            runner.logger.info(f'Epoch {runner.epoch} was not validated when its checkpoint was saved.')
+            moment = f'Epoch {runner.epoch}' if _counts_epochs(runner) else f'Iteration {runner.iter}'
+            runner.logger.info(f'{moment} was not validated when its checkpoint was saved.')
             runner.val_loop.run()
 
 
@@ -93,9 +95,7 @@ def _restore(runner: Runner, state: dict[str, Any]) -> None:
 
 def _inexact(runner: Runner, state: dict[str, Any]) -> Iterator[str]:
     """Why the weights will be others."""
-    if not isinstance(runner.train_loop, EpochBasedTrainLoop):
-        yield 'a run by iterations sees other images and views once it is resumed. Train by epochs (train_cfg.by_epoch)'
-    elif not _is_at_an_epochs_end(runner):
+    if _counts_epochs(runner) and not _is_at_an_epochs_end(runner):
         yield (f'its checkpoint has {runner.iter} iterations and {runner.epoch} epochs, and an epoch has '
                f'{len(runner.train_dataloader)}, so epoch {runner.epoch + 1} begins again with weights from within it, '
                "or the batch size was another. Resume from a checkpoint of an epoch's end "
@@ -109,8 +109,18 @@ def _inexact(runner: Runner, state: dict[str, Any]) -> Iterator[str]:
     if not any(isinstance(hook, EpochSeedHook) for hook in runner.hooks):
         yield ('dropout and mixup, if there are any, draw other numbers. Add '
                "custom_hooks=[dict(type='mmwsl.EpochSeedHook')]")
-    if not getattr(runner.train_dataloader.dataset, 'takes_views', False):
-        yield 'augmentations, if there are any, draw other numbers. Put mmwsl.SeededViews around the dataset'
+    if not isinstance(_sampler(runner), ViewSampler | InfiniteViewSampler):
+        name = 'ViewSampler' if _counts_epochs(runner) else 'InfiniteViewSampler'
+        yield ('augmentations, if there are any, draw other numbers. Put mmwsl.SeededViews around the dataset, with '
+               f"sampler=dict(type='mmwsl.{name}', shuffle=True)")
+
+
+def _counts_epochs(runner: Runner) -> bool:
+    return isinstance(runner.train_loop, EpochBasedTrainLoop)
+
+
+def _sampler(runner: Runner) -> Any:
+    return getattr(getattr(runner.train_dataloader, 'batch_sampler', None), 'sampler', None)
 
 
 def _is_at_an_epochs_end(runner: Runner) -> bool:
@@ -118,9 +128,10 @@ def _is_at_an_epochs_end(runner: Runner) -> bool:
 
 
 def _validation_is_due(runner: Runner) -> bool:
-    """As mmengine's loop decides after an epoch."""
+    """As mmengine's loop decides after an epoch or an iteration."""
     loop: Any = runner.train_loop
-    if runner.val_loop is None or not isinstance(loop, EpochBasedTrainLoop) or not _is_at_an_epochs_end(runner):
+    if runner.val_loop is None or (_counts_epochs(runner) and not _is_at_an_epochs_end(runner)):
         return False
     loop._decide_current_val_interval()
-    return 0 < loop.epoch >= loop.val_begin and (loop.epoch % loop.val_interval == 0 or loop.epoch == loop.max_epochs)
+    done, last = (loop.epoch, loop.max_epochs) if _counts_epochs(runner) else (loop.iter, loop.max_iters)
+    return 0 < done >= loop.val_begin and (done % loop.val_interval == 0 or done == last)

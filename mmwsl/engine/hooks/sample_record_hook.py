@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import compress
 from typing import Any
 
@@ -20,6 +21,8 @@ from mmwsl.utils.data import number_images
 
 _QUANTILES = (0.1, 0.5, 0.9)
 _TERMS = ('w', 'L_s', 'L_t', 'a', 'b')
+_SAMPLED = 2**12  # targets of a batch, of which there may be millions
+_PRIME = 2654435761
 
 
 @HOOKS.register_module()
@@ -32,25 +35,27 @@ class SampleRecordHook(Hook):
     histogram of w to the visualizer. w is WSL's weight whichever ``weighting`` is applied. An epoch that was not seen
     whole is not written. Samples whose target is ignored are left out.
 
+    If samples have several targets (pixels, boxes, labels), or the run counts iterations, nothing is written, and what
+    is logged is that of at most 4,096 targets of each batch, at positions that change from batch to batch.
+
     Args:
         interval: Epochs between records, of 28 bytes a sample.
 
     Raises:
-        ValueError: If the model has no weighted loss or several, the run does not count in epochs, or samples have no
-            index or more than one target.
+        ValueError: If the model has no weighted loss or several, or samples that are recorded have no index.
     """
 
     def __init__(self, interval: int = 1) -> None:
         self.interval = interval
         self.log_interval = 0
         self.unlogged = 0
+        self.writes = True
         self.indices: list[int] = []
         self.terms: list[Tensor] = []
 
     def before_train(self, runner: Runner) -> None:
         if isinstance(runner.train_loop, IterBasedTrainLoop):
-            raise ValueError('SampleRecordHook writes a file for each epoch, and this run has none: set by_epoch=True '
-                             'in train_cfg, or leave the hook out')
+            self._write_nothing(runner, 'the run counts iterations')
         number_images(runner.train_dataloader.dataset)
         self.model: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self.loss = _only_loss(self.model)
@@ -63,19 +68,30 @@ class SampleRecordHook(Hook):
                          outputs: dict | None = None) -> None:
         if self.model.distillation_stopped:
             return
-        terms = self.loss.sample_terms
-        self.indices.extend(_indices(data_batch['data_samples'], terms['w']))
+        call: Any = self.loss.last_call
+        samples = data_batch['data_samples']
+        if self.writes and call.batch.student_hard_loss.shape != (len(samples), ):
+            self._write_nothing(runner, 'samples have several targets')
+        if self.writes:
+            self.indices.extend(sample_indices(samples))
         # where it was computed: a copy to the CPU would wait for the device at each step
-        self.terms.append(torch.stack([terms[name].to(terms['w'].dtype) for name in (*_TERMS, 'kept')]))
+        self.terms.append(_rows(call.sample_terms(), (*_TERMS, 'kept')) if self.writes else
+                          _sampled(_rows(call.weight_terms(), (*_TERMS[:3], 'kept')), batch_idx))
         self.unlogged += 1
         if self.log_interval and ((batch_idx + 1) % self.log_interval == 0
                                   or self.end_of_epoch(runner.train_dataloader, batch_idx)):  # as the logger may
             self._log(runner)
+        if not self.writes:
+            self.terms = self.terms[-self.unlogged:] if self.unlogged and self.log_interval else []
+
+    def _write_nothing(self, runner: Runner, reason: str) -> None:
+        self.writes = False
+        runner.logger.info(f'SampleRecordHook writes no records, because {reason}: it logs percentiles alone.')
 
     def after_train_epoch(self, runner: Runner) -> None:
         epoch = runner.epoch + 1
         wanted = epoch % self.interval == 0 or epoch == runner.max_epochs
-        if not wanted or len(self.terms) < len(runner.train_dataloader):
+        if not self.writes or not wanted or len(self.terms) < len(runner.train_dataloader):
             return
         rows = torch.cat(self.terms, 1).cpu()
         kept = rows[-1] > 0
@@ -109,11 +125,19 @@ def _only_loss(model: Any) -> WeightedLoss:
     return next(iter(found.values()))
 
 
-def _indices(data_samples: list[Any], weight: Tensor) -> list[int]:
-    if weight.shape != (len(data_samples), ):
-        raise ValueError(f'SampleRecordHook records one target a sample, got targets of shape {tuple(weight.shape)} '
-                         f'for {len(data_samples)} samples: it is for classification alone')
-    return sample_indices(data_samples)
+def _rows(terms: dict[str, Tensor], names: Sequence[str]) -> Tensor:
+    """Terms of each target, one below the other. Shape: (len(names), M)."""
+    w = terms['w']
+    return torch.stack([terms[name].to(w.dtype).expand_as(w).flatten() for name in names])
+
+
+def _sampled(rows: Tensor, step: int) -> Tensor:
+    """Some columns, spread evenly, and others in each step. No random number is drawn."""
+    columns = rows.shape[1]
+    if columns <= _SAMPLED:
+        return rows
+    places = torch.arange(step * _SAMPLED, (step + 1) * _SAMPLED, device=rows.device)
+    return rows[:, places * _PRIME % columns]
 
 
 def _histogram(weights: np.ndarray, epoch: int) -> np.ndarray:

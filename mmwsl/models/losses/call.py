@@ -58,11 +58,14 @@ class Call:
         counts.
         """
         a, b = self.batch.gradients
+        return dict(**self.weight_terms(), a=a, b=b)
+
+    def weight_terms(self) -> dict[str, Tensor]:
+        """``w``, ``L_s``, ``L_t`` and ``kept`` of :meth:`sample_terms`, which take no pass over the logits."""
         student, teacher = self.batch.student_hard_loss, self.batch.applied_teacher_loss
         if teacher is None:
             teacher = self.batch.teacher_hard_loss
-        return dict(w=functional.weight_of_losses(student, teacher), L_s=student, L_t=teacher, a=a, b=b,
-                    kept=self.batch.kept)
+        return dict(w=functional.weight_of_losses(student, teacher), L_s=student, L_t=teacher, kept=self.batch.kept)
 
 
 def _percentiles(weight: Tensor, kept: Tensor) -> dict[str, Tensor]:

@@ -37,7 +37,8 @@ class WeightedLoss(nn.Module):
         sync_divisor: Whether that number is averaged over all processes, so that they train as one process with the
             whole batch would. For targets whose number differs between processes: pixels that are kept, positives.
         warmup_epochs: Epochs of a run of mmengine in which the loss grows evenly to its full weight, with
-            1 / warmup_epochs in the first, as in DKD's code. A run by iterations stays in its first epoch.
+            1 / warmup_epochs in the first, as in DKD's code. A run by iterations has no epochs, and
+            ``mmwsl.CheckTeacherHook`` refuses it.
 
     Raises:
         TypeError: If loss or weighting is something else.

@@ -1,13 +1,16 @@
 import logging
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import DATASETS
 
 from mmwsl.datasets import Digits
 from mmwsl.engine.hooks import CheckTeacherHook, check_teacher_hook
-from tests.tiny import distillation, network, run_digits
+from mmwsl.engine.ratings import Figure, _chosen, _constant_miou
+from tests.tiny import PREPROCESSOR, distillation, network, run_digits
 
 
 @DATASETS.register_module()
@@ -138,10 +141,88 @@ def test_without_validation_data_there_is_a_warning(tmp_path):
     assert 'The teacher was not checked: there is no validation data' in next(tmp_path.glob('*/*.log')).read_text()
 
 
-def test_teacher_that_cannot_be_scored_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(check_teacher_hook, 'single_labels', lambda data_samples: None)  # as of several labels an image
-    assert run(tmp_path, distillation()).iter == 6
-    assert 'The teacher was not checked: its outputs and the validation' in next(tmp_path.glob('*/*.log')).read_text()
+@pytest.fixture
+def several_labels(monkeypatch):
+    """Images look as if they had several labels, so a teacher is scored by the metric of the validation."""
+    monkeypatch.setattr(check_teacher_hook, 'single_labels', lambda data_samples: None)
+
+
+def log_of(work_dir):
+    return next(work_dir.glob('*/*.log')).read_text()
+
+
+@pytest.mark.usefixtures('several_labels')
+def test_another_task_is_scored_by_its_metric(tmp_path, trained):
+    path, accuracy = trained
+    runner = run(tmp_path, distillation(teacher_ckpt=path), dict(max_batches=100, expected_score=accuracy))
+    assert f'Teacher: accuracy/top1 {accuracy:.4g} on 1197 validation images.' in log_of(tmp_path)
+    assert runner.iter == 6
+    with pytest.raises(RuntimeError, match=r'has a accuracy/top1 of .* on 400 validation images; 99\.9 is required'):
+        run(tmp_path / 'low', distillation(teacher_ckpt=path), dict(max_batches=1, min_score=99.9))
+
+
+@pytest.mark.usefixtures('several_labels')
+def test_a_metric_that_fails_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr('mmpretrain.models.LinearClsHead.predict', lambda *args: 1 / 0)
+    runner = run(tmp_path, distillation(), val_cfg=dict(), train_cfg=dict(val_begin=2))
+    assert runner.iter == 6
+    assert 'not checked: its predictions or the metric failed (ZeroDivisionError: division by zero)' in log_of(tmp_path)
+
+
+@pytest.mark.usefixtures('several_labels')
+def test_a_score_by_the_metric_changes_nothing(tmp_path, trained):
+    """Not the generators, which mixup draws from, and not the evaluator."""
+    mixing = dict(augments=[dict(type='mmpretrain.Mixup', alpha=0.8)])
+    model = distillation(teacher_ckpt=trained[0], data_preprocessor=dict(PREPROCESSOR, batch_augments=mixing))
+    checked = run(tmp_path / 'checked', model)
+    plain = run_digits(tmp_path / 'plain', model, custom_hooks=[])
+    torch.testing.assert_close(checked.model.state_dict(), plain.model.state_dict(), rtol=0, atol=0)
+    scores = [runner.message_hub.get_scalar('val/accuracy/top1').data[0].tolist() for runner in (checked, plain)]
+    assert scores[0] == scores[1] and len(scores[0]) == 1
+
+
+def figure(value, constant=None, name='mIoU', images=1000, **hook):
+    CheckTeacherHook(**hook)._judge_figure(SimpleNamespace(logger=logging.getLogger()),
+                                           Figure(name, value, images, constant))
+
+
+@pytest.mark.parametrize('constant, required', [(6.0, 12.0), (60.0, 80.0)])
+def test_twice_the_best_class_everywhere_is_required(constant, required):
+    figure(required + 0.01, constant)
+    figure(0, constant, min_score=0)
+    with pytest.raises(RuntimeError, match=rf'has a mIoU of .* the best class everywhere has {constant:.4g} and '
+                       rf'{required:.4g} is required\. Is teacher_ckpt the right'):
+        figure(required - 0.01, constant)
+
+
+def test_no_other_figure_is_required_unless_it_is_stated():
+    figure(0.01, name='pascal_voc/mAP')
+    with pytest.raises(RuntimeError, match=r'pascal_voc/mAP of 0\.01 on 1000 validation images; 0\.3 is required'):
+        figure(0.01, name='pascal_voc/mAP', min_score=0.3)
+
+
+@pytest.mark.parametrize('expected, images, tolerance', [
+    (40.0, 10_000, 3.0), (40.0, 25, 29.4), (0.4, 10_000, 0.03), (0.4, 25, 0.294)])  # 3 sqrt(0.4 * 0.6 / 25) = 0.294
+def test_a_figure_below_the_expected_one_stops_the_run(expected, images, tolerance):
+    unit = 100 if expected > 1 else 1
+    for share in (0.4, 0.6):  # errors of the score that is found: both have the same
+        value = share * unit
+        figure(value, images=images, expected_score=min(value + 0.99 * tolerance, unit))
+    with pytest.raises(RuntimeError, match=r"and expected_score of the hook .* \(give or take [0-9.]+\)"):
+        figure(0.4 * unit, images=images, expected_score=0.4 * unit + 1.01 * tolerance)
+
+
+def test_the_best_class_everywhere_by_hand():
+    pixels = torch.zeros(256, dtype=torch.int64)
+    pixels[[0, 3, 255]] = torch.tensor([6, 2, 4])  # 6 of 8 for class 0, none for class 3
+    assert _constant_miou(pixels) == 37.5
+
+
+@pytest.mark.parametrize('save_best, wanted', [(None, 'mIoU'), ('auto', 'mIoU'), ('aAcc', 'aAcc')])
+def test_the_figure_that_counts(save_best, wanted):
+    runner = SimpleNamespace(hooks=[CheckpointHook(save_best=save_best, rule='greater')])
+    assert _chosen(dict(aAcc=90.0, mIoU=50.0, table=[1, 2]), runner) == wanted
+    assert _chosen(dict(table=[1, 2], loss=math.nan), runner) is None
 
 
 def test_a_network_alone_is_not_checked(tmp_path):
@@ -221,3 +302,10 @@ def test_connector_may_join_other_numbers_of_classes(tmp_path):
             t_feature=dict(recorder='features', from_student=True, data_idx=0)))))
     assert run(tmp_path, model).iter == 6
     assert 'connectors join them: what the teacher knows was not checked' in next(tmp_path.glob('*/*.log')).read_text()
+
+
+def test_warmup_epochs_need_epochs(tmp_path):
+    model = distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(
+        loss_kd=dict(type='mmwsl.WeightedLoss', loss=dict(type='DKD'), warmup_epochs=20))))
+    with pytest.raises(ValueError, match='loss_kd: warmup_epochs=20 counts epochs.*would keep 1/20 of its weight'):
+        run(tmp_path, model, train_cfg=dict(by_epoch=False, max_iters=2, _delete_=True), param_scheduler=None)

@@ -1,3 +1,4 @@
+import copy
 import random
 import shutil
 from types import SimpleNamespace
@@ -5,13 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner, get_priority
 
+from mmwsl.datasets import SeededViews
 from mmwsl.engine.hooks import epoch_seed_hook
 from mmwsl.engine.hooks.epoch_seed_hook import EpochSeedHook
 from tests.caches import PIPELINE
-from tests.tiny import PREPROCESSOR, digits_config, distillation, on_device, save_teacher
+from tests.tiny import PREPROCESSOR, digits_config, distillation, network, on_device, save_teacher
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +29,7 @@ def callers_generators():
 
 def runner_with(seed=5, epoch=2, sampler=None, iter=0, **randomness):
     return SimpleNamespace(
-        seed=seed, epoch=epoch, iter=iter, _randomness_cfg=randomness,
+        seed=seed, epoch=epoch, iter=iter, _randomness_cfg=randomness, train_loop=None,
         train_dataloader=SimpleNamespace(batch_sampler=SimpleNamespace(sampler=sampler or SimpleNamespace(seed=0)),
                                          sampler=None))
 
@@ -116,3 +119,74 @@ def test_a_resumed_run_ends_with_the_very_weights_of_an_unbroken_one(tmp_path, l
     (tmp_path / 'resumed/last_checkpoint').write_text(str(tmp_path / 'resumed/epoch_1.pth'))
     random.seed(9), np.random.seed(9), torch.manual_seed(9)
     torch.testing.assert_close(weights('resumed', resume=True), unbroken, rtol=0, atol=0)
+
+
+def by_iterations(work_dir, model, max_iters=10, loader=None, **kwargs):
+    """Config of a run that is saved every 4 iterations; 6 are an epoch of the data. It is not validated."""
+    loader = dict(copy.deepcopy(loader or {}),
+                  sampler=dict(type='mmwsl.InfiniteViewSampler', shuffle=True, _delete_=True))
+    cfg = digits_config(
+        work_dir, model, custom_hooks=[dict(type='mmwsl.EpochSeedHook')], train_dataloader=loader,
+        train_cfg=dict(by_epoch=False, max_iters=max_iters, _delete_=True), param_scheduler=None,
+        default_hooks=dict(checkpoint=dict(by_epoch=False, interval=4), logger=dict(interval=1)), **kwargs)
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    return cfg
+
+
+class Spy(Hook):
+    """Keeps the images of each step, and ends the run in one of them."""
+
+    def __init__(self, ends_in=None):
+        self.ends_in, self.seen = ends_in, []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.seen.append([sample.sample_idx for sample in data_batch['data_samples']])
+        if batch_idx + 1 == self.ends_in:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('loader', AUGMENTED)
+def test_a_run_by_iterations_ends_with_the_very_weights_of_an_unbroken_one(tmp_path, loader):
+    """With random views and mixup, and without a seed in the config of the run that is killed."""
+    mixing = dict(augments=[dict(type='mmpretrain.Mixup', alpha=0.8)])
+    model = distillation(teacher_ckpt=save_teacher(tmp_path / 'teacher.pth'),
+                         data_preprocessor=dict(PREPROCESSOR, batch_augments=mixing))
+
+    def train(name, spy, seed=None, **kwargs):
+        runner = Runner.from_cfg(by_iterations(tmp_path / name, model, loader=AUGMENTED[loader],
+                                               randomness=dict(seed=seed), **kwargs))
+        runner.register_hook(spy)
+        runner.train()
+        return runner
+    unbroken, killed, resumed = Spy(), Spy(ends_in=7), Spy()
+    with pytest.raises(KeyboardInterrupt):
+        train('killed', killed)
+    seed = torch.load(tmp_path / 'killed/iter_4.pth', weights_only=False)['meta']['seed']
+    expected = train('unbroken', unbroken, seed)
+    found = train('killed', resumed, resume=True, experiment_name='resumed')
+    assert killed.seen == unbroken.seen[:7] and resumed.seen == unbroken.seen[4:]
+    assert len({image for step in unbroken.seen[:6] for image in step}) == 600
+    torch.testing.assert_close(found.model.state_dict(), expected.model.state_dict(), rtol=0, atol=0)
+
+
+def test_a_resumed_run_by_iterations_loads_only_what_it_trains_with(tmp_path, monkeypatch):
+    loaded = []
+    draw = SeededViews.__getitem__
+    monkeypatch.setattr(SeededViews, '__getitem__', lambda data, view: loaded.append(view) or draw(data, view))
+    Runner.from_cfg(by_iterations(tmp_path, network(2), 4)).train()
+    loaded.clear()
+    Runner.from_cfg(by_iterations(tmp_path, network(2), 6, resume=True, experiment_name='resumed')).train()
+    assert len(loaded) == 200
+
+
+def test_each_iteration_is_seeded(monkeypatch):
+    monkeypatch.setattr(epoch_seed_hook, 'IterBasedTrainLoop', SimpleNamespace)
+
+    def drawn(**kwargs):
+        runner = runner_with(**kwargs)
+        runner.train_loop = SimpleNamespace()
+        EpochSeedHook().before_train_iter(runner, 0)
+        return random.random(), np.random.rand(), torch.rand(()).item()
+    assert drawn(epoch=0, iter=3) == drawn(epoch=0, iter=3)
+    for a, b in zip(drawn(epoch=0, iter=3), drawn(epoch=0, iter=4)):
+        assert a != b

@@ -25,6 +25,8 @@ class Kill(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if (self.moment, self.epoch) == ('train', runner.epoch + 1) and batch_idx == 3:
             raise KeyboardInterrupt
+        if (self.moment, self.epoch) == ('iter', runner.iter + 1):
+            raise KeyboardInterrupt
 
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if (self.moment, self.epoch) == ('val', runner.epoch):
@@ -68,6 +70,11 @@ CASES = {
     'accumulated gradients': dict(optim_wrapper=dict(accumulative_counts=4)),
     'rate that follows the metric': dict(param_scheduler=[PLATEAU]),
     'best checkpoint': dict(default_hooks=dict(checkpoint=dict(save_best='accuracy/top1'), logger=dict(interval=1))),
+    'by iterations': dict(  # validated after 8 and 16, and saved after 4, 8, 12 and 16
+        train_cfg=dict(by_epoch=False, max_iters=16, val_interval=8, _delete_=True),
+        train_dataloader=dict(sampler=dict(type='mmwsl.InfiniteViewSampler', shuffle=True)), param_scheduler=None,
+        optim_wrapper=dict(accumulative_counts=3),
+        default_hooks=dict(checkpoint=dict(by_epoch=False, interval=4), logger=dict(interval=1))),
     'early stopping': dict(custom_hooks=[*HOOKS, dict(type='EarlyStoppingHook', monitor='accuracy/top1', rule='greater',
                                                       min_delta=1000., patience=1)]),  # stops after two epochs
 }
@@ -87,13 +94,14 @@ def unbroken(tmp_path_factory):
 
 
 @pytest.mark.parametrize('case, kill', [
-    *((case, kill) for case in CASES for kill in (('train', 2), ('val', 2))),
+    *((case, kill) for case in CASES if case != 'by iterations' for kill in (('train', 2), ('val', 2))),
+    ('by iterations', ('iter', 14)), ('by iterations', ('val', 0)),  # from 12; from 8, before it was validated
     ('rate that follows the metric', ('val', EPOCHS))], ids=str)
 def test_a_resumed_run_ends_with_the_very_weights(tmp_path, unbroken, case, kill):
     expected, validated = unbroken(case)
     run(tmp_path, kill, **CASES[case])
     resumed = run(tmp_path, resume=latest_checkpoint(tmp_path), **CASES[case])
-    assert resumed.epoch == expected.epoch == (2 if case == 'early stopping' else EPOCHS)
+    assert resumed.epoch == expected.epoch == {'early stopping': 2, 'by iterations': 0}.get(case, EPOCHS)
     torch.testing.assert_close(resumed.model.state_dict(), expected.model.state_dict(), rtol=0, atol=0)
     torch.testing.assert_close(resumed.optim_wrapper.state_dict(), expected.optim_wrapper.state_dict(), rtol=0, atol=0)
     assert accuracies(tmp_path) == validated
@@ -112,8 +120,10 @@ def test_an_epoch_whose_checkpoint_was_saved_after_its_validation_is_not_validat
     (dict(default_hooks=dict(checkpoint=dict(by_epoch=False, interval=5), logger=dict(interval=1))), 'iter_5.pth',
      'its checkpoint has 5 iterations and 0 epochs, and an epoch has 6, so epoch 1 begins again'),
     (dict(train_cfg=dict(by_epoch=False, max_iters=10, val_interval=10, _delete_=True), param_scheduler=None,
-          default_hooks=dict(checkpoint=dict(by_epoch=False), logger=dict(interval=1))), None,
-     'a run by iterations sees other images'),
+          default_hooks=dict(checkpoint=dict(by_epoch=False), logger=dict(interval=1)),
+          train_dataloader=dict(sampler=dict(type='InfiniteSampler', shuffle=True))), None,
+     'augmentations, if there are any, draw other numbers. Put mmwsl.SeededViews around the dataset, with '
+     "sampler=dict(type='mmwsl.InfiniteViewSampler', shuffle=True)"),
     (CASES['best checkpoint'], 'best', "its checkpoint does not hold the optimiser's state, as best_*.pth do not"),
     (dict(custom_hooks=HOOKS[1:]), None, 'dropout and mixup, if there are any, draw other numbers'),
     (dict(train_dataloader=dict(dataset=dict(type='mmwsl.Digits', split='train', pipeline=[dict(type='PackInputs')],

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from mmwsl.analysis import read_records, records_of_logits
 from mmwsl.engine.hooks import SampleRecordHook
-from mmwsl.engine.hooks.sample_record_hook import _histogram
+from mmwsl.engine.hooks.sample_record_hook import _histogram, _sampled
 from mmwsl.models.losses import WSLLoss
 from tests.tiny import build, digits_config, distillation, launch, network, run_digits
 
@@ -171,9 +171,34 @@ def test_samples_without_an_index(recorded):
         recorded[2](0, img_path='a.png')
 
 
-def test_dense_targets(recorded):
-    with pytest.raises(ValueError, match=r'one target a sample, got targets of shape \(2, 3\) for 2 samples'):
-        recorded[2](0, shape=(2, 5, 3))
+@pytest.mark.parametrize('shape', [(2, 5, 3), (2, 5, 80, 90)], ids=['all', 'some'])
+def test_of_dense_targets_percentiles_alone_are_logged(recorded, tmp_path, shape):
+    hook, runner, step = recorded
+    hook.log_interval, logged, said, weights = 2, {}, [], []
+    runner.message_hub = SimpleNamespace(update_scalar=lambda name, value: logged.update({name: float(value)}))
+    runner.logger = SimpleNamespace(info=said.append)
+    for batch_idx in range(2):
+        step(batch_idx, shape=shape)
+        weights.append(hook.loss.sample_terms['w'].flatten())
+    assert said == ['SampleRecordHook writes no records, because samples have several targets: it logs percentiles '
+                    'alone.']
+    # of 14,400 targets 4,096: the error of a quantile of 8,192 is 0.006 at most, and these have less density than 0.5
+    near = 1e-6 if shape == (2, 5, 3) else 0.04
+    for level in (10, 50, 90):
+        assert logged[f'train/wsl/w_p{level}'] == pytest.approx(np.percentile(torch.cat(weights), level), abs=near)
+    assert hook.terms == [] and not hook.indices
+    step(2, shape=shape)
+    hook.after_train_epoch(runner)
+    assert not (tmp_path / 'sample_records').exists()
+
+
+def test_no_target_is_sampled_twice_and_others_in_the_next_step():
+    rows = torch.arange(3 * 4096.).expand(4, -1)
+    seen = torch.cat([_sampled(rows, step) for step in (7, 8, 9)], 1)
+    assert seen.shape == (4, 3 * 4096) and seen[0].sort().values.tolist() == rows[0].tolist()
+    assert _sampled(rows[:, :4096], 3) is not None and _sampled(rows[:, :4096], 3).shape == (4, 4096)
+    first = _sampled(rows, 0)[0]
+    assert [(first // 1024 == part).sum().item() for part in range(12)] == pytest.approx([341.3] * 12, abs=3)
 
 
 @pytest.mark.parametrize('model, message', [
@@ -187,11 +212,22 @@ def test_model_without_exactly_one_loss_stops_before_the_first_step(tmp_path, mo
         run_digits(tmp_path, model, custom_hooks=[HOOK])
 
 
-def test_run_without_epochs_stops_before_the_first_step(tmp_path):
-    cfg = digits_config(tmp_path, with_loss(), custom_hooks=[HOOK])
-    cfg.train_cfg = dict(by_epoch=False, max_iters=3)
-    with pytest.raises(ValueError, match='has none: set by_epoch=True'):
-        Runner.from_cfg(cfg).train()
+def test_a_run_by_iterations_logs_percentiles_and_writes_nothing(tmp_path, monkeypatch):
+    spy = Spy(monkeypatch)
+    cfg = digits_config(tmp_path, with_loss(), custom_hooks=[HOOK], param_scheduler=None,
+                        train_dataloader=dict(sampler=dict(type='mmwsl.InfiniteViewSampler', shuffle=True)))
+    cfg.train_cfg = dict(by_epoch=False, max_iters=9)  # an epoch of the data has 6
+    cfg.log_processor = dict(by_epoch=False)
+    cfg.default_hooks.logger.interval = 4
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(spy)
+    runner.train()
+    logged = [line for line in scalars(tmp_path) if 'wsl/w_p50' in line]
+    assert [line['step'] for line in logged] == [4, 8]
+    for line, batches in zip(logged, (spy.epochs[0][:4], spy.epochs[0][6:8])):  # 6 ends an epoch, and is no logger's
+        assert line['wsl/w_p90'] == pytest.approx(np.percentile(np.concatenate(batches)['w'], 90), abs=1e-4)
+    assert not (tmp_path / 'sample_records').exists()
+    assert 'writes no records, because the run counts iterations' in next(tmp_path.glob('*/*.log')).read_text()
 
 
 @pytest.mark.slow

@@ -1,0 +1,136 @@
+"""A teacher, scored by the metrics of a run's val_evaluator."""
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.dist import all_gather_object, all_reduce, get_dist_info
+from mmengine.evaluator import DumpResults, Evaluator
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+_NAMES = ('mIoU', 'mAP', 'f1-score')  # ends of names, the first of which is taken
+_WRITES = ('output_dir', 'outfile_prefix')  # where mmseg's and mmdet's metrics write predictions
+
+
+class Figure(NamedTuple):
+    """One figure of a metric, in its own unit, on so many images."""
+    name: str
+    value: float
+    images: int
+    constant: float | None
+    """What the best class everywhere scores, if the figure is an mIoU."""
+
+
+def rated(runner: Runner, model: Any, batches: int) -> Figure | None:
+    """Score a distillation's teacher by a copy of the run's metrics; None with a warning if that cannot be done.
+
+    Args:
+        runner: With a validation loop. Its evaluator and logger stay as they are.
+        model: The distillation, in eval mode.
+        batches: How many to predict in each process, at most.
+    """
+    evaluator, error = _copied(runner.val_loop.evaluator), None
+    images, pixels = torch.zeros(1, dtype=torch.int64), torch.zeros(256, dtype=torch.int64)
+    ids: list[Any] = []
+    try:
+        for batch in some_batches(runner.val_loop.dataloader, batches):
+            prepared = model.data_preprocessor(batch, False)
+            predicted = model.teacher(prepared['inputs'], prepared['data_samples'], mode='predict')
+            evaluator.process(data_samples=predicted, data_batch=batch)
+            images += len(predicted)
+            pixels += sum(map(_pixels, predicted))
+            ids.extend(sample.get('img_id') for sample in predicted)
+    except Exception as raised:  # training reads no prediction, and may well go on without
+        error = f'{type(raised).__name__}: {raised}'
+    errors = [found for found in all_gather_object(error) if found]
+    if errors:
+        runner.logger.warning(f'The teacher was not checked: its predictions or the metric failed ({errors[0]}).')
+        return None
+    all_reduce(images)
+    all_reduce(pixels)
+    results = _evaluated(evaluator, int(images), [found for part in all_gather_object(ids) for found in part])
+    name = _chosen(results, runner)
+    if name is None:
+        runner.logger.warning('The teacher was not checked: val_evaluator gives no number for its predictions.')
+        return None
+    constant = _constant_miou(pixels) if name.endswith('mIoU') and pixels[:255].any() else None
+    return Figure(name, float(results[name]), int(images), constant)
+
+
+def some_batches(dataloader: DataLoader, batches: int) -> DataLoader:
+    """This process's batches of the same random images in every run."""
+    rank, processes = get_dist_info()
+    dataset, size = dataloader.dataset, dataloader.batch_size or 1
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    chosen = order[:batches * size * processes][rank::processes].tolist()
+    return DataLoader(Subset(dataset, chosen), size, num_workers=dataloader.num_workers,
+                      collate_fn=dataloader.collate_fn)
+
+
+def _copied(evaluator: Evaluator) -> Evaluator:
+    """With the metrics that score, which have seen nothing and write no files."""
+    copied = copy.copy(evaluator)
+    copied.metrics = copy.deepcopy([metric for metric in evaluator.metrics if not isinstance(metric, DumpResults)
+                                    and not getattr(metric, 'format_only', False)])
+    for metric in copied.metrics:
+        metric.results = []
+        for name in _WRITES:
+            if getattr(metric, name, None) is not None:
+                setattr(metric, name, None)
+    return copied
+
+
+def _evaluated(evaluator: Evaluator, images: int, ids: list[Any]) -> Mapping[str, Any]:
+    for metric in evaluator.metrics:
+        if hasattr(metric, 'img_ids'):  # CocoMetric would count all images of its file
+            metric.img_ids = ids
+    with _quiet():
+        return evaluator.evaluate(images)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep tables of a metric out of the log."""
+    logger = MMLogger.get_current_instance()
+    logger.disabled, before = True, logger.disabled
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _chosen(results: Mapping[str, Any], runner: Runner) -> str | None:
+    """The name of the figure that counts."""
+    numbers = [name for name, value in results.items() if _is_number(value)]
+    best = next((hook.save_best for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+    wanted = [name for name in ([best] if isinstance(best, str) else best or []) if name in numbers]
+    return next(iter([*wanted, *(name for end in _NAMES for name in numbers if name.endswith(end)), *numbers]), None)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError, RuntimeError):  # a text, a list, a tensor of several
+        return False
+
+
+def _pixels(sample: Any) -> Tensor:
+    """How many pixels of each class a segmentation's target has. Shape: (256, )."""
+    if 'gt_sem_seg' not in sample:
+        return torch.zeros(256, dtype=torch.int64)
+    return torch.bincount(sample.gt_sem_seg.data.flatten().cpu().long().clamp(0, 255), minlength=256)
+
+
+def _constant_miou(pixels: Tensor) -> float:
+    """In per cent; of 255, which is no class, nothing counts."""
+    pixels = pixels[:255]
+    return 100 * float(pixels.max() / pixels.sum()) / int((pixels > 0).sum())
+
