@@ -1,6 +1,6 @@
 # make demo | test | lint [STACK=openmmlab] [PYTHON=python3.12] [TORCH_INDEX=address of an index with other builds of torch]
 # make test DENSE=1: with mmsegmentation and mmdetection, whose tests are skipped without them
-# make test TRITON=1: with Triton (286 MB, Linux alone), without which the tests of the loss's kernels are skipped
+# make test TRITON=1: with Triton (200 MB, Linux alone), without which the tests of the loss's kernels are skipped
 # make test WORKERS=0: in one process, as a debugger needs it
 # make test CUDA=0 PYTEST_ARGS="-k cuda": what needs a GPU; all else is tested on the CPU
 # make gpu SECONDS=540 [DATA=folder with cifar-100-python] [TEACHERS=folder with published teachers] [OUT=folder]: on a GPU,
