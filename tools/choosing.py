@@ -14,6 +14,7 @@ from mmwsl.utils import whole_file
 PAGE = ROOT / 'docs/choosing.md'
 PICTURES = ROOT / 'docs/pictures'
 TAUS, WEIGHTS = ('1', '2', '4', '8'), ('0.5', '1', '2.25', '4')
+SCALES = ('0.9', '2.25', '4.5', '9')
 LOSS = 'model.distiller.distill_losses.loss_wsl'
 NOISE = 'train_dataloader.dataset.dataset.pipeline.0.prob'
 NOISES = ('0', '0.2', '0.4')
@@ -123,6 +124,16 @@ def random_table(runs: Runs) -> str:
         for name, seeds in rows])
 
 
+def scale_table(runs: Runs) -> str:
+    """How much plain soft labels gain by the weight of their loss alone, against the lowest."""
+    weight = 'model.distiller.distill_losses.loss_kd.loss_weight'
+    cells = {alpha: runs.of('kd_r56_r20_cifar100_8e', DATA[1], **{weight: alpha}) for alpha in SCALES}
+    lowest = cells[SCALES[0]]
+    return table(('`loss_weight`', 'Top-1', f'Minus {SCALES[0]}', 'Each run'), [
+        (alpha, cell(seeds), difference(seeds, lowest) if seeds is not lowest else '', each(seeds.values()))
+        for alpha, seeds in cells.items()])
+
+
 def tables(runs: Runs) -> dict[str, str]:
     """By the name of the place in the page."""
     return {
@@ -132,6 +143,7 @@ def tables(runs: Runs) -> dict[str, str]:
         'noise': arms_table('Wrong labels', ((data.title, f'{float(prob):.0%}', arms) for data in DATA
                                              for prob, arms in noisy(runs, data).items())),
         'random': random_table(runs),
+        'scale': scale_table(runs),
     }
 
 
