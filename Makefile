@@ -1,5 +1,6 @@
 # make demo | test | lint [STACK=openmmlab] [PYTHON=python3.12] [TORCH_INDEX=address of an index with other builds of torch]
 # make test DENSE=1: with mmsegmentation and mmdetection, whose tests are skipped without them
+# make test TRITON=1: with Triton (286 MB, Linux alone), without which the tests of the loss's kernels are skipped
 # make test WORKERS=0: in one process, as a debugger needs it
 # make test CUDA=0 PYTEST_ARGS="-k cuda": what needs a GPU; all else is tested on the CPU
 # make gpu SECONDS=540 [DATA=folder with cifar-100-python] [TEACHERS=folder with published teachers] [OUT=folder]: on a GPU,
@@ -12,6 +13,7 @@ PYTEST_ARGS ?=
 WORKERS ?= auto
 CUDA ?=
 DENSE ?=
+TRITON ?=
 SECONDS ?= 540
 DATA ?= data/cifar100
 TEACHERS ?= checkpoints
@@ -22,7 +24,7 @@ REHEARSE ?=
 VENV := .venv$(if $(filter-out onedl,$(STACK)),-$(STACK))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-INSTALLED := $(VENV)/.installed$(if $(DENSE),-dense)
+INSTALLED := $(VENV)/.installed$(if $(DENSE),-dense)$(if $(TRITON),-triton)
 
 .PHONY: demo test gpu lint install clean
 .DELETE_ON_ERROR:
@@ -39,6 +41,7 @@ $(INSTALLED): setup.py requirements/$(STACK).txt requirements/$(STACK)-hashes.tx
 	$(PIP) --constraint requirements/$(STACK).txt --no-deps torchvision
 	$(PIP) --constraint requirements/$(STACK).txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(if $(DENSE),$(PIP) --require-hashes --no-deps --requirement requirements/$(STACK)-dense-hashes.txt)
+	$(if $(TRITON),$(PIP) --require-hashes --no-deps --requirement requirements/triton.txt)
 	$(PIP) --no-deps --editable .
 	touch $@
 

@@ -96,6 +96,9 @@ setup(
         **DENSE,
         'timm': TIMM,
         'demo': DEMO,
+        'triton': [
+            'triton>=3.6; platform_system == "Linux"',  # the loss's kernels; CUDA builds of torch bring what fits them
+        ],
         'slurm': [
             'submitit',  # hands a run to slurm
         ],

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 IGNORE_INDEX = -100
-_REPORTS_LATER = ('cuda', 'meta')  # devices with torch._assert_async
+REPORTS_LATER = ('cuda', 'meta')  # devices with torch._assert_async
 _LARGEST_SUM = 1.02  # half precision rounds each class score
 _CORRELATION_EPSILON = 1e-8  # DIST's authors'
 EPSILON = 1e-7  # the authors': keeps the ratio finite where the teacher's loss is 0
@@ -445,7 +445,7 @@ def kept_targets(target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
 def may_read_values(tensor: Tensor) -> bool:
     """Whether a check may read a value: not where the host would wait for the device, nor while torch.compile traces,
     where it would break the graph. There ``torch._assert_async`` reports later."""
-    return tensor.device.type not in _REPORTS_LATER and not torch.compiler.is_compiling()
+    return tensor.device.type not in REPORTS_LATER and not torch.compiler.is_compiling()
 
 
 def check_logits(preds_S: Tensor, preds_T: Tensor) -> None:
@@ -463,7 +463,8 @@ def check_logits(preds_S: Tensor, preds_T: Tensor) -> None:
                          f'{tuple(preds_T.shape)}')
 
 
-def check_target(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX, background: bool = False) -> None:
+def check_target(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX, background: bool = False,
+                 later: bool = True) -> None:
     """Raise TypeError or ValueError unless target holds indices, or scores, of the logits' classes.
 
     CUDA itself reports an index out of range, later, so that nothing waits for it here.
@@ -473,6 +474,7 @@ def check_target(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX
         target: Shape: (N, *), or (N, C, *) for scores.
         ignore_index: An index that is allowed as well.
         background: Whether the index C is, too.
+        later: Whether such a report is arranged here; else the caller does so (:func:`assert_classes`).
     """
     if target.is_floating_point():
         if target.shape != preds.shape:
@@ -487,15 +489,28 @@ def check_target(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX
         raise ValueError(f'class indices should have shape {expected} for logits of shape {tuple(preds.shape)}, got '
                          f'{tuple(target.shape)}')
     indices = preds.shape[1] + background
-    may_read = may_read_values(target)
-    if may_read and (target.numel() == 0 or _all_below(target, indices)):
+    if not may_read_values(target):
+        if later:
+            assert_classes(target.masked_fill(target == ignore_index, 0), indices, ignore_index)
         return
-    valid = (target.clamp(0, indices - 1) == target) | (target == ignore_index)
-    if not may_read:
-        torch._assert_async(valid.all(), f'a class index is not in [0, {indices}) and not {ignore_index}')
-    elif not valid.all():
+    if target.numel() == 0 or _all_below(target, indices):
+        return
+    valid = ((target >= 0) & (target < indices)) | (target == ignore_index)
+    if not valid.all():
         raise ValueError(f'class indices should lie in [0, {indices}) or be ignore_index={ignore_index}, got '
                          f'{target[~valid][0].item()}')
+
+
+def assert_classes(target: Tensor, classes: int, ignore_index: int = IGNORE_INDEX) -> None:
+    """Have indices that are not in [0, classes) reported without waiting for it, by a device or a compiled graph.
+
+    Args:
+        target: Class indices, with 0 in place of ignore_index. Shape: any.
+        classes: How many there are.
+        ignore_index: For the message.
+    """
+    torch._assert_async((target.clamp(0, classes - 1) == target).all(),
+                        f'a class index is not in [0, {classes}) and not {ignore_index}')
 
 
 def _all_below(target: Tensor, num_classes: int) -> bool:

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ['TRITON_INTERPRET'] = '1'  # read once Triton is imported: its kernels run on CPU tensors
+
 import mmwsl.registry  # noqa: F401  readies the stack before a test imports mmrazor
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,6 +8,7 @@ from importlib.metadata import Distribution
 import pytest
 import yaml
 from mmengine.config import Config
+from packaging.requirements import Requirement
 
 from tests.tiny import ROOT
 
@@ -35,8 +36,9 @@ def required(tmp_path_factory):
                    cwd=ROOT, check=True, capture_output=True)
     found = {}
     for line in Distribution.at(folder / 'mmwsl.egg-info').requires:
-        requirement, _, extra = line.partition('; extra == ')
-        found.setdefault(extra.strip('"'), []).append(requirement)
+        requirement, _, marker = line.partition(';')
+        extra = re.search(r'extra == "([^"]*)"', marker)
+        found.setdefault(extra[1] if extra else '', []).append(requirement.strip())
     return found
 
 
@@ -71,7 +73,8 @@ def imported(tree):
 
 
 def test_what_the_package_imports_it_asks_for(required):
-    brought = {'demo': names(required['demo']), '': names(required[''] + required['openmmlab'])}
+    brought = {**{extra: names(required[extra]) for extra in ('demo', 'triton')},
+               '': names(required[''] + required['openmmlab'])}
     found = {pair for path in (ROOT / 'mmwsl').rglob('*.py') for pair in imported(ast.parse(path.read_text()))}
     foreign = {(name, extra) for name, extra in found if name not in {'mmwsl', *sys.stdlib_module_names}}
     assert {('torch', ''), ('mmcv', ''), ('sklearn', 'demo')} < foreign
@@ -91,6 +94,22 @@ def test_each_pin_but_torchs_has_its_hashes(name):
     if 'dense' not in name:
         assert expected.pop('torch') and expected.pop('torchvision') and len(expected) > 50
     assert pins(hashed) == expected
-    entry = r'[\w.-]+==\S+( \\\n    --hash=sha256:[0-9a-f]{64})+\n'  # and neither an option nor an address
-    comments, body = re.fullmatch(r'((?:#[^\n]*\n)+)(.*)', hashed, re.S).groups()
+    assert_hashes_alone(hashed)
+
+
+def test_triton_is_pinned_with_its_hashes_and_asked_for_by_its_extra_alone(required):
+    hashed = (ROOT / 'requirements/triton.txt').read_text()
+    (name, version), = pins(hashed).items()
+    wanted, = required['triton']
+    assert name == Requirement(wanted).name == 'triton' and version in Requirement(wanted).specifier
+    assert_hashes_alone(hashed)
+    assert [extra for extra in required if 'triton' in names(required[extra])] == ['triton']  # it is a large download
+    others = [path for path in (ROOT / 'requirements').iterdir() if path.name != 'triton.txt']
+    assert [path.name for path in others if 'triton' in pins(path.read_text())] == []
+
+
+def assert_hashes_alone(text):
+    """Below a comment, pins with hashes, and neither an option nor an address."""
+    entry = r'[\w.-]+==\S+( \\\n    --hash=sha256:[0-9a-f]{64})+\n'
+    comments, body = re.fullmatch(r'((?:#[^\n]*\n)+)(.*)', text, re.S).groups()
     assert re.fullmatch(f'({entry})+', body) and '://' not in comments

@@ -1,9 +1,9 @@
 """Run what needs a GPU within a time limit, most valuable first: tests, the loss's benchmark, a pair on CIFAR-100.
 
-Each part is a process, and its results are under --out before the next one begins: tests.txt, loss.json and loss.png,
-runs.jsonl (what the runs logged), log.txt (what everything else printed) and status.json (the card, the versions and
-the state of each part). At the limit the part that runs is ended, and what it wrote stays. The same command again
-resumes the runs from their last epoch.
+Each part is a process, and its results are under --out before the next one begins: tests.txt, loss.json, loss.png,
+train_step.json, runs.jsonl (what the runs logged), log.txt (what everything else printed) and status.json (the card,
+the versions and the state of each part). At the limit the part that runs is ended, and what it wrote stays. The same
+command again resumes the runs from their last epoch.
 
 Nothing is downloaded. With --wheels the stack is installed from a folder into the work dir, for a machine that has
 torch and no network; nothing else is installed. --rehearse does the same at tiny sizes on the CPU.
@@ -23,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,6 +129,7 @@ def parts_of(args: argparse.Namespace) -> list[Part]:
         loss_benchmark(args),
         Part('teacher', python('tools/model_converters/import_teacher.py', str(teacher), str(imported_teacher(args))),
              worth=0.1, needs=(teacher, )),
+        step_benchmark(args),
         training('wsl', [], args),
         training('kd', ['model.distiller.distill_losses.loss_wsl.weighting=one'], args),
     ]
@@ -140,18 +142,35 @@ def installation(args: argparse.Namespace) -> Part:
 
 
 def cuda_tests(args: argparse.Namespace) -> Part:
-    where = ['tests/test_models/test_losses'] if args.rehearse else []  # they skip there
+    where = ['tests/test_models/test_losses/test_wsl_loss.py'] if args.rehearse else []  # they skip there
     return Part('tests', [*python('-m', 'pytest', '-k', 'cuda', '-p', 'no:cacheprovider'),
                           '--continue-on-collection-errors', *where], worth=0.3, log='tests.txt')
 
 
 def loss_benchmark(args: argparse.Namespace) -> Part:
     # each row compiles kernels: about 20 seconds
-    sizes = ['--device', 'cuda', '--seconds', '0.3', '--shapes', '64x100', '256x1000', '4096x1000', '8x19x128x128']
+    sizes = ['--device', 'cuda', '--seconds', '0.3', '--shapes', '256x1000', '16384x1000', '8x150x512x512', '64x100',
+             '8x19x128x128']
     if args.rehearse:
-        sizes = ['--shapes', '8x10', '--contestants', 'WSLLoss', 'plain KD', '--rounds', '3', '--seconds', '0']
+        kernel = ['WSLLoss triton'] if find_spec('triton') else []  # without a GPU it is the same as WSLLoss
+        sizes = ['--shapes', '8x10', '--contestants', 'WSLLoss', 'plain KD', *kernel, '--rounds', '3', '--seconds', '0']
     return Part('loss', [*python('tools/benchmarks/loss.py'), '--out', str(args.out), '--processes', '1',
                          '--dtype', 'float32', 'bfloat16', *sizes], worth=0.4)
+
+
+def step_benchmark(args: argparse.Namespace) -> Part:
+    """A training step with each kind of teacher, cached, with images on the device, and of MMRazor."""
+    out, steps = args.work / 'step', '7' if args.rehearse else '60'  # the first five are not counted
+    where = ['--data', str(args.data), '--teacher', str(imported_teacher(args)), '--out', str(out)]
+    return Part('step', [*python('tools/benchmarks/train_step.py'), '--rounds', '1', '--steps', steps, *where],
+                worth=0.25, needs=(args.data / 'cifar-100-python/train', args.teachers / TEACHER),
+                collect=partial(collect_steps, out, args.out))
+
+
+def collect_steps(work: Path, out: Path) -> None:
+    """Bring the benchmark's figures over, but neither its teacher cache nor its runs."""
+    if (work / 'train_step.json').exists():
+        write_whole(out / 'train_step.json', (work / 'train_step.json').read_text())
 
 
 def training(name: str, options: list[str], args: argparse.Namespace) -> Part:

@@ -142,8 +142,10 @@ def _read(dataset: Any) -> tuple[Tensor, Tensor, list[int]]:
         if i == 0:
             images = torch.empty(len(dataset), *item['inputs'].shape, dtype=item['inputs'].dtype)
         if item['inputs'].shape != images.shape[1:]:
+            name = item['data_samples'].get('img_path') or f'image {i}'
             raise ValueError(f'the images of a DeviceDataset have one size, got {tuple(images.shape[1:])} and, of '
-                             f"image {i}, {tuple(item['inputs'].shape)}: resize them in the dataset's pipeline")
+                             f"{name}, {tuple(item['inputs'].shape)}: resize them in the dataset's pipeline, with "
+                             "dict(type='Resize', scale=(WIDTH, HEIGHT))")
         if (i == 0 and _generators() != before) or (i < _VERIFIED and not same(item, dataset[i])):
             raise ValueError("the pipeline of a DeviceDataset's dataset runs once for each image, and it draws random "
                              f'numbers: {getattr(dataset, "pipeline", "")}. Take out what is random, and crop and flip '

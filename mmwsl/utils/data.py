@@ -26,15 +26,16 @@ def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+@torch.compiler.disable  # it goes through all samples
 def send_batch(preprocessor: Any, args: tuple) -> tuple | None:
     """Forward pre-hook of a data preprocessor: images, labels and scores go to a GPU in one copy each, which the host
     does not wait for.
 
     mmpretrain's ClsDataPreprocessor takes no ``non_blocking``, and copies labels from memory that is not pinned.
     """
-    data, *rest = args
-    if preprocessor.device.type != 'cuda' or not isinstance(data, Mapping):
+    if preprocessor.device.type != 'cuda' or not args or not isinstance(args[0], Mapping):
         return None
+    data, *rest = args
     for name in ('gt_label', 'gt_score'):
         _send_field(data.get('data_samples') or [], name, preprocessor.device)
     inputs = data.get('inputs')

@@ -1,5 +1,6 @@
 """tools/benchmarks without its clocks: who takes part, and what is made of the times."""
 import argparse
+import contextlib
 import sys
 
 import pytest
@@ -88,11 +89,42 @@ def test_rounds_go_on_for_the_seconds_asked_for(benchmark, monkeypatch):
     assert times == {'WSLLoss': [0.25] * 4, 'plain KD': [0.25] * 4}
 
 
+def test_the_share_is_of_what_has_to_move(benchmark, monkeypatch):
+    # 4 x 5 logits of 4 bytes, two read and one written: 240 bytes in 2 s, where a copy moves 1,200 bytes a second
+    monkeypatch.setattr(benchmark, 'ProcessPoolExecutor', lambda *_, **__: contextlib.nullcontext(Pool()))
+    row = benchmark.measured_row((4, 5), 'float32', settings(processes=1), 1200.0)
+    assert row['share of copy bandwidth'] == {'WSLLoss': 0.1}
+
+
+class Pool:
+    """Of processes, with what they would measure."""
+
+    def submit(self, *_):
+        return self
+
+    def result(self):
+        return {'WSLLoss': [2.0, 2.0, 3.0]}, {'WSLLoss': 3.0}
+
+
+def test_the_bandwidth_counts_what_is_read_and_written(benchmark, monkeypatch):
+    clock = iter(range(100))  # a copy takes a second
+    monkeypatch.setattr(benchmark, 'COPIED', 400)
+    monkeypatch.setattr(benchmark.time, 'perf_counter', lambda: next(clock))
+    assert benchmark.copy_bandwidth('cpu') == 800
+
+
+@pytest.mark.parametrize(('device', 'takes_part'), [('cpu', False), ('cuda', True)])
+def test_the_kernel_takes_part_on_a_gpu(benchmark, monkeypatch, device, takes_part):
+    monkeypatch.setattr('sys.argv', ['loss.py', '--device', device])
+    assert (benchmark.KERNEL in benchmark.parse_args().contestants) == takes_part
+
+
 def test_ratios_are_of_steps_in_the_same_round(benchmark, capsys):
     # 2, 1 and 3; the medians alone would give 4 / 3
     assert benchmark.paired_ratio([2.0, 4.0, 9.0], [1.0, 4.0, 3.0]) == 2.0
     benchmark.print_row({'shape': [64, 100], 'dtype': 'float32', 'memory / logits': {'WSLLoss': 3.1, 'old': 3.0},
+                         'share of copy bandwidth': {'WSLLoss': 0.25, 'old': 0.5},
                          'milliseconds': {'WSLLoss': 0.4, 'old': 0.39}, 'WSLLoss / other': {'old': [1.0, 1.2, 0.9]}})
     printed = [' '.join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert printed == ['64 x 100, float32 ms memory / logits WSLLoss / other', 'WSLLoss 0.400 3.10',
-                       'old 0.390 3.00 1.000 (0.900 to 1.200)']
+    assert printed == ['64 x 100, float32 ms of copying memory / logits WSLLoss / other',
+                       'WSLLoss 0.400 0.250 3.10', 'old 0.390 0.500 3.00 1.000 (0.900 to 1.200)']

@@ -126,6 +126,15 @@ def test_what_runs_logged_is_one_file(gpu, tmp_path):
         dict(run='kd', step=1), dict(run='wsl', step=1), dict(run='wsl', step=2)]
 
 
+def test_figures_of_steps_are_collected_alone(gpu, tmp_path):
+    gpu.collect_steps(tmp_path / 'work', tmp_path)
+    assert not (tmp_path / 'train_step.json').exists()
+    (tmp_path / 'work/teacher_cache').mkdir(parents=True)
+    (tmp_path / 'work/train_step.json').write_text('{}')
+    gpu.collect_steps(tmp_path / 'work', tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['train_step.json', 'work']
+
+
 def test_wheels_are_installed_beside_the_python_that_runs(gpu, tmp_path, monkeypatch):
     (tmp_path / 'wheels').mkdir()
     with zipfile.ZipFile(tmp_path / 'wheels/onlyhere-1.0-py3-none-any.whl', 'w') as wheel:
@@ -174,7 +183,8 @@ def rehearse(tmp_path, data, teachers):
 @pytest.mark.slow
 def test_rehearsal_with_digits(tmp_path):
     states, lines = rehearse(tmp_path, tmp_path, tmp_path)
-    assert states == dict(tests='finished', loss='finished', teacher='skipped', wsl='finished', kd='finished')
+    assert states == dict(tests='finished', loss='finished', teacher='skipped', step='skipped', wsl='finished',
+                          kd='finished')
     assert {line['run'] for line in lines if 'accuracy/top1' in line} == {'wsl', 'kd'}
     assert {line['distill.wsl_weight'] == 1 for line in lines if line['run'] == 'kd' and 'loss' in line} == {True}
     assert {line['distill.wsl_weight'] < 1 for line in lines if line['run'] == 'wsl' and 'loss' in line} == {True}
@@ -186,5 +196,5 @@ def test_rehearsal_with_digits(tmp_path):
 @pytest.mark.slow
 def test_rehearsal_with_cifar100_and_its_teacher(tmp_path, cifar100, published_teacher):
     states, lines = rehearse(tmp_path, cifar100, published_teacher(56).parent)
-    assert states == dict.fromkeys(('tests', 'loss', 'teacher', 'wsl', 'kd'), 'finished')
+    assert states == dict.fromkeys(('tests', 'loss', 'teacher', 'step', 'wsl', 'kd'), 'finished')
     assert {line['run'] for line in lines if 'accuracy/top1' in line} == {'wsl', 'kd'}

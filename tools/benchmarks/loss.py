@@ -5,6 +5,9 @@ them, in several processes, since where a process finds its memory changes times
 another version takes part. Each row of the table is written to a JSON file as soon as it is measured, with the
 machine's description, and all are drawn in the end.
 
+The share of the copy bandwidth is what has to move at least, both logits read once and one gradient written once, over
+what a copy of a large tensor moves on this machine in the same time, read and written.
+
 A ratio compares the first contestant with another, round by round: its median in each process, then the median of the
 processes, with the lowest and the highest of them to show what the machine's noise is.
 """
@@ -12,6 +15,7 @@ import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import json
+import math
 import multiprocessing
 import random
 import statistics
@@ -32,6 +36,8 @@ from mmwsl.utils import whole_file
 
 SHAPES = [(64, 100), (256, 1000), (1024, 1000), (4096, 1000), (65536, 19), (8, 19, 128, 128)]
 TAU = 2.0
+KERNEL = 'WSLLoss triton'  # needs a GPU
+COPIED = 2**28  # bytes that the bandwidth is measured with, on a GPU more than its caches hold
 WARM_UP = 3  # steps of each contestant that are not counted: kernels are compiled, memory is taken
 
 
@@ -44,6 +50,7 @@ CONTESTANTS: dict[str, Callable[[tuple[int, ...]], Callable | None]] = {
     'WSLLoss': lambda shape: WSLLoss(tau=TAU),
     'plain KD': lambda shape: plain_kd,
     'WSLLoss compiled': lambda shape: WSLLoss(tau=TAU, compile=True),
+    KERNEL: lambda shape: WSLLoss(tau=TAU, compile='triton'),
     'WSLD (mmrazor)': lambda shape: WSLD(tau=TAU, loss_weight=2.5, num_classes=shape[1]) if len(shape) == 2 else None,
 }
 
@@ -69,6 +76,19 @@ def seconds(loss: Callable, inputs: tuple[Tensor, ...], device: str) -> float:
     if device == 'cuda':
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes a second that a copy reads and writes."""
+    source = torch.ones(COPIED // 4, device=device)
+    target, times = torch.empty_like(source), []
+    for _ in range(WARM_UP + 10):
+        start = time.perf_counter()
+        target.copy_(source)
+        if device == 'cuda':
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return 2 * COPIED / statistics.median(times[WARM_UP:])
 
 
 def peak_memory(loss: Callable, inputs: tuple[Tensor, ...], device: str) -> int:
@@ -106,17 +126,19 @@ def measure(shape: tuple[int, ...], dtype: str, args: argparse.Namespace) -> tup
             {name: peak_memory(loss, inputs, args.device) / size for name, loss in contestants.items()})
 
 
-def measured_row(shape: tuple[int, ...], dtype: str, args: argparse.Namespace) -> dict:
+def measured_row(shape: tuple[int, ...], dtype: str, args: argparse.Namespace, bandwidth: float) -> dict:
     spawn = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
         runs = [pool.submit(measure, shape, dtype, args).result() for _ in range(args.processes)]
     all_times, memory = [times for times, _ in runs], runs[0][1]
     first, *others = memory
+    medians = {name: statistics.median(value for times in all_times for value in times[name]) for name in memory}
+    least = 3 * math.prod(shape) * getattr(torch, dtype).itemsize
     return {
         'shape': list(shape),
         'dtype': dtype,
-        'milliseconds': {name: 1e3 * statistics.median(value for times in all_times for value in times[name])
-                         for name in memory},
+        'milliseconds': {name: 1e3 * median for name, median in medians.items()},
+        'share of copy bandwidth': {name: least / median / bandwidth for name, median in medians.items()},
         f'{first} / other': {name: [paired_ratio(times[first], times[name]) for times in all_times] for name in others},
         'memory / logits': memory,
     }
@@ -129,11 +151,12 @@ def paired_ratio(ours: list[float], theirs: list[float]) -> float:
 def print_row(row: dict) -> None:
     first = next(iter(row['milliseconds']))
     title = f'{" x ".join(map(str, row["shape"]))}, {row["dtype"]}'
-    print(f'{title:32} {"ms":>9} {"memory / logits":>16}   {first} / other')
+    print(f'{title:32} {"ms":>9} {"of copying":>11} {"memory / logits":>16}   {first} / other')
     for name, value in row['milliseconds'].items():
         ratios = row[f'{first} / other'].get(name)
         spread = f'{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})' if ratios else ''
-        print(f'  {name:30} {value:9.3f} {row["memory / logits"][name]:16.2f}   {spread}', flush=True)
+        print(f'  {name:30} {value:9.3f} {row["share of copy bandwidth"][name]:11.3f} '
+              f'{row["memory / logits"][name]:16.2f}   {spread}', flush=True)
 
 
 def draw(rows: list[dict], machine: dict, path: Path) -> None:
@@ -165,22 +188,26 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--dtype', nargs='+', default=['float32'], choices=['float32', 'bfloat16', 'float16'])
     parser.add_argument('--shapes', nargs='+', type=shape_of, default=SHAPES, metavar='NxC')
-    parser.add_argument('--contestants', nargs='+', default=list(CONTESTANTS), choices=CONTESTANTS)
+    parser.add_argument('--contestants', nargs='+', choices=CONTESTANTS,
+                        help=f'default: all, {KERNEL} on a GPU alone')
     parser.add_argument('--baseline', type=Path, metavar='CHECKOUT',
                         help="folder with another version's tree, whose WSLLoss takes part")
     parser.add_argument('--rounds', type=int, default=60, help='in a process, at least')
     parser.add_argument('--seconds', type=float, default=1.0, help='of steps of each contestant in a process, at least')
     parser.add_argument('--processes', type=int, default=5)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks'))
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.contestants = args.contestants or [name for name in CONTESTANTS if args.device == 'cuda' or name != KERNEL]
+    return args
 
 
 def main() -> None:
     args = parse_args()
-    machine, rows = describe(args.device), []
+    bandwidth = copy_bandwidth(args.device)
+    machine, rows = {**describe(args.device), 'copied bytes a second': bandwidth}, []
     for dtype in args.dtype:
         for shape in args.shapes:
-            rows.append(measured_row(shape, dtype, args))
+            rows.append(measured_row(shape, dtype, args, bandwidth))
             print_row(rows[-1])
             with whole_file(args.out / 'loss.json') as file:  # a run that is cut off keeps its rows
                 file.write(json.dumps({'machine': machine, 'rows': rows}, indent=1).encode())

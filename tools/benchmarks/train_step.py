@@ -85,7 +85,7 @@ class TurnsHook(Hook):
             self.turns.wait(self.arm)
 
 
-def config_of(arm: str, steps: int, teacher: str, out: Path) -> Config:
+def config_of(arm: str, steps: int, teacher: str, data: Path, out: Path) -> Config:
     name = CONFIGS.get(arm, 'wsl_r56_r20_cifar100')
     cfg = Config.fromfile(ROOT / f'configs/{name}.py')
     if arm == 'vanilla, device':
@@ -99,7 +99,7 @@ def config_of(arm: str, steps: int, teacher: str, out: Path) -> Config:
         custom_hooks=[*([] if arm == 'mmrazor' else [LAYOUT]), dict(type='TurnsHook', arm=arm)],
         randomness=dict(seed=0)))
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=-1)
-    cfg.train_dataloader.dataset.dataset.data_root = str(ROOT / 'data/cifar100')
+    cfg.train_dataloader.dataset.dataset.data_root = str(data)
     if arm.startswith('vanilla'):
         return cfg
     cfg.model.teacher_ckpt = teacher
@@ -116,11 +116,11 @@ def config_of(arm: str, steps: int, teacher: str, out: Path) -> Config:
     return cfg
 
 
-def bare_loop(steps: int, turns: Turns) -> None:
+def bare_loop(steps: int, turns: Turns, data: Path) -> None:
     """The student alone, as a script without a framework would train it."""
     cfg = Config.fromfile(ROOT / 'configs/vanilla/r20_cifar100.py')
     cfg.train_dataloader.update(num_workers=0, persistent_workers=False, pin_memory=False, num_batch_per_epoch=steps)
-    cfg.train_dataloader.dataset.dataset.data_root = str(ROOT / 'data/cifar100')
+    cfg.train_dataloader.dataset.dataset.data_root = str(data)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     model = MODELS.build(cfg.model).to(device)
@@ -141,7 +141,7 @@ def bare_loop(steps: int, turns: Turns) -> None:
         turns.done('bare')
 
 
-def measure(steps: int, teacher: str, out: Path) -> dict[str, list[float]]:
+def measure(steps: int, teacher: str, data: Path, out: Path) -> dict[str, list[float]]:
     """Seconds of each arm's steps but the first five, by arm."""
     arms = ['bare', 'teacher', 'vanilla', 'vanilla, device', 'wsl, eval', 'wsl, every option', 'wsl, batch statistics',
             'cached', 'mmrazor', 'mmrazor, channels last']
@@ -149,11 +149,11 @@ def measure(steps: int, teacher: str, out: Path) -> dict[str, list[float]]:
     threading.excepthook = end_all
     init_default_scope('mmpretrain')
     shutil.rmtree(out / 'teacher_cache', ignore_errors=True)
-    build_cache(config_of('cached', steps, teacher, out), out / 'teacher_cache', views=1)
-    runners = {arm: Runner.from_cfg(config_of(arm, steps, teacher, out)) for arm in arms[2:]}
+    build_cache(config_of('cached', steps, teacher, data, out), out / 'teacher_cache', views=1)
+    runners = {arm: Runner.from_cfg(config_of(arm, steps, teacher, data, out)) for arm in arms[2:]}
     for runner in runners.values():
         runner.train_loop  # noqa: B018  reads its data now, while no other thread draws random numbers
-    threads = [threading.Thread(target=bare_loop, args=(steps, turns)),
+    threads = [threading.Thread(target=bare_loop, args=(steps, turns, data)),
                threading.Thread(target=teacher_loop, args=(steps, turns, teacher))]
     threads += [threading.Thread(target=runner.train) for runner in runners.values()]
     for thread in threads:
@@ -221,9 +221,10 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=4, help='each with networks made anew: where their memory lies '
                         'alone can change a step by a tenth')
     parser.add_argument('--teacher', default='checkpoints/resnet56_cifar100.pth')
+    parser.add_argument('--data', type=Path, default=ROOT / 'data/cifar100', help='folder with cifar-100-python')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks'))
     args = parser.parse_args()
-    rounds = [measure(args.steps, args.teacher, args.out) for _ in range(args.rounds)]
+    rounds = [measure(args.steps, args.teacher, args.data, args.out) for _ in range(args.rounds)]
     medians = {arm: statistics.median(step for times in rounds for step in times[arm]) for arm in rounds[0]}
     ratios = ratios_of(medians)
     for arm, value in medians.items():

@@ -34,6 +34,11 @@ class LateScalarsHook(RuntimeInfoHook):
                 or not any(map(waits, self.unread[-1].values()))):
             self._read(runner)
 
+    def after_train(self, runner: Runner) -> None:
+        if self.unread:  # a run by iterations may end between two turns
+            self._read(runner)
+        super().after_train(runner)
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if getattr(self, 'unread', None):
             self._read(runner)

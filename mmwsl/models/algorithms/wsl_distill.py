@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import math
 import warnings
 from collections.abc import Sequence
@@ -8,7 +7,6 @@ from typing import Any
 
 import torch
 from mmengine.hub import get_config
-from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from mmrazor.models.algorithms import SingleTeacherDistill
@@ -20,7 +18,7 @@ from mmwsl.cache.fingerprint import teacher_files
 from mmwsl.models.losses import WeightedLoss
 from mmwsl.models.teachers import CachedTeacher, FrozenTeacher
 from mmwsl.models.teachers.fast import check_speed
-from mmwsl.models.teachers.recording import breaking, hook_again, recording
+from mmwsl.models.teachers.recording import hook_again, recording, tell_of_breaks
 from mmwsl.registry import MODELS
 from mmwsl.utils.checkpoint import STUDENT, check_files, load_network
 from mmwsl.utils.data import send_batch
@@ -85,7 +83,6 @@ class WSLDistill(SingleTeacherDistill):
         super().__init__(cached.recorded_by(distiller) if cached else distiller, self.teacher,
                          teacher_norm_eval=teacher_norm_eval, **kwargs)
         self.student_loss_weight = student_loss_weight
-        self._breaks_are_told = False
         _check_one_preprocessor(kwargs.get('architecture'), self.student, self.data_preprocessor)
         self._keep_batch_augments()
         if hasattr(self.distiller, 'check_targets'):
@@ -157,6 +154,9 @@ class WSLDistill(SingleTeacherDistill):
 
     def loss(self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None = None) -> dict[str, Tensor]:
         """The student's losses under ``student.``, the distiller's losses and statistics under ``distill.``."""
+        if torch.compiler.is_compiling():
+            tell_of_breaks(self.distiller.student_recorders, self.distiller.teacher_recorders,
+                           self.distiller.deliveries)
         if self._is_taught():
             self.frozen_teacher(batch_inputs, data_samples)
         self.distiller.set_deliveries_override(True)
@@ -168,17 +168,6 @@ class WSLDistill(SingleTeacherDistill):
         if not self.distillation_stopped:
             losses.update(add_prefix(self.distiller.compute_distill_losses(), 'distill'))
         return losses
-
-    def _tell_of_breaks(self) -> None:
-        """Log once what breaks the graph where ``forward`` has been compiled."""
-        if self._breaks_are_told or not hasattr(self.forward, '_torchdynamo_orig_callable'):
-            return
-        self._breaks_are_told = True
-        found = breaking(self.distiller.student_recorders, self.distiller.teacher_recorders, self.distiller.deliveries)
-        if found:
-            print_log(f'torch.compile cannot make one graph of a step with {", ".join(found)}, which replaces a '
-                      "function: it runs in parts. Record a module's inputs or outputs instead if you can.", 'current',
-                      logging.WARNING)
 
     def _is_taught(self) -> bool:
         return not self.distillation_stopped or bool(self.distiller.deliveries.deliveries)
@@ -292,12 +281,12 @@ def _names_its_inputs(teacher: Any) -> bool:
     return any(config.get('data_preprocessor') is not None for config in (teacher, external, external.get('model', {})))
 
 
+@torch.compiler.disable
 def _prepare_step(model: WSLDistill, args: tuple, kwargs: dict) -> None:
-    """Do before a step what torch.compile cannot trace, outside of the ``forward`` that mmengine compiles."""
+    """Do before a step what torch.compile cannot trace, and break its graph here, so that ``forward`` is whole."""
     given = {**dict(zip(('inputs', 'data_samples', 'mode'), args, strict=False)), **kwargs}
-    if given.get('mode') != 'loss' or torch.compiler.is_compiling():
+    if given.get('mode') != 'loss':
         return
-    model._tell_of_breaks()
     if model._is_taught():
         model.frozen_teacher.prepare(given['inputs'], given.get('data_samples'))
     for loss in model.distiller.distill_losses.values():

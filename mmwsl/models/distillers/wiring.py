@@ -14,9 +14,11 @@ from mmpretrain.models.heads import (
 )
 from torch import nn
 
+from mmwsl.models.distillers.segmentors import is_segmentor, last_head, teacher_source
 from mmwsl.models.losses import WeightedLoss
 
 HARD_LOSS, LOGITS, SAMPLES = 'hard_loss', 'logits', 'samples'
+LOW = 'low_logits'  # a segmentor's, before they are resized to the labels
 # Where a logit loss finds each of its arguments.
 RECORDS: dict[str, dict] = {
     'preds_S': dict(recorder=HARD_LOSS, from_student=True, data_idx=0),
@@ -58,7 +60,13 @@ def student_recorder(student: nn.Module) -> dict:
 
 
 def teacher_recorder(teacher: nn.Module) -> dict:
-    """Of a teacher's logits."""
+    """Of a teacher's logits.
+
+    Raises:
+        ValueError: If a segmentor's head has none.
+    """
+    if is_segmentor(teacher):
+        return dict(type='mmrazor.ModuleOutputs', source=teacher_source(teacher))
     return dict(type='mmrazor.ModuleOutputs', source='head' if hasattr(teacher, 'head') else '')
 
 
@@ -90,6 +98,9 @@ def records_for(name: str, loss: Any, recorded: Iterable[str], mapped: dict[str,
 
 def check_targets(name: str, loss: WeightedLoss, student: nn.Module, data_preprocessor: Any) -> None:
     """Raise ValueError for a loss that is not defined for a student's head, or for labels that are mixed."""
+    if is_segmentor(student):
+        _check_segmentor(name, loss, last_head(student)[1])
+        return
     head = getattr(student, 'head', None)
     several = isinstance(head, MultiLabelClsHead)
     # one label by a binary cross-entropy, as "ResNet strikes back" trains, takes either
@@ -105,3 +116,14 @@ def check_targets(name: str, loss: WeightedLoss, student: nn.Module, data_prepro
         raise ValueError(f'{name}: {type(needy[0]).__name__} needs one class for each image, and batch_augments mixes '
                          'images and labels (mixup, cutmix). Leave batch_augments out, or take a loss and a weighting '
                          'that are defined for class scores')
+
+
+def _check_segmentor(name: str, loss: WeightedLoss, head: Any) -> None:
+    losses = head.loss_decode if isinstance(head.loss_decode, nn.ModuleList) else [head.loss_decode]
+    if loss.sample_loss.for_sigmoids and not any(getattr(part, 'use_sigmoid', False) for part in losses):
+        raise ValueError(f"{name}: {type(loss.sample_loss).__name__} is not defined for the student's "
+                         f'{type(head).__name__}, whose classes exclude each other. Take mmwsl.WSLLoss, or another '
+                         'loss of a softmax')
+    if loss.sample_weighting.per_image:
+        raise ValueError(f'{name}: teacher_losses has one value per image, and a segmentor has targets at each pixel: '
+                         'take the weight from the teacher (without teacher_losses)')

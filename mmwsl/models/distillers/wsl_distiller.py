@@ -11,9 +11,11 @@ from mmrazor.models.task_modules import RecorderManager
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from mmwsl.models.distillers.segmentors import RESOLUTIONS, Segmentor, check_classes, is_segmentor, segmentor
 from mmwsl.models.distillers.wiring import (
     HARD_LOSS,
     LOGITS,
+    LOW,
     RECORDS,
     SAMPLES,
     check_targets,
@@ -27,18 +29,22 @@ from mmwsl.registry import MODELS
 
 @MODELS.register_module()
 class WSLDistiller(ConfigurableDistiller):
-    """A ConfigurableDistiller that is already wired for mmpretrain's classifiers.
+    """A ConfigurableDistiller that is already wired for mmpretrain's classifiers and mmseg's segmentors.
 
     It records the student's logits and targets where the head hands them to its loss (so mixed or smoothed targets are
     seen as the student sees them), and what the teacher's head puts out. Each loss is given the records that its
     ``forward`` names: ``preds_S``, ``preds_T``, ``gt_labels``, or other names of the field for them. Any logit loss of
-    MMRazor fits.
+    MMRazor fits. A segmentor's are those of its decode head (the last one of a cascade, the first of several losses;
+    auxiliary heads learn from labels alone); the teacher's are resized as that head resizes, and the losses'
+    ``ignore_index`` is the head's.
 
     Args:
         distill_losses: Configs of the losses by name. Defaults to ``loss_wsl=dict(type='mmwsl.WSLLoss')``.
         student_recorders: Recorders to add, or to put in place of ``hard_loss``.
         teacher_recorders: Recorders to add, or to put in place of ``logits``.
         loss_forward_mappings: Mappings of the losses that are wired otherwise.
+        resolution: Where segmentors are compared: at that of the labels ('label') or of the student's logits
+            ('logits'), which takes a fraction of the memory.
         kwargs: ``distill_deliveries``, ``connectors`` and ``init_cfg`` of the ConfigurableDistiller.
 
     Raises:
@@ -49,7 +55,9 @@ class WSLDistiller(ConfigurableDistiller):
 
     def __init__(self, distill_losses: dict | None = None, student_recorders: dict | None = None,
                  teacher_recorders: dict | None = None, loss_forward_mappings: dict | None = None,
-                 **kwargs: Any) -> None:
+                 resolution: str = 'label', **kwargs: Any) -> None:
+        if resolution not in RESOLUTIONS:
+            raise ValueError(f'resolution should be one of {RESOLUTIONS}, got {resolution!r}')
         distill_losses = distill_losses or {'loss_wsl': dict(type='mmwsl.WSLLoss')}
         _check_names(distill_losses)
         # as in MMRazor's own configs, a type without a scope is MMRazor's, whatever default_scope the run has
@@ -69,6 +77,9 @@ class WSLDistiller(ConfigurableDistiller):
         self._check_loss_forward_mappings(self.distill_losses, {**given, **mappings}, self.student_recorders,
                                           self.teacher_recorders)
         self.loss_forward_mappings = mappings
+        self.resolution = resolution
+        self.segmentor: Segmentor | None = None
+        """What is known of a student that is a segmentor."""
         self.logs_statistics = True
         """Whether the next batch's statistics are computed; ``mmwsl.LossStatisticsHook`` asks for those it logs."""
         self.calls: dict[str, Call] = {}
@@ -77,13 +88,28 @@ class WSLDistiller(ConfigurableDistiller):
     def prepare_from_student(self, model: BaseModel) -> None:
         """Find what is recorded in the student, or raise ValueError."""
         if HARD_LOSS not in self._own_recorders and self._is_read(HARD_LOSS):
-            _put(self.student_recorders, HARD_LOSS, student_recorder(model))
+            if is_segmentor(model):
+                self._prepare_from_segmentor(model)
+            else:
+                _put(self.student_recorders, HARD_LOSS, student_recorder(model))
         with _explained('student', model):
             super().prepare_from_student(model)
+
+    def _prepare_from_segmentor(self, model: nn.Module) -> None:
+        found = self.segmentor = segmentor(model, self.resolution)
+        _put(self.student_recorders, HARD_LOSS, dict(type='mmrazor.ModuleInputs', source=found.loss))
+        if self.resolution == 'logits':
+            low = dict(type='mmrazor.ModuleOutputs', source=found.logits)
+            self.student_recorders.recorders[LOW] = RecorderManager({LOW: low}).get_recorder(LOW)
+        for name, loss in self.distill_losses.items():
+            if isinstance(loss, WeightedLoss) and self._is_at_the_head(name):
+                loss.ignore_index = found.ignore_index
 
     def prepare_from_teacher(self, model: nn.Module) -> None:
         """Find what is recorded in the teacher, or raise ValueError."""
         if LOGITS not in self._own_recorders:
+            if self.segmentor is not None and not len(self.connectors):
+                check_classes(self.segmentor, model)
             _put(self.teacher_recorders, LOGITS, teacher_recorder(model))
         with _explained('teacher', model):
             super().prepare_from_teacher(model)
@@ -91,8 +117,7 @@ class WSLDistiller(ConfigurableDistiller):
     def check_targets(self, student: nn.Module, data_preprocessor: Any) -> None:
         """Raise ValueError for a loss that is not defined for a student's head, or for labels that are mixed."""
         for name, loss in self.distill_losses.items():
-            at_the_head = self.loss_forward_mappings[name].get('preds_S') == RECORDS['preds_S']
-            if isinstance(loss, WeightedLoss) and at_the_head:
+            if isinstance(loss, WeightedLoss) and self._is_at_the_head(name):
                 check_targets(name, loss, student, data_preprocessor)
 
     def compute_distill_losses(self) -> dict[str, Tensor]:
@@ -100,7 +125,8 @@ class WSLDistiller(ConfigurableDistiller):
         results, statistics, self.calls = {}, {}, {}
         for position, (name, records) in enumerate(self.loss_forward_mappings.items(), 1):
             loss = self.distill_losses[name]
-            results[name] = loss(**{argument: self.get_record(**record) for argument, record in records.items()})
+            results[name] = loss(**self._matched(
+                records, {argument: self.get_record(**record) for argument, record in records.items()}))
             if isinstance(loss, WeightedLoss):
                 self.calls[name] = loss.last_call  # type: ignore[assignment]  # now: it may serve the next one as well
             for statistic, value in (self._statistics(name) if self.logs_statistics else {}).items():
@@ -108,6 +134,24 @@ class WSLDistiller(ConfigurableDistiller):
         for recorder in self.student_recorders.recorders.values():
             recorder.data_buffer[:] = tree_map(_without_graph, recorder.data_buffer)
         return {**results, **statistics}
+
+    def _matched(self, records: dict[str, dict], values: dict[str, Any]) -> dict[str, Any]:
+        """A segmentor's records at one resolution; others as they are."""
+        if self.segmentor is None:
+            return values
+        found = {role: argument for argument, record in records.items() for role in RECORDS if record == RECORDS[role]}
+        if not {'preds_S', 'preds_T'} <= found.keys():
+            return values
+        preds_S = values[found['preds_S']]
+        if self.resolution == 'logits':
+            preds_S = self.get_record(LOW, from_student=True)
+        labels = self.get_record(**RECORDS['gt_labels'])
+        matched = self.segmentor.match(preds_S, values[found['preds_T']], labels)
+        return {**values, **{argument: matched[role] for role, argument in found.items() if role in matched}}
+
+    def _is_at_the_head(self, name: str) -> bool:
+        """Whether a loss is given the logits of the student's head."""
+        return self.loss_forward_mappings[name].get('preds_S') == RECORDS['preds_S']
 
     def _statistics(self, name: str) -> dict[str, Tensor]:
         """Of a loss's last call; under the name of its recorder, unless that is the student's head."""

@@ -70,7 +70,7 @@ class SampleLoss(nn.Module):
             raise TypeError(f'{type(self).__name__} takes class indices or class scores, got a tuple of '
                             f'{len(target)}, as of a detector with qualities: take BernoulliKD')
         functional.check_logits(preds_S, preds_T)
-        functional.check_target(preds_S, target, ignore_index)
+        functional.check_target(preds_S, target, ignore_index, later=False)  # batch.target does
         functional.check_single_label(target)
         if self.needs_classes and target.is_floating_point():
             raise ValueError(f'{type(self).__name__} needs one class for each target, got class scores (of mixup, '

@@ -10,12 +10,14 @@ out of the sum:
     x = \log \sum_{i \ne y} e^{z_i} - z_y = \log \sum_{i \ne y} p_i^\tau - \tau \log p_y
 
 On a CPU the batch is walked in blocks that stay in the cache, in memory that is taken once, and at the paper's
-temperatures the last form saves an exponential for each logit. Elsewhere torch.compile can make one kernel of it.
+temperatures the last form saves an exponential for each logit. Elsewhere torch.compile can make kernels of it, or, for
+targets with one class each, those of :mod:`mmwsl.models.losses.kernel` compute it.
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cache
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +26,7 @@ from torch.nn import functional as F
 
 from mmwsl import functional
 
+_KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 _BLOCK = 2**18  # elements: a few blocks of float32 fit the cache of today's CPUs
 _SMALLEST = 1e-30  # a probability whose logarithm and power of 4 are still exact enough in float32
 
@@ -37,10 +40,12 @@ class Terms(NamedTuple):
     teacher_hard_loss: Tensor
     true_prob_difference: Tensor
     """The true class's probability at temperature tau, student's - teacher's; its expectation for soft targets."""
+    wsl_weight: Tensor | None = None
+    """:func:`functional.weight_of_losses` of the two hard losses, from the kernel alone."""
 
 
 def soft_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, compile: bool = False,
-               kept: Tensor | None = None) -> Terms:
+               ignored: Tensor | None = None) -> Terms:
     r"""As :func:`functional.soft_cross_entropy`, :func:`functional.hard_loss` and the probabilities that
     :func:`functional.bias_and_variance_gradients` takes, for arguments that have been checked.
 
@@ -50,37 +55,91 @@ def soft_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, com
         target: Class indices in [0, C), (N, \*), or class scores, (N, C, \*).
         tau: Temperature of the soft labels.
         compile: Whether torch.compile makes kernels of it.
-        kept: Mask of the targets that count; the others get no gradient, whatever their logits. None: all count.
-            Shape: (N, \*).
+        ignored: Mask of the targets that get no gradient, whatever their logits. None: all count. Shape: (N, \*).
     """
-    return Terms(*_SoftTerms.apply(preds_S, preds_T.detach(), target, tau, compile, kept))
+    return Terms(*_SoftTerms.apply(preds_S, preds_T.detach(), target, tau, compile, ignored))
+
+
+def kernel_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, ignore_index: int) -> Terms:
+    r"""As :func:`soft_terms`, by Triton's kernels, for arguments that :func:`kernel_takes`.
+
+    Args:
+        preds_S: Student logits. Shape: (N, C, \*).
+        preds_T: Teacher logits. Shape: (N, C, \*).
+        target: Class indices in [0, C) or ignore_index; CUDA itself reports others, later. Shape: (N, \*).
+        tau: Temperature of the soft labels.
+        ignore_index: Class index whose targets do not count. Their terms and gradients are 0, whatever their logits.
+    """
+    return Terms(*_KernelTerms.apply(preds_S, preds_T.detach(), target, tau, ignore_index))
+
+
+def kernel_takes(preds_S: Tensor, preds_T: Tensor, target: Tensor) -> bool:
+    """Whether there is a kernel for such tensors, where they are."""
+    known = all(preds.dtype in _KERNEL_TYPES for preds in (preds_S, preds_T))
+    on_device = preds_S.device.type in functional.REPORTS_LATER or kernel_module().is_interpreted()
+    return known and on_device and not target.is_floating_point()
+
+
+def kernel_module() -> ModuleType:
+    """Import the kernels, and with them Triton.
+
+    Raises:
+        ImportError: If Triton is missing.
+    """
+    from mmwsl.models.losses import kernel
+    return kernel
 
 
 class _SoftTerms(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float,
-                compile: bool, kept: Tensor | None) -> tuple[Tensor, ...]:
+                compile: bool, ignored: Tensor | None) -> tuple[Tensor, ...]:
         walks = preds_S.device.type == 'cpu' and not torch.compiler.is_compiling()
         make_terms = _compiled_terms() if compile else _walked_terms if walks else _careful_terms
-        terms, difference = make_terms(preds_S, preds_T, target, tau)
-        if kept is not None:
-            difference.masked_fill_(~kept.unsqueeze(1), 0)
+        (*terms, _), difference = make_terms(preds_S, preds_T, target, tau)
+        if ignored is not None:
+            difference.masked_fill_(ignored.unsqueeze(1), 0)
         ctx.mark_non_differentiable(*terms[1:])
         ctx.set_materialize_grads(False)
         ctx.tau, ctx.dtype = tau, preds_S.dtype
         ctx.save_for_backward(difference)
-        return terms
+        return tuple(terms)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None, None, None]:
-        if torch.is_grad_enabled():  # once_differentiable would let a constant's zeros through
-            raise RuntimeError('WSLLoss has a first derivative alone, and create_graph=True asks for a second one: '
-                               'mmwsl.functional.wsl_loss has both')
+        _refuse_second_derivative()
         if grad_loss is None:
             return None, None, None, None, None, None
         difference, = ctx.saved_tensors
         return (difference * (grad_loss * ctx.tau).unsqueeze(1)).to(ctx.dtype), None, None, None, None, None
+
+
+class _KernelTerms(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx: Any, preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float,
+                ignore_index: int) -> tuple[Tensor, ...]:
+        terms = torch.ops.mmwsl.soft_terms(preds_S, preds_T, target, tau, ignore_index).unbind()
+        ctx.mark_non_differentiable(*terms[1:])
+        ctx.set_materialize_grads(False)
+        ctx.tau, ctx.ignore_index = tau, ignore_index
+        ctx.save_for_backward(preds_S, preds_T, target)
+        return terms
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None, None]:
+        _refuse_second_derivative()
+        if grad_loss is None:
+            return None, None, None, None, None
+        gradient = torch.ops.mmwsl.soft_gradient(*ctx.saved_tensors, grad_loss, ctx.tau, ctx.ignore_index)
+        return gradient, None, None, None, None
+
+
+def _refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():  # once_differentiable would let a constant's zeros through
+        raise RuntimeError('WSLLoss has a first derivative alone, and create_graph=True asks for a second one: '
+                           'mmwsl.functional.wsl_loss has both')
 
 
 def _walked_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float) -> tuple[Terms, Tensor]:
@@ -110,7 +169,9 @@ def _blocks(preds_S: Tensor, preds_T: Tensor, target: Tensor, difference: Tensor
 
 
 def _joined(terms: list[Terms], dim: int) -> Terms:
-    return terms[0] if len(terms) == 1 else Terms(*(torch.cat(values, dim) for values in zip(*terms, strict=True)))
+    if len(terms) == 1:
+        return terms[0]
+    return Terms(*(torch.cat(values, dim) for values in zip(*(of_block[:4] for of_block in terms), strict=True)))
 
 
 def _is_quick(target: Tensor, tau: float) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmwsl import functional
 from mmwsl.models.losses.base import SampleLoss, Target, build_loss
-from mmwsl.models.losses.fused import soft_terms
+from mmwsl.models.losses.fused import Terms, kernel_module, kernel_takes, kernel_terms, soft_terms
 from mmwsl.models.weightings import BernoulliBatch, JointBernoulliBatch, SampleBatch
 from mmwsl.registry import MODELS
 
@@ -33,24 +33,51 @@ class SoftCrossEntropy(_Tempered):
     Args:
         tau: Temperature of the soft labels, above 0.
         compile: Whether torch.compile makes one kernel of the passes over the logits. It is meant for GPUs, where each
-            pass reads all of them again; the first batch waits for the compiler. A CPU gains little.
+            pass reads all of them again; the first batch waits for the compiler. A CPU gains little. 'triton' takes
+            kernels written by hand in its place, for class indices and logits of at most 32 bits: fewer calls, one
+            tensor of the logits' size for the gradient and no other. It needs the extra ``triton`` and a GPU; on a CPU
+            it changes nothing.
+
+    Raises:
+        ValueError: If compile is something else.
+        ImportError: If Triton is missing.
     """
 
-    def __init__(self, tau: float = 4.0, compile: bool = False) -> None:
+    def __init__(self, tau: float = 4.0, compile: bool | str = False) -> None:
         super().__init__(tau)
+        if compile not in (False, True, 'triton'):
+            raise ValueError(f"compile should be False, True or 'triton', got {compile!r}")
+        if compile == 'triton':
+            kernel_module()
         self.compile_terms = compile  # nn.Module.compile is a method
 
     def forward(self, preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
         r"""Shape: (N, \*)."""
-        return soft_terms(preds_S, preds_T, target, self.tau, self.compile_terms).soft_loss
+        if self._uses_kernel(preds_S, preds_T, target):
+            return kernel_terms(preds_S, preds_T, target, self.tau, functional.IGNORE_INDEX).soft_loss
+        return soft_terms(preds_S, preds_T, target, self.tau, self._compiles(preds_S)).soft_loss
 
     def of_batch(self, preds_S: Tensor, batch: SampleBatch) -> Tensor:
         """As forward. The same passes over the logits give the weight's losses, too."""
-        terms = soft_terms(preds_S, batch.preds_T, batch.target, self.tau, self.compile_terms,
-                           batch.kept if batch.ignores else None)
+        terms = self._terms(preds_S, batch)
         batch.student_hard_loss, batch.teacher_hard_loss = terms.student_hard_loss, terms.teacher_hard_loss
         batch.true_prob_difference = terms.true_prob_difference
+        if terms.wsl_weight is not None:
+            batch.wsl_weight = batch.masked_weight = terms.wsl_weight
         return terms.soft_loss
+
+    def _terms(self, preds_S: Tensor, batch: SampleBatch) -> Terms:
+        if self._uses_kernel(preds_S, batch.preds_T, batch.given_target):
+            return kernel_terms(preds_S, batch.preds_T, batch.given_target, self.tau, batch.ignore_index)
+        return soft_terms(preds_S, batch.preds_T, batch.target, self.tau, self._compiles(preds_S),
+                          batch.ignored if batch.ignores else None)
+
+    def _uses_kernel(self, preds_S: Tensor, preds_T: Tensor, target: Tensor) -> bool:
+        return self.compile_terms == 'triton' and kernel_takes(preds_S, preds_T, target)
+
+    def _compiles(self, preds_S: Tensor) -> bool:
+        """What the kernels do not take, torch.compile does, off the CPU."""
+        return self.compile_terms is True or (self.compile_terms == 'triton' and preds_S.device.type != 'cpu')
 
 
 @MODELS.register_module()
@@ -242,7 +269,7 @@ class BernoulliKD(_Tempered):
         """Raise TypeError or ValueError for arguments that do not belong together; several labels may be right."""
         functional.check_logits(preds_S, preds_T)
         labels, quality = target if isinstance(target, tuple) else (target, None)
-        functional.check_target(preds_S, labels, ignore_index, background=True)
+        functional.check_target(preds_S, labels, ignore_index, background=True, later=False)  # batch.target does
         functional.check_label_scores(labels)
         if quality is not None:
             if labels.is_floating_point() or quality.shape != labels.shape:

@@ -107,11 +107,12 @@ class WeightedLoss(nn.Module):
                              'no class is the true one: leave mixing out, or take another weighting')
         losses = self._losses(preds_S, batch)
         if teacher_hard_loss is not None:
-            batch.teacher_hard_loss = _one_per_target(teacher_hard_loss.detach(), losses, 'teacher_hard_loss')
+            batch.replace_teacher_hard_loss(_one_per_target(teacher_hard_loss.detach(), losses, 'teacher_hard_loss'))
         weights = self._weights(batch, losses)
         scale = self.loss_weight * self._warmth()
-        if batch.ignores:  # no products with the mask: where a target is ignored either may be nan
-            losses = torch.where(batch.kept, losses * (torch.where(batch.kept, weights, 0.0) * scale), 0.0)
+        if batch.ignores and weights is not batch.masked_weight:
+            # no products with the mask: where a target is ignored either may be nan
+            losses = (losses * (weights.masked_fill(batch.ignored, 0.0) * scale)).masked_fill(batch.ignored, 0.0)
         else:
             losses = losses * (weights * scale)
         if weight is not None and weight.shape == losses.shape:

@@ -41,7 +41,7 @@ class WSLLoss(WeightedLoss):
     """
 
     def __init__(self, tau: float = 2.0, loss_weight: float = 2.5, ignore_index: int = functional.IGNORE_INDEX,
-                 reduction: str = 'mean', weighting: str | dict = 'wsl', compile: bool = False) -> None:
+                 reduction: str = 'mean', weighting: str | dict = 'wsl', compile: bool | str = False) -> None:
         super().__init__(SoftCrossEntropy(tau, compile), _named(weighting), loss_weight, ignore_index, reduction)
         self.weighting = weighting
 

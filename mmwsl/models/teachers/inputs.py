@@ -1,20 +1,42 @@
 """A teacher's own kind of input, made from the student's."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 
 class InputAdapter:
-    """Forward pre-hook: the student's normalised input, as the teacher's own preprocessor would have made it."""
+    """Forward pre-hook: the student's normalised input, as the teacher's own preprocessor would have made it.
 
-    def __init__(self, scale: Tensor, shift: Tensor, flip: bool) -> None:
-        self.scale, self.shift, self.flip = scale, shift, flip
+    What a preprocessor pads it pads after it normalises, so what lies outside an image stays padding.
+
+    Args:
+        scale, shift: The affine map of each channel. Shape: (C, 1, 1) or (1, ).
+        flip: Whether the order of three channels is reversed.
+        padding: The teacher's value outside an image; None if images come without padding.
+    """
+
+    def __init__(self, scale: Tensor, shift: Tensor, flip: bool, padding: float | None = None) -> None:
+        self.scale, self.shift, self.flip, self.padding = scale, shift, flip, padding
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        if args:
-            return (self.adapt(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, 'inputs': self.adapt(kwargs['inputs'])}
+        given = {**dict(zip(('inputs', 'data_samples'), args, strict=False)), **kwargs}
+        inputs = self._padded(self.adapt(given['inputs']), given.get('data_samples'))
+        return ((inputs, *args[1:]), kwargs) if args else (args, {**kwargs, 'inputs': inputs})
+
+    def _padded(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Tensor:
+        """With padding below and to the right of images that are smaller than the batch. Shape: as inputs."""
+        size = tuple(inputs.shape[2:])
+        if self.padding is None:
+            return inputs
+        shapes = [tuple(sample.metainfo.get('img_shape', size)[:2]) for sample in data_samples or ()]
+        for image, (height, width) in zip(inputs, shapes, strict=False):  # inputs are new: adapt made them
+            if (height, width) != size:
+                image[:, height:] = image[:, :, width:] = self.padding
+        return inputs
 
     def adapt(self, inputs: Tensor) -> Tensor:
         inputs = inputs.flip(1) if self.flip and inputs.shape[1] == 3 else inputs
@@ -35,8 +57,7 @@ def input_adapter(own: nn.Module, shared: nn.Module, normalises: bool = False) -
         A forward pre-hook with keyword arguments, or None if the two inputs are the same.
 
     Raises:
-        ValueError: If only the teacher's preprocessor normalises, if the two differ in their number of channels, or if
-            the student's pads, which no map of pixels can undo.
+        ValueError: If only the teacher's preprocessor normalises, or if the two differ in their number of channels.
     """
     student, teacher = _normalisation(shared), _normalisation(own)
     if teacher is None:
@@ -48,11 +69,12 @@ def input_adapter(own: nn.Module, shared: nn.Module, normalises: bool = False) -
     if student is None:
         raise ValueError('the teacher comes with a data_preprocessor that normalises and the student with one that '
                          'does not: give the student mean and std too (mean 0 and std 1 change nothing)')
-    return _affine_map(student, teacher, shared, _swaps(own) != _swaps(shared))
+    padding = _padding(own) if _pads(shared) else None
+    return _affine_map(student, teacher, _swaps(own) != _swaps(shared), padding)
 
 
-def _affine_map(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], shared: nn.Module,
-                swap: bool) -> InputAdapter | None:
+def _affine_map(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], swap: bool,
+                padding: float | None) -> InputAdapter | None:
     (mean, std), (own_mean, own_std) = student, teacher
     if own_mean.shape != mean.shape:
         raise ValueError(f"the teacher's data_preprocessor is for {len(own_mean)} channels and the student's for "
@@ -62,10 +84,7 @@ def _affine_map(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], 
         mean, std = mean.flip(0), std.flip(0)
     if not flip and torch.equal(own_mean, mean) and torch.equal(own_std, std):
         return None
-    if getattr(shared, 'pad_size_divisor', 1) > 1:
-        raise ValueError("the teacher's data_preprocessor normalises otherwise than the student's, which also pads "
-                         f'(pad_size_divisor={shared.pad_size_divisor}): pad in the pipeline instead')
-    return InputAdapter(std / own_std, (mean - own_mean) / own_std, flip)
+    return InputAdapter(std / own_std, (mean - own_mean) / own_std, flip, padding)
 
 
 def _normalisation(preprocessor: nn.Module) -> tuple[Tensor, Tensor] | None:
@@ -75,6 +94,17 @@ def _normalisation(preprocessor: nn.Module) -> tuple[Tensor, Tensor] | None:
     mean, std = (torch.as_tensor(value, dtype=torch.float32, device='cpu')
                  for value in (preprocessor.mean, preprocessor.std))
     return mean, std
+
+
+def _padding(preprocessor: nn.Module) -> float:
+    """What a preprocessor pads with, after it has normalised: mmseg has another name for it than the others."""
+    return float(getattr(preprocessor, 'pad_val', getattr(preprocessor, 'pad_value', 0)))
+
+
+def _pads(preprocessor: nn.Module) -> bool:
+    """Whether a batch may hold images that do not fill it; then ``img_shape`` is theirs, as mmseg and mmdet keep it."""
+    return (getattr(preprocessor, 'pad_size_divisor', 1) > 1 or getattr(preprocessor, 'size', None) is not None
+            or hasattr(preprocessor, 'pad_mask'))
 
 
 def _swaps(preprocessor: nn.Module) -> bool:

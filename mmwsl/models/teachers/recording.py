@@ -1,10 +1,13 @@
 """MMRazor's recorders and deliveries, as a step of this package enters them."""
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
+from mmengine.logging import print_log
 from mmrazor.models.task_modules.delivery import DistillDeliveryManager
 from mmrazor.models.task_modules.recorder import ModuleOutputsRecorder, ParameterRecorder, RecorderManager
 from torch import nn
@@ -26,6 +29,20 @@ def recording(*managers: RecorderManager | DistillDeliveryManager) -> Iterator[N
     finally:
         for manager in reversed(managers):
             manager.__exit__(None, None, None)
+
+
+def tell_of_breaks(*managers: RecorderManager | DistillDeliveryManager) -> None:
+    """Log once what breaks the graph that torch.compile traces."""
+    found = breaking(*managers)
+    if found:
+        _tell(', '.join(found))
+
+
+@torch.compiler.disable
+@cache
+def _tell(names: str) -> None:
+    print_log(f'torch.compile cannot make one graph of a step with {names}, which replaces a function: it runs in '
+              "parts. Record a module's inputs or outputs instead if you can.", 'current', logging.WARNING)
 
 
 def breaking(*managers: RecorderManager | DistillDeliveryManager) -> list[str]:

@@ -31,8 +31,8 @@ class FrozenTeacher:
     network is the same in two calls, so a teacher that changes in each step runs as it is. It also runs as it is while
     somebody else has a forward hook in it, and in eval mode. Copies and pickles of a teacher make their own fast copy.
 
-    torch.compile can trace a call as a part of one graph, once :meth:`prepare` has looked at the network outside of it;
-    without that look the network runs as it is.
+    torch.compile can trace a call as a part of one graph if :meth:`prepare` has looked at the network outside of it
+    before; without that look the network runs as it is.
 
     Args:
         network: The network. It stays the same object, but SyncBN in it becomes BatchNorm.

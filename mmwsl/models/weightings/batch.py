@@ -53,12 +53,31 @@ class SampleBatch:
         r"""Which targets count. Shape: (N, \*)."""
         self.ignores = self.has_classes and not (functional.may_read_values(self.kept) and bool(self.kept.all()))
         """Whether a target may be one that does not count."""
-        self.dtype = at_least_float32(self.preds_S[:0]).dtype
+        self.dtype = torch.promote_types(self.preds_S.dtype, torch.float32)
         """Of losses and weights."""
-        # an ignored target is computed as class 0, and then counts nothing
-        self.target = target * self.kept if self.ignores else target
+        self.masked_weight: Tensor | None = None
+        r"""WSL's weight from a loss that is 0, as the weight is, where a target is ignored. Shape: (N, \*)."""
+        self.given_target, self.ignore_index = target, ignore_index
         self.applied_teacher_loss: Tensor | None = None
         r"""L_t as a weighting had it from elsewhere, for records; None: as teacher_hard_loss. Shape: (N, \*)."""
+
+    @_Once
+    def target(self) -> Tensor:
+        r"""An ignored target is computed as class 0, and then counts nothing. Shape: (N, \*) or (N, C, \*)."""
+        target = self.given_target.masked_fill(self.ignored, 0) if self.ignores else self.given_target
+        if self.has_classes and not functional.may_read_values(target):
+            functional.assert_classes(target, self.indices, self.ignore_index)
+        return target
+
+    @property
+    def indices(self) -> int:
+        """How many class indices there are for a target."""
+        return self.preds_S.shape[1]
+
+    @_Once
+    def ignored(self) -> Tensor:
+        r"""Which targets do not count. Shape: (N, \*)."""
+        return ~self.kept
 
     @_Once
     def student_hard_loss(self) -> Tensor:
@@ -76,6 +95,11 @@ class SampleBatch:
         Shape: (N, \*)."""
         probs_S, probs_T = ((at_least_float32(preds) / self.tau).softmax(1) for preds in (self.preds_S, self.preds_T))
         return functional.at_target(probs_S - probs_T, self.target)
+
+    @_Once
+    def wsl_weight(self) -> Tensor:
+        r"""WSL's weight, 1 - exp(-L_s / L_t). Shape: (N, \*)."""
+        return functional.weight_of_losses(self.student_hard_loss, self.teacher_hard_loss)
 
     @_Once
     def gradients(self) -> tuple[Tensor, Tensor]:
@@ -128,6 +152,11 @@ class SampleBatch:
         """Classes that a target is one of."""
         return self.preds_S.shape[1]
 
+    def replace_teacher_hard_loss(self, losses: Tensor) -> None:
+        r"""Have L_t from whoever knows it better than the teacher's logits tell it. Shape: (N, \*)."""
+        self.teacher_hard_loss = losses
+        vars(self).pop('wsl_weight', None)
+
     def release(self) -> None:
         """Let go of logits where all that statistics need has been computed, and of data samples."""
         self.data_samples = None
@@ -172,10 +201,15 @@ class BernoulliBatch(SampleBatch):
             self.positive_targets = (labels > 0).any(1)
         self.target = self.target.to(self.dtype)
         self.has_classes = True  # each decision has its outcome
-        self.kept = self.kept.unsqueeze(1)
+        self.kept, self.ignored = self.kept.unsqueeze(1), self.ignored.unsqueeze(1)
 
     positive_targets: Tensor
     r"""Which targets have a class that is right, if only in part; the others are background. Shape: (N, \*)."""
+
+    @property
+    def indices(self) -> int:
+        """Background is one more than the classes."""
+        return self.preds_S.shape[1] + 1
 
     @property
     def is_positive(self) -> Tensor:
@@ -224,7 +258,7 @@ class JointBernoulliBatch(BernoulliBatch):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.has_classes = False  # one target has several outcomes
-        self.kept = self.kept.squeeze(1)
+        self.kept, self.ignored = self.kept.squeeze(1), self.ignored.squeeze(1)
 
     @property
     def is_positive(self) -> Tensor:

@@ -53,7 +53,10 @@ class WSLWeighting(SampleWeighting):
 
     def forward(self, batch: SampleBatch) -> Tensor:
         r"""In [0, 1]. Shape: (N, \*)."""
-        student, teacher = batch.student_hard_loss, self._teacher_loss(batch)
+        teacher = self._teacher_loss(batch)
+        if teacher is batch.teacher_hard_loss and not self.scale_free:
+            return batch.wsl_weight
+        student = batch.student_hard_loss
         if self.scale_free:
             mean_S, mean_T = self._means(student, teacher, batch.kept).to(student.dtype)
             student, teacher = student / mean_S, teacher / mean_T

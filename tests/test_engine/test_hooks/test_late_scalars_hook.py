@@ -35,5 +35,17 @@ def test_history_is_mmengines_and_is_read_in_one_copy_at_a_turn(tmp_path, monkey
     assert [count // logged for count in copies] == [4, 3, 1, 2, 4, 4, 2]
 
 
+def test_the_last_steps_of_a_run_by_iterations_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(late_scalars_hook, 'waits', lambda value: isinstance(value, torch.Tensor))
+    cfg = digits_config(tmp_path, distillation(), custom_hooks=[], default_hooks=dict(logger=dict(interval=4)))
+    cfg.default_hooks.update(HOOK)
+    cfg.default_hooks.checkpoint, cfg.log_processor = None, dict(by_epoch=False)
+    cfg.train_cfg = dict(by_epoch=False, max_iters=5)
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = cfg.param_scheduler = None
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert len(runner.message_hub.get_scalar('train/loss').data[0]) == 5
+
+
 def test_on_a_cpu_each_step_is_read_at_once(tmp_path):
     assert history(tmp_path / 'late', HOOK) == history(tmp_path / 'usual', {})

@@ -1,4 +1,5 @@
 """A step under torch.compile: one graph, and the same numbers as without."""
+import copy
 import functools
 
 import pytest
@@ -8,12 +9,24 @@ from mmengine.dataset import default_collate
 from mmengine.logging import MessageHub
 from mmengine.model import convert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.runner import Runner
 
 from mmwsl.datasets.views import View
-from mmwsl.models.algorithms import wsl_distill
 from mmwsl.models.losses import Call
+from mmwsl.models.teachers import recording
 from tests.caches import cached, live, make_cache
-from tests.tiny import PREPROCESSOR, ROOT, Graphs, batch, build, distillation, losses, network, save_teacher
+from tests.tiny import (
+    PREPROCESSOR,
+    ROOT,
+    Graphs,
+    batch,
+    build,
+    digits_config,
+    distillation,
+    losses,
+    network,
+    save_teacher,
+)
 
 pytestmark = pytest.mark.filterwarnings('ignore:teacher_ckpt is None')
 CLASS_METHOD = 'mmpretrain.models.heads.cls_head.ClsHead._get_loss'
@@ -36,16 +49,17 @@ def is_distillation(cfg):
 
 @functools.cache
 def pairs():
-    """A config for each different model among those of pairs, by name: what their data and schedules are is all one."""
-    found = {}
+    """Names of configs that have, between them, all pairs of networks and all losses: one of each is enough."""
+    found, seen = [], set()
     for path in sorted((ROOT / 'configs').rglob('*.py')):
         cfg = Config.fromfile(path) if '_base_' not in path.parts else {}
         if is_distillation(cfg):
-            loss = cfg.model.distiller.get('distill_losses')
-            networks = [str(cfg.model[who]) for who in ('architecture', 'teacher')]
-            key = *networks, str(loss), cfg.model.get('teacher_norm_eval', True)
-            found.setdefault(key, path.relative_to(ROOT / 'configs').with_suffix('').as_posix())
-    return sorted(found.values())
+            networks = str((cfg.model.architecture, cfg.model.teacher))
+            loss = str((cfg.model.distiller.get('distill_losses'), cfg.model.get('teacher_norm_eval', True)))
+            if not {networks, loss} <= seen:
+                found.append(path.relative_to(ROOT / 'configs').with_suffix('').as_posix())
+            seen |= {networks, loss}
+    return found
 
 
 def quick_and_slow(names):
@@ -161,18 +175,34 @@ def test_step_with_mixed_images_is_one_graph():
     assert steps_of(of(data_preprocessor=mixed), compiled=True)[1] == (1, 3)
 
 
-def test_a_compiled_model_is_one_graph_from_the_second_batch_on():
+def test_a_compiled_model_is_one_graph():
     model = of()
     model.train()
-    losses(model, images(0))
+    expected = [losses(model, images(step)) for step in range(2)]
     graphs = Graphs()
     whole = torch.compile(model, backend=graphs)
     for step in range(2):
-        expected = losses(model, images(step))
-        model.zero_grad()
-        torch.testing.assert_close(whole(**model.data_preprocessor(images(step), True), mode='loss'), expected,
-                                   rtol=1e-4, atol=1e-5)
+        found = whole(**model.data_preprocessor(images(step), True), mode='loss')
+        torch.testing.assert_close(found, expected[step], rtol=1e-4, atol=1e-5)
         assert (graphs.made, graphs.runs) == (1, step + 1)
+
+
+def test_in_a_run_of_mmengine_that_compiles_both_networks_are_in_one_graph(tmp_path):
+    graphs = Graphs()
+    hooks = [dict(type='mmwsl.EpochSeedHook'), dict(type='mmwsl.LossStatisticsHook')]
+    cfg = digits_config(tmp_path, distillation(), 2, custom_hooks=hooks, train_dataloader=dict(batch_size=60),
+                        default_hooks=dict(logger=dict(interval=20)), log_processor=dict(window_size=1))
+    torch._dynamo.register_backend(graphs, name='graphs')  # a config holds only data
+    cfg.compile = dict(backend='graphs')
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    model = runner.model
+    convolutions = sum(isinstance(module, torch.nn.Conv2d) for network in (model.student, model.teacher)
+                       for module in network.modules())
+    assert convolutions == 18
+    # with statistics and without
+    assert [count for count in graphs.convolutions if count] == [convolutions] * 2
 
 
 def test_the_step_after_a_change_of_the_teacher_is_taught_by_the_changed_one():
@@ -214,7 +244,8 @@ def test_a_wrong_label_is_reported():
 
 def test_what_breaks_the_graph_is_said_once(monkeypatch):
     said = []
-    monkeypatch.setattr(wsl_distill, 'print_log', lambda message, *_: said.append(message))
+    recording._tell.__wrapped__.cache_clear()
+    monkeypatch.setattr(recording, 'print_log', lambda message, *_: said.append(message))
     recorders = dict(answer=dict(type='MethodOutputs', source=CLASS_METHOD))
     model = of(distiller=dict(type='mmwsl.WSLDistiller', student_recorders=recorders))
     model.train()
@@ -280,3 +311,27 @@ def test_recorder_reads_a_layer_of_the_teacher_that_replaced_its_own():
     losses(model, images(0))
     inputs = model.data_preprocessor(images(0), True)['inputs']
     torch.testing.assert_close(model.distiller.get_record('logits', from_student=False), model.teacher(inputs))
+
+
+# ---- on a GPU
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize(('kind', 'compiled'), [*((kind, False) for kind in TEACHERS), ('eval', True)])
+def test_cuda_step_agrees_with_the_cpu_and_is_not_waited_for(kind, compiled):
+    torch.manual_seed(1)
+    model = of(**TEACHERS[kind])
+    model.train()
+    on_gpu = copy.deepcopy(model).cuda()
+    on_gpu.train()
+    if compiled:
+        on_gpu.forward = torch.compile(on_gpu.forward)
+    for step in range(3):  # the first chooses a teacher, the second has it
+        expected, data = losses(model, images(step)), images(step)
+        data['inputs'] = data['inputs'].pin_memory()
+        torch.cuda.set_sync_debug_mode('error' if step == 2 else 'default')
+        try:
+            found = losses(on_gpu, data)
+        finally:
+            torch.cuda.set_sync_debug_mode('default')
+        for name in ('student.loss', 'distill.loss_wsl'):  # convolutions round to TF32
+            torch.testing.assert_close(found[name].cpu(), expected[name], rtol=0.02, atol=0)

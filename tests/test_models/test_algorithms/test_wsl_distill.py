@@ -180,11 +180,21 @@ def test_teacher_whose_preprocessor_does_not_normalise(own, expected):
     torch.testing.assert_close(model.teacher(inputs), reference(seen))
 
 
-def test_padding_and_another_normalisation_do_not_go_together():
-    own = dict(type='mmpretrain.ClsDataPreprocessor', mean=[1.0], std=[2.0])
-    with pytest.raises(ValueError, match='pad_size_divisor=16'):
-        build(distillation(teacher=network(4, data_preprocessor=own),
-                           data_preprocessor=dict(PREPROCESSOR, pad_size_divisor=16)))
+def test_padding_stays_padding_for_a_teacher_with_another_normalisation():
+    own = dict(type='mmpretrain.ClsDataPreprocessor', mean=[1.0], std=[2.0], pad_size_divisor=16, pad_value=-3)
+    model = build(distillation(teacher=network(4, data_preprocessor=own),
+                               data_preprocessor=dict(PREPROCESSOR, pad_size_divisor=16)))
+    data = batch()
+    for sample in data['data_samples']:
+        sample.set_metainfo(dict(img_shape=(8, 8)))
+    data = model.data_preprocessor(data, False)
+    raw = data['inputs'] * PREPROCESSOR['std'][0] + PREPROCESSOR['mean'][0]
+    expected = torch.full((6, 1, 16, 16), -3.0)
+    expected[:, :, :8, :8] = (raw[:, :, :8, :8] - 1) / 2
+    reference = reference_teacher(model.teacher.state_dict())
+    torch.testing.assert_close(model.teacher(data['inputs'], data['data_samples']), reference(expected))
+    torch.testing.assert_close(model.teacher(inputs=data['inputs'], data_samples=data['data_samples']),
+                               reference(expected))
 
 
 def test_mixup_in_the_students_own_train_cfg_is_kept():

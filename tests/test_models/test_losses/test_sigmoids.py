@@ -144,6 +144,17 @@ def test_what_is_refused():
         WeightedLoss(dict(type='BernoulliKD', per_class=False), dict(type='RegularizationWeighting'))
 
 
+@pytest.mark.parametrize('per_class', [True, False])
+def test_background_is_a_label_in_a_graph_and_what_is_beyond_it_is_reported(per_class):
+    preds_S, preds_T, labels, _ = example()
+    loss = WeightedLoss(dict(type='BernoulliKD', per_class=per_class), WSL)
+    compiled = torch.compile(loss, backend='eager', fullgraph=True)
+    torch.testing.assert_close(compiled(preds_S, preds_T, labels), loss(preds_S, preds_T, labels))
+    labels[1] = 5
+    with pytest.raises(RuntimeError, match=r'a class index is not in \[0, 5\)'):
+        compiled(preds_S, preds_T, labels)
+
+
 # ---- several processes
 
 def gradient_of_part(rank, folder, average):

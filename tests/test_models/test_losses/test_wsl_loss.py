@@ -1,12 +1,15 @@
 import math
+import sys
 from typing import NamedTuple
 
 import pytest
 import torch
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmwsl import functional
+from mmwsl.models import losses
 from mmwsl.models.losses import WSLLoss, fused
 
 PERCENTILES = ('wsl_weight_p10', 'wsl_weight_p50', 'wsl_weight_p90')
@@ -510,6 +513,47 @@ def test_nothing_waits_for_a_device(kind, reduction):
     loss.sum().backward()
     assert loss.shape == ((2, 3) if reduction == 'none' else ())
     assert preds_S.grad.is_meta and preds_S.grad.shape == (2, 5, 3)
+
+
+class Made(TorchDispatchMode):
+    """Operations and the sizes of what they make; views, and memory that nothing is written to, are left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.tensors = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        is_view = any(given.alias_info and not given.alias_info.is_write for given in function._schema.returns)
+        if isinstance(result, (Tensor, type(None))) and not is_view and 'empty' not in function.name():
+            self.tensors.append((function.name(), 0 if result is None else result.numel()))
+        return result
+
+
+@pytest.mark.parametrize(('weighting', 'forward', 'backward'), [('wsl', 40, 6), ('one', 37, 6)])
+def test_operations_off_the_cpu(weighting, forward, backward):
+    """Each is a launch or more on a GPU; backward's first is the 1 that it begins with."""
+    preds_S = torch.empty(64, 100, device='meta', requires_grad=True)
+    preds_T, target = torch.empty(64, 100, device='meta'), torch.empty(64, dtype=torch.int64, device='meta')
+    with Made() as made:
+        loss = WSLLoss(weighting=weighting)(preds_S, preds_T, target)
+    assert len(made.tensors) == forward
+    with Made() as made:
+        loss.backward()
+    assert len(made.tensors) == backward
+
+
+def test_without_triton_its_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'triton', None)  # cannot be imported
+    monkeypatch.delitem(sys.modules, 'mmwsl.models.losses.kernel', raising=False)
+    monkeypatch.delattr(losses, 'kernel', raising=False)
+    with pytest.raises(ImportError, match=r'triton is not installed\. Install mmwsl\[triton\]'):
+        WSLLoss(compile='triton')
+
+
+def test_an_unknown_compiler():
+    with pytest.raises(ValueError, match=r"^compile should be False, True or 'triton', got 'tritn'$"):
+        WSLLoss(compile='tritn')
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')

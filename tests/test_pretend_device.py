@@ -1,5 +1,6 @@
 """A step on a GPU: everything is there, nothing is read back, and nothing comes from memory that is not pinned."""
 from contextlib import contextmanager
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +18,7 @@ from mmwsl.models.losses import WeightedLoss, WSLLoss
 from mmwsl.models.teachers import fast
 from mmwsl.models.weightings import ShuffledWeighting
 from tests.caches import cached, live, make_cache
-from tests.pretend_cuda import DataDependentOutputException, pretend, why_not
+from tests.pretend_device import DataDependentOutputException, pretend, why_not
 from tests.test_models.test_losses.references import LOSSES, PAIRS, WEIGHTINGS, teacher_losses
 from tests.tiny import PREPROCESSOR, Graphs, batch, build, distillation, network, save_teacher
 
@@ -25,6 +26,7 @@ pytestmark = [
     pytest.mark.skipif(bool(why_not()), reason=why_not()),
     pytest.mark.filterwarnings('ignore:teacher_ckpt is None'),
 ]
+NEEDS_TRITON = pytest.mark.skipif(find_spec('triton') is None, reason='needs the extra triton')
 OWN_INPUT = dict(teacher=network(4, data_preprocessor=dict(PREPROCESSOR, mean=[1.0], std=[3.0])))
 # but for teacher_speed='bf16': torch cannot convert a copy that is made of such tensors
 TEACHERS = {
@@ -267,14 +269,16 @@ def test_losses_under_weightings_read_nothing_and_copy_nothing(dtype, shape, mon
     assert_nothing_waits(device.copies)
 
 
-def test_gradient_of_the_loss_is_on_the_device(device):
+@pytest.mark.parametrize(('compile', 'name', 'terms'), [
+    (False, '_SoftTermsBackward', 4), pytest.param('triton', '_KernelTermsBackward', 5, marks=NEEDS_TRITON)])
+def test_gradient_of_the_loss_is_on_the_device(device, compile, name, terms):
     preds = torch.randn(4, 10, device='cuda', requires_grad=True)
-    loss = WSLLoss()(preds, preds.detach(), torch.zeros(4, dtype=torch.int64, device='cuda'))
+    loss = WSLLoss(compile=compile)(preds, preds.detach(), torch.zeros(4, dtype=torch.int64, device='cuda'))
     node = loss.grad_fn
-    while type(node).__name__ != '_SoftTermsBackward':  # the engine needs a device
+    while type(node).__name__ != name:  # the engine needs a device
         node = node.next_functions[0][0]
     with torch.no_grad():
-        gradient, *_ = node.apply(torch.ones(4, device='cuda'), None, None, None)
+        gradient, *_ = node.apply(torch.ones(4, device='cuda'), *[None] * (terms - 1))
     assert gradient.device.type == 'cuda' and gradient.shape == (4, 10)
     assert not device.copies
 
@@ -293,13 +297,14 @@ def test_scores_are_checked_without_a_look(device):
     functional.check_label_scores(scores)
 
 
-def test_operations_of_a_loss(device):
+@pytest.mark.parametrize(('compile', 'operations'), [(False, 40), pytest.param('triton', 8, marks=NEEDS_TRITON)])
+def test_operations_of_a_loss(device, compile, operations):
     """Launches of a step without torch.compile, and without the backward pass."""
     preds, target = torch.randn(64, 100, device='cuda'), torch.zeros(64, dtype=torch.int64, device='cuda')
-    loss = WSLLoss()
+    loss = WSLLoss(compile=compile)
     device.clear()
     loss(preds.requires_grad_(), preds.detach(), target)
-    assert device.operations.total() <= 42, device.operations
+    assert device.operations.total() <= operations, device.operations
     device.clear()
     assert loss.statistics
     assert device.operations.total() <= 31, device.operations

@@ -21,9 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = ['DataDependentOutputException', 'Device', 'pretend', 'why_not']
 
 # A build without CUDA aborts where a CUDA tensor needs a gradient, because nothing can switch devices.
+# Of no device, or a backward pass would start a thread for it, after which no forked process can run another pass.
 _GUARD = r'''
 #include <c10/core/impl/DeviceGuardImplInterface.h>
-static c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> guard;
+static struct Guard : c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> {
+  c10::DeviceIndex deviceCount() const noexcept override { return 0; }
+} guard;
 static struct Registration {
   Registration() { c10::impl::device_guard_impl_registry[static_cast<size_t>(c10::DeviceType::CUDA)].store(&guard); }
 } registration;

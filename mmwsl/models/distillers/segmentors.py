@@ -1,0 +1,116 @@
+"""Where mmseg's segmentors keep what a logit loss needs, and which of them have no logits of pixels."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+RESOLUTIONS = ('label', 'logits')
+_NO_PIXELS = 'it predicts masks with a class each, and no class scores of a pixel'
+_NOT_COMPARABLE = {  # by the class or a base class of a head
+    'MaskFormerHead': _NO_PIXELS,
+    'Mask2FormerHead': _NO_PIXELS,
+    'SideAdapterCLIPHead': _NO_PIXELS,
+    'PointHead': 'it is trained on a few points of an image, and the teacher answers for all pixels',
+    'SegmenterMaskTransformerHead': 'its class scores are products with tokens, normalised once more for masks',
+    'VPDDepthHead': 'it predicts depths and no classes',
+    'STDCHead': 'it predicts edges',
+}
+
+
+class Segmentor(NamedTuple):
+    """What is known of a student's decode head."""
+    loss: str
+    """The module that is given its logits, at the labels' resolution, and the labels."""
+    logits: str
+    """The module whose output is its logits, at their own resolution."""
+    classes: int
+    align_corners: bool
+    ignore_index: int
+    resolution: str
+    """At which the two networks are compared."""
+
+    def match(self, preds_S: Tensor, preds_T: Tensor | tuple, gt_labels: Tensor) -> dict[str, Tensor]:
+        r"""Bring the teacher's logits, and at the logits' resolution the labels, to the student's.
+
+        Args:
+            preds_S: Student logits. Shape: (N, C, H, W).
+            preds_T: Teacher logits, (N, C, h, w); of a head that outputs more (DAHead, EncHead) with that behind them.
+            gt_labels: Class of each pixel. Shape: (N, H', W').
+
+        Returns:
+            The three, of one resolution.
+        """
+        size = preds_S.shape[2:]
+        preds_T = preds_T[0] if isinstance(preds_T, tuple) else preds_T
+        if preds_T.shape[2:] != size:
+            preds_T = F.interpolate(preds_T, size, mode='bilinear', align_corners=self.align_corners)
+        if gt_labels.shape[1:] != size:  # float32 holds every class exactly, and 255
+            gt_labels = F.interpolate(gt_labels.unsqueeze(1).float(), size, mode='nearest').squeeze(1).long()
+        return dict(preds_S=preds_S, preds_T=preds_T, gt_labels=gt_labels)
+
+
+def is_segmentor(network: nn.Module) -> bool:
+    """Whether a network is built like mmseg's EncoderDecoder."""
+    return hasattr(network, 'decode_head')
+
+
+def last_head(network: nn.Module) -> tuple[str, Any]:
+    """The decode head that answers in the end, with its name: a cascade has several."""
+    head: Any = network.decode_head
+    if isinstance(head, nn.ModuleList | Sequence):
+        return f'decode_head.{len(head) - 1}', head[-1]
+    return 'decode_head', head
+
+
+def segmentor(network: nn.Module, resolution: str) -> Segmentor:
+    """Find what a logit loss needs in a student.
+
+    Args:
+        network: The student.
+        resolution: 'label' compares at the labels' resolution, as the student's own loss does; 'logits' at that of the
+            student's logits, in a fraction of the memory (1/64 where they have an eighth of the side).
+
+    Raises:
+        ValueError: If the head has no such logits.
+    """
+    name, head = last_head(network)
+    check_head('student', head)
+    losses = head.loss_decode
+    return Segmentor(
+        f'{name}.loss_decode{".0" if isinstance(losses, nn.ModuleList) else ""}', f'{name}.conv_seg', head.num_classes,
+        bool(head.align_corners), head.ignore_index, resolution)
+
+
+def check_classes(student: Segmentor, teacher: nn.Module) -> None:
+    """Raise ValueError for a teacher that is a segmentor of another number of classes."""
+    found = last_head(teacher)[1].num_classes if is_segmentor(teacher) else student.classes
+    if found != student.classes:
+        raise ValueError(f'the teacher predicts {found} classes and the student {student.classes}: set num_classes of '
+                         'the decode heads to the same number')
+
+
+def teacher_source(network: nn.Module) -> str:
+    """The module whose output is a teacher's logits; '' is the network itself.
+
+    Raises:
+        ValueError: If its head has none.
+    """
+    name, head = last_head(network)
+    check_head('teacher', head)
+    return '' if name == 'decode_head' else f'{name}.conv_seg'  # a cascade has no forward of its own
+
+
+def check_head(who: str, head: Any) -> None:
+    """Raise ValueError unless a head's logits have a channel for each class and are the output of its ``conv_seg``."""
+    bases = [base.__name__ for base in type(head).__mro__]
+    reason = next((why for name, why in _NOT_COMPARABLE.items() if name in bases), None)
+    if reason is None and not (hasattr(head, 'conv_seg') and hasattr(head, 'loss_decode')):
+        reason = 'it has no conv_seg whose output is the class scores'
+    if reason is None and head.out_channels != head.num_classes:
+        reason = f'it has {head.out_channels} output for {head.num_classes} classes'
+    if reason:
+        raise ValueError(f'the {who} has a {type(head).__name__}, and {reason}: soft labels need scores of '
+                         'all classes at each pixel. Take another decode_head, such as FCNHead, PSPHead or ASPPHead')
