@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, init_default_scope
+from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from torch.nn import functional as F
 
@@ -372,3 +373,51 @@ def test_method_takes_two_steps(name):
     after = weights_of(model.student)
     assert all(torch.isfinite(value).all() for value in after.values())
     assert not torch.equal(after['head.fc.weight'], before['head.fc.weight'])
+
+
+# ---- several labels
+
+def several_labels(name, **settings):
+    cfg = load(f'{name}_digits-multi')
+    cfg.merge_from_dict(dict(
+        train_cfg=dict(max_epochs=1), train_dataloader=dict(dataset=dict(dataset=dict(scenes=20))),
+        val_dataloader=dict(dataset=dict(scenes=20)), default_hooks=dict(logger=dict(interval=1)), **settings))
+    return cfg
+
+
+@pytest.fixture(scope='module')
+def multi_teacher(tmp_path_factory):
+    """File of an untrained teacher."""
+    model = build(load('teacher_digits-multi').model)
+    path = tmp_path_factory.mktemp('multi') / 'teacher.pth'
+    torch.save(dict(state_dict=model.state_dict()), path)
+    return str(path)
+
+
+@pytest.mark.parametrize('name', ['kd', 'wsl'])
+def test_several_labels_are_distilled(tmp_path, multi_teacher, name):
+    """And the teacher is scored by mAP on the images of the validation."""
+    cfg = several_labels(name, work_dir=str(tmp_path), experiment_name=str(tmp_path).replace('/', '_'))
+    cfg.model.teacher_ckpt = multi_teacher
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    said = next(tmp_path.glob('*/*.log')).read_text()
+    assert 'Teacher: multi-label/mAP ' in said and ' on 20 validation images.' in said
+    assert runner.message_hub.get_scalar(f'train/distill.loss_{name}').current() > 0
+    weight = runner.message_hub.get_scalar('train/distill.wsl_weight').current()
+    assert weight == 1 if name == 'kd' else 0 < weight < 1
+
+
+def test_a_teacher_of_several_labels_may_have_a_least_score(tmp_path, multi_teacher):
+    hooks = [dict(type='mmwsl.CheckTeacherHook', min_score=90)]
+    cfg = several_labels('wsl', work_dir=str(tmp_path), custom_hooks=hooks)
+    cfg.model.teacher_ckpt = multi_teacher
+    with pytest.raises(RuntimeError, match=r'has a multi-label/mAP of .* on 20 validation images; 90 is required'):
+        Runner.from_cfg(cfg).train()
+
+
+def test_pairs_of_several_labels_differ_in_the_weighting_alone():
+    control, pair = (load(f'{name}_digits-multi').to_dict() for name in ('kd', 'wsl'))
+    (kd, ), (wsl, ) = (cfg['model'].pop('distiller')['distill_losses'].values() for cfg in (control, pair))
+    assert control == pair
+    assert wsl == {**kd, 'weighting': dict(type='WSLWeighting')}

@@ -20,7 +20,7 @@ from mmwsl.analysis.regularization import records_of_logits
 from mmwsl.cache.fingerprint import teacher_files
 from mmwsl.models.teachers import CachedTeacher
 from mmwsl.utils.checkpoint import check_files, load_network
-from mmwsl.utils.data import number_images, set_dataloader_defaults, single_labels
+from mmwsl.utils.data import collate_for, number_images, set_dataloader_defaults, single_labels
 
 
 def build_model(cfg: Config, student_only: bool = False) -> Any:
@@ -117,7 +117,7 @@ def build_dataloader(cfg: Config, field: str, seed: int = 0) -> DataLoader:
     """Build 'train_dataloader' or 'val_dataloader' of a config, as a run does."""
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     dataloader = copy.deepcopy(cfg[field])
-    set_dataloader_defaults(dataloader, pin_memory=False)
+    set_dataloader_defaults(dataloader, False, collate_for(cfg))
     loader = Runner.build_dataloader(dataloader, seed=seed)
     number_images(loader.dataset)
     return loader

@@ -19,7 +19,7 @@ from mmengine.logging import print_log
 from mmwsl.compat import distribute_without_cuda
 from mmwsl.engine.config_checks import merge_options, warn_of_schedule, warn_of_unread_keys
 from mmwsl.engine.data_checks import check_data, is_first_process
-from mmwsl.utils.data import set_dataloader_defaults
+from mmwsl.utils.data import collate_for, set_dataloader_defaults
 from mmwsl.utils.files import lock
 
 _DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -70,7 +70,7 @@ def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, .
     warn_of_schedule(cfg)
     for field in _DATALOADERS:
         if cfg.get(field):
-            set_dataloader_defaults(cfg[field], pin_memory=not args.no_pin_memory)
+            set_dataloader_defaults(cfg[field], not args.no_pin_memory, collate_for(cfg))
     if args.amp and not torch.cuda.is_available():
         raise ValueError('--amp needs a GPU, and torch sees none here; leave it out to train in float32')
     check_data(cfg, dataloaders)

@@ -6,8 +6,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from torch import Tensor
+
+_STACKING = ('mmseg.', 'mmdet.', 'SegDataPreProcessor', 'DetDataPreprocessor')
 
 
 def single_labels(data_samples: Any) -> Tensor | None:
@@ -51,12 +53,24 @@ def _send_field(data_samples: Sequence[Any], name: str, device: torch.device) ->
         sample.set_field(value, name)
 
 
-def set_dataloader_defaults(dataloader: ConfigDict, pin_memory: bool) -> None:
+def set_dataloader_defaults(dataloader: ConfigDict, pin_memory: bool, collate: str = 'default_collate') -> None:
     """Fill in what a config leaves open, in place."""
     dataloader.pin_memory = pin_memory and dataloader.get('pin_memory', True) and torch.cuda.is_available()
-    dataloader.setdefault('collate_fn', dict(type='default_collate'))
+    dataloader.setdefault('collate_fn', dict(type=collate))
     # without workers there is nothing to keep alive, and torch refuses the option
     dataloader.persistent_workers = dataloader.get('num_workers', 0) > 0 and dataloader.get('persistent_workers', True)
+
+
+def collate_for(cfg: Config) -> str:
+    """Return the function that makes a batch for a config's data_preprocessor.
+
+    'pseudo_collate' for mmseg's and mmdet's, which stack images themselves and pad those of unequal size, and else
+    'default_collate'.
+    """
+    model = cfg.get('model') or {}
+    kinds = [str((part.get('data_preprocessor') or {}).get('type')) for part in (
+        cfg, model, model.get('architecture') or {})]
+    return 'pseudo_collate' if any(name in kind for name in _STACKING for kind in kinds) else 'default_collate'
 
 
 def unwrapped(dataset: Any) -> list[Any]:

@@ -3,10 +3,11 @@ import pickle
 
 import numpy as np
 import pytest
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmwsl.utils.data import number_images, unwrapped
+from mmwsl.utils.data import collate_for, number_images, set_dataloader_defaults, unwrapped
 
 
 class Numbers(BaseDataset):
@@ -76,3 +77,18 @@ def test_copies_are_numbered_too(copied):
     assert ids(twin) == [(5, 0), (6, 1), (7, 2), (8, 3)]
     assert twin.datasets[1].get_data_info.args[0] is twin.datasets[1]
     np.testing.assert_array_equal(twin.datasets[1].get_subset([1]).get_data_info(0)['number'], 8)
+
+
+@pytest.mark.parametrize('config, collate', [
+    (dict(data_preprocessor=dict(type='ClsDataPreprocessor')), 'default_collate'),
+    (dict(data_preprocessor=dict(mean=[0], std=[1])), 'default_collate'),  # mmpretrain's, by default
+    (dict(data_preprocessor=dict(type='SegDataPreProcessor')), 'pseudo_collate'),
+    (dict(model=dict(data_preprocessor=dict(type='mmdet.DetDataPreprocessor'))), 'pseudo_collate'),
+    (dict(model=dict(architecture=dict(data_preprocessor=dict(type='mmdet.BatchFixedSizePad')))), 'pseudo_collate'),
+], ids=str)
+def test_who_stacks_images_says_the_data_preprocessor(config, collate):
+    config = Config(config)
+    assert collate_for(config) == collate
+    loader = ConfigDict(collate_fn=dict(type='own'))
+    set_dataloader_defaults(loader, False, collate)
+    assert loader.collate_fn.type == 'own'
