@@ -27,7 +27,7 @@ CONFIGS = ROOT / 'configs'
 RESULTS = ROOT / 'results'
 DATASETS = {'in1k': ('ImageNet-1k', (3, 224, 224)), 'cifar100': ('CIFAR-100', (3, 32, 32)),
             'cifar10': ('CIFAR-10', (3, 32, 32)), 'digits': ('Digits', (1, 8, 8))}
-OTHER_TASKS = ('multi', )  # folders that the tables of top-1 leave out
+OTHER_TASKS = ('multi', 'seg')  # folders that the tables of top-1 leave out
 METHODS = {
     'wsl': 'Weighted soft labels', 'kd': 'Plain soft labels', 'kd-hinton': "Plain soft labels, Hinton's recipe",
     'kd-ls': 'Standardised logits', 'dkd': 'DKD', 'nkd': 'NKD', 'dist': 'DIST', 'wttm': 'WTTM',
@@ -101,7 +101,8 @@ the dataset says how a config differs from the pair's usual recipe; `_cached` re
 ([docs/teacher_cache.md](../docs/teacher_cache.md)), and `_device` keeps the images on the GPU.
 
 `multi/` has a pair for images with several labels (sigmoid heads, `BernoulliKD`) on scenes of digits: teacher, student
-alone, plain and weighted soft labels. It is scored by mAP and in no table here.
+alone, plain and weighted soft labels. It is scored by mAP and in no table here. `seg/` has the same for segmentation
+(extra `dense`, mIoU), with MMRazor's channel-wise distillation beside them.
 
 Top-1 accuracy is in percent. *Published* numbers are others', often of the best epoch on the test set, and stand with
 their source; *Measured* ones are this project's, of the last epoch, mean and standard deviation over seeds, each run

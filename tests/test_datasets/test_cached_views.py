@@ -105,7 +105,7 @@ def test_damage_is_found_before_it_is_used(tmp_path):
     (damaged / '0000-00000.npy').write_bytes(content)
     dataset = cached_views(damaged)
     dataset[View(98, 0, 0)]
-    with pytest.raises(CacheError, match=r'0000-00000\.npy is damaged \(record 99\)'):
+    with pytest.raises(CacheError, match=r'0000-00000\.npy is damaged or of another cache \(record 99\)'):
         dataset[View(99, 0, 0)]
 
 

@@ -242,14 +242,14 @@ def _in_bf16(teacher: nn.Module, batch: _Batch, expected: Any) -> nn.Module | No
 def _runner(network: nn.Module, half: bool) -> _Forward:
     def run(inputs: Tensor, data_samples: list | None = None) -> Any:
         if not half:
-            return network(inputs, data_samples, mode='tensor')
+            return tree_map(Tensor.contiguous, network(inputs, data_samples, mode='tensor'))
         with torch.autocast(inputs.device.type, enabled=False):
             return tree_map(_in_full, network(inputs.to(torch.bfloat16), data_samples, mode='tensor'))
-    return run
+    return run  # contiguous, though the network be channels last: losses of MMRazor call view()
 
 
 def _in_full(leaf: Tensor) -> Tensor:
-    return leaf.float() if leaf.is_floating_point() else leaf
+    return (leaf.float() if leaf.is_floating_point() else leaf).contiguous()
 
 
 def _compiled(run: _Forward, batch: _Batch, tolerance: float) -> _Forward:

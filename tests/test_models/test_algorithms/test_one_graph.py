@@ -52,7 +52,8 @@ def pairs():
     """Names of configs that have, between them, all pairs of networks and all losses: one of each is enough."""
     found, seen = [], set()
     for path in sorted((ROOT / 'configs').rglob('*.py')):
-        cfg = Config.fromfile(path) if '_base_' not in path.parts else {}
+        other_task = {'_base_', 'multi', 'seg'} & set(path.parts)
+        cfg = Config.fromfile(path) if not other_task else {}
         if is_distillation(cfg):
             networks = str((cfg.model.architecture, cfg.model.teacher))
             loss = str((cfg.model.distiller.get('distill_losses'), cfg.model.get('teacher_norm_eval', True)))
