@@ -86,6 +86,36 @@ print(json.dumps([messages, 'torch' in sys.modules]))
 '''
 
 
+STATE = '''
+import importlib, json, sys, threading, types
+import torch, torch._dynamo, torch.onnx, mmcv.cnn, mmcv.transforms, mmengine.config, mmengine.dataset, mmengine.fileio
+import mmengine.hooks, mmengine.runner
+
+def state():
+    """What each module of the three holds, and each class of mmengine and mmcv, by name."""
+    found = {}
+    for name, module in list(sys.modules.items()):
+        if name.partition('.')[0] in ('torch', 'mmengine', 'mmcv') and module is not None:
+            for key, value in list(vars(module).items()):
+                if name.startswith('torch') and isinstance(value, types.ModuleType):
+                    continue  # torch imports some of its own when they are first used
+                found[f'{name}.{key}'] = id(value)
+                if isinstance(value, type) and value.__module__.partition('.')[0] in ('mmengine', 'mmcv'):
+                    found.update({f'{name}.{key}.{part}': id(held) for part, held in list(vars(value).items())})
+    return found
+
+def process():
+    return [sorted(map(str, torch.serialization.get_safe_globals())), sorted(t.name for t in threading.enumerate()),
+            torch.get_num_threads(), str(torch.get_default_dtype()), torch.are_deterministic_algorithms_enabled(),
+            torch.is_grad_enabled(), torch.initial_seed(), torch.get_rng_state().sum().item()]
+
+kept, before, process_before = list(sys.modules.values()), state(), process()
+import mmwsl.registry
+after = state()
+print(json.dumps([[name for name in before if after.get(name) != before[name]], process() == process_before]))
+'''
+
+
 def in_a_fresh_process(script):
     """What the script prints last, as JSON."""
     done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -107,6 +137,14 @@ def test_import_fails_without_the_workaround_and_works_with_it(name, module, sym
     if without == 'works':
         pytest.skip(f'{module} imports here without {name}')
     assert symptom in without
+
+
+def test_the_registry_changes_how_mmengine_loads_and_nothing_else():
+    changed, is_same_process = in_a_fresh_process(STATE)
+    checkpoint = [f'mmengine.runner.checkpoint.{name}' for name in ('torch', 'load_url', '_safe_torch_load')]
+    assert set(changed) <= {'mmengine.fileio.handlers.yaml_handler.Loader', *checkpoint}
+    assert {'mmengine.fileio.handlers.yaml_handler.Loader', *checkpoint[:2]} <= set(changed)
+    assert is_same_process
 
 
 def test_a_missing_stack_names_the_extras_before_anything_is_imported():

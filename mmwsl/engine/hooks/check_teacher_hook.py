@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.dist import all_reduce
+from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from mmpretrain.evaluation import Accuracy
@@ -82,6 +83,7 @@ class CheckTeacherHook(CheckLabelsHook):
         if getattr(model, 'teacher', None) is None:
             return
         _check_warmup(runner, model)
+        _tell_of_copies(runner, model.teacher)
         _check_teacher_losses(model, runner.train_dataloader.dataset)
         if isinstance(model.teacher, CachedTeacher):
             recorded = model.teacher.cache.manifest
@@ -179,6 +181,13 @@ def _check_warmup(runner: Runner, model: Any) -> None:
             raise ValueError(f'{name}: warmup_epochs={loss.warmup_epochs} counts epochs, and this run counts '
                              f'iterations, so the loss would keep 1/{loss.warmup_epochs} of its weight. Set '
                              'warmup_epochs=0, or train by epochs (train_cfg.by_epoch=True)')
+
+
+def _tell_of_copies(runner: Runner, teacher: nn.Module) -> None:
+    """Log the memory of a teacher that EMAHook copies with the model: no average is taken of it."""
+    if any(isinstance(hook, EMAHook) for hook in runner.hooks):
+        size = sum(value.numel() * value.element_size() for value in teacher.state_dict().values()) / 1e6
+        runner.logger.info(f'EMAHook copies the whole model, and with it the teacher: {size:.3g} MB more.')
 
 
 def _check_teacher_losses(model: Any, dataset: Any) -> None:

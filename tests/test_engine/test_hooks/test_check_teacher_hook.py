@@ -49,6 +49,16 @@ def test_the_teachers_accuracy_in_eval_mode_is_logged(tmp_path, trained, norm_ev
     assert runner.iter == 6
 
 
+@pytest.mark.parametrize('averages', [False, True])
+def test_the_memory_of_a_teacher_that_is_copied_with_the_model_is_logged(tmp_path, trained, averages):
+    hooks = [dict(type='mmwsl.CheckTeacherHook', max_batches=1), *[dict(type='EMAHook')] * averages]
+    runner = run_digits(tmp_path, distillation(teacher_ckpt=trained[0]), custom_hooks=hooks)
+    size = sum(4 if value.dtype == torch.float32 else 8 for value in runner.model.teacher.state_dict().values()
+               for _ in range(value.numel())) / 1e6
+    said = f'EMAHook copies the whole model, and with it the teacher: {size:.3g} MB more.'
+    assert (said in next(tmp_path.glob('*/*.log')).read_text()) == averages
+
+
 def test_at_most_max_batches_are_looked_at(tmp_path, trained):
     run(tmp_path, distillation(teacher_ckpt=trained[0]), dict(max_batches=1))
     assert 'top-1 on 400 validation images' in next(tmp_path.glob('*/*.log')).read_text()
