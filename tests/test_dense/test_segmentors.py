@@ -231,3 +231,37 @@ def test_a_teacher_whose_head_outputs_more_than_logits_teaches_by_them(name):
     labels = torch.stack([sample.gt_sem_seg.data for sample in data['data_samples']])
     preds_S, preds_T = (F.interpolate(preds, (40, 40), mode='bilinear') for preds in (preds_S, preds_T))
     assert found['distill.loss_wsl'].item() == pytest.approx(reference(preds_S, preds_T, labels), rel=1e-5)
+
+
+# ---- several processes
+
+def gradients(model, data, scale=1.0):
+    """Of the student's weights by what is distilled; its BatchNorm predicts with fixed statistics."""
+    model.student.eval()
+    data = model.data_preprocessor(data, True)
+    found = model(data['inputs'].double(), data['data_samples'], mode='loss')
+    (scale * found['distill.loss_wsl']).backward()
+    return {name: value.grad for name, value in model.student.named_parameters()}
+
+
+def in_float64(average):
+    loss = dict(type='mmwsl.WeightedLoss', loss=dict(type='SoftCrossEntropy', tau=2.0),
+                weighting=dict(type='WSLWeighting'), sync_divisor=average)
+    return distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(loss_wsl=loss))).double()
+
+
+def part_of_batch(rank, folder):
+    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+    data = {key: values[rank:3:2] for key, values in batch(3).items()}  # two scenes here and one there
+    found = gradients(in_float64(True), data, 0.5)  # as DistributedDataParallel takes the mean
+    torch.save(found, f'{folder}/{rank}.pth')
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_are_one_with_the_whole_batch(tmp_path):
+    torch.multiprocessing.start_processes(part_of_batch, (str(tmp_path), ), 2, start_method='fork')
+    parts = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
+    whole = gradients(in_float64(False), batch(3))
+    assert any(value is not None and value.abs().sum() > 0 for value in whole.values())
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[0][name] + parts[1][name], value, rtol=1e-9, atol=1e-12)

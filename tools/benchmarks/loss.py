@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from mmwsl.models.losses import WSLLoss
 from mmwsl.utils import whole_file
 
-SHAPES = [(64, 100), (256, 1000), (1024, 1000), (4096, 1000), (65536, 19), (8, 19, 128, 128)]
+SHAPES = [(64, 100), (256, 1000), (1024, 1000), (4096, 1000), (65536, 19), (8, 19, 128, 128), (2, 19, 512, 512)]
 TAU = 2.0
 KERNEL = 'WSLLoss triton'  # needs a GPU
 COPIED = 2**28  # bytes that the bandwidth is measured with, on a GPU more than its caches hold
@@ -45,13 +45,21 @@ def plain_kd(preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
     return F.kl_div((preds_S / TAU).log_softmax(1), (preds_T / TAU).softmax(1), reduction='batchmean')
 
 
-# a loss for logits of a shape, or None if there is none
-CONTESTANTS: dict[str, Callable[[tuple[int, ...]], Callable | None]] = {
+def of_pixels(loss: Callable) -> Callable:
+    """A loss of (N, C), for dense logits as well: each pixel is a sample."""
+    def flattened(preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
+        rows = (preds.movedim(1, -1).reshape(-1, preds.shape[1]) for preds in (preds_S, preds_T))
+        return loss(*rows, target.reshape(-1))
+    return flattened
+
+
+# a loss for logits of a shape
+CONTESTANTS: dict[str, Callable[[tuple[int, ...]], Callable]] = {
     'WSLLoss': lambda shape: WSLLoss(tau=TAU),
     'plain KD': lambda shape: plain_kd,
     'WSLLoss compiled': lambda shape: WSLLoss(tau=TAU, compile=True),
     KERNEL: lambda shape: WSLLoss(tau=TAU, compile='triton'),
-    'WSLD (mmrazor)': lambda shape: WSLD(tau=TAU, loss_weight=2.5, num_classes=shape[1]) if len(shape) == 2 else None,
+    'WSLD (mmrazor)': lambda shape: of_pixels(WSLD(tau=TAU, loss_weight=2.5, num_classes=shape[1])),
 }
 
 
@@ -62,7 +70,7 @@ def losses(shape: tuple[int, ...], names: list[str], baseline: Path | None) -> d
     if baseline:
         version, loss = loss_of(baseline)
         made[f'WSLLoss {version}'] = loss(tau=TAU)
-    return {name: loss for name, loss in made.items() if loss is not None}
+    return made
 
 
 def step(loss: Callable, inputs: tuple[Tensor, ...]) -> None:
