@@ -1,10 +1,13 @@
 """The configs of scenes: what they build, and that it trains and is tested."""
 import sys
 
+import mmcv
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint
 
 from tests.tiny import ROOT, build, load_tool
@@ -51,6 +54,61 @@ def test_two_steps_and_a_validation(name, teacher, tmp_path):
     assert runner.message_hub.get_scalar('val/mIoU').current() >= 0
     if name == 'cwd':  # MMRazor's loss of the logits before they are resized
         assert runner.model.distiller.student_recorders.get_recorder('low_logits').source == 'decode_head.conv_seg'
+
+
+@pytest.fixture(scope='module')
+def streets(tmp_path_factory):
+    """Three images in Cityscapes' layout."""
+    root = tmp_path_factory.mktemp('cityscapes')
+    rng = np.random.default_rng(0)
+    for split in ('train', 'val'):
+        images, maps = (root / part / split / 'town' for part in ('leftImg8bit', 'gtFine'))
+        for folder in (images, maps):
+            folder.mkdir(parents=True)
+        for i in range(3):
+            classes = rng.integers(0, 19, (4, 8)).repeat(24, 0).repeat(24, 1).astype(np.uint8)
+            classes[:8] = 255
+            mmcv.imwrite(rng.integers(0, 255, (96, 192, 3)).astype(np.uint8), str(images / f'{i}_leftImg8bit.png'))
+            mmcv.imwrite(classes, str(maps / f'{i}_gtFine_labelTrainIds.png'))
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['pspnet', 'deeplabv3'])
+def test_two_steps_of_a_published_pair(name, streets, tmp_path):
+    cfg = Config.fromfile(ROOT / f'configs/seg/wsl_{name}-r101_{name}-r18_cityscapes.py')
+    init_default_scope(cfg.default_scope)
+    assert cfg.model.pop('teacher_ckpt').endswith('.pth')
+    cfg.model.data_preprocessor.size = (64, 64)
+    loader = cfg.train_dataloader
+    loader.update(num_workers=0, persistent_workers=False)
+    loader.dataset.dataset.data_root = str(streets)
+    for transform in loader.dataset.dataset.pipeline:
+        transform.update(dict(crop_size=(64, 64)) if 'crop_size' in transform else {})
+        transform.update(dict(scale=(192, 96)) if 'scale' in transform else {})
+    model = MODELS.build(cfg.model)
+    model.architecture = revert_sync_batchnorm(model.architecture)  # it needs a GPU
+    for network in (model.architecture, model.teacher):
+        network.backbone.init_cfg = None  # a download
+    runner = Runner(
+        model, str(tmp_path), train_dataloader=loader, optim_wrapper=cfg.optim_wrapper,
+        param_scheduler=cfg.param_scheduler, train_cfg=dict(type='IterBasedTrainLoop', max_iters=2),
+        default_hooks=dict(logger=dict(type='LoggerHook', log_metric_by_epoch=False)),
+        custom_hooks=[dict(type='mmwsl.EpochSeedHook')], default_scope='mmseg', experiment_name=name,
+        randomness=dict(seed=0))
+    runner.train()
+    wsl, auxiliary = (runner.message_hub.get_scalar(f'train/{key}').data[0] for key in (
+        'distill.loss_wsl', 'student.aux.loss_ce'))
+    assert len(wsl) == len(auxiliary) == 2 and np.isfinite([*wsl, *auxiliary]).all()
+    assert model.distiller.distill_losses['loss_wsl'].ignore_index == 255
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs/seg').glob('*.py')), ids=lambda path: path.stem)
+def test_loaders_without_workers_say_so_to_other_tools(path):
+    cfg = Config.fromfile(path)
+    for part in ('train', 'val', 'test'):
+        loader = cfg[f'{part}_dataloader']
+        assert loader.get('persistent_workers', True) == (loader.num_workers > 0)
 
 
 def test_weighted_and_plain_soft_labels_differ_in_the_weight_alone(tmp_path):
