@@ -19,7 +19,7 @@ def run(config, seed, top1, options=(), **settings):
 def test_page_is_what_the_results_give(choosing):
     text = choosing.PAGE.read_text()
     assert choosing.page(choosing.Runs(choosing.read_runs())) == text, 'out of step: run tools/choosing.py'
-    assert text.count('written by tools/choosing.py') == 4
+    assert text.count('written by tools/choosing.py') == 5
 
 
 def test_every_config_that_is_asked_for_exists(choosing):
@@ -87,6 +87,18 @@ def test_weights_at_random_stand_against_plain_labels_of_the_same_seed(choosing)
         run(config['wsl'], 1, 27.5, **settings, **{f'{choosing.LOSS}.weighting': 'random'})]))
     assert [line.split(' | ')[1:] for line in made.splitlines()[2:]] == [
         ['30.00', '', '30.00 |'], ['20.00', '-10.00', '20.00 |'], ['19.25 ± 11.67', '-2.50', '11.00, 27.50 |']]
+
+
+def test_scales_stand_against_the_lowest_of_the_same_seed(choosing):
+    weight, subset = 'model.distiller.distill_losses.loss_kd.loss_weight', choosing.DATA[1].settings
+    kd = 'kd_r56_r20_cifar100_8e'
+    found = [('0.9', 0, 20.0), ('0.9', 1, 24.0), ('9', 0, 23.0), ('9', 1, 25.0)]
+    made = choosing.scale_table(choosing.Runs([
+        *(run(kd, seed, top1, **dict(subset), **{weight: alpha}) for alpha, seed, top1 in found),
+        run(kd, 0, 60.0, **{weight: '2.25'})]))  # of all images
+    assert [line.split('|')[1:-1] for line in made.splitlines() if line.startswith(('| 0.9', '| 2.25', '| 9'))] == [
+        [' 0.9 ', ' 22.00 ± 2.83 ', '  ', ' 20.00, 24.00 '], [' 2.25 ', ' not run yet ', '  ', '  '],
+        [' 9 ', ' 24.00 ± 1.41 ', ' +2.00 ', ' 23.00, 25.00 ']]
 
 
 def test_pictures_show_what_is_complete(choosing, tmp_path, monkeypatch):
