@@ -6,7 +6,7 @@ import inspect
 import logging
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -154,6 +154,7 @@ def _one_slip(written: str, name: str) -> bool:
     return any(longer[:place] + longer[place + 1:] == shorter for place in range(len(longer)))
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, set(known), n=1, cutoff=0.6)
+def _did_you_mean(name: str, known: Collection[str]) -> str:
+    elsewhere = [other for other in known if other.endswith(f'.{name}')]  # in another scope
+    close = elsewhere or difflib.get_close_matches(name, set(known), n=1, cutoff=0.6)
     return f'. Did you mean {close[0]!r}?' if close else '.'
