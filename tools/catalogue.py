@@ -247,16 +247,16 @@ def read_runs() -> list[dict]:
     return sorted(runs, key=lambda run: run['seed'])
 
 
-def is_neutral(run: dict) -> bool:
-    """Whether its options are all NEUTRAL."""
-    return all(NEUTRAL.match(option) for option in run['options'])
+def telling_options(run: dict) -> list[str]:
+    """Return its options that are not NEUTRAL."""
+    return [option for option in run['options'] if not NEUTRAL.match(option)]
 
 
 def read_results() -> dict[str, list[dict]]:
     """Runs of each config as it is, with nothing set but the seed and what is NEUTRAL, in order of seeds."""
     found: dict[str, list[dict]] = {}
     for run in read_runs():
-        if not run['settings'] and is_neutral(run):
+        if not run['settings'] and not telling_options(run):
             found.setdefault(run['config'], []).append(run)
     return found
 

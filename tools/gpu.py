@@ -1,4 +1,7 @@
-"""Run what needs a GPU within a time limit, most valuable first: tests, the loss's benchmark, a pair on CIFAR-100.
+"""Run what needs a GPU within a time limit, most valuable first: tests, benchmarks, a sweep.
+
+The sweep is ResNet-56 -> ResNet-20 on CIFAR-100: alone, in the recipe of the field, with plain and with weighted soft
+labels, three seeds each, 40 epochs, all together.
 
 Each part is a process, and its results are under --out before the next one begins: tests.txt, loss.json, loss.png,
 train_step.json, runs.jsonl (what the runs logged), log.txt (what everything else printed) and status.json (the card,
@@ -29,6 +32,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 GRACE = 10.0  # seconds that a part has to end in
 TICK = 5.0  # seconds between two looks at a part
+EPOCHS = 40  # 12 runs of them took an H100 five minutes
 TEACHER = 'chenyaofo_cifar100_resnet56.pth'
 STACK = ('torch', 'triton', 'torchvision', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain', 'mmengine', 'mmcv-lite',
          'mmpretrain', 'mmrazor')
@@ -130,8 +134,7 @@ def parts_of(args: argparse.Namespace) -> list[Part]:
         Part('teacher', python('tools/model_converters/import_teacher.py', str(teacher), str(imported_teacher(args))),
              worth=0.1, needs=(teacher, )),
         step_benchmark(args),
-        training('wsl', [], args),
-        training('kd', ['model.distiller.distill_losses.loss_wsl.weighting=one'], args),
+        sweep(args),
     ]
 
 
@@ -173,22 +176,37 @@ def collect_steps(work: Path, out: Path) -> None:
         write_whole(out / 'train_step.json', (work / 'train_step.json').read_text())
 
 
-def training(name: str, options: list[str], args: argparse.Namespace) -> Part:
-    """ResNet-56 -> ResNet-20 on CIFAR-100; in a rehearsal 200 images of it, or the digits if it is not there."""
-    config, needs = 'wsl_r56_r20_cifar100_device', (args.data / 'cifar-100-python/train', args.teachers / TEACHER)
-    options = [*options, 'randomness.seed=0']
-    if args.rehearse and not all(path.exists() for path in needs):
-        config, needs = 'wsl_digits', ()
-        options += ['model.teacher_ckpt=None', 'train_cfg.max_epochs=1', 'custom_hooks.1.min_accuracy=0']
+def sweep(args: argparse.Namespace) -> Part:
+    """The paper's recipe in a sixth of its epochs; in a rehearsal on 200 images, or the digits if CIFAR isn't there."""
+    needs: tuple[Path, ...] = (args.data / 'cifar-100-python/train', args.teachers / TEACHER)
+    configs = [ROOT / 'configs/vanilla/r20_cifar100.py', *taught(args)]
+    datasets = ('train_dataloader.dataset.dataset', 'val_dataloader.dataset')
+    options = [f'{key}.data_root={args.data}' for key in datasets]
+    milestones = [EPOCHS * eighths // 8 for eighths in (5, 6, 7)]  # as 150, 180 and 210 of 240
+    settings, seeds = [f'train_cfg.max_epochs={EPOCHS}', f'param_scheduler.milestones={milestones}'], [0, 1, 2]
+    if not args.rehearse:
+        options += ['optim_wrapper.type=AmpOptimWrapper', 'optim_wrapper.dtype=bfloat16', 'train_cfg.val_interval=4']
     else:
-        datasets = [f'{split}_dataloader.dataset.dataset' for split in ('train', 'val')]
-        options += [f'{key}.data_root={args.data}' for key in datasets]
-        options += [f'model.teacher_ckpt={imported_teacher(args)}']
-        if args.rehearse:
-            options += ['train_cfg.max_epochs=1', *(f'{key}.indices=200' for key in datasets)]
-    return Part(name, [*python('tools/train.py', f'configs/{config}.py', '--work-dir', str(args.work / name)),
-                       '--resume', '--cfg-options', *options],
-                worth=1.0, needs=needs, collect=partial(collect_runs, args.work, args.out))
+        options += [f'{key}.indices=200' for key in datasets]
+        settings, seeds = ['train_cfg.max_epochs=1'], [0]
+        if not all(path.exists() for path in needs):
+            configs, options, needs = [ROOT / 'configs/vanilla/digits_student.py'], ['train_cfg.val_interval=1'], ()
+    return Part('runs', [*python('tools/sweep.py', *map(str, configs)), '--together', '--seeds', *map(str, seeds),
+                         *(word for setting in settings for word in ('--set', setting.replace(' ', ''))),
+                         '--work-dir', str(args.work / 'sweep'), '--results', str(args.work / 'results'),
+                         '--cfg-options', *options],
+                worth=1.0, needs=needs, collect=partial(collect_runs, args.work / 'sweep', args.out))
+
+
+def taught(args: argparse.Namespace) -> list[Path]:
+    """Configs of the field's recipe, plain and weighted soft labels, with the teacher that was imported."""
+    paths = []
+    for name in ('kd-hinton', 'kd', 'wsl'):
+        paths.append(args.work / f'configs/{name}_r56_r20_cifar100.py')
+        paths[-1].parent.mkdir(parents=True, exist_ok=True)
+        write_whole(paths[-1], f"_base_ = [{str(ROOT / 'configs' / paths[-1].name)!r}]\n"
+                               f'model = dict(teacher_ckpt={str(imported_teacher(args))!r})\n')
+    return paths
 
 
 def collect_runs(work: Path, out: Path) -> None:

@@ -14,13 +14,17 @@ import platform
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 
 from mmwsl.engine import runs
+from mmwsl.engine.config_checks import merge_options
+from mmwsl.engine.data_checks import check_data
+from mmwsl.engine.together import train_together
 from mmwsl.utils import whole_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,6 +94,29 @@ def carry_out(run: Run, args: argparse.Namespace) -> dict:
     return json.loads(kept.read_text())
 
 
+def carry_out_together(planned: list[Run], args: argparse.Namespace) -> list[dict]:
+    """Train all runs in this process, a step of all at a time; those that are kept already are not repeated."""
+    missing = [run for run in planned if not (args.results / f'{run.name}.json').exists()]
+    configs = [Config.fromfile(run.config) for run in missing]
+    for run, cfg in zip(missing, configs, strict=True):
+        merge_options(cfg, parsed([*run.options, *args.cfg_options]))
+        check_data(cfg, ('train_dataloader', 'val_dataloader'))
+    work_dirs = [args.work_dir / run.name for run in missing]
+    args.jobs = len(missing)
+    if missing:
+        train_together(configs, work_dirs, partial(print, flush=True))
+    for run, work_dir in zip(missing, work_dirs, strict=True):
+        keep(run, work_dir, args)
+    return [json.loads((args.results / f'{run.name}.json').read_text()) for run in planned]
+
+
+def parsed(options: list[str]) -> dict:
+    """Settings as tools/train.py reads them from its command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    return parser.parse_args(['--cfg-options', *options]).cfg_options
+
+
 def check_results(planned: list[Run], args: argparse.Namespace) -> None:
     """Raise ValueError where a result is kept of a run with other options, which these would replace."""
     for kept in (args.results / f'{run.name}.json' for run in planned):
@@ -151,6 +178,8 @@ def parse_args() -> argparse.Namespace:
                         help='for every run, as in tools/train.py; tables show a run only where these say no more than '
                         'where files lie, how they are read and what is logged')
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
+    parser.add_argument('--together', action='store_true', help='all runs in one process, step by step: a GPU trains '
+                        'small networks alongside one another, and runs of one seed share their teacher')
     parser.add_argument('--threads', type=int, help='of each run, on a CPU; default: all cores, shared out to the jobs')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/sweep'), help='a folder for each run in here')
     parser.add_argument('--results', type=Path, default=Path('results'))
@@ -166,7 +195,9 @@ def main() -> None:
         Config.fromfile(config)  # a mistake in the last config must not wait for the runs before it
     check_results(planned, args)
     with ThreadPoolExecutor(args.jobs) as pool:
-        for number, result in enumerate(pool.map(lambda run: carry_out(run, args), planned), 1):
+        results = carry_out_together(planned, args) if args.together else pool.map(
+            lambda run: carry_out(run, args), planned)
+        for number, result in enumerate(results, 1):
             print(f'{number}/{len(planned)} {planned[number - 1].name}: top-1 {result["top1"]:.2f} %, '
                   f'{result["seconds"] / 60:.0f} min', flush=True)
 

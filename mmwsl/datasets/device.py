@@ -97,8 +97,18 @@ def crop_and_flip(images: Tensor, padding: int, top: np.ndarray, left: np.ndarra
     Returns:
         Shape: as images.
     """
+    return crop_at(images, padding, to_device(torch.from_numpy(np.stack((top, left, flip))), images.device))
+
+
+def crop_at(images: Tensor, padding: int, corner: Tensor) -> Tensor:
+    """As :func:`crop_and_flip`, with its three arrays as rows of one tensor on the device.
+
+    Args:
+        images: Shape: (N, C, H, W).
+        padding: In pixels, on each side.
+        corner: Top, left and whether to flip, int64. Shape: (3, N).
+    """
     height, width = images.shape[2:]
-    corner = to_device(torch.from_numpy(np.stack((top, left, flip))), images.device)
     rows = corner[0, :, None] + torch.arange(height, device=images.device)
     across = torch.arange(width, device=images.device)
     columns = corner[1, :, None] + torch.where(corner[2, :, None] > 0, across.flip(0), across)

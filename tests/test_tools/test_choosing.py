@@ -19,7 +19,7 @@ def run(config, seed, top1, options=(), **settings):
 def test_page_is_what_the_results_give(choosing):
     text = choosing.PAGE.read_text()
     assert choosing.page(choosing.Runs(choosing.read_runs())) == text, 'out of step: run tools/choosing.py'
-    assert text.count('written by tools/choosing.py') == 5
+    assert text.count('written by tools/choosing.py') == 6
 
 
 def test_every_config_that_is_asked_for_exists(choosing):
@@ -111,3 +111,18 @@ def test_pictures_show_what_is_complete(choosing, tmp_path, monkeypatch):
             for config in digits.configs(digits.pair, suffix).values()]
     choosing.draw(choosing.Runs(runs))
     assert [path.name for path in tmp_path.iterdir()] == ['choosing_noise.png']
+
+
+def test_longer_runs_are_told_apart_from_those_in_float32(choosing):
+    settings = {'train_cfg.max_epochs': '40', 'param_scheduler.milestones': '[25,30,35]'}
+    options = ['optim_wrapper.type=AmpOptimWrapper', 'train_cfg.val_interval=4', 'optim_wrapper.dtype=bfloat16']
+    runs = choosing.Runs([
+        run('kd_r56_r20_cifar100', 0, 60.0, options, **settings),
+        run('kd_r56_r20_cifar100', 1, 62.0, options, **settings),
+        run('wsl_r56_r20_cifar100', 0, 61.0, options, **settings),
+        run('wsl_r56_r20_cifar100', 1, 65.0, options, **settings),
+        run('wsl_r56_r20_cifar100', 2, 10.0, [], **settings), run('r20_cifar100', 0, 10.0, options)])
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in choosing.longer_table(runs).splitlines()]
+    assert rows[2][:2] == ['Alone', choosing.EMPTY]
+    assert rows[4:] == [['Plain soft labels', '61.00 ± 1.41', '', '60.00, 62.00'],
+                        ['Weighted soft labels', '63.00 ± 2.83', '+2.00 ± 1.00', '61.00, 65.00']]

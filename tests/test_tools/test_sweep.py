@@ -177,6 +177,20 @@ def test_sweep_keeps_every_run_and_repeats_none(tmp_path):
     assert 'choose other --results' in tool(*command, 'train_cfg.max_epochs=2', check=False).stdout
 
 
+def test_runs_that_train_together_are_kept_as_others_are(tmp_path):
+    config = ROOT / 'configs/vanilla/digits_student.py'
+    command = ['sweep.py', config, '--seeds', 0, 1, '--together', '--work-dir', tmp_path / 'work',
+               '--results', tmp_path / 'results', '--cfg-options', 'train_cfg.max_epochs=1']
+    assert '2/2 digits_student-seed=1: top-1' in tool(*command).stdout
+    kept = {path: path.read_text() for path in (tmp_path / 'results').rglob('*') if path.is_file()}
+    result = json.loads(kept[tmp_path / 'results/digits_student-seed=1.json'])
+    assert result['seed'] == 1 and result['machine']['jobs'] == 2
+    assert result['top1'] == result['top1_of_each_epoch'][0] > 0
+    assert {'config.py', 'scalars.json'} == {path.name for path in (tmp_path / 'results' / result['log']).iterdir()}
+    assert 'epoch 1/1' not in tool(*command).stdout
+    assert {path: path.read_text() for path in kept} == kept
+
+
 def test_failure_shows_what_the_run_said(tmp_path):
     with pytest.raises(RuntimeError, match=r'no_such_config.*status 1(?s:.*)FileNotFoundError'):
         runs.train(ROOT / 'tools/train.py', Path('no_such_config.py'), tmp_path)

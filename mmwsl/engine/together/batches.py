@@ -1,0 +1,64 @@
+"""Batches of images that stay on the device, made without the host."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from mmpretrain.structures import DataSample
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mmwsl.datasets.device import DeviceDataset, crop_at, draw
+
+
+class Batches:
+    """The batches of all runs with one seed: what ``DeviceDataset`` and ``ViewSampler`` would give, made by kernels.
+
+    Args:
+        loader: Of the training images.
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.loader = loader
+        self.dataset: DeviceDataset = loader.dataset  # type: ignore[assignment]
+        self.sampler: Any = loader.sampler
+        images = len(loader.sampler)  # type: ignore[arg-type]
+        self.size = loader.batch_size or 1
+        whole, rest = divmod(images, self.size)
+        self.sizes = [self.size] * whole + ([rest] if rest and not loader.drop_last else [])
+        device = self.dataset.images.device
+        self.views = torch.zeros(4, images, dtype=torch.int64, device=device)
+        self.position = torch.zeros((), dtype=torch.int64, device=device)
+
+    def drawn(self, epoch: int) -> Tensor:
+        """An epoch's images, each with top, left and flip of its crop. On the CPU. Shape: (4, images)."""
+        self.sampler.set_epoch(epoch)
+        views = list(self.sampler)
+        images = np.fromiter((getattr(view, 'image', view) for view in views), np.int64, len(views))
+        crops = draw(views, self.dataset.padding, self.dataset.flip_prob) if self._is_random() else [
+            np.zeros(len(views), np.int64)] * 3
+        drawn = torch.from_numpy(np.stack((images, *crops)))
+        return drawn.pin_memory() if self.views.is_cuda else drawn
+
+    def begin(self, drawn: Tensor) -> None:
+        """Take up an epoch at its first batch."""
+        self.views.copy_(drawn, non_blocking=True)
+        self.position.zero_()
+
+    def next(self, size: int) -> dict:
+        """The next batch, as a dataloader would give it, and go on by one."""
+        at = self.position + torch.arange(size, device=self.views.device)
+        image, *corner = self.views.index_select(1, at)
+        inputs = self.dataset.images[image]
+        if self._is_random():
+            inputs = crop_at(inputs, self.dataset.padding, torch.stack(corner))
+        self.position += size
+        return dict(inputs=inputs, data_samples=_samples(self.dataset.labels[image]))
+
+    def _is_random(self) -> bool:
+        return bool(self.dataset.padding or self.dataset.flip_prob)
+
+
+def _samples(labels: Tensor) -> list[DataSample]:
+    return [DataSample(gt_label=label) for label in labels.split(1)]

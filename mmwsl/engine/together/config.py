@@ -1,0 +1,139 @@
+"""What configs of runs that train together may say, and what they have in common."""
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper
+from mmengine.registry import PARAM_SCHEDULERS
+from torch import Tensor, nn
+
+# Hooks that change nothing of what is trained. What the checks among them look at is looked at here, too.
+_WATCHING = ('EpochSeedHook', 'CheckTeacherHook', 'CheckLabelsHook', 'CheckResumeHook', 'ExactResumeHook',
+             'FiniteLossHook', 'LossStatisticsHook', 'LateScalarsHook', 'ChannelsLastHook')
+_LOOP = 'EpochBasedTrainLoop'
+_ELSE = 'change that, or train each run by itself (tools/sweep.py without --together)'
+
+
+def check_config(cfg: Config) -> None:
+    """Raise ValueError for what runs that train together cannot do, with what to do instead."""
+    wrapper, loop = cfg.optim_wrapper, cfg.train_cfg
+    mixed = wrapper.get('type') == 'AmpOptimWrapper' and wrapper.get('dtype') == 'bfloat16'  # needs no scaling
+    asked = {
+        'optim_wrapper.clip_grad': wrapper.get('clip_grad'),
+        'optim_wrapper.accumulative_counts': wrapper.get('accumulative_counts', 1) != 1,
+        'optim_wrapper.optimizer.dampening': wrapper.optimizer.get('dampening'),
+        f'optim_wrapper.type={wrapper.get("type")!r} (in mixed precision it is dtype=\'bfloat16\')':
+            wrapper.get('type', 'OptimWrapper') != 'OptimWrapper' and not mixed,
+        'model.teacher_cache': cfg.model.get('teacher_cache'),
+        'a train_cfg that is not by epoch': not loop.get('by_epoch') or loop.get('type', _LOOP) != _LOOP,
+        **{f'the hook {hook["type"]!r}': hook['type'].rpartition('.')[2] not in _WATCHING
+           for hook in cfg.get('custom_hooks') or []},
+    }
+    refused = [name for name, present in asked.items() if present]
+    if refused:
+        raise ValueError(f'runs that train together cannot have {" or ".join(refused)}: {_ELSE}')
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise ValueError for a model that draws or counts on the host in each step, which a graph would not repeat."""
+    if getattr(model.data_preprocessor, 'batch_augments', None) is not None:
+        raise ValueError(f'runs that train together cannot mix images (train_cfg.augments): {_ELSE}')
+    losses = getattr(getattr(model, 'distiller', None), 'distill_losses', {})
+    warming = [name for name, loss in losses.items() if getattr(loss, 'warmup_epochs', 0)]
+    if warming:
+        raise ValueError(f'runs that train together cannot have warmup_epochs, as in {warming}: {_ELSE}')
+
+
+def check_alike(configs: Sequence[Config]) -> None:
+    """Raise ValueError for the first setting that differs and may not."""
+    for key in ('train_dataloader', 'val_dataloader', 'data_preprocessor'):
+        if any(cfg.get(key) != configs[0].get(key) for cfg in configs):
+            raise ValueError(f'runs that train together have one {key}, and these differ in it: '
+                             f'{[Path(cfg.filename).stem for cfg in configs]}')
+    for key in ('max_epochs', 'val_interval'):
+        if len({cfg.train_cfg.get(key, 1) for cfg in configs}) > 1:
+            raise ValueError(f'runs that train together have one train_cfg.{key}, got '
+                             f'{[cfg.train_cfg.get(key, 1) for cfg in configs]}')
+    unseeded = [Path(cfg.filename).stem for cfg in configs if cfg.get('randomness', {}).get('seed') is None]
+    if unseeded:
+        raise ValueError(f'runs that train together need a seed: set randomness.seed of {unseeded}')
+
+
+def put_on_device(cfg: Config) -> None:
+    """Let a config's images stay on the device, in place, if they are padded, cropped and flipped and no more.
+
+    Raises:
+        ValueError: If another transform is in a pipeline.
+    """
+    for split in ('train', 'val'):
+        loader = cfg[f'{split}_dataloader']
+        if not _is(loader.dataset, 'DeviceDataset'):
+            dataset = loader.dataset.dataset if _is(loader.dataset, 'SeededViews') else loader.dataset
+            settings = _views(dataset.pipeline, f'{split}_dataloader')
+            dataset.pipeline = [dict(type='PackInputs')]
+            loader.dataset = dict(type='mmwsl.DeviceDataset', dataset=dataset, **settings)
+        loader.update(num_workers=0, persistent_workers=False, pin_memory=False,
+                      collate_fn=dict(type='mmwsl.already_collated'))
+
+
+def _views(pipeline: Sequence[dict], where: str) -> dict[str, Any]:
+    """What a DeviceDataset is to draw in place of a pipeline, or raise ValueError."""
+    settings: dict[str, Any] = {}
+    for transform in pipeline:
+        if _is(transform, 'RandomCrop') and set(transform) == {'type', 'crop_size', 'padding'}:
+            settings['padding'] = transform['padding']
+        elif _is(transform, 'RandomFlip') and transform.get('direction', 'horizontal') == 'horizontal':
+            settings['flip_prob'] = transform['prob']
+        elif not _is(transform, 'PackInputs'):
+            raise ValueError(f'{where} has {transform["type"]} in its pipeline, and images of runs that train together '
+                             'are of one size, and only padded, cropped and flipped (mmwsl.DeviceDataset): '
+                             f'{_ELSE}')
+    return settings
+
+
+def _is(config: Any, name: str) -> bool:
+    return str(config['type']).rpartition('.')[2] == name
+
+
+def learning_rates(wrapper: OptimWrapper, cfg: Config, steps: int) -> Tensor:
+    """The learning rate of each step and parameter group, by the config's schedulers. Shape: (all steps, groups).
+
+    Raises:
+        ValueError: If a scheduler changes anything else.
+    """
+    schedulers, before, rates = _schedulers(wrapper, cfg, steps), _others(wrapper), []
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='.*before `optimizer.step')  # there is none in between
+        for step in range(cfg.train_cfg.max_epochs * steps):
+            rates.append([group['lr'] for group in wrapper.param_groups])
+            for scheduler in schedulers:
+                if not scheduler.by_epoch or (step + 1) % steps == 0:
+                    scheduler.step()
+    if _others(wrapper) != before:
+        raise ValueError(f'runs that train together cannot schedule more than the learning rate (param_scheduler): '
+                         f'{_ELSE}')
+    return torch.tensor(rates, dtype=torch.float64)
+
+
+def _others(wrapper: OptimWrapper) -> list[dict]:
+    """What else parameter groups hold."""
+    return [{key: value for key, value in group.items() if key not in ('params', 'lr')}
+            for group in wrapper.param_groups]
+
+
+def _schedulers(wrapper: OptimWrapper, cfg: Config, steps: int) -> list:
+    """Built as mmengine's Runner does."""
+    configs = cfg.get('param_scheduler') or []
+    built = []
+    for config in [configs] if isinstance(configs, dict) else configs:
+        config = {'end': cfg.train_cfg.max_epochs, **config} if config.get('by_epoch', True) else dict(config)
+        extra = dict(optimizer=wrapper)
+        if config.pop('convert_to_iter_based', False):
+            extra.update(epoch_length=steps, convert_to_iter_based=True)
+        built.append(PARAM_SCHEDULERS.build(config, default_args=extra))
+    return built
