@@ -119,10 +119,12 @@ def test_longer_runs_are_told_apart_from_those_in_float32(choosing):
     runs = choosing.Runs([
         run('kd_r56_r20_cifar100', 0, 60.0, options, **settings),
         run('kd_r56_r20_cifar100', 1, 62.0, options, **settings),
+        run('kd_r56_r20_cifar100', 2, 61.0, options, **settings),
         run('wsl_r56_r20_cifar100', 0, 61.0, options, **settings),
         run('wsl_r56_r20_cifar100', 1, 65.0, options, **settings),
+        run('wsl_r56_r20_cifar100', 2, 63.0, options, **settings),
         run('wsl_r56_r20_cifar100', 2, 10.0, [], **settings), run('r20_cifar100', 0, 10.0, options)])
     rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in choosing.longer_table(runs).splitlines()]
     assert rows[2][:2] == ['Alone', choosing.EMPTY]
-    assert rows[4:] == [['Plain soft labels', '61.00 ± 1.41', '', '60.00, 62.00'],
-                        ['Weighted soft labels', '63.00 ± 2.83', '+2.00 ± 1.00', '61.00, 65.00']]
+    assert rows[4:] == [['Plain soft labels', '61.00 ± 1.00', '', '60.00, 62.00, 61.00'],
+                        ['Weighted soft labels', '63.00 ± 2.00', '+2.00 ± 0.58', '61.00, 65.00, 63.00']]
