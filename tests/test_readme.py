@@ -9,6 +9,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
 from mmwsl.cache import RecordFormat
+from mmwsl.engine.kept_runs import KeptRuns
 from tests.tiny import ROOT, batch, build, losses
 
 README = (ROOT / 'README.md').read_text()
@@ -144,7 +145,7 @@ def test_accuracies_in_the_text_are_those_of_a_table_or_a_run(page):
     """Tables are made from results/; what the text repeats of them has to be what they say now."""
     lines = (ROOT / page).read_text().splitlines() + README.splitlines()
     tables = ' '.join(line for line in lines if line.startswith('|'))
-    runs = (json.loads(path.read_text()) for path in (ROOT / 'results').glob('*.json'))
+    runs = KeptRuns(ROOT / 'results').all()
     known = {*FIGURE.findall(tables), *(f'{run["top1"]:.2f}' for run in runs)}
     prose = ' '.join(line for line in lines if not line.startswith('|'))
     assert set(FIGURE.findall(prose)) <= known
@@ -152,9 +153,9 @@ def test_accuracies_in_the_text_are_those_of_a_table_or_a_run(page):
 
 def test_weights_that_the_text_names_were_logged():
     means = []
-    for path in (ROOT / 'results/logs').glob('wsl_r56_r20_cifar100_8e*-seed=[0-9]/scalars.json'):
-        if re.fullmatch(r'wsl_r56_r20_cifar100_8e(_eval)?-seed=\d', path.parent.name):
-            lines = [line for line in map(json.loads, path.read_text().splitlines()) if 'distill.wsl_weight' in line]
+    for name, log in KeptRuns(ROOT / 'results').curves().items():
+        if re.fullmatch(r'wsl_r56_r20_cifar100_8e(_eval)?-seed=\d', name):
+            lines = [line for line in log if 'distill.wsl_weight' in line]
             means.append(statistics.mean(line['distill.wsl_weight'] for line in lines if line['epoch'] == 8))
     assert len(means) == 6
     assert f'of the last epoch is {min(means):.2f} to {max(means):.2f}' in README.replace('\n  ', ' ')

@@ -2,16 +2,14 @@
 
 A sweep that was killed goes on where it stopped when the same command is given again; a run that is finished in its
 work dir is not repeated. A result of the same command is replaced, one of another is not.
-All configs are run with the first seed, then all with the second. tools/catalogue.py makes the tables from results/.
+All configs are run with the first seed, then all with the second. The project's tables are made by tools/results/.
 """
 import mmwsl.registry  # noqa: I001  readies the stack, so it comes first
 
 import argparse
 import itertools
-import json
 import os
 import platform
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +22,8 @@ from mmengine.config import Config, DictAction
 from mmwsl.engine import runs
 from mmwsl.engine.config_checks import merge_options
 from mmwsl.engine.data_checks import check_data
+from mmwsl.engine.kept_runs import KeptRuns
 from mmwsl.engine.together import train_together
-from mmwsl.utils import whole_file
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,28 +84,28 @@ def split(values: str) -> list[str]:
 
 
 def carry_out(run: Run, args: argparse.Namespace) -> dict:
-    work_dir, kept = args.work_dir / run.name, args.results / f'{run.name}.json'
+    work_dir, kept = args.work_dir / run.name, KeptRuns(args.results)
     runs.train(ROOT / 'tools/train.py', run.config, work_dir, [*run.options, *args.cfg_options], args.threads)
     # what an earlier sweep kept of this run says on which machine, by how many jobs
-    if not kept.exists() or json.loads(kept.read_text()).get('started') != runs.started(work_dir):
-        keep(run, work_dir, args)
-    return json.loads(kept.read_text())
+    found = kept.find(run.name)
+    if found and found.get('started') == runs.started(work_dir):
+        return found
+    return keep(run, work_dir, args)
 
 
 def carry_out_together(planned: list[Run], args: argparse.Namespace) -> list[dict]:
     """Train all runs in this process, a step of all at a time; those that are kept already are not repeated."""
-    missing = [run for run in planned if not (args.results / f'{run.name}.json').exists()]
+    kept = {run['name']: run for run in KeptRuns(args.results).all()}
+    missing = [run for run in planned if run.name not in kept]
     configs = [Config.fromfile(run.config) for run in missing]
     for run, cfg in zip(missing, configs, strict=True):
         merge_options(cfg, parsed([*run.options, *args.cfg_options]))
         check_data(cfg, ('train_dataloader', 'val_dataloader'))
-    work_dirs = [args.work_dir / run.name for run in missing]
     args.jobs = len(missing)
     if missing:
-        train_together(configs, work_dirs, partial(print, flush=True))
-    for run, work_dir in zip(missing, work_dirs, strict=True):
-        keep(run, work_dir, args)
-    return [json.loads((args.results / f'{run.name}.json').read_text()) for run in planned]
+        train_together(configs, [args.work_dir / run.name for run in missing], partial(print, flush=True))
+    kept.update({run.name: keep(run, args.work_dir / run.name, args) for run in missing})
+    return [kept[run.name] for run in planned]
 
 
 def parsed(options: list[str]) -> dict:
@@ -119,31 +117,31 @@ def parsed(options: list[str]) -> dict:
 
 def check_results(planned: list[Run], args: argparse.Namespace) -> None:
     """Raise ValueError where a result is kept of a run with other options, which these would replace."""
-    for kept in (args.results / f'{run.name}.json' for run in planned):
-        if kept.exists() and (options := json.loads(kept.read_text())['options']) != args.cfg_options:
-            raise ValueError(f'{kept} is the result of a run with the options {options}, not {args.cfg_options}: '
-                             'choose other --results, or delete it')
+    kept = {run['name']: run['options'] for run in KeptRuns(args.results).all()}
+    for run in planned:
+        if kept.get(run.name, args.cfg_options) != args.cfg_options:
+            raise ValueError(f'{args.results} keeps the result of {run.name} with the options {kept[run.name]}, not '
+                             f'{args.cfg_options}: choose other --results, or delete its line in runs.jsonl there')
 
 
-def keep(run: Run, work_dir: Path, args: argparse.Namespace) -> None:
-    """Copy the config and the log into results/, and write the figures beside them.
+def keep(run: Run, work_dir: Path, args: argparse.Namespace) -> dict:
+    """Keep a run's config, its log and the figures; return the figures.
 
     Raises:
         RuntimeError: If the last epoch was never validated.
     """
     log = runs.scalars(work_dir)
-    epochs = Config.fromfile(work_dir / run.config.name).train_cfg.max_epochs
+    config = work_dir / run.config.name
+    epochs = Config.fromfile(config).train_cfg.max_epochs
     check_last_epoch(log, work_dir, epochs)
-    folder = args.results / 'logs' / run.name
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'scalars.json').write_text(''.join(json.dumps(line) + '\n' for line in log))
-    shutil.copy(work_dir / run.config.name, folder / 'config.py')
     top1 = top1_of_each_epoch(log, epochs)
-    result = dict(config=run.config.stem, settings=dict(run.settings), seed=run.seed, top1=top1[-1],
-                  top1_of_each_epoch=top1, started=runs.started(work_dir), seconds=round(runs.seconds(work_dir)),
-                  log=f'logs/{run.name}', options=args.cfg_options, machine=machine(args))
-    with whole_file(args.results / f'{run.name}.json') as file:
-        file.write((json.dumps(result, indent=1) + '\n').encode())
+    best = max(value for value in top1 if value is not None)
+    KeptRuns(args.results).keep(dict(
+        name=run.name, config=run.config.stem, settings=dict(run.settings), seed=run.seed, top1=top1[-1], best=best,
+        best_epoch=top1.index(best) + 1, top1_of_each_epoch=top1, started=runs.started(work_dir),
+        seconds=round(runs.seconds(work_dir)), options=args.cfg_options, machine=machine(args)), log,
+        config.read_text())
+    return KeptRuns(args.results).find(run.name)  # type: ignore[return-value]
 
 
 def check_last_epoch(log: list[dict], work_dir: Path, epochs: int) -> None:

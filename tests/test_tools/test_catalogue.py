@@ -1,4 +1,4 @@
-import json
+import hashlib
 import re
 
 import pytest
@@ -6,9 +6,10 @@ import yaml
 from mmengine.config import Config
 
 from mmwsl.engine import launcher_parser
+from mmwsl.engine.kept_runs import KeptRuns
 from tests.tiny import ROOT, load_tool
 
-catalogue = load_tool('catalogue')
+catalogue = load_tool('results/catalogue')
 
 STEMS = {path.stem for path in (ROOT / 'configs').rglob('*.py')
          if not {'_base_', *catalogue.OTHER_TASKS} & set(path.parts)}
@@ -16,7 +17,7 @@ STEMS = {path.stem for path in (ROOT / 'configs').rglob('*.py')
 
 def test_files_are_what_the_configs_and_the_results_give():
     for path, text in catalogue.catalogue().items():
-        assert path.read_text() == text, f'{path} is out of step: run tools/catalogue.py'
+        assert path.read_text() == text, f'{path} is out of step: run tools/results/catalogue.py'
 
 
 def test_every_config_has_a_row_and_every_row_a_config():
@@ -80,13 +81,8 @@ def results(tmp_path, monkeypatch):
     monkeypatch.setattr(catalogue, 'RESULTS', tmp_path)
 
     def add(config, seed, top1, settings=None, options=()):
-        log = tmp_path / f'logs/{config}-{seed}'
-        log.mkdir(parents=True)
-        (log / 'scalars.json').write_text('')
-        run = dict(config=config, seed=seed, top1=top1, settings=settings or {}, options=options,
-                   log=f'logs/{config}-{seed}')
-        (tmp_path / f'{config}-{seed}.json').write_text(json.dumps(run))
-        return log
+        KeptRuns(tmp_path).keep(dict(name=f'{config}-{seed}', config=config, seed=seed, top1=top1,
+                                     settings=settings or {}, options=options), [], '')
 
     return add
 
@@ -105,21 +101,27 @@ def test_a_run_of_another_recipe_is_no_result_of_the_config(results):
 
 
 def test_result_without_its_log_is_an_error(results):
-    (results('a', 0, 1.0) / 'scalars.json').unlink()
-    with pytest.raises(ValueError, match='a run of a, seed 0, without its log logs/a-0'):
+    results('a', 0, 1.0)
+    (catalogue.RESULTS / 'curves.jsonl').unlink()
+    with pytest.raises(ValueError, match=r'curves.jsonl has no log of a-0'):
         catalogue.read_results()
 
 
 def test_figures_kept_are_those_of_their_logs():
-    for path in (ROOT / 'results').glob('*.json'):
-        run = json.loads(path.read_text())
-        log = [json.loads(line) for line in (ROOT / 'results' / run['log'] / 'scalars.json').read_text().splitlines()]
-        cfg = Config.fromfile(ROOT / 'results' / run['log'] / 'config.py')
+    kept = KeptRuns(ROOT / 'results')
+    curves, texts = kept.curves(), kept.configs()
+    configs = {sha256: Config.fromstring(text, '.py') for sha256, text in texts.items()}
+    assert {sha256: hashlib.sha256(text.encode()).hexdigest()[:12] for sha256, text in texts.items()} == {
+        sha256: sha256 for sha256 in texts} and {run['config_sha256'] for run in kept.all()} == texts.keys()
+    for run in kept.all():
+        cfg = configs[run['config_sha256']]
+        cfg.randomness.seed = run['seed']
         top1 = [None] * cfg.train_cfg.max_epochs  # where a kill hit the validation of an epoch, it was not repeated
-        for line in (line for line in log if 'accuracy/top1' in line):
+        for line in (line for line in curves[run['name']] if 'accuracy/top1' in line):
             top1[line['step'] - 1] = round(line['accuracy/top1'], 4)
-        assert top1 == run['top1_of_each_epoch'] and run['top1'] == top1[-1] is not None, path
-        assert as_it_says(cfg, run).to_dict() == cfg.to_dict(), f'{path} names other settings than its config.py'
+        assert top1 == run['top1_of_each_epoch'] and run['top1'] == top1[-1] is not None, run['name']
+        assert run['best'] == max(filter(None, top1)) == top1[run['best_epoch'] - 1]
+        assert as_it_says(cfg, run).to_dict() == cfg.to_dict(), f'{run["name"]} names other settings than its config'
 
 
 def as_it_says(cfg, run):

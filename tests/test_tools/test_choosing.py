@@ -7,9 +7,9 @@ from tests.tiny import ROOT, load_tool
 
 @pytest.fixture(scope='module')
 def choosing():
-    sys.path.insert(0, str(ROOT / 'tools'))  # it imports a tool beside it
-    yield load_tool('choosing')
-    sys.path.remove(str(ROOT / 'tools'))
+    sys.path.insert(0, str(ROOT / 'tools/results'))  # it imports a tool beside it
+    yield load_tool('results/choosing')
+    sys.path.remove(str(ROOT / 'tools/results'))
 
 
 def run(config, seed, top1, options=(), **settings):
@@ -18,8 +18,8 @@ def run(config, seed, top1, options=(), **settings):
 
 def test_page_is_what_the_results_give(choosing):
     text = choosing.PAGE.read_text()
-    assert choosing.page(choosing.Runs(choosing.read_runs())) == text, 'out of step: run tools/choosing.py'
-    assert text.count('written by tools/choosing.py') == 6
+    assert choosing.page(choosing.Runs(choosing.read_runs())) == text, 'out of step: run tools/results/choosing.py'
+    assert text.count('written by tools/results/choosing.py') == 6
 
 
 def test_every_config_that_is_asked_for_exists(choosing):

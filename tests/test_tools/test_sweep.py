@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from mmwsl.engine import runs
+from mmwsl.engine.kept_runs import KeptRuns
 from tests.tiny import ROOT, load_tool, tool
 
 sweep = load_tool('sweep')
@@ -72,20 +73,18 @@ def test_a_last_line_that_was_cut_short_is_left_out(tmp_path):
 
 
 def result_of(tmp_path, **fields):
-    (tmp_path / 'results').mkdir(exist_ok=True)
-    kept = tmp_path / 'results/c-seed=0.json'
-    kept.write_text(json.dumps(dict(options=[], started='20260101_000000', top1=50.0, seconds=1, **fields)))
-    return kept
+    run = dict(name='c-seed=0', seed=0, options=[], started='20260101_000000', top1=50.0, seconds=1, **fields)
+    KeptRuns(tmp_path / 'results').keep(run, [], '')
+    return tmp_path / 'results'
 
 
 def test_the_result_of_another_command_is_not_replaced(tmp_path):
-    kept = result_of(tmp_path)
     planned = sweep.plan([Path('c.py')], [], [0, 1])
-    args = SimpleNamespace(results=kept.parent, cfg_options=[])
+    args = SimpleNamespace(results=result_of(tmp_path), cfg_options=[])
     sweep.check_results(planned, args)
     args.cfg_options = ['train_cfg.max_epochs=1']
-    with pytest.raises(ValueError, match=r"c-seed=0.json is the result of a run with the options \[\], not "
-                                         r"\['train_cfg.max_epochs=1'\]: choose other --results, or delete it"):
+    with pytest.raises(ValueError, match=r"results keeps the result of c-seed=0 with the options \[\], not "
+                                         r"\['train_cfg.max_epochs=1'\]: choose other --results, or delete its line"):
         sweep.check_results(planned, args)
 
 
@@ -97,7 +96,7 @@ def test_a_run_that_is_not_the_kept_one_is_kept(tmp_path, monkeypatch, begun, an
     monkeypatch.setattr(runs, 'train', lambda *args: False)
     seen = []
     monkeypatch.setattr(sweep, 'keep', lambda *args: seen.append(args))
-    args = SimpleNamespace(work_dir=tmp_path, results=kept.parent, cfg_options=[], threads=1)
+    args = SimpleNamespace(work_dir=tmp_path, results=kept, cfg_options=[], threads=1)
     sweep.carry_out(sweep.plan([Path('c.py')], [], [0])[0], args)
     assert bool(seen) is anew
 
@@ -166,7 +165,7 @@ def test_sweep_keeps_every_run_and_repeats_none(tmp_path):
     output = tool(*command, 'train_cfg.max_epochs=1').stdout
     assert '2/2 digits_student-lr=0.1-seed=1: top-1' in output
     kept = {path: path.read_text() for path in (tmp_path / 'results').rglob('*') if path.is_file()}
-    result = json.loads(kept[tmp_path / 'results/digits_student-lr=0.1-seed=1.json'])
+    result = KeptRuns(tmp_path / 'results').find('digits_student-lr=0.1-seed=1')
     assert (result['config'], result['seed'], result['settings']) == (
         'digits_student', 1, {'optim_wrapper.optimizer.lr': '0.1'})
     assert result['top1'] == result['top1_of_each_epoch'][0] > 0
@@ -183,10 +182,9 @@ def test_runs_that_train_together_are_kept_as_others_are(tmp_path):
                '--results', tmp_path / 'results', '--cfg-options', 'train_cfg.max_epochs=1']
     assert '2/2 digits_student-seed=1: top-1' in tool(*command).stdout
     kept = {path: path.read_text() for path in (tmp_path / 'results').rglob('*') if path.is_file()}
-    result = json.loads(kept[tmp_path / 'results/digits_student-seed=1.json'])
+    result = KeptRuns(tmp_path / 'results').find('digits_student-seed=1')
     assert result['seed'] == 1 and result['machine']['jobs'] == 2
     assert result['top1'] == result['top1_of_each_epoch'][0] > 0
-    assert {'config.py', 'scalars.json'} == {path.name for path in (tmp_path / 'results' / result['log']).iterdir()}
     assert 'epoch 1/1' not in tool(*command).stdout
     assert {path: path.read_text() for path in kept} == kept
 

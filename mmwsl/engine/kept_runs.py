@@ -1,0 +1,99 @@
+"""Finished runs, kept in three files that diff and merge by lines."""
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from filelock import FileLock
+from mmengine.config import Config
+
+from mmwsl.utils.files import whole_file
+
+
+class KeptRuns:
+    """The runs that are kept in a folder.
+
+    ``runs.jsonl`` has a line for each run: name, config, settings, seed, figures, time and machine. ``curves.jsonl``
+    has what each logged. ``configs.jsonl`` has whole configs, each once: runs that differ in nothing but seed and work
+    dir share one.
+
+    Args:
+        folder: It need not be there before the first run is kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def all(self) -> list[dict]:
+        """Return all runs, in order of names.
+
+        Raises:
+            ValueError: If a line of a file cannot be read; the file is named.
+        """
+        return self._read('runs')
+
+    def find(self, name: str) -> dict | None:
+        """Return a run by its name, or None."""
+        return next((run for run in self.all() if run['name'] == name), None)
+
+    def curves(self) -> dict[str, list[dict]]:
+        """Return what runs logged, as :func:`mmwsl.engine.runs.scalars` does, by their names."""
+        return {curve['name']: curve['log'] for curve in self._read('curves')}
+
+    def configs(self) -> dict[str, str]:
+        """Return the texts of configs, without seed and work dir, by what runs have under ``config_sha256``."""
+        return {kept['sha256']: kept['text'] for kept in self._read('configs')}
+
+    def config_of(self, run: dict) -> Config:
+        """Return the whole config of a run, with its seed."""
+        cfg = Config.fromstring(self.configs()[run['config_sha256']], '.py')
+        cfg.randomness.seed = run['seed']
+        return cfg
+
+    def keep(self, run: dict, log: list[dict], config: str) -> None:
+        """Keep a run in place of any of the same name; a process that is killed meanwhile leaves whole files.
+
+        Args:
+            run: With ``name`` and ``seed``, and whatever else is known of it.
+            log: What it logged.
+            config: The text of its whole config.
+        """
+        self.keep_all([(run, log, config)])
+
+    def keep_all(self, kept: Iterable[tuple[dict, list[dict], str]]) -> None:
+        """Keep several runs, as :meth:`keep` does one."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / '.lock'):  # the jobs of a sweep end when they like
+            runs, curves, configs = {run['name']: run for run in self.all()}, self.curves(), self.configs()
+            for run, log, config in kept:
+                text = _shared(config)
+                sha256 = hashlib.sha256(text.encode()).hexdigest()[:12]
+                configs[sha256], curves[run['name']] = text, log
+                runs[run['name']] = {**run, 'config_sha256': sha256}
+            used = {run['config_sha256'] for run in runs.values()}
+            # the runs last: they name what is in the others
+            self._write('configs', [dict(sha256=key, text=configs[key]) for key in sorted(used)])
+            self._write('curves', [dict(name=name, log=log) for name, log in sorted(curves.items())])
+            self._write('runs', [runs[name] for name in sorted(runs)])
+
+    def _read(self, name: str) -> list[dict]:
+        path = self.folder / f'{name}.jsonl'
+        if not path.exists():
+            return []
+        try:
+            return [json.loads(line) for line in path.read_text().splitlines()]
+        except json.JSONDecodeError as error:
+            raise ValueError(f'{path} is damaged: a line of it is not JSON ({error})') from error
+
+    def _write(self, name: str, lines: list[dict]) -> None:
+        with whole_file(self.folder / f'{name}.jsonl') as file:
+            file.write(''.join(json.dumps(line) + '\n' for line in lines).encode())
+
+
+def _shared(config: str) -> str:
+    """Leave seed and work dir out of a config's text."""
+    return re.sub(r'(randomness = dict\(.*?seed=)\d+', r'\1None', re.sub(r'(?m)^work_dir = .*\n?', '', config), count=1,
+                  flags=re.DOTALL)

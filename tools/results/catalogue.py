@@ -1,0 +1,361 @@
+"""Write the catalogue of all configs (configs/README.md and metafile.yml, model-index.yml) and README.md's results.
+
+Names, networks and recipes are read from the configs, parameters and multiply-adds (MACs) are counted. This project's
+results come from results/runs.jsonl, which tools/sweep.py writes, and others' from configs/published.yml.
+"""
+import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
+
+import argparse
+import functools
+import json
+import re
+import statistics
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from mmengine.analysis import get_model_complexity_info
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from mmwsl.engine.kept_runs import KeptRuns
+from mmwsl.utils import whole_file
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / 'configs'
+RESULTS = ROOT / 'results'
+DATASETS = {'in1k': ('ImageNet-1k', (3, 224, 224)), 'cifar100': ('CIFAR-100', (3, 32, 32)),
+            'cifar10': ('CIFAR-10', (3, 32, 32)), 'digits': ('Digits', (1, 8, 8))}
+OTHER_TASKS = ('multi', 'seg')  # folders that the tables of top-1 leave out
+METHODS = {
+    'wsl': 'Weighted soft labels', 'kd': 'Plain soft labels', 'kd-hinton': "Plain soft labels, Hinton's recipe",
+    'kd-ls': 'Standardised logits', 'dkd': 'DKD', 'nkd': 'NKD', 'dist': 'DIST', 'wttm': 'WTTM',
+    'wsl-hinton': "Weighted soft labels, Hinton's recipe", 'wsl-dkd': 'DKD, weighted', 'wsl-nkd': 'NKD, weighted',
+    'wsl-dist': 'DIST, weighted', 'mmrazor': "MMRazor's weighted soft labels", 'ablations': 'Ablations of the weight',
+    'vanilla': 'Networks alone'}
+# the heading of methods that share a table
+SECTIONS = {
+    **dict.fromkeys(('kd-ls', 'dkd', 'nkd', 'dist', 'wttm'), 'Other methods'),
+    **dict.fromkeys(('wsl-hinton', 'wsl-dkd', 'wsl-nkd', 'wsl-dist'), "Other methods with WSL's weights")}
+WSL_PAPER = ('Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective', '2102.00650')
+# of the methods that are in others' papers: title, and number on arXiv
+PAPERS = {
+    'kd-hinton': ('Distilling the Knowledge in a Neural Network', '1503.02531'),
+    'kd-ls': ('Logit Standardization in Knowledge Distillation', '2403.01427'),
+    'dkd': ('Decoupled Knowledge Distillation', '2203.08679'),
+    'nkd': ('From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized Loss and '
+            'Customized Soft Labels', '2303.13005'),
+    'dist': ('Knowledge Distillation from A Stronger Teacher', '2205.10536'),
+    'wttm': ('Knowledge Distillation Based on Transformed Teacher Matching', '2402.11148')}
+NETWORKS = {
+    **{f'r{depth}': f'ResNet-{depth}' for depth in (18, 20, 32, 34, 44, 50, 56, 110)},
+    'r8x4': 'ResNet-8x4', 'r32x4': 'ResNet-32x4', 'wrn16-2': 'WRN-16-2', 'wrn40-1': 'WRN-40-1', 'wrn40-2': 'WRN-40-2',
+    'vgg8': 'VGG-8', 'vgg13': 'VGG-13', 'mbv1': 'MobileNetV1', 'mbv2': 'MobileNetV2', 'sv1': 'ShuffleNetV1',
+    'sv2': 'ShuffleNetV2', 'swin-t': 'Swin-T', 'r56-r44-r32': 'ResNet-56 + 44 + 32', 'teacher': 'ResNet-14',
+    'teacher-ls': 'ResNet-14, label smoothing', 'student': 'ResNet-8, 2 channels',
+    'r56-ls': 'ResNet-56, label smoothing',
+}
+# settings of a run that leave its last figure alone: where things lie, how they are read, what is logged and when
+NEUTRAL = re.compile(
+    r'(model\.teacher_ckpt|.*data_root|.*_workers|work_dir|default_hooks\.(logger|checkpoint|sample_records)\..*'
+    r'|train_cfg\.val_interval)=')
+# what README.md compares
+DIFFERENCES = {
+    'weighted soft labels - alone': ('wsl_r56_r20_cifar100_8e', 'r20_cifar100_8e'),
+    'plain soft labels - alone': ('kd_r56_r20_cifar100_8e', 'r20_cifar100_8e'),
+    "plain - plain in Hinton's recipe": ('kd_r56_r20_cifar100_8e', 'kd-hinton_r56_r20_cifar100_8e'),
+    "weighted - plain in Hinton's recipe": ('wsl_r56_r20_cifar100_8e', 'kd-hinton_r56_r20_cifar100_8e'),
+    'weighted - plain': ('wsl_r56_r20_cifar100_8e', 'kd_r56_r20_cifar100_8e'),
+    'weighted - plain, teacher in eval mode': ('wsl_r56_r20_cifar100_8e_eval', 'kd_r56_r20_cifar100_8e_eval'),
+    'batch statistics - eval mode, weighted': ('wsl_r56_r20_cifar100_8e', 'wsl_r56_r20_cifar100_8e_eval'),
+    'batch statistics - eval mode, plain': ('kd_r56_r20_cifar100_8e', 'kd_r56_r20_cifar100_8e_eval'),
+    "MMRazor's - ours, teacher in eval mode": ('mmrazor_r56_r20_cifar100_8e', 'wsl_r56_r20_cifar100_8e_eval'),
+}
+COLUMNS = ('Config', 'Teacher', 'Student', 'Recipe', 'Parameters', 'MACs', 'Published', 'Source', 'Measured', 'Runs')
+PROSE = """# Configs
+
+Written by `tools/results/catalogue.py` from the configs, [published.yml](published.yml) and [results](../results);
+change those, and run it again.
+
+`wsl_<teacher>_<student>_<dataset>.py` distils with weighted soft labels, `kd_` is the same with plain soft labels, and
+`vanilla/` trains each network alone, which is also how a teacher is made. Six more methods have their authors'
+settings for the pair, which `_base_/distillers/<method>_*.py` gives with their source:
+
+- `kd-hinton_`: plain soft labels in the recipe of the published KD figures: 0.1 CE + 0.9 tau^2 KL at temperature 4 on
+  CIFAR-100, 0.5 CE + 0.5 KL at temperature 1 on ImageNet
+- `kd-ls_`: the same on standardised logits, with more weight
+- `dkd_`, `nkd_`, `dist_`, `wttm_`: DKD, NKD, DIST and WTTM
+- `wsl-hinton_`, `wsl-dkd_`, `wsl-nkd_`, `wsl-dist_`: four of these with WSL's weights, which are only an option:
+  `--cfg-options model.distiller.distill_losses.loss_kd.weighting.type=WSLWeighting` turns `kd-hinton_` into
+  `wsl-hinton_`
+
+They differ from the pair's `wsl_` in the method alone. So their teacher predicts with batch statistics, too; the
+methods' authors have it in eval mode, which is `model.teacher_norm_eval=True`. DKD's warm-up, 20 of 240 epochs, is left
+out of short schedules. NKD's authors have no pair as small as ResNet-56 -> ResNet-20: the settings for CIFAR-100 are
+theirs for ResNet-34 -> ResNet-18.
+
+`ablations/wsl-<weighting>_...` puts another weight in place of WSL's, all else equal: 1 (`one`), 0 for regularization
+samples (`drop`), 0 for all others (`only`), or WSL's weights handed out at random (`random`). What follows the name of
+the dataset says how a config differs from the pair's usual recipe; `_cached` reads what a teacher said from disk
+([docs/teacher_cache.md](../docs/teacher_cache.md)), and `_device` keeps the images on the GPU.
+
+`multi/` has a pair for images with several labels (sigmoid heads, `BernoulliKD`) on scenes of digits: teacher, student
+alone, plain and weighted soft labels. It is scored by mAP and in no table here. `seg/` has the same for segmentation
+(extra `dense`, mIoU), with MMRazor's channel-wise distillation beside them.
+
+Top-1 accuracy is in percent. *Published* numbers are others', often of the best epoch on the test set, and stand with
+their source; *Measured* ones are this project's, of the last epoch, mean and standard deviation over seeds, each run
+with its log in `results/`. Parameters and multiply-adds (MACs, counted by mmengine for one image) are the student's, or
+those of the network alone.
+
+The CIFAR networks are those that distillation's papers compare on, and begin as their code draws them. Those for
+ImageNet are mmpretrain's and timm's, and begin as these draw them: unlike the authors' code, mmpretrain starts the
+last normalisation of each ResNet block at zero, and draws a classifier from a normal distribution with std 0.01.
+
+To show a config, its views, its learning rates and a run's log (`mmpretrain` with OpenMMLab's releases):
+
+    mim run onedl-mmpretrain print_config configs/wsl_r56_r20_cifar100.py
+    mim run onedl-mmpretrain browse_dataset configs/wsl_r56_r20_cifar100.py --mode original --not-show -o views -n 4
+    mim run onedl-mmpretrain vis_scheduler configs/wsl_r56_r20_cifar100.py --dataset-size 50000 --not-show -s lr.png
+    mim run onedl-mmpretrain analyze_logs plot_curve scalars.json --keys student.loss distill.loss_wsl --out loss.png
+
+`browse_dataset` and `vis_scheduler` need a torchvision that fits torch (mmwsl gets past one that does not, they do
+not), and matplotlib 3.11 breaks the other modes of `browse_dataset`.
+"""
+
+Seeds = dict[int, dict]  # runs of one kind, by their seeds
+
+
+@dataclass
+class Entry:
+    """One config."""
+    name: str
+    path: Path
+    method: str
+    teacher: str
+    student: str
+    dataset: str
+    cfg: Config
+
+
+def read_entries() -> list[Entry]:
+    paths = [path for path in CONFIGS.rglob('*.py') if not {'_base_', *OTHER_TASKS} & set(path.parts)]
+    datasets, methods = list(DATASETS), list(METHODS)
+    return sorted((read_entry(path) for path in paths),
+                  key=lambda entry: (datasets.index(entry.dataset), methods.index(entry.method), entry.name))
+
+
+@functools.cache
+def read_entry(path: Path) -> Entry:
+    """What a config's name says, and its content."""
+    method = path.stem.partition('_')[0] if path.parent == CONFIGS else path.parent.name
+    words = path.stem.split('_')[0 if method == 'vanilla' else 1:]
+    place = next(place for place, word in enumerate(words) if word in DATASETS)
+    networks = words[:place]
+    if words[place] == 'digits':  # its name comes first, and a pair's two usual networks need none
+        networks = [word for word in words[1:] if word in NETWORKS] or ['teacher', 'student']
+    teacher = '' if method == 'vanilla' else NETWORKS[networks[0]]
+    return Entry(path.stem, path.relative_to(ROOT), method, teacher, NETWORKS[networks[-1]], words[place],
+                 Config.fromfile(path))
+
+
+def recipe(cfg: Config) -> str:
+    optimizer = cfg.optim_wrapper.optimizer
+    more = ', cached teacher' if cfg.model.get('teacher_cache') else ''
+    more += ', images on the device' if cfg.train_dataloader.dataset.type == 'mmwsl.DeviceDataset' else ''
+    return (f'{optimizer.type}, lr {optimizer.lr:g}, {cfg.train_cfg.max_epochs} epochs, '
+            f'batch {cfg.train_dataloader.batch_size}{more}')
+
+
+def count(entry: Entry) -> tuple[int, int]:
+    """Parameters and MACs of the network that is trained."""
+    network = entry.cfg.model.get('architecture', entry.cfg.model)
+    return _count(json.dumps(network.to_dict()), DATASETS[entry.dataset][1])
+
+
+@functools.cache
+def _count(network: str, image: tuple[int, ...]) -> tuple[int, int]:
+    init_default_scope('mmpretrain')
+    model = MODELS.build(json.loads(network))
+    model.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        macs = get_model_complexity_info(model, image, show_table=False, show_arch=False)['flops']
+    return sum(parameter.numel() for parameter in model.parameters()), int(macs)
+
+
+def readme(entries: list[Entry], numbers: dict, results: dict) -> str:
+    lines = [PROSE]
+    for dataset, (title, _) in DATASETS.items():
+        for heading in dict.fromkeys(map(section, METHODS)):
+            rows = [row(entry, numbers, results) for entry in entries
+                    if (entry.dataset, section(entry.method)) == (dataset, heading)]
+            if rows:
+                lines += [f'## {title}: {heading if heading.startswith("MM") else heading[0].lower() + heading[1:]}\n',
+                          table(COLUMNS, rows), '']
+    return '\n'.join(lines).rstrip() + '\n'
+
+
+def section(method: str) -> str:
+    """Heading of the table that lists a method's configs."""
+    return SECTIONS.get(method, METHODS[method])
+
+
+def row(entry: Entry, numbers: dict, results: dict) -> tuple[str, ...]:
+    parameters, macs = count(entry)
+    top1, source = published(entry.name, numbers)
+    runs = results.get(entry.name, [])
+    return (f'[{entry.name}]({entry.path.relative_to("configs")})', entry.teacher, entry.student, recipe(entry.cfg),
+            f'{parameters:,}', f'{macs / 1e6:.2f} M', f'{top1:.2f}' if top1 else '', source, mean_and_spread(runs),
+            str(len(runs) or ''))
+
+
+def mean_and_spread(runs: list[dict]) -> str:
+    """Mean and sample standard deviation of the last top-1; of a single run there is no spread, and of none nothing."""
+    top1 = [run['top1'] for run in runs]
+    spread = f' ± {statistics.stdev(top1):.2f}' if len(top1) > 1 else ''
+    return f'{statistics.mean(top1):.2f}{spread}' if top1 else ''
+
+
+def each(runs: Iterable[dict]) -> str:
+    return ', '.join(f'{run["top1"]:.2f}' for run in runs)
+
+
+def difference(first: Seeds, second: Seeds) -> str:
+    """Mean of first - second over the seeds that both have, and its standard error if there are three or more."""
+    pairs = paired(first, second)
+    error = f' ± {statistics.stdev(pairs) / len(pairs)**0.5:.2f}' if len(pairs) > 2 else ''
+    return f'{statistics.mean(pairs):+.2f}{error}' if pairs else ''
+
+
+def paired(first: Seeds, second: Seeds) -> list[float]:
+    """Differences of the last top-1 between runs of one seed, in order of seeds."""
+    return [first[seed]['top1'] - second[seed]['top1'] for seed in sorted(first.keys() & second.keys())]
+
+
+def read_runs() -> list[dict]:
+    """All runs that are kept, in order of seeds.
+
+    Raises:
+        ValueError: If a run's log is not there.
+    """
+    kept = KeptRuns(RESULTS)
+    curves = kept.curves()
+    for run in kept.all():
+        if run['name'] not in curves:
+            raise ValueError(f"{RESULTS / 'curves.jsonl'} has no log of {run['name']}")
+    return sorted(kept.all(), key=lambda run: run['seed'])
+
+
+def telling_options(run: dict) -> list[str]:
+    """Return its options that are not NEUTRAL."""
+    return [option for option in run['options'] if not NEUTRAL.match(option)]
+
+
+def read_results() -> dict[str, list[dict]]:
+    """Runs of each config as it is, with nothing set but the seed and what is NEUTRAL, in order of seeds."""
+    found: dict[str, list[dict]] = {}
+    for run in read_runs():
+        if not run['settings'] and not telling_options(run):
+            found.setdefault(run['config'], []).append(run)
+    return found
+
+
+def main_readme(entries: list[Entry], numbers: dict, results: dict) -> str:
+    """README.md, with its tables of results made anew."""
+    rows = [result_row(entry, numbers, runs) for entry in entries if (runs := results.get(entry.name))]
+    made = table(('Config', 'Epochs', 'Top-1, %', 'Each run', 'Published', 'Source'), rows)
+    text = with_table((ROOT / 'README.md').read_text(), 'results', 'catalogue', made)
+    return with_table(text, 'differences', 'catalogue', differences(results))
+
+
+def differences(results: dict) -> str:
+    rows = []
+    for name, configs in DIFFERENCES.items():
+        pair = [{run['seed']: run for run in results.get(config, [])} for config in configs]
+        rows.append((name, difference(*pair), ', '.join(f'{value:+.2f}' for value in paired(*pair))))
+    return table(('CIFAR-100, 8 epochs', 'Mean', 'Each seed'), rows)
+
+
+def with_table(text: str, name: str, tool: str, made: str) -> str:
+    """A page with one of its tables made anew, between the marks that name it and the tool that writes it."""
+    begin, end = marks(name, tool)
+    return re.sub(f'{begin}.*?{end}', lambda _: f'{begin}\n\n{made}\n\n{end}', text, flags=re.S)
+
+
+def marks(name: str, tool: str) -> tuple[str, str]:
+    return f'<!-- {name}: written by tools/results/{tool}.py -->', f'<!-- end of {name} -->'
+
+
+def result_row(entry: Entry, numbers: dict, runs: list[dict]) -> tuple[str, ...]:
+    top1, source = published(entry.name, numbers)
+    return (f'`{entry.name}`', str(entry.cfg.train_cfg.max_epochs), mean_and_spread(runs),
+            each(runs), f'{top1:.2f}' if top1 else '', source)
+
+
+def published(name: str, numbers: dict) -> tuple[float | None, str]:
+    found = [(theirs[name], source) for source, theirs in numbers.items() if name in theirs]
+    return found[0] if found else (None, '')
+
+
+def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    return '\n'.join('| ' + ' | '.join(cells) + ' |' for cells in (columns, ['---'] * len(columns), *rows))
+
+
+def metafile(entries: list[Entry], results: dict) -> str:
+    collections = [dict(Name=heading, README='configs/README.md', Paper=paper(method))
+                   for method, heading in METHODS.items()]
+    content = dict(Collections=collections, Models=[model(entry, results) for entry in entries])
+    return '# written by tools/results/catalogue.py\n' + yaml.safe_dump(content, sort_keys=False, width=120)
+
+
+def paper(method: str) -> dict:
+    title, number = PAPERS.get(method, WSL_PAPER)
+    return dict(Title=title, URL=f'https://arxiv.org/abs/{number}')
+
+
+def model(entry: Entry, results: dict) -> dict:
+    parameters, macs = count(entry)
+    facts = {'Training Data': DATASETS[entry.dataset][0], 'Epochs': entry.cfg.train_cfg.max_epochs,
+             'Batch Size': entry.cfg.train_dataloader.batch_size, 'Architecture': [entry.student],
+             'Parameters': parameters, 'FLOPs': macs}
+    if entry.teacher:
+        facts['Teacher'] = entry.teacher
+    described = {'Name': entry.name, 'In Collection': METHODS[entry.method], 'Config': str(entry.path),
+                 'Metadata': facts}
+    if entry.name in results:
+        accuracy = {'Top 1 Accuracy': round(statistics.mean(run['top1'] for run in results[entry.name]), 2)}
+        described['Results'] = [dict(Task='Image Classification', Dataset=facts['Training Data'], Metrics=accuracy)]
+    return described
+
+
+def catalogue() -> dict[Path, str]:
+    """Contents of the files.
+
+    Raises:
+        ValueError: If there is a number for a config that does not exist, or one without its log.
+    """
+    entries = read_entries()
+    numbers, results = yaml.safe_load((CONFIGS / 'published.yml').read_text()), read_results()
+    named = {name for theirs in numbers.values() for name in theirs} | set(results)
+    strangers = named - {entry.name for entry in entries}
+    if strangers:
+        raise ValueError(f'published.yml or results/ names configs that do not exist: {sorted(strangers)}')
+    return {CONFIGS / 'README.md': readme(entries, numbers, results),
+            CONFIGS / 'metafile.yml': metafile(entries, results),
+            ROOT / 'model-index.yml': '# written by tools/results/catalogue.py\nImport:\n  - configs/metafile.yml\n',
+            ROOT / 'README.md': main_readme(entries, numbers, results)}
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    for path, text in catalogue().items():
+        with whole_file(path) as file:
+            file.write(text.encode())
+        print(path.relative_to(ROOT))
+
+
+if __name__ == '__main__':
+    main()

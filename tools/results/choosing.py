@@ -1,0 +1,216 @@
+"""Write the tables and pictures of docs/choosing.md from results/runs.jsonl, which tools/sweep.py writes."""
+import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
+
+import argparse
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from catalogue import ROOT, Seeds, difference, each, mean_and_spread, read_runs, table, telling_options, with_table
+
+from mmwsl.utils import whole_file
+
+PAGE = ROOT / 'docs/choosing.md'
+PICTURES = ROOT / 'docs/pictures'
+TAUS, WEIGHTS = ('1', '2', '4', '8'), ('0.5', '1', '2.25', '4')
+SCALES = ('0.9', '2.25', '4.5', '9')
+LOSS = 'model.distiller.distill_losses.loss_wsl'
+NOISE = 'train_dataloader.dataset.dataset.pipeline.0.prob'
+LONGER = frozenset({'train_cfg.max_epochs': '40', 'param_scheduler.milestones': '[25,30,35]',
+                    'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'bfloat16'}.items())
+NOISES = ('0', '0.2', '0.4')
+ARMS = {'alone': 'Alone', 'kd': 'Plain soft labels', 'wsl': 'Weighted soft labels'}
+EMPTY = 'not run yet'
+Arms = dict[str, Seeds]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset, the configs of its pair, and what every run on it sets."""
+    title: str
+    alone: str
+    pair: str
+    weak_pair: str
+    teacher: str
+    weak_teacher: str
+    grid: str
+    settings: tuple[tuple[str, str], ...] = ()
+
+    def configs(self, pair: str, suffix: str = '') -> dict[str, str]:
+        return {'alone': self.alone + suffix, 'kd': f'kd_{pair}{suffix}', 'wsl': f'wsl_{pair}{suffix}'}
+
+
+DATA = (
+    Data('Digits', 'digits_student', 'digits', 'digits_student_student', 'ResNet-14', 'ResNet-8, as the student',
+         'wsl_digits'),
+    Data('CIFAR-100, 10,000 images', 'r20_cifar100_8e', 'r56_r20_cifar100_8e', 'r20_r20_cifar100_8e', 'ResNet-56',
+         'ResNet-20, as the student', 'wsl_r56_r20_cifar100_8e_eval_cached',
+         (('train_dataloader.dataset.dataset.indices', '10000'), )),
+)
+
+
+class Runs:
+    """All runs that are kept, found by what was run."""
+
+    def __init__(self, runs: Iterable[dict]) -> None:
+        self.runs: dict[tuple[str, frozenset], Seeds] = {}
+        for run in runs:
+            settings = {**run['settings'], **dict(option.split('=', 1) for option in telling_options(run))}
+            self.runs.setdefault((run['config'], frozenset(settings.items())), {})[run['seed']] = run
+
+    def of(self, config: str, data: Data, **settings: str) -> Seeds:
+        """By seed."""
+        return self.runs.get((config, frozenset({**dict(data.settings), **settings}.items())), {})
+
+
+def grid(runs: Runs, data: Data) -> dict[tuple[str, str], Seeds]:
+    """Runs at each tau and loss_weight."""
+    return {(tau, weight): runs.of(data.grid, data, **{f'{LOSS}.tau': tau, f'{LOSS}.loss_weight': weight})
+            for tau in TAUS for weight in WEIGHTS}
+
+
+def noisy(runs: Runs, data: Data) -> dict[str, Arms]:
+    """Runs of each arm at each share of wrong labels."""
+    found = {'0': {arm: runs.of(config, data) for arm, config in data.configs(data.pair).items()}}
+    for prob in NOISES[1:]:
+        found[prob] = {arm: runs.of(config, data, **{NOISE: prob})
+                       for arm, config in data.configs(data.pair, '_noise').items()}
+    return found
+
+
+def teachers(runs: Runs, data: Data) -> dict[str, Arms]:
+    """Runs of each arm with each teacher."""
+    return {name: {arm: runs.of(config, data) for arm, config in data.configs(pair).items()}
+            for name, pair in ((data.teacher, data.pair), (data.weak_teacher, data.weak_pair))}
+
+
+def cell(runs: Seeds) -> str:
+    return mean_and_spread(list(runs.values())) or EMPTY
+
+
+def grid_table(runs: Runs) -> str:
+    rows = []
+    for data in DATA:
+        cells = grid(runs, data)
+        for tau in TAUS:
+            row = [cells[tau, weight] for weight in WEIGHTS]
+            counts = ', '.join(str(len(seeds)) for seeds in row)
+            rows.append((data.title, tau, *map(cell, row), mean_of_means(row), counts))
+    return table(('Data', '`tau`', *(f'`loss_weight` {weight}' for weight in WEIGHTS), 'Mean', 'Runs'), rows)
+
+
+def mean_of_means(cells: list[Seeds]) -> str:
+    return f'{statistics.mean(moments(runs)[0] for runs in cells):.2f}' if all(cells) else ''
+
+
+def arms_table(question: str, rows: Iterable[tuple[str, str, Arms]]) -> str:
+    columns = ('Data', question, *ARMS.values(), 'Plain - alone', 'Weighted - plain', 'Runs')
+    return table(columns, [(title, case, *arms_row(arms)) for title, case, arms in rows])
+
+
+def arms_row(arms: Arms) -> tuple[str, ...]:
+    return (*(cell(arms[arm]) for arm in ARMS), difference(arms['kd'], arms['alone']),
+            difference(arms['wsl'], arms['kd']), ', '.join(str(len(arms[arm])) for arm in ARMS))
+
+
+def random_table(runs: Runs) -> str:
+    """Where many labels are wrong: does it matter who gets which weight?"""
+    arms = noisy(runs, DATA[1])[NOISES[-1]]
+    handed_out = runs.of(DATA[1].configs(DATA[1].pair, '_noise')['wsl'], DATA[1],
+                         **{NOISE: NOISES[-1], f'{LOSS}.weighting': 'random'})
+    rows = [(ARMS['kd'], arms['kd']), (ARMS['wsl'], arms['wsl']),
+            ('The same weights, handed out at random', handed_out)]
+    return table(('Soft labels', 'Top-1', 'Minus plain', 'Each run'), [
+        (name, cell(seeds), difference(seeds, arms['kd']) if seeds is not arms['kd'] else '', each(seeds.values()))
+        for name, seeds in rows])
+
+
+def scale_table(runs: Runs) -> str:
+    """How much plain soft labels gain by the weight of their loss alone, against the lowest."""
+    weight = 'model.distiller.distill_losses.loss_kd.loss_weight'
+    cells = {alpha: runs.of('kd_r56_r20_cifar100_8e', DATA[1], **{weight: alpha}) for alpha in SCALES}
+    lowest = cells[SCALES[0]]
+    return table(('`loss_weight`', 'Top-1', f'Minus {SCALES[0]}', 'Each run'), [
+        (alpha, cell(seeds), difference(seeds, lowest) if seeds is not lowest else '', each(seeds.values()))
+        for alpha, seeds in cells.items()])
+
+
+def longer_table(runs: Runs) -> str:
+    """The paper's recipe in a sixth of its epochs, in bfloat16: by the arms, each against plain soft labels."""
+    found = {name: runs.runs.get((f'{config}_cifar100', LONGER), {}) for name, config in {
+        'Alone': 'r20', "Plain soft labels, the field's recipe": 'kd-hinton_r56_r20',
+        'Plain soft labels': 'kd_r56_r20', 'Weighted soft labels': 'wsl_r56_r20'}.items()}
+    plain = found['Plain soft labels']
+    return table(('Soft labels', 'Top-1', 'Minus plain', 'Each run'), [
+        (name, cell(seeds), difference(seeds, plain) if seeds is not plain else '', each(seeds.values()))
+        for name, seeds in found.items()])
+
+
+def tables(runs: Runs) -> dict[str, str]:
+    """By the name of the place in the page."""
+    return {
+        'grid': grid_table(runs),
+        'teachers': arms_table('Teacher', ((data.title, name, arms) for data in DATA
+                                           for name, arms in teachers(runs, data).items())),
+        'noise': arms_table('Wrong labels', ((data.title, f'{float(prob):.0%}', arms) for data in DATA
+                                             for prob, arms in noisy(runs, data).items())),
+        'random': random_table(runs),
+        'scale': scale_table(runs),
+        'longer': longer_table(runs),
+    }
+
+
+def page(runs: Runs) -> str:
+    """The page, with its tables made anew."""
+    text = PAGE.read_text()
+    for name, made in tables(runs).items():
+        text = with_table(text, name, 'choosing', made)
+    return text
+
+
+def draw(runs: Runs) -> None:
+    """choosing_grid.png and choosing_noise.png, a panel for each dataset that has runs."""
+    panel('choosing_grid.png', 'temperature tau', [
+        (data.title, TAUS, {f'loss_weight {weight}': [cells[tau, weight] for tau in TAUS] for weight in WEIGHTS})
+        for data in DATA for cells in [grid(runs, data)]])
+    panel('choosing_noise.png', 'share of wrong labels', [
+        (data.title, NOISES, {name: [cells[prob][arm] for prob in NOISES] for arm, name in ARMS.items()})
+        for data in DATA for cells in [noisy(runs, data)]])
+
+
+def panel(name: str, xlabel: str, panels: list[tuple[str, tuple[str, ...], dict[str, list[Seeds]]]]) -> None:
+    """Mean and standard deviation of each line at each place, of the panels whose cells are all filled."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+    panels = [panel for panel in panels if all(cell for line in panel[2].values() for cell in line)]
+    if not panels:
+        return
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), layout='constrained', squeeze=False)
+    for ax, (title, places, lines) in zip(axes[0], panels, strict=True):
+        for shift, (label, cells) in enumerate(lines.items()):
+            mean, spread = zip(*map(moments, cells), strict=True)
+            at = [place + 0.06 * (shift - (len(lines) - 1) / 2) for place in range(len(places))]
+            ax.errorbar(at, mean, spread, marker='o', capsize=3, label=label)
+        ax.set_xticks(range(len(places)), places)
+        ax.set(xlabel=xlabel, ylabel='top-1 on the test set, %', title=title)
+        ax.legend(fontsize='small')
+    figure.savefig(PICTURES / name, dpi=100)
+
+
+def moments(runs: Seeds) -> tuple[float, float]:
+    top1 = [run['top1'] for run in runs.values()]
+    return statistics.mean(top1), statistics.stdev(top1) if len(top1) > 1 else math.nan
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    runs = Runs(read_runs())
+    with whole_file(PAGE) as file:
+        file.write(page(runs).encode())
+    draw(runs)
+
+
+if __name__ == '__main__':
+    main()
