@@ -1,4 +1,5 @@
 # make demo | test | lint [STACK=openmmlab] [PYTHON=python3.12] [TORCH_INDEX=address of an index with other builds of torch]
+# make demo TASK=multi, or TASK=seg DENSE=1: on scenes of digits
 # make test DENSE=1: with mmsegmentation and mmdetection, whose tests are skipped without them
 # make test TRITON=1: with Triton (200 MB, Linux alone), without which the tests of the loss's kernels are skipped
 # make test WORKERS=0: in one process, as a debugger needs it
@@ -20,6 +21,8 @@ TEACHERS ?= checkpoints
 OUT ?= work_dirs/gpu/results
 WHEELS ?=
 REHEARSE ?=
+TASK ?=
+SEEDS ?=
 
 VENV := .venv$(if $(filter-out onedl,$(STACK)),-$(STACK))
 BIN := $(VENV)/bin
@@ -46,7 +49,7 @@ $(INSTALLED): setup.py requirements/$(STACK).txt requirements/$(STACK)-hashes.tx
 	touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/python tools/demo.py
+	$(BIN)/python tools/demo.py $(if $(TASK),--task $(TASK)) $(if $(SEEDS),--seeds $(SEEDS))
 
 test: $(INSTALLED)
 	CUDA_VISIBLE_DEVICES=$(CUDA) $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)

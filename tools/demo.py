@@ -1,7 +1,8 @@
 """Distil a small network on real handwritten digits, against its controls: minutes on two cores, nothing downloaded.
 
 Trains a teacher, then the same student alone, with plain soft labels and with weighted soft labels, several seeds each,
-through tools/train.py and the configs of this repository. Prints a table and draws a picture.
+through tools/train.py and the configs of this repository. Prints a table and draws a picture. --task seg, multi and det
+do so on scenes of digits: a class for each pixel, several labels of an image, boxes.
 """
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
@@ -10,18 +11,49 @@ import os
 import shutil
 import statistics
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS, FUNCTIONS, MODELS, init_default_scope
 
 from mmwsl.engine.runs import scalars
 from mmwsl.engine.runs import train as train_once
+from mmwsl.utils.checkpoint import load_network
 
 ROOT = Path(__file__).resolve().parent.parent
-TEACHER = 'vanilla/digits_teacher'
-ARMS = {
-    'Student alone': 'vanilla/digits_student',
-    'Plain soft labels (KD)': 'kd_digits',
-    'Weighted soft labels (WSL)': 'wsl_digits',
+ALONE, PLAIN, WEIGHTED = 'Student alone', 'Plain soft labels (KD)', 'Weighted soft labels (WSL)'
+STYLES = ('k:o', 'C0--s', 'C1-^', 'C2-.v')
+SHOWN = 3  # scenes in the picture
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a demo trains, and how it is scored."""
+    teacher: str
+    arms: dict[str, str]
+    metric: str
+    title: str
+    seeds: int
+    factor: float = 1.0
+    """To per cent."""
+    package: str = ''
+    """Of the extra ``dense``."""
+
+
+TASKS = {
+    'cls': Task('vanilla/digits_teacher', {ALONE: 'vanilla/digits_student', PLAIN: 'kd_digits', WEIGHTED: 'wsl_digits'},
+                'accuracy/top1', 'top-1 on 1,197 test digits, %', 5),
+    'seg': Task('seg/teacher_digits-seg', {
+        ALONE: 'seg/student_digits-seg', PLAIN: 'seg/kd_digits-seg', WEIGHTED: 'seg/wsl_digits-seg',
+        "MMRazor's CWD": 'seg/cwd_digits-seg'}, 'mIoU', 'mIoU on 300 test scenes, %', 3, package='mmseg'),
+    'multi': Task('multi/teacher_digits-multi', {
+        ALONE: 'multi/student_digits-multi', PLAIN: 'multi/kd_digits-multi', WEIGHTED: 'multi/wsl_digits-multi'},
+                  'multi-label/mAP', 'mAP on 300 test scenes, %', 3),
 }
+ARMS = TASKS['cls'].arms
 
 
 def train(config: str, work_dir: Path, seed: int, *options: str) -> list[dict]:
@@ -34,74 +66,144 @@ def train(config: str, work_dir: Path, seed: int, *options: str) -> list[dict]:
     return scalars(work_dir)
 
 
-def accuracies(log: list[dict]) -> list[float]:
-    return [line['accuracy/top1'] for line in log if 'accuracy/top1' in line]
+def scores(log: list[dict], task: Task) -> list[float]:
+    """After each validation, in per cent."""
+    return [task.factor * line[task.metric] for line in log if task.metric in line]
 
 
 def mean_weights(log: list[dict]) -> list[float]:
     return [line['distill.wsl_weight'] for line in log if 'distill.wsl_weight' in line]
 
 
-def run_all(out: Path, seeds: int, jobs: int) -> tuple[float, dict[str, list[list[dict]]]]:
-    """The teacher's accuracy, and the logs of each arm."""
+def run_all(task: Task, out: Path, seeds: int, jobs: int) -> tuple[float, dict[str, list[list[dict]]]]:
+    """The teacher's score, and the logs of each arm."""
     print('Training the teacher ...', flush=True)
-    teacher = accuracies(train(TEACHER, out / 'teacher', 0))[-1]
-    options = ('default_hooks.logger.interval=12', )  # once an epoch
+    teacher = scores(train(task.teacher, out / 'teacher', 0), task)[-1]
+    options = ('default_hooks.logger.interval=12', )  # on the digits once an epoch
     # relative, since mmengine drops white space from settings and splits them at commas
-    checkpoint = f'model.teacher_ckpt={os.path.relpath(out / "teacher/epoch_30.pth")}'
-    print(f'Training {len(ARMS)} x {seeds} students, {jobs} at a time ...', flush=True)
+    checkpoint = f'model.teacher_ckpt={os.path.relpath(last_checkpoint(task.teacher, out / "teacher"))}'
+    print(f'Training {len(task.arms)} x {seeds} students, {jobs} at a time ...', flush=True)
     with ThreadPoolExecutor(jobs) as pool:
         running = {
-            arm: [pool.submit(train, config, out / f'{Path(config).name}_seed{seed}', seed, *options,
-                              *([] if 'vanilla' in config else [checkpoint])) for seed in range(seeds)]
-            for arm, config in ARMS.items()
+            arm: [pool.submit(train, config, work_dir_of(config, seed, out), seed, *options,
+                              *([] if arm == ALONE else [checkpoint])) for seed in range(seeds)]
+            for arm, config in task.arms.items()
         }
         return teacher, {arm: [run.result() for run in runs] for arm, runs in running.items()}
 
 
-def print_table(teacher: float, logs: dict[str, list[list[dict]]]) -> None:
-    print(f'\n{"top-1 on 1,197 test digits, %":30}   mean +- std   runs')
+def work_dir_of(config: str, seed: int, out: Path) -> Path:
+    return out / f'{Path(config).name}_seed{seed}'
+
+
+def last_checkpoint(config: str, work_dir: Path) -> Path:
+    return work_dir / f'epoch_{Config.fromfile(ROOT / f"configs/{config}.py").train_cfg.max_epochs}.pth'
+
+
+def print_table(task: Task, teacher: float, logs: dict[str, list[list[dict]]]) -> None:
+    print(f'\n{task.title:30}   mean +- std   runs')
     print(f'{"Teacher":30} {teacher:6.2f}')
     for arm, runs in logs.items():
-        last = [accuracies(log)[-1] for log in runs]
+        last = [scores(log, task)[-1] for log in runs]
         spread = f'{statistics.stdev(last):5.2f}' if len(last) > 1 else '    -'
         print(f'{arm:30} {statistics.mean(last):6.2f} +- {spread}   {", ".join(f"{value:.2f}" for value in last)}')
 
 
-def draw(teacher: float, logs: dict[str, list[list[dict]]], path: Path) -> None:
+def draw(task: Task, teacher: float, logs: dict[str, list[list[dict]]], path: Path) -> None:
+    """The arms' scores over the epochs, and what WSL's weights were."""
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout='constrained')
-    for (arm, runs), style in zip(logs.items(), ('k:o', 'C0--s', 'C1-^'), strict=True):
-        curves = [accuracies(log) for log in runs]
-        epochs = range(1, len(curves[0]) + 1)
+    for (arm, runs), style in zip(logs.items(), STYLES, strict=False):
+        curves = [scores(log, task) for log in runs]
+        epochs = [line['step'] for line in runs[0] if task.metric in line]
         left.plot(epochs, [statistics.mean(values) for values in zip(*curves, strict=True)], style, label=arm)
         left.fill_between(epochs, *zip(*((min(v), max(v)) for v in zip(*curves, strict=True)), strict=True),
-                          color=style[:-2].rstrip('-:') or 'k', alpha=0.15)
+                          color=style[:-2].rstrip('-:.') or 'k', alpha=0.15)
     left.axhline(teacher, color='grey', label='Teacher')
-    left.set(xlabel='epoch', ylabel='top-1 accuracy on the test set (%)', title=f'Mean and range, seeds: {len(curves)}')
+    left.set(xlabel='epoch', ylabel=task.title, title=f'Mean and range, seeds: {len(curves)}')
     left.legend()
-    for seed, log in enumerate(logs['Weighted soft labels (WSL)']):
+    for seed, log in enumerate(logs[WEIGHTED]):
         weights = mean_weights(log)
-        right.plot(range(1, len(weights) + 1), weights, marker='.', label=f'seed {seed}')
-    right.set(xlabel='epoch', ylabel='mean sample weight w', title='WSL: how far the soft labels are trusted',
-              ylim=(0, 1.02))
+        epochs = [line['epoch'] for line in log if 'distill.wsl_weight' in line]
+        right.plot(*last_of_each(epochs, weights), marker='.', label=f'seed {seed}')
+    right.set(xlabel='epoch', ylabel='mean weight w', title='WSL: how far the soft labels are trusted', ylim=(0, 1.02))
     right.legend()
     figure.savefig(path, dpi=120)
 
 
+def last_of_each(epochs: list[int], values: list[float]) -> tuple[list[int], list[float]]:
+    """Return each epoch once, with the last of its values."""
+    last = dict(zip(epochs, values, strict=True))
+    return list(last), list(last.values())
+
+
+def draw_scenes(task: Task, out: Path, path: Path) -> None:
+    """Some test scenes with what is in them, and what the teacher and each arm of seed 0 find there."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+    found = {'Teacher': predicted(task.teacher, last_checkpoint(task.teacher, out / 'teacher'))}
+    for arm, config in task.arms.items():  # a student is the same network, whoever taught it
+        found[arm] = predicted(task.arms[ALONE], last_checkpoint(config, work_dir_of(config, 0, out)))
+    figure, axes = plt.subplots(SHOWN, len(found) + 1, figsize=(2 * len(found) + 2, 2.3 * SHOWN), layout='constrained')
+    for row, scene in zip(axes, next(iter(found.values())), strict=True):
+        show(row[0], scene, 'gt_', 'In the scene')
+    for place, (name, scenes) in enumerate(found.items(), 1):
+        for row, scene in zip(axes, scenes, strict=True):
+            show(row[place], scene, 'pred_', name)
+    figure.savefig(path, dpi=120)
+
+
+def predicted(config: str, checkpoint: Path) -> list[tuple[Any, Any]]:
+    """The first test scenes, images of shape (H, W), with what a config's network makes of them."""
+    cfg = Config.fromfile(ROOT / f'configs/{config}.py')
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    model = MODELS.build({'data_preprocessor': cfg.data_preprocessor, **cfg.model})
+    load_network(model, str(checkpoint))
+    dataset = DATASETS.build(cfg.val_dataloader.dataset)
+    items = [dataset[i] for i in range(SHOWN)]
+    collate = FUNCTIONS.get(cfg.val_dataloader.collate_fn.type)
+    model.eval()
+    return [(item['inputs'].float().mean(0), sample) for item, sample in
+            zip(items, model.test_step(collate(items)), strict=True)]
+
+
+def show(ax: Any, scene: tuple[Any, Any], side: str, title: str) -> None:
+    """Draw one scene with its classes: as a map over the image, as boxes, or in words under it."""
+    image, sample = scene
+    ax.imshow(image, cmap='gray')
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(title, fontsize='small')
+    if f'{side}sem_seg' in sample:
+        ax.imshow(sample.get(f'{side}sem_seg').data[0], cmap='tab20', vmin=0, vmax=19, alpha=0.75,
+                  interpolation='nearest')
+    else:
+        ax.set_xlabel(' '.join(str(label) for label in sorted(sample.get(f'{side}label').tolist())) or 'none',
+                      fontsize='small')
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--seeds', type=int, default=5, help='runs of each arm')
+    parser.add_argument('--task', choices=TASKS, default='cls', help='of one digit; seg needs the extra dense')
+    parser.add_argument('--seeds', type=int, help='runs of each arm; default: 5, of the other tasks 3')
     parser.add_argument('--jobs', type=int, default=min(4, os.cpu_count() or 1), help='runs at a time')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/demo'))
+    parser.add_argument('--out', type=Path, help='default: work_dirs/demo, or work_dirs/demo_TASK')
     args = parser.parse_args()
-    out = args.out.resolve()
-    teacher, logs = run_all(out, args.seeds, args.jobs)
-    print_table(teacher, logs)
-    draw(teacher, logs, out / 'demo.png')
-    print(f'\nPicture: {out / "demo.png"}')
+    task = TASKS[args.task]
+    if task.package and find_spec(task.package) is None:
+        parser.error(f'--task {args.task} needs {task.package}: make install DENSE=1, or the extra dense')
+    out = (args.out or Path('work_dirs/demo' if args.task == 'cls' else f'work_dirs/demo_{args.task}')).resolve()
+    teacher, logs = run_all(task, out, args.seeds or task.seeds, args.jobs)
+    print_table(task, teacher, logs)
+    draw(task, teacher, logs, out / 'demo.png')
+    pictures = [out / 'demo.png']
+    if args.task != 'cls':
+        draw_scenes(task, out, out / 'scenes.png')
+        pictures.append(out / 'scenes.png')
+    print(f'\nProcessor time: {sum(os.times()[:4]) / 60:.1f} minutes')
+    print(*(f'Picture: {path}' for path in pictures), sep='\n')
 
 
 if __name__ == '__main__':

@@ -2,7 +2,10 @@
 import re
 import statistics
 
+import pytest
+import torch
 from mmengine.config import Config
+from mmengine.structures import BaseDataElement, PixelData
 
 from tests.tiny import ROOT, load_tool
 
@@ -19,7 +22,7 @@ def test_demo_shows_what_its_runs_logged(tmp_path, monkeypatch, capsys):
         cfg, options = asked[work_dir.name]
         seed, weight = int(options['randomness.seed']), {'distill.wsl_weight': 0.5} if 'teacher' in cfg.model else {}
         return [line for epoch in range(1, cfg.train_cfg.max_epochs + 1)
-                for line in (dict(loss=1.0, step=12 * epoch, **weight),
+                for line in (dict(loss=1.0, step=12 * epoch, epoch=epoch, **weight),
                              {'accuracy/top1': 50.0 + epoch + 3 * seed, 'step': epoch})]
     monkeypatch.setattr(demo, 'train_once', train)
     monkeypatch.setattr(demo, 'scalars', scalars)
@@ -38,3 +41,40 @@ def test_demo_shows_what_its_runs_logged(tmp_path, monkeypatch, capsys):
         assert options.get('model.teacher_ckpt') == (last_of_teacher if 'teacher' in cfg.model else None)
     assert {cfg.filename.removeprefix(f'{ROOT}/configs/') for cfg, _ in asked.values()} == {
         'vanilla/digits_teacher.py', 'vanilla/digits_student.py', 'kd_digits.py', 'wsl_digits.py'}
+
+
+@pytest.mark.parametrize('name', ['seg', 'multi'])
+def test_a_demo_of_scenes_reads_the_metric_of_its_task(tmp_path, monkeypatch, capsys, name):
+    demo, asked = load_tool('demo'), {}
+    monkeypatch.setattr(demo, 'find_spec', lambda package: package)
+    monkeypatch.setattr(demo, 'train_once', lambda tool, config, work_dir, options, threads: asked.update(
+        {work_dir.name: (config, options)}))
+    monkeypatch.setattr(demo, 'scalars', lambda work_dir: [
+        {'distill.wsl_weight': 0.5, 'epoch': 5, 'step': 5}, {demo.TASKS[name].metric: 61.5, 'step': 5}])
+    monkeypatch.setattr(demo, 'last_checkpoint', lambda config, work_dir: work_dir / 'last.pth')
+    image = torch.zeros(4, 4)
+    map_, labels = PixelData(data=torch.ones(1, 4, 4)), torch.tensor([7, 2])
+    found = BaseDataElement(gt_sem_seg=map_, pred_sem_seg=map_) if name == 'seg' else BaseDataElement(
+        gt_label=labels, pred_label=labels)
+    seen = []
+    monkeypatch.setattr(demo, 'predicted', lambda *run: seen.append(run) or demo.SHOWN * [(image, found)])
+    monkeypatch.setattr('sys.argv', ['demo.py', '--task', name, '--out', str(tmp_path)])
+    demo.main()
+    printed = capsys.readouterr().out
+    assert re.search(r'^Student alone +61\.50 \+- +0\.00 +61\.50, 61\.50, 61\.50$', printed, re.M)
+    assert len(asked) == 1 + 3 * len(demo.TASKS[name].arms)
+    taught = {folder for folder, (_, options) in asked.items() if any('teacher_ckpt' in option for option in options)}
+    assert taught == {folder for folder in asked if folder[:3] in ('kd_', 'wsl', 'cwd')}
+    assert [(config, path.parent.name) for config, path in seen] == [
+        (demo.TASKS[name].teacher, 'teacher'), *((demo.TASKS[name].arms[demo.ALONE], f'{config.split("/")[1]}_seed0')
+                                                 for config in demo.TASKS[name].arms.values())]
+    assert (tmp_path / 'scenes.png').stat().st_size > 5_000
+
+
+def test_a_task_that_lacks_its_package_says_which(monkeypatch, capsys):
+    demo = load_tool('demo')
+    monkeypatch.setattr(demo, 'find_spec', lambda package: None)
+    monkeypatch.setattr('sys.argv', ['demo.py', '--task', 'seg'])
+    with pytest.raises(SystemExit):
+        demo.main()
+    assert '--task seg needs mmseg: make install DENSE=1, or the extra dense' in capsys.readouterr().err
