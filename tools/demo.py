@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, FUNCTIONS, MODELS, init_default_scope
 
 from mmwsl.engine.runs import scalars
@@ -144,6 +145,7 @@ def draw_scenes(task: Task, out: Path, path: Path) -> None:
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
+    MMLogger.get_current_instance().setLevel('WARNING')  # no line for each checkpoint
     found = {'Teacher': predicted(task.teacher, last_checkpoint(task.teacher, out / 'teacher'))}
     for arm, config in task.arms.items():  # a student is the same network, whoever taught it
         found[arm] = predicted(task.arms[ALONE], last_checkpoint(config, work_dir_of(config, 0, out)))

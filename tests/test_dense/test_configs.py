@@ -103,6 +103,46 @@ def test_two_steps_of_a_published_pair(name, streets, tmp_path):
     assert model.distiller.distill_losses['loss_wsl'].ignore_index == 255
 
 
+@pytest.fixture
+def roads(tmp_path):
+    """Two images in CamVid's layout; the upper rows are void, and class 10 is there."""
+    rng = np.random.default_rng(0)
+    for split in ('train', 'val'):
+        for i in range(2):
+            classes = rng.integers(0, 11, (4, 6)).repeat(20, 0).repeat(20, 1).astype(np.uint8)
+            classes[:8], classes[8:12] = 11, 10
+            mmcv.imwrite(rng.integers(0, 255, (80, 120, 3)).astype(np.uint8), str(tmp_path / split / f'{i}.png'))
+            mmcv.imwrite(classes, str(tmp_path / f'{split}annot/{i}.png'))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_two_steps_and_a_validation_on_camvid(roads, tmp_path):
+    cfg = Config.fromfile(ROOT / 'configs/seg/wsl_pspnet-r101_pspnet-r18_camvid.py')
+    cfg.merge_from_dict({
+        'work_dir': str(tmp_path / 'work'), 'experiment_name': 'camvid', 'train_dataloader.batch_size': 2,
+        'model.teacher_ckpt': None, 'model.data_preprocessor.size': (64, 64), 'param_scheduler': None,
+        'train_cfg': dict(max_iters=2, val_interval=2), 'randomness': dict(seed=0), 'test_dataloader': None,
+        'test_cfg': None, 'test_evaluator': None,
+        'custom_hooks': [dict(type='mmwsl.EpochSeedHook'), dict(type='mmwsl.CheckTeacherHook', min_score=0)]})
+    for network, depth in ((cfg.model.architecture, 18), (cfg.model.teacher, 50)):
+        network.pretrained, network.backbone.depth = None, depth
+    for split in ('train', 'val'):
+        loader = cfg[f'{split}_dataloader']
+        loader.update(num_workers=0, persistent_workers=False)
+        dataset = loader.dataset.get('dataset', loader.dataset)
+        dataset.data_root = str(roads)
+        for transform in dataset.pipeline:
+            transform.update(dict(crop_size=(64, 64)) if 'crop_size' in transform else {})
+            transform.update(dict(scale=(120, 80)) if 'scale' in transform else {})
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert runner.model.distiller.distill_losses['loss_wsl'].ignore_index == 11
+    losses = runner.message_hub.get_scalar('train/distill.loss_wsl').data[0]
+    assert len(losses) == 2 and np.isfinite(losses).all()
+    assert 0 <= runner.message_hub.get_scalar('val/mIoU').current() <= 100
+
+
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs/seg').glob('*.py')), ids=lambda path: path.stem)
 def test_loaders_without_workers_say_so_to_other_tools(path):
     cfg = Config.fromfile(path)
