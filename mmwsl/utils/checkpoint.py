@@ -90,6 +90,8 @@ def read_weights(path: str, advice: str = 'Copy the network there once it is tra
     try:
         checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
     except FileNotFoundError as error:
+        if '://' in str(path):
+            raise  # it says where a download is kept
         raise FileNotFoundError(f'there is no checkpoint {str(path)!r}. {advice}') from error
     for key in ('state_dict', 'model', 'net'):
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
