@@ -158,8 +158,12 @@ def _sha256_of(path: str, fetch: bool) -> str | None:
 
 
 def student_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The student's part of a distillation's state dict; empty for any other state dict."""
-    return {key[len(STUDENT):]: value for key, value in weights.items() if key.startswith(STUDENT)}
+    """The student's part of a distillation's state dict; empty for any other state dict.
+
+    In MMRazor's data-free distillation the student alone has a wrapper, whose prefix ``module.`` is left out.
+    """
+    return {key[len(STUDENT):].removeprefix(_WRAPPER): value for key, value in weights.items()
+            if key.startswith(STUDENT)}
 
 
 def save_weights(weights: dict[str, Tensor], path: str) -> None:
