@@ -99,7 +99,10 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('configs', nargs='*', type=Path, help='config files; default: those of the installed MMRazor')
     parser.add_argument('--write', action='store_true', help='write the table into docs/mmrazor.md')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.configs and args.write:
+        parser.error("--write is for the table of all of MMRazor's configs: leave the config files out")
+    return args
 
 
 def configs() -> list[Path]:
@@ -120,7 +123,7 @@ def try_config(path: Path) -> Row:
             row.reasons.append(reason)
             if stage != 'resumes':
                 break
-    if row.found['loads'] and 'generator' in Config.fromfile(folder / 'small.py').model:
+    if row.found['loads'] and 'generator' in Config.fromfile(folder / path.name).model:
         row.reasons.append(GENERATED)
     shutil.rmtree(folder)
     return row
@@ -140,7 +143,7 @@ def failure(action: Callable[[Path, Path], None], path: Path, folder: Path) -> s
 
 
 def write_small(path: Path, folder: Path) -> None:
-    """Write a config for images of noise as small.py, and the weights that it loads."""
+    """Write a config for images of noise into the folder, and the weights that it loads."""
     cfg = Config.fromfile(path)
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         shrink_data(cfg[name], SIZES.get(path.stem, 16))
@@ -153,7 +156,7 @@ def write_small(path: Path, folder: Path) -> None:
     cfg.merge_from_dict({'default_hooks.logger.interval': 1, 'default_hooks.checkpoint.interval': 1,
                          **SMALLER.get(path.stem, {})})
     write_weights(cfg)
-    cfg.dump(folder / 'small.py')
+    cfg.dump(folder / path.name)
 
 
 def shrink_data(dataloader: ConfigDict, size: int) -> None:
@@ -223,10 +226,10 @@ def random_weights(network: str) -> Path:
 
 def train_small(path: Path, folder: Path, steps: int) -> None:
     """Train to a number of steps; from the checkpoint of the second, if there is one."""
-    cfg, resumes = Config.fromfile(folder / 'small.py'), steps > 2
+    cfg, resumes = Config.fromfile(folder / path.name), steps > 2
     length = f'max_epochs={steps // 2}' if cfg.train_cfg.by_epoch else f'max_iters={steps}'
     work_dir = folder / 'run'  # where a run writes its config
-    train([str(folder / 'small.py'), '--work-dir', str(work_dir), *(['--resume'] if resumes else []), *launcher(cfg),
+    train([str(folder / path.name), '--work-dir', str(work_dir), *(['--resume'] if resumes else []), *launcher(cfg),
            '--cfg-options', f'train_cfg.{length}', *(UNSAVED if resumes else [])])
     found = [line['step'] for line in logged(work_dir)]
     if found != list(range(1, steps + 1)):
@@ -235,9 +238,10 @@ def train_small(path: Path, folder: Path, steps: int) -> None:
 
 def train_with_wsl(path: Path, folder: Path) -> None:
     """Train two steps of what tools/add_wsl.py makes of the config."""
-    cfg = Config.fromfile(folder / 'small.py')
-    (folder / 'with_wsl.py').write_text(fragment(cfg, 'small.py'))
-    train([str(folder / 'with_wsl.py'), '--work-dir', str(folder / 'with_wsl'), '--no-validate', *launcher(cfg),
+    cfg = Config.fromfile(folder / path.name)
+    with_wsl = folder / f'{path.stem}_wsl.py'  # mmengine keeps visualizers by the config's name and the second
+    with_wsl.write_text(fragment(cfg, path.name))
+    train([str(with_wsl), '--work-dir', str(folder / 'with_wsl'), '--no-validate', *launcher(cfg),
            '--cfg-options', *UNSAVED])
     weights = [line.get('distill.wsl_weight') for line in logged(folder / 'with_wsl')]
     if len(weights) != 2 or not all(weight is not None and 0 <= weight <= 1 for weight in weights):

@@ -71,9 +71,10 @@ def test_the_page_has_each_config():
 
 
 def test_a_config_that_fails_says_why(tried, tmp_path):
-    (tmp_path / 'broken.py').write_text("_base_ = 'mmcls::resnet/resnet18_8xb16_cifar10.py'\nmodel = dict(head=dict("
-                                        "type='NoHead'))\n")
-    row = tried.try_config(tmp_path / 'broken.py')
+    (tmp_path / 'given').mkdir()
+    (tmp_path / 'given/broken.py').write_text(
+        "_base_ = 'mmcls::resnet/resnet18_8xb16_cifar10.py'\nmodel = dict(head=dict(type='NoHead'))\n")
+    row = tried.try_config(tmp_path / 'given/broken.py')
     assert row.found == {'loads': True, 'trains': False}
     assert re.search("there is no model 'NoHead'", row.cells[-1]) and row.cells[1:5] == ('yes', 'no', '', '')
 
@@ -87,7 +88,7 @@ def test_a_checkpoint_of_mmrazor_is_tested_and_its_student_exported(tried, tools
     checkpoint = str(tmp_path / 'run/epoch_1.pth')
     stored = torch.load(checkpoint, weights_only=False)['state_dict']
     assert {key.partition('.')[0] for key in stored} == {'architecture', 'teacher'}
-    tools('test').main([str(tmp_path / 'small.py'), checkpoint, '--out', str(tmp_path / 'student.pkl')])
+    tools('test').main([str(tmp_path / path.name), checkpoint, '--out', str(tmp_path / 'student.pkl')])
 
     monkeypatch.setattr(sys, 'argv', ['', checkpoint, '--out-path', str(tmp_path / 'student.pth')])
     tools('model_converters/convert_kd_ckpt_to_student').main()
