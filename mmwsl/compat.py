@@ -23,6 +23,7 @@ import types
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.metadata import packages_distributions
 from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
@@ -36,13 +37,16 @@ if _missing := [name for name in ('mmengine', 'mmcv', 'mmpretrain', 'mmrazor', '
                       "mmwsl[openmmlab] (OpenMMLab's own releases)")
 
 import mmcv
+import mmengine.config.config as mmengine_config
 import mmengine.fileio.handlers.yaml_handler as mmengine_yaml
+import mmengine.hub.hub as mmengine_hub
 import mmengine.runner.checkpoint as mmengine_checkpoint
 import numpy as np
 import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import OneCycleParamScheduler
+from mmengine.registry import MODELS, Registry
 
 # What torchvision's Python files expect of its compiled library while they are imported.
 _TORCHVISION_OPERATORS = (
@@ -59,10 +63,12 @@ class UnsafeCheckpointError(RuntimeError):
 
 
 def ready_the_stack() -> None:
-    """Make mmpretrain, mmrazor, mmdet and mmseg importable, mmengine's checkpoints loadable, and its YAML files data.
+    """Make mmpretrain, also as mmcls, mmrazor, mmdet and mmseg importable, mmengine's checkpoints loadable, and its
+    YAML files data.
     """
     make_torchvision_importable()
     make_dense_packages_importable()
+    let_mmcls_mean_mmpretrain()
     make_mmrazor_importable()
     load_only_weights()
     read_yaml_as_data()
@@ -178,11 +184,175 @@ def nms(bboxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, offset
     return order[torch.tensor(kept, dtype=torch.int64, device=order.device)]
 
 
+# What mmcls 1.0.0rc5 and rc6 had under another name than mmpretrain 1.2 has it.
+MMCLS_NAMES = {  # registered, by registry
+    'MODELS': {'LinearReduction': 'LinearNeck'},
+    'TRANSFORMS': {'PackClsInputs': 'PackInputs'},
+    'VISUALIZERS': {'ClsVisualizer': 'UniversalVisualizer'},
+}
+MMCLS_OBJECTS = {  # imported
+    'ClsDataSample': 'DataSample', 'ClsVisualizer': 'UniversalVisualizer', 'LinearReduction': 'LinearNeck',
+    'PackClsInputs': 'PackInputs', 'ToNumpy': 'PILToNumpy', 'ToPIL': 'NumpyToPIL',
+}
+MMCLS_MODULES = {
+    'apis.inference': 'apis',
+    'models.necks.reduction': 'models.necks.linear_neck',
+    'structures.cls_data_sample': 'structures.data_sample',
+    'visualization.cls_visualizer': 'visualization.visualizer',
+}
+MMCLS_CONFIGS = {
+    'beit/beit-base-p16_8xb64_in1k.py': 'beit/benchmarks/beit-base-p16_8xb64_in1k.py',
+    'beitv2/beitv2-base-p16_8xb64_in1k.py': 'beitv2/benchmarks/beit-base-p16_8xb64_in1k.py',
+    'deit/deit-base-distilled_ft-16xb32_in1k-384px.py': 'deit/deit-base-distilled_16xb32_in1k-384px.py',
+    'deit/deit-base-distilled_pt-16xb64_in1k.py': 'deit/deit-base-distilled_16xb64_in1k.py',
+    'deit/deit-base_ft-16xb32_in1k-384px.py': 'deit/deit-base_16xb32_in1k-384px.py',
+    'deit/deit-base_pt-16xb64_in1k.py': 'deit/deit-base_16xb64_in1k.py',
+    'deit/deit-small-distilled_pt-4xb256_in1k.py': 'deit/deit-small-distilled_4xb256_in1k.py',
+    'deit/deit-small_pt-4xb256_in1k.py': 'deit/deit-small_4xb256_in1k.py',
+    'deit/deit-tiny-distilled_pt-4xb256_in1k.py': 'deit/deit-tiny-distilled_4xb256_in1k.py',
+    'deit/deit-tiny_pt-4xb256_in1k.py': 'deit/deit-tiny_4xb256_in1k.py',
+    'mixmim/mixmim-base_8xb64_in1k.py': 'mixmim/benchmarks/mixmim-base_8xb64_in1k.py',
+    'swin_transformer/swin-large_8xb8_cub_384px.py': 'swin_transformer/swin-large_8xb8_cub-384px.py',
+    'vision_transformer/vit-base-p16_ft-4xb544-ipu_in1k.py': 'vision_transformer/vit-base-p16_4xb544-ipu_in1k.py',
+    'vision_transformer/vit-base-p16_ft-64xb64_in1k-384.py': 'vision_transformer/vit-base-p16_64xb64_in1k-384px.py',
+    'vision_transformer/vit-base-p16_pt-32xb128-mae_in1k-224.py':
+        'vision_transformer/vit-base-p16_32xb128-mae_in1k.py',
+    'vision_transformer/vit-base-p16_pt-64xb64_in1k-224.py': 'vision_transformer/vit-base-p16_64xb64_in1k.py',
+    'vision_transformer/vit-base-p32_ft-64xb64_in1k-384.py': 'vision_transformer/vit-base-p32_64xb64_in1k-384px.py',
+    'vision_transformer/vit-base-p32_pt-64xb64_in1k-224.py': 'vision_transformer/vit-base-p32_64xb64_in1k.py',
+    'vision_transformer/vit-large-p16_ft-64xb64_in1k-384.py': 'vision_transformer/vit-large-p16_64xb64_in1k-384px.py',
+    'vision_transformer/vit-large-p16_pt-64xb64_in1k-224.py': 'vision_transformer/vit-large-p16_64xb64_in1k.py',
+    'vision_transformer/vit-large-p32_ft-64xb64_in1k-384.py': 'vision_transformer/vit-large-p32_64xb64_in1k-384px.py',
+    'vision_transformer/vit-large-p32_pt-64xb64_in1k-224.py': 'vision_transformer/vit-large-p32_64xb64_in1k.py',
+}
+
+
+def let_mmcls_mean_mmpretrain() -> None:
+    """Let ``mmcls`` mean mmpretrain in imports, in types and scopes of a config, and before ``::``.
+
+    Symptom: ``ModuleNotFoundError: mmcls is not installed`` from each classification config of mmrazor 1.0.0, whose
+    own classes that derive from mmcls's (DeiTClsHead, PackCRDClsInputs) cannot be built either. mmcls became mmpretrain
+    in 2023 and does not run on today's stack. An installed mmcls is left alone. Upstream: configs of mmrazor that name
+    mmpretrain.
+    """
+    if _is_installed('mmcls'):
+        return
+    sys.meta_path.append(_FindMmcls())
+    for module in (mmengine_config, mmengine_hub):
+        read_path = module._get_package_and_cfg_path
+        module._get_package_and_cfg_path = lambda cfg_path, read=read_path: read(config_of_today(cfg_path))
+    registries = importlib.import_module('mmpretrain.registry')
+    for kind in MMCLS_NAMES:  # a config may name them without a scope
+        getattr(registries, kind)._locations.append(f'mmcls.moved_{kind}')
+
+
+def config_of_today(cfg_path: str) -> str:
+    """Return where a config ``mmcls::...`` is found in mmpretrain; another path comes back as it is."""
+    package, _, path = cfg_path.partition('::')
+    return f'mmpretrain::{MMCLS_CONFIGS.get(path, path)}' if package == 'mmcls' else cfg_path
+
+
+class _FindMmcls(MetaPathFinder, Loader):
+    """Finds the modules of mmcls, after all other finders."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != 'mmcls' and not name.startswith('mmcls.'):
+            return None
+        if not name.startswith('mmcls.moved_') and importlib.util.find_spec(_in_mmpretrain(name)) is None:
+            return None
+        return ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        return _ModuleOfMmcls(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        _, _, kind = module.__name__.partition('.moved_')
+        if kind:
+            _register_moved_names(kind)
+            return
+        importlib.import_module(_in_mmpretrain(module.__name__))
+        if module.__name__ == 'mmcls.registry':
+            _add_registries_of_mmcls()
+
+
+class _ModuleOfMmcls(types.ModuleType):
+    """A module of mmpretrain under its old name, with the old names of what is in it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('__') and name != '__all__':
+            raise AttributeError(name)
+        module = sys.modules[_in_mmpretrain(self.__name__)]
+        found = getattr(module, name if hasattr(module, name) else MMCLS_OBJECTS.get(name, name))
+        return _with_patch_tokens(found) if name == 'VisionTransformerClsHead' else found
+
+
+@functools.cache
+def _with_patch_tokens(head: type) -> type:
+    """A head that derives from mmcls's expects (patch tokens, class token, distillation token) of DeiT's backbone.
+
+    Symptom: ``not enough values to unpack (expected 3, got 2)`` from mmrazor's DeiTClsHead (1.0.0), since mmpretrain's
+    backbone leaves the patch tokens out, which the head does not use.
+    """
+    def call(self: Any, feats: Any, *args: Any, **kwargs: Any) -> Any:
+        *others, last = feats
+        tokens = (None, *last) if isinstance(last, tuple | list) and len(last) == 2 else last
+        return head.__call__(self, (*others, tokens), *args, **kwargs)
+    return type(head.__name__, (head, ), {'__call__': call, '__module__': head.__module__})
+
+
+def _in_mmpretrain(name: str) -> str:
+    _, _, rest = name.partition('.')
+    return '.'.join(('mmpretrain', MMCLS_MODULES.get(rest, rest))).rstrip('.')
+
+
+def _register_moved_names(kind: str) -> None:
+    registry = getattr(importlib.import_module('mmpretrain.registry'), kind)
+    for old, new in MMCLS_NAMES[kind].items():
+        if old not in registry.module_dict:  # a user's own
+            registry.register_module(name=old, module=registry.get(new))
+
+
+def _add_registries_of_mmcls() -> None:
+    for registry in vars(importlib.import_module('mmpretrain.registry')).values():
+        if isinstance(registry, Registry) and registry.scope == 'mmpretrain':
+            _RegistryOfMmcls(registry)
+
+
+class _RegistryOfMmcls(Registry):
+    """The scope ``mmcls``: what mmpretrain's registry has."""
+
+    def __init__(self, registry: Registry) -> None:
+        super().__init__(registry.name, parent=registry.parent, scope='mmcls')
+        self._of_mmpretrain = registry
+
+    def get(self, key: str) -> Any:
+        scope, name = self.split_scope_key(key)
+        return self._of_mmpretrain.get(name if scope == 'mmcls' else key)
+
+
 def make_mmrazor_importable() -> None:
     """Import mmrazor past its version check and past its quantization package."""
     with _mmcv_as_mmrazor_expects():
         importlib.import_module('mmrazor')
     _stand_in_for_quantization()
+    _name_the_preprocessor()
+
+
+def _name_the_preprocessor() -> None:
+    """Find mmpretrain's ClsDataPreprocessor in mmrazor's scope.
+
+    Symptom: ``there is no model 'ClsDataPreprocessor'`` from ``dict(type='mmpretrain.ImageClassifier', ...)`` within a
+    model of ``_scope_='mmrazor'`` (mmpretrain 1.2.0, onedl-mmpretrain 1.3.6): the classifier names its default without
+    a scope, which mmcls did not. Upstream: mmpretrain would name it with its scope.
+    """
+    models = importlib.import_module('mmrazor.registry').MODELS
+    name = 'ClsDataPreprocessor'
+    if name not in models.module_dict:
+        models.register_module(name=name, module=_cls_data_preprocessor)
+
+
+def _cls_data_preprocessor(**kwargs: Any) -> Any:
+    return MODELS.build(dict(type='mmpretrain.ClsDataPreprocessor', **kwargs))
 
 
 @contextmanager
@@ -286,11 +456,20 @@ class _WeightsOnlyTorch(types.ModuleType):
 
 
 def downloaded(url: str, folder: str | Path | None = None, progress: bool = False) -> Path:
-    """Return the file of a checkpoint's address, and fetch it if it is not there."""
+    """Return the file of a checkpoint's address, and fetch it if it is not there.
+
+    Raises:
+        FileNotFoundError: If it cannot be fetched, as without a network.
+    """
     file = kept_download(url, folder)
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(file), progress=progress)
+        try:
+            torch.hub.download_url_to_file(url, str(file), progress=progress)
+        except OSError as error:  # URLError among them
+            name = PurePosixPath(urlparse(url).path).name
+            raise FileNotFoundError(f'{url} was not downloaded ({error}). Without a network, copy {name} here as '
+                                    f'{file}') from error
     return file
 
 
@@ -344,7 +523,10 @@ def compare_checksums(file: Any) -> None:
                            'another copy of it; a run resumes from an older checkpoint with --resume CKPT')
 
 
-class _DataLoader(mmengine_yaml.yaml.SafeLoader):
+_SafeLoader: Any = getattr(mmengine_yaml.yaml, 'CSafeLoader', mmengine_yaml.yaml.SafeLoader)  # in C ten times as fast
+
+
+class _DataLoader(_SafeLoader):
     """YAML with the tuples that mmengine writes, and no other object of Python."""
 
     def tuple_of(self, node: Any) -> tuple:

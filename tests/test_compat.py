@@ -7,12 +7,15 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import types
+import urllib.error
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import mmcv
@@ -25,8 +28,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import OneCycleParamScheduler
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, TRANSFORMS
 from mmengine.runner import CheckpointLoader, Runner
+from mmrazor.registry import MODELS as MMRAZOR_MODELS
 from torch import distributed, nn
 
 from mmwsl import compat
@@ -139,11 +143,12 @@ def test_import_fails_without_the_workaround_and_works_with_it(name, module, sym
     assert symptom in without
 
 
-def test_the_registry_changes_how_mmengine_loads_and_nothing_else():
+def test_the_registry_changes_how_mmengine_reads_and_loads_and_nothing_else():
     changed, is_same_process = in_a_fresh_process(STATE)
     checkpoint = [f'mmengine.runner.checkpoint.{name}' for name in ('torch', 'load_url', '_safe_torch_load')]
-    assert set(changed) <= {'mmengine.fileio.handlers.yaml_handler.Loader', *checkpoint}
-    assert {'mmengine.fileio.handlers.yaml_handler.Loader', *checkpoint[:2]} <= set(changed)
+    read = ['mmengine.fileio.handlers.yaml_handler.Loader', 'mmengine.config.config._get_package_and_cfg_path']
+    assert set(changed) <= {*read, 'mmengine.hub.hub._get_package_and_cfg_path', *checkpoint}
+    assert {*read, *checkpoint[:2]} <= set(changed)
     assert is_same_process
 
 
@@ -182,6 +187,111 @@ def test_names_resolve_from_every_scope(package, registry, name):
     root = importlib.import_module(f'{package}.registry')
     assert getattr(root, registry).get(f'mmwsl.{name}').__name__ == name
 
+
+# ------------------------------------------------------------------------------------------------------------ mmcls
+
+@pytest.mark.parametrize('kind, old, new', [
+    (kind, old, new) for kind, names in compat.MMCLS_NAMES.items() for old, new in names.items()])
+def test_a_name_of_mmcls_is_found_from_each_scope(kind, old, new):
+    registries = importlib.import_module('mmpretrain.registry')
+    modern = getattr(registries, kind).get(new)
+    assert modern.__name__ == new
+    root = getattr(registries, kind).parent
+    assert getattr(registries, kind).get(old) is modern  # default_scope='mmpretrain'
+    assert root.get(f'mmcls.{old}') is modern and root.get(f'mmpretrain.{old}') is modern
+    with root.switch_scope_and_registry('mmcls') as registry:
+        assert registry.get(old) is modern and registry.get(f'mmcls.{new}') is modern
+
+
+def test_a_name_of_mmcls_that_is_a_users_own_stays_so(monkeypatch):
+    registry = importlib.import_module('mmpretrain.registry').TRANSFORMS
+    own = type('PackClsInputs', (), {})
+    monkeypatch.setitem(registry.module_dict, 'PackClsInputs', own)
+    compat._register_moved_names('TRANSFORMS')
+    assert registry.get('PackClsInputs') is own
+
+
+@pytest.mark.parametrize('old, new', compat.MMCLS_OBJECTS.items())
+def test_an_object_of_mmcls_is_imported_under_its_old_name(old, new):
+    home = {'ClsDataSample': 'structures', 'ClsVisualizer': 'visualization', 'LinearReduction': 'models.necks'}.get(
+        old, 'datasets.transforms.formatting')
+    found = getattr(importlib.import_module(f'mmcls.{home}'), old)
+    assert found is getattr(importlib.import_module(f'mmpretrain.{home}'), new)
+
+
+@pytest.mark.parametrize('old, new', compat.MMCLS_MODULES.items())
+def test_a_module_of_mmcls_is_found(old, new):
+    name = {'apis': 'inference_model', 'models.necks.linear_neck': 'LinearNeck', 'structures.data_sample': 'DataSample',
+            'visualization.visualizer': 'UniversalVisualizer'}[new]
+    modern = getattr(importlib.import_module(f'mmpretrain.{new}'), name)
+    assert getattr(importlib.import_module(f'mmcls.{old}'), name) is modern
+
+
+@pytest.mark.parametrize('old, new', compat.MMCLS_CONFIGS.items())
+def test_a_config_of_mmcls_is_found(old, new):
+    package = Path(importlib.import_module('mmpretrain').__file__).parent
+    assert not (package / '.mim/configs' / old).exists()
+    found, scope = Config._get_cfg_path(f'mmcls::{old}', '')
+    assert Path(found) == package / '.mim/configs' / new and scope == 'mmcls'
+
+
+def test_what_is_not_of_mmcls_is_left_alone():
+    assert compat.config_of_today('mmdet::a/b.py') == 'mmdet::a/b.py' and compat.config_of_today('a.py') == 'a.py'
+    with pytest.raises(ModuleNotFoundError, match="No module named 'mmcls.nothing'"):
+        importlib.import_module('mmcls.nothing')
+    with pytest.raises(ImportError, match="cannot import name 'Nothing'"):
+        exec('from mmcls.models import Nothing')
+    modern = importlib.import_module('mmpretrain.models')
+    importlib.import_module('mmcls.models')
+    assert modern.__spec__.name == 'mmpretrain.models' and not hasattr(sys.modules['mmcls.models'], '__file__')
+
+
+def test_an_installed_mmcls_is_left_alone(monkeypatch):
+    finders = list(sys.meta_path)
+    monkeypatch.setattr(compat, '_is_installed', lambda package: package == 'mmcls')
+    compat.let_mmcls_mean_mmpretrain()
+    assert sys.meta_path == finders
+
+
+def test_mmrazors_classes_that_derive_from_mmcls_can_be_built():
+    """DeiT's backbone gives (class token, distillation token), and mmrazor's head takes the patch tokens, too."""
+    head = MMRAZOR_MODELS.build(dict(type='mmrazor.DeiTClsHead', num_classes=3, in_channels=4))
+    recorded = []
+    head.layers.head_dist.register_forward_hook(lambda _, inputs, __: recorded.append(inputs[0]))
+    tokens = torch.randn(2, 4), torch.randn(2, 4)
+    expected = head.layers.head(tokens[0])
+    for last in (tokens, [torch.randn(2, 16, 4), *tokens]):
+        torch.testing.assert_close(head((last, )), expected, rtol=0, atol=0)
+    assert [value is tokens[1] for value in recorded] == [True, True]
+    packed = TRANSFORMS.build(dict(type='mmrazor.PackCRDClsInputs')).transform(
+        dict(img=np.zeros((2, 2, 3), np.uint8), gt_label=1, sample_idx=7, contrast_sample_idxs=np.array([7, 3])))
+    assert packed['data_samples'].contrast_sample_idxs.tolist() == [7, 3]
+
+
+def test_a_classifier_within_a_model_of_mmrazor_has_its_preprocessor():
+    with MMRAZOR_MODELS.switch_scope_and_registry('mmrazor') as registry:
+        built = registry.build(dict(type='mmcls.ImageClassifier', backbone=dict(type='mmcls.LeNet5'),
+                                    data_preprocessor=dict(mean=[7.0], std=[1.0])))
+    assert type(built.data_preprocessor).__name__ == 'ClsDataPreprocessor'
+    assert built.data_preprocessor.mean.item() == 7
+
+
+def test_a_download_that_fails_names_the_place_for_the_file(monkeypatch, tmp_path):
+    def unreachable(*_, **__):
+        raise urllib.error.URLError('no route to host')
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', unreachable)
+    url = 'https://download.openmmlab.com/mmclassification/v0/resnet/resnet34_8xb32_in1k_20210831-f257d4e6.pth'
+    place = compat.kept_download(url, tmp_path)
+    for load in (partial(compat.downloaded, url, tmp_path),
+                 partial(mmengine_checkpoint.load_url, url, model_dir=str(tmp_path))):
+        with pytest.raises(FileNotFoundError, match='no route to host.*copy resnet34_8xb32_in1k_20210831-f257d4e6.pth '
+                           f'here as {re.escape(str(place))}'):
+            load()
+    torch.save(dict(state_dict={}), place)
+    assert compat.downloaded(url, tmp_path) == place
+
+
+# ------------------------------------------------------------------------------------------------------ torchvision
 
 @pytest.fixture
 def fake_torchvision(monkeypatch, tmp_path):

@@ -3,7 +3,7 @@ import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,13 +15,13 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmwsl.analysis.predict import choose_network
-from mmwsl.engine import explained_data, finish_run, launcher_parser, merge_options, prepare_run
+from mmwsl.engine import explained_data, finish_run, launcher_parser, merge_options, prepare_run, read_config
 from mmwsl.engine.data_checks import check_labels
 from mmwsl.engine.hooks.check_labels_hook import predicted_classes
 from mmwsl.utils import load_network
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = launcher_parser(__doc__)
     parser.add_argument('checkpoint', nargs='?', help='checkpoint file; with --teacher, the default is teacher_ckpt')
     parser.add_argument('--teacher', action='store_true', help="test the config's teacher instead of its student")
@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
                         'tta_model and tta_pipeline, or mean class scores of the image and its mirror image')
     parser.add_argument('--out', help='file for the results: .pkl, or .json for metrics')
     parser.add_argument('--out-item', choices=['metrics', 'pred'], help='what --out takes; default: pred')
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.out_item and not args.out:
         parser.error('--out-item needs --out')
     if args.out and args.out_item != 'metrics' and not args.out.endswith('.pkl'):
@@ -87,9 +87,9 @@ def network_of(model: Any) -> Any:
     return model
 
 
-def main() -> None:
-    args = parse_args()
-    cfg = Config.fromfile(args.config)
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_args(arguments)
+    cfg = read_config(args.config)
     merge_options(cfg, args.cfg_options)  # before the model is chosen, since they may concern it
     args.cfg_options = None
     with around_the_network(cfg, args.tta):

@@ -2,6 +2,7 @@
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
+from collections.abc import Sequence
 
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
@@ -15,11 +16,12 @@ from mmwsl.engine import (
     latest_checkpoint,
     launcher_parser,
     prepare_run,
+    read_config,
     sole_training,
 )
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = launcher_parser(__doc__)
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CKPT',
                         help='go on from a checkpoint; without a value, from the latest in the work dir, if any')
@@ -27,7 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate with the batch size of all processes together')
     parser.add_argument('--no-persistent-workers', action='store_true', help='make workers anew for each epoch')
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def apply_training_options(cfg: Config, args: argparse.Namespace) -> None:
@@ -51,9 +53,9 @@ def apply_training_options(cfg: Config, args: argparse.Namespace) -> None:
                 cfg[field].persistent_workers = False
 
 
-def main() -> None:
-    args = parse_args()
-    cfg = Config.fromfile(args.config)
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse_args(arguments)
+    cfg = read_config(args.config)
     apply_training_options(cfg, args)
     prepare_run(cfg, args, ('train_dataloader', 'val_dataloader'))
     add_hooks(cfg)

@@ -86,7 +86,19 @@ def network_config(cfg: Config, part: str = 'architecture') -> ConfigDict:
         found.append(_of_its_package(model.architecture).get('data_preprocessor'))
     if any(found):
         network.data_preprocessor = next(filter(None, found))
+        if str(network.get('type')).endswith('Classifier'):
+            network.data_preprocessor = _of_a_classifier(network.data_preprocessor)
     return network
+
+
+def _of_a_classifier(preprocessor: ConfigDict) -> ConfigDict:
+    """mmengine's ImgDataPreprocessor, which MMRazor's configs have, as mmpretrain's, which its classifiers need."""
+    if str(preprocessor.get('type')).rpartition('.')[2] != 'ImgDataPreprocessor':
+        return preprocessor
+    names = ('mean', 'std', 'pad_size_divisor', 'pad_value')
+    kept = {key: preprocessor[key] for key in names if key in preprocessor}
+    swaps = preprocessor.get('bgr_to_rgb', False) or preprocessor.get('rgb_to_bgr', False)
+    return ConfigDict(type='mmpretrain.ClsDataPreprocessor', to_rgb=swaps, **kept)
 
 
 def _of_its_package(network: ConfigDict) -> ConfigDict:

@@ -16,7 +16,7 @@ from mmwsl.engine.hooks import (
     LossStatisticsHook,
     SampleRecordHook,
 )
-from mmwsl.engine.launch import add_hooks, finish_run, launcher_parser, prepare_run, sole_training
+from mmwsl.engine.launch import add_hooks, finish_run, launcher_parser, prepare_run, read_config, sole_training
 from mmwsl.engine.resume import latest_checkpoint
 from mmwsl.engine.teacher_losses import calibrate, measure_losses
 
@@ -24,5 +24,5 @@ __all__ = [
     'ChannelsLastHook', 'CheckLabelsHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook', 'ExactResumeHook',
     'FiniteLossHook', 'LateScalarsHook', 'LossStatisticsHook', 'SampleRecordHook', 'add_hooks', 'build_cache',
     'calibrate', 'check_data', 'explained_config', 'explained_data', 'finish_run', 'latest_checkpoint', 'launch',
-    'launcher_parser', 'measure_losses', 'merge_options', 'prepare_run', 'runs', 'sole_training',
+    'launcher_parser', 'measure_losses', 'merge_options', 'prepare_run', 'read_config', 'runs', 'sole_training',
 ]

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.hub import get_config
 from mmengine.logging import print_log
 
 from mmwsl.compat import distribute_without_cuda
@@ -28,7 +30,7 @@ _DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 def launcher_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the options that training and testing have in common."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or one of an installed package (mmrazor::distill/mmcls/...)')
     parser.add_argument('--work-dir', help='where logs and checkpoints go; default: work_dirs/<name of the config>')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, type=_setting, metavar='KEY=VALUE',
@@ -39,6 +41,21 @@ def launcher_parser(description: str) -> argparse.ArgumentParser:
     # torch.distributed.launch passes one of the two, depending on its version
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser
+
+
+def read_config(path: str) -> Config:
+    """Read a config file, or one that an installed package brings, as ``mmrazor::distill/mmcls/kd/....py``.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ModuleNotFoundError: If the package is not installed.
+    """
+    package, separator, _ = path.partition('::')
+    if not separator:
+        return Config.fromfile(path)
+    if importlib.util.find_spec(package) is None:  # mmengine would install it
+        raise ModuleNotFoundError(f'{path} is a config of {package}, which is not installed')
+    return get_config(path)
 
 
 def _setting(text: str) -> str:

@@ -90,6 +90,8 @@ def read_weights(path: str, advice: str = 'Copy the network there once it is tra
     try:
         checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
     except FileNotFoundError as error:
+        if '://' in str(path):
+            raise  # it says where a download is kept
         raise FileNotFoundError(f'there is no checkpoint {str(path)!r}. {advice}') from error
     for key in ('state_dict', 'model', 'net'):
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
@@ -156,8 +158,12 @@ def _sha256_of(path: str, fetch: bool) -> str | None:
 
 
 def student_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The student's part of a distillation's state dict; empty for any other state dict."""
-    return {key[len(STUDENT):]: value for key, value in weights.items() if key.startswith(STUDENT)}
+    """The student's part of a distillation's state dict; empty for any other state dict.
+
+    In MMRazor's data-free distillation the student alone has a wrapper, whose prefix ``module.`` is left out.
+    """
+    return {key[len(STUDENT):].removeprefix(_WRAPPER): value for key, value in weights.items()
+            if key.startswith(STUDENT)}
 
 
 def save_weights(weights: dict[str, Tensor], path: str) -> None:

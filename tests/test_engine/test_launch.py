@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmwsl.engine import finish_run, launch, sole_training
+from mmwsl.engine import finish_run, launch, read_config, sole_training
 from tests.tiny import ROOT
 
 HOLD = '''
@@ -90,3 +90,14 @@ def test_the_folder_of_collected_results_is_removed_unless_another_run_uses_it(t
     torch.distributed.init_process_group('gloo', f'file://{tmp_path}/store', rank=0, world_size=1)
     finish_run()
     assert (tmp_path / '.dist_test').exists() is used
+
+
+def test_a_config_of_an_installed_package_is_read():
+    cfg = read_config('mmrazor::distill/mmcls/wsld/wsld_logits_resnet34_resnet18_8xb32_in1k.py')
+    assert cfg.model.distiller.distill_losses.loss_wsld == dict(type='WSLD', tau=2, loss_weight=2.5)
+    assert read_config(str(ROOT / 'configs/wsl_digits.py')).model.type == 'mmwsl.WSLDistill'
+
+
+def test_a_package_that_is_not_installed_is_named_and_not_fetched():
+    with pytest.raises(ModuleNotFoundError, match=r'mmtrack::sot/a\.py is a config of mmtrack, which is not installed'):
+        read_config('mmtrack::sot/a.py')

@@ -2,7 +2,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
 
-from mmwsl.utils import load_network, load_weights
+from mmwsl.utils import load_network, load_weights, read_weights
 from tests.tiny import build, network
 
 
@@ -31,3 +31,11 @@ def test_message_names_a_few_keys_and_counts_the_others():
         error.value)
     assert 'unexpected: backbone.layer1.1.bn1.bias, ' in str(error.value)
     assert ' more. If it comes from other code' in str(error.value) and len(str(error.value)) < 600
+
+
+def test_a_download_that_fails_keeps_its_message(monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError('no route to host')
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', unreachable)
+    with pytest.raises(FileNotFoundError, match='no route to host.*copy teacher.pth here as '):
+        read_weights('https://example.org/a/teacher.pth')

@@ -6,7 +6,7 @@ from typing import Any
 from mmengine.dist import get_world_size
 from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
@@ -72,9 +72,10 @@ def _named_parameters(runner: Runner) -> Iterator[tuple[str, Any]]:
 
 def _is_pending(runner: Runner) -> bool:
     """Whether gradients are accumulated that no step has applied."""
-    wrapper = runner.optim_wrapper
-    return isinstance(wrapper, OptimWrapper) and not (
-        wrapper._inner_count % wrapper._accumulative_counts == 0 or wrapper._inner_count == wrapper._max_counts)
+    several = runner.optim_wrapper
+    wrappers = several.optim_wrappers.values() if isinstance(several, OptimWrapperDict) else [several]
+    return any(isinstance(wrapper, OptimWrapper) and wrapper._inner_count % wrapper._accumulative_counts != 0
+               and wrapper._inner_count != wrapper._max_counts for wrapper in wrappers)
 
 
 def _gradients(runner: Runner) -> dict[str, Tensor]:

@@ -5,7 +5,9 @@ from typing import Any
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
+from torch import Tensor
 
+from mmwsl.models.losses import WeightedLoss
 from mmwsl.registry import HOOKS
 
 
@@ -16,23 +18,44 @@ class LossStatisticsHook(Hook):
     What is logged is the last value, or for names that the log processor means by its ``mean_pattern`` the mean over
     its last steps, ten by default: those are asked for. Without this hook statistics are computed in each step, and
     what is logged is the same. ``tools/train.py`` adds it.
+
+    A distiller of MMRazor logs losses alone: of a :class:`mmwsl.models.WeightedLoss` in it, this hook logs the
+    statistics, under the names that they have in :class:`mmwsl.models.WSLDistiller`.
     """
 
     def before_train(self, runner: Runner) -> None:
         model: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self.distiller: Any = getattr(model, 'distiller', None)
+        distiller: Any = getattr(model, 'distiller', None)
+        self.distiller: Any = distiller.module if is_model_wrapper(distiller) else distiller
         self.logger: Any = next((hook for hook in runner.hooks if isinstance(hook, LoggerHook)), None)
         self.by_epoch = not isinstance(runner.train_loop, IterBasedTrainLoop)
         self.window = runner.log_processor.window_size
         self.everything = self.logger is None or bool(runner.log_processor.custom_cfg)  # it may look further back
 
+        self.weighted: list[WeightedLoss] = []  # whose statistics nobody else logs
+        if not hasattr(self.distiller, 'logs_statistics'):
+            losses = getattr(self.distiller, 'distill_losses', {}).values()
+            self.weighted = [loss for loss in losses if isinstance(loss, WeightedLoss)]
+
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         if hasattr(self.distiller, 'logs_statistics'):
-            self.distiller.logs_statistics = self.everything or self._steps_to_go(runner, batch_idx) < self.window
+            self.distiller.logs_statistics = self._is_wanted(runner, batch_idx)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if not self.weighted or not self._is_wanted(runner, batch_idx):
+            return
+        found: dict[str, Tensor] = {}
+        for position, loss in enumerate(self.weighted, 1):
+            for name, value in loss.statistics.items():
+                found[f'{name}_{position}' if name in found else name] = value
+        runner.message_hub.update_scalars({f'train/distill.{name}': value for name, value in found.items()})
 
     def after_train(self, runner: Runner) -> None:
         if hasattr(self.distiller, 'logs_statistics'):
             self.distiller.logs_statistics = True
+
+    def _is_wanted(self, runner: Runner, batch_idx: int) -> bool:
+        return self.everything or self._steps_to_go(runner, batch_idx) < self.window
 
     def _steps_to_go(self, runner: Runner, batch_idx: int) -> int:
         """Until the logger's next turn, as ``LoggerHook.after_train_iter`` takes them."""

@@ -13,6 +13,7 @@ WEIGHTINGS: dict[str, dict[str, Any]] = {
     'drop_regularization': dict(type='RegularizationWeighting', keep='others'),
     'only_regularization': dict(type='RegularizationWeighting', keep='regularization'),
     'random': dict(type='ShuffledWeighting'),
+    'label_free': dict(type='LabelFreeWSLWeighting'),
 }
 
 
@@ -28,10 +29,10 @@ class WSLLoss(WeightedLoss):
         loss_weight: The paper's alpha: 2.25 on CIFAR-100, 2.5 on ImageNet.
         ignore_index: Class index whose targets do not count.
         reduction: 'mean' over the targets that are kept (0 where none is), 'sum' or 'none'.
-        weighting: Config of another weighting, or a name: 'wsl'; or a control that shows what the weight does: 'one' is
-            plain knowledge distillation (KD); 'drop_regularization' is 0 for regularization samples and 1 for the
-            others, 'only_regularization' the reverse; 'random' hands the weights of a batch to its targets in random
-            order.
+        weighting: Config of another weighting, or a name: 'wsl'; 'label_free', with the teacher's most likely class in
+            the label's place; or a control that shows what the weight does: 'one' is plain knowledge distillation (KD);
+            'drop_regularization' is 0 for regularization samples and 1 for the others, 'only_regularization' the
+            reverse; 'random' hands the weights of a batch to its targets in random order.
         compile: As of :class:`SoftCrossEntropy`.
 
     Examples:

@@ -1,14 +1,17 @@
 """Runs that end in an exception, are resumed, and are compared with unbroken ones."""
 import copy
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 
 from mmwsl.engine import latest_checkpoint, runs
+from mmwsl.engine.hooks import exact_resume_hook
 from tests.tiny import digits_config, network
 
 HOOKS = [dict(type='mmwsl.EpochSeedHook'), dict(type='mmwsl.ExactResumeHook')]
@@ -142,3 +145,15 @@ def test_gradients_that_are_lost_are_said(tmp_path):
     run(tmp_path, ('train', 2), **settings)
     run(tmp_path, resume=latest_checkpoint(tmp_path), **CASES['accumulated gradients'])
     assert 'gradients that were accumulated when it was saved are not in the checkpoint' in log(tmp_path)
+
+
+@pytest.mark.parametrize('steps, pending', [((2, 0), False), ((2, 3), True), ((1, 0), True)])
+def test_gradients_of_each_of_several_optimizers_count(steps, pending):
+    """As in MMRazor's data-free distillation: one for the student, one for the generator."""
+    wrappers = {}
+    for name, count in zip(('architecture', 'generator'), steps):
+        wrappers[name] = OptimWrapper(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1),
+                                      accumulative_counts=2)
+        wrappers[name]._inner_count = count
+    runner = SimpleNamespace(optim_wrapper=OptimWrapperDict(**wrappers))
+    assert exact_resume_hook._is_pending(runner) is pending

@@ -9,6 +9,7 @@ from torch import nn
 
 from mmwsl.engine import add_hooks
 from mmwsl.engine.hooks import LossStatisticsHook
+from mmwsl.functional import wsl_weight
 from mmwsl.models.losses import Call
 from tests.tiny import ROOT, digits_config, distillation
 
@@ -111,3 +112,31 @@ def test_train_adds_the_hook_to_a_distillation_that_has_none():
     own = Config(dict(model=dict(distiller=dict(type='mmwsl.WSLDistiller'))))
     add_hooks(own)
     assert own.custom_hooks == [dict(type='mmwsl.CheckLabelsHook'), *ALWAYS, HOOK]  # without CheckTeacherHook
+
+
+def test_weights_in_a_distiller_of_mmrazor_are_logged(tmp_path):
+    """Two losses, of the same logits: the statistics of the second have its position in their names."""
+    mapping = dict(preds_S=dict(recorder='labels', from_student=True, data_idx=0),
+                   preds_T=dict(recorder='logits', from_student=False),
+                   gt_labels=dict(recorder='labels', from_student=True, data_idx=1))
+    model = dict(distillation(), type='mmrazor.SingleTeacherDistill', _scope_='mmrazor', distiller=dict(
+        type='ConfigurableDistiller', distill_losses=dict(
+            loss_wsl=dict(type='mmwsl.WSLLoss'), loss_one=dict(type='mmwsl.WSLLoss', weighting='one'),
+            loss_kl=dict(type='KLDivergence')),
+        student_recorders=dict(labels=dict(type='ModuleInputs', source='head.loss_module')),
+        teacher_recorders=dict(logits=dict(type='ModuleOutputs', source='head')),
+        loss_forward_mappings=dict(loss_wsl=mapping, loss_one=mapping)))
+    cfg = digits_config(tmp_path, model, custom_hooks=[HOOK], default_hooks=dict(logger=dict(interval=1)))
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    runner, expected = Runner.from_cfg(cfg), []
+    runner.model.distiller.distill_losses['loss_wsl'].register_forward_hook(
+        lambda _, __, arguments, ___: expected.append(wsl_weight(
+            arguments['preds_S'], arguments['preds_T'], arguments['gt_labels']).mean().item()), with_kwargs=True)
+    runner.train()
+    lines = next(tmp_path.glob('*/vis_data/scalars.json')).read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [line['distill.wsl_weight'] for line in found] == pytest.approx(expected, rel=1e-5) and len(expected) > 5
+    assert {line['distill.wsl_weight_2'] for line in found} == {1.0}
+    assert all(0 <= line['distill.regularization_share'] <= 1 for line in found)
+    assert all(abs(line['loss'] - line['student.loss'] - line['distill.loss_wsl'] - line['distill.loss_one']) < 1e-4
+               for line in found)  # what is logged is not summed

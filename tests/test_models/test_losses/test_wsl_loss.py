@@ -366,6 +366,14 @@ def test_a_weight_does_not_change_the_statistics():
 
 # ---- weightings, the controls
 
+def test_label_free_is_short_for_the_weighting_that_looks_at_the_teachers_class():
+    preds_S, preds_T = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3), 0.0]])  # the teacher's class is 0
+    # L_s = ln 2, L_t = ln 4/3: w = 1 - exp(-ln 2 / ln 4/3) = 0.910133, and the soft cross-entropy is ln 2
+    for label in (0, 1):
+        loss = WSLLoss(1.0, 1.0, weighting='label_free')(preds_S, preds_T, torch.tensor([label]))
+        assert loss.item() == pytest.approx(0.630856, abs=1e-5)
+
+
 @pytest.mark.parametrize('shape', [(5, 7), (2, 5, 3)], ids=str)
 def test_weights_of_one_are_mmrazors_kl_divergence(shape):
     from mmrazor.models.losses import KLDivergence  # imported here, for it needs mmwsl's import before its own
