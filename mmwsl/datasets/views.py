@@ -226,6 +226,8 @@ def same(first: Any, second: Any) -> bool:
         return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
     if isinstance(first, list | tuple):
         return len(first) == len(second) and all(map(same, first, second))
+    if type(first) is type(second) and type(first).__eq__ is object.__eq__ and hasattr(first, '__dict__'):
+        return same(vars(first), vars(second))  # as mmdet's boxes and masks
     return bool(first == second) or first is second
 
 

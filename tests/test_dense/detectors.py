@@ -2,6 +2,7 @@
 import copy
 
 import torch
+from mmengine.config import ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import MODELS
 
@@ -58,6 +59,28 @@ def detector(name='GFLHead', base=2, classes=10, **kwargs):
         train_cfg=train_cfg,
         test_cfg=dict(nms_pre=100, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.6),
                       max_per_img=20))
+
+
+def two_stages(base=2):
+    """A config of Faster R-CNN on the same features."""
+    iou = dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.3, ignore_iof_thr=-1)
+    sampler = dict(type='RandomSampler', num=32, pos_fraction=0.25, neg_pos_ub=-1, add_gt_as_proposals=True)
+    proposals = dict(nms_pre=100, max_per_img=50, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=0)
+    extractor = dict(type='SingleRoIExtractor', out_channels=4 * base, featmap_strides=STRIDES, roi_layer=dict(
+        type='RoIAlign', output_size=3, sampling_ratio=1, use_torchvision=True))
+    box_head = dict(type='Shared2FCBBoxHead', in_channels=4 * base, fc_out_channels=8, roi_feat_size=3, num_classes=10,
+                    bbox_coder=_CODER)
+    rpn = dict(assigner=iou, sampler=dict(sampler, add_gt_as_proposals=False), allowed_border=-1, pos_weight=-1,
+               debug=False)
+    return ConfigDict(
+        {key: detector(base=base)[key] for key in ('backbone', 'neck')}, type='FasterRCNN', _scope_='mmdet',
+        rpn_head=dict(type='RPNHead', in_channels=4 * base, feat_channels=4 * base, anchor_generator=_SEVERAL,
+                      bbox_coder=_CODER),
+        roi_head=dict(type='StandardRoIHead', bbox_roi_extractor=extractor, bbox_head=box_head),
+        train_cfg=dict(rpn=rpn, rpn_proposal=proposals, rcnn=dict(assigner=iou, sampler=sampler, pos_weight=-1,
+                                                                  debug=False)),
+        test_cfg=dict(rpn=proposals, rcnn=dict(score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5),
+                                               max_per_img=20)))
 
 
 def distillation(student=None, teacher=None, seed=1, steep=0.15, **kwargs):

@@ -10,7 +10,7 @@ pytest.importorskip('mmdet')
 from mmdet.registry import MODELS as DET_MODELS
 
 from mmwsl.models.distillers.detectors import _NOT_COMPARABLE, HEADS, check_head
-from tests.test_dense.detectors import DETECTORS, batch, detector, distillation, losses
+from tests.test_dense.detectors import DETECTORS, batch, detector, distillation, losses, two_stages
 from tests.tiny import ROOT
 
 pytestmark = pytest.mark.dense
@@ -96,6 +96,13 @@ def log_softmax(logits):
     return [z - total for z in logits]
 
 
+def softmax_decision(z_s, z_t, label, tau=1.0):
+    """The weighted soft loss of a target with one class of several."""
+    weight = 1 - math.exp(-log_softmax(z_s)[label] / log_softmax(z_t)[label])
+    log_S, log_T = (log_softmax([z / tau for z in logits]) for logits in (z_s, z_t))
+    return weight * tau**2 * -sum(math.exp(q) * p for p, q in zip(log_S, log_T))
+
+
 def test_a_softmax_has_background_as_its_last_class():
     softmax = dict(loss_cls=dict(type='CrossEntropyLoss'))
     model, found, told, (preds_S, preds_T) = step(detector('RetinaHead', **softmax),
@@ -105,9 +112,7 @@ def test_a_softmax_has_background_as_its_last_class():
     for (label, _, weight), z_s, z_t in zip(told, preds_S, preds_T, strict=True):
         if weight > 0:
             positives += label < CLASSES
-            log_S, log_T = log_softmax(z_s), log_softmax(z_t)
-            soft = -sum(math.exp(q) * p for p, q in zip(log_S, log_T))
-            total += (1 - math.exp(-log_S[label] / log_T[label])) * soft
+            total += softmax_decision(z_s, z_t, label)
     assert len(z_s) == CLASSES + 1
     assert found['distill.loss_wsl'].item() == pytest.approx(total / positives, rel=1e-4)
 
@@ -215,10 +220,29 @@ def test_scores_that_are_probabilities_are_refused():
 
 
 def test_two_stages_are_refused_with_the_way():
-    two = torch.nn.Module()
-    two.rpn_head = torch.nn.Identity()
-    with pytest.raises(ValueError, match='the student, a Module, has two stages, .*docs/dense.md has a config'):
-        check_head('student', two)
+    with pytest.raises(ValueError, match='the student, a FasterRCNN, has two stages, .*docs/dense.md has a config'):
+        distillation(two_stages())
+
+
+def test_two_stages_with_shared_proposals():
+    """By the config of the page."""
+    page = (ROOT / 'docs/dense.md').read_text()
+    written = re.search(r'distiller=dict\(\n +type=.mmwsl.WSLDistiller.,\n +student_recorders(.|\n)+?\)\)\)\n', page)
+    distiller = eval(written[0].strip().removeprefix('distiller='))
+    model = distillation(two_stages(), two_stages(4), distiller=distiller)
+    seen = {}
+    for who, network in (('S', model.student), ('T', model.teacher)):
+        network.roi_head.bbox_roi_extractor.register_forward_pre_hook(
+            lambda module, args, who=who: seen.update({f'boxes_{who}': args[1]}))
+        network.roi_head.bbox_head.fc_cls.register_forward_hook(
+            lambda module, args, output, who=who: seen.update({f'preds_{who}': output.double().tolist()}))
+    model.student.roi_head.bbox_head.loss_cls.register_forward_pre_hook(
+        lambda module, args: seen.update(labels=args[1].tolist()))
+    found = losses(model, batch())
+    torch.testing.assert_close(seen['boxes_S'], seen['boxes_T'], rtol=0, atol=0)
+    assert len(seen['labels']) == 64 and min(seen['labels']) < CLASSES  # 32 proposals of each image
+    total = sum(softmax_decision(*target, tau=2.0) for target in zip(seen['preds_S'], seen['preds_T'], seen['labels']))
+    assert found['distill.loss_wsl'].item() == pytest.approx(total / 64, rel=1e-4)
 
 
 GENERATOR = dict(type='AnchorGenerator', ratios=[1.0], octave_base_scale=4, scales_per_octave=1, strides=[4, 8])
