@@ -10,15 +10,17 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint
 
+from mmwsl.models.distillers.detectors import LOSSES
 from tests.tiny import ROOT, build, load_tool
 
+pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
 pytestmark = pytest.mark.dense
 
 
-def load(name, folder):
+def load(name, folder, task='seg'):
     """A config, at a size that takes seconds."""
-    cfg = Config.fromfile(ROOT / f'configs/seg/{name}_digits-seg.py')
+    cfg = Config.fromfile(ROOT / f'configs/{task}/{name}_digits-{task}.py')
     init_default_scope(cfg.default_scope)
     cfg.train_dataloader.dataset.dataset.scenes = 4
     cfg.train_dataloader.batch_size = 2
@@ -31,27 +33,37 @@ def load(name, folder):
 
 
 @pytest.fixture(scope='module')
-def teacher(tmp_path_factory):
+def teachers(tmp_path_factory):
+    """Files of untrained teachers, by task."""
     folder = tmp_path_factory.mktemp('teacher')
-    cfg = load('teacher', folder)
-    torch.manual_seed(0)
-    model = build(cfg.model)
-    model.init_weights()
-    torch.save(dict(state_dict=model.state_dict()), folder / 'teacher.pth')
-    return str(folder / 'teacher.pth')
+    for task in ('det', 'seg'):
+        torch.manual_seed(0)
+        model = build(load('teacher', folder, task).model)
+        torch.save(dict(state_dict=model.state_dict()), folder / f'{task}.pth')
+    return {task: str(folder / f'{task}.pth') for task in ('det', 'seg')}
 
 
-@pytest.mark.parametrize('name', ['student', 'kd', 'wsl', 'cwd'])
-def test_two_steps_and_a_validation(name, teacher, tmp_path):
-    cfg = load(name, tmp_path)
+def trained(name, teachers, folder, task):
+    cfg = load(name, folder, task)
     if name != 'student':
-        cfg.model.teacher_ckpt = teacher
+        cfg.model.teacher_ckpt = teachers[task]
+    if task == 'det':  # an untrained network predicts something, too
+        cfg.model.get('architecture', cfg.model).test_cfg.score_thr = 0.0
     runner = Runner.from_cfg(cfg)
     runner.train()
+    return runner
+
+
+@pytest.mark.parametrize('name, task', [
+    ('student', 'seg'), ('kd', 'seg'), ('wsl', 'seg'), ('cwd', 'seg'), ('student', 'det'), ('kd', 'det'),
+    ('wsl-plain', 'det')])
+def test_two_steps_and_a_validation(name, task, teachers, tmp_path):
+    runner = trained(name, teachers, tmp_path, task)
     assert runner.iter == 2
     losses = runner.message_hub.get_scalar('train/loss').data[0]
     assert len(losses) == 2 and all(map(torch.isfinite, torch.tensor(losses)))
-    assert runner.message_hub.get_scalar('val/mIoU').current() >= 0
+    metric = dict(seg='mIoU', det='coco/bbox_mAP')[task]
+    assert runner.message_hub.get_scalar(f'val/{metric}').current() >= 0
     if name == 'cwd':  # MMRazor's loss of the logits before they are resized
         assert runner.model.distiller.student_recorders.get_recorder('low_logits').source == 'decode_head.conv_seg'
 
@@ -103,7 +115,7 @@ def test_two_steps_of_a_published_pair(name, streets, tmp_path):
     assert model.distiller.distill_losses['loss_wsl'].ignore_index == 255
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'configs/seg').glob('*.py')), ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('[sd]e[gt]/*.py')), ids=lambda path: path.stem)
 def test_loaders_without_workers_say_so_to_other_tools(path):
     cfg = Config.fromfile(path)
     for part in ('train', 'val', 'test'):
@@ -115,18 +127,24 @@ def test_weighted_and_plain_soft_labels_differ_in_the_weight_alone(tmp_path):
     kd, wsl = (load(name, tmp_path).model.distiller.distill_losses for name in ('kd', 'wsl'))
     assert kd.loss_kd.pop('weighting') == 'one'
     assert kd.loss_kd == wsl.loss_wsl
+    kd, plain, wsl = (load(name, tmp_path, 'det').model.distiller.distill_losses for name in ('kd', 'wsl-plain', 'wsl'))
+    assert [losses.loss_wsl.pop('weighting')['type'] for losses in (plain, wsl)] == ['WSLWeighting', 'ProductWeighting']
+    assert kd.loss_kd == plain.loss_wsl == wsl.loss_wsl
 
 
-def test_the_students_file_is_mmsegs(teacher, tmp_path, monkeypatch):
-    cfg = load('wsl', tmp_path)
-    cfg.model.teacher_ckpt = teacher
-    runner = Runner.from_cfg(cfg)
-    runner.train()
+def test_a_detector_is_distilled_like_this_unless_told_otherwise(tmp_path):
+    assert load('wsl', tmp_path, 'det').model.distiller.distill_losses.loss_wsl == {**LOSSES[True], 'loss_weight': 1.0}
+
+
+@pytest.mark.parametrize('task', ['seg', 'det'])
+def test_the_students_file_is_a_plain_networks(task, teachers, tmp_path, monkeypatch):
+    """The same scores to the bit, without this package's model, loops or hooks."""
+    runner = trained('wsl', teachers, tmp_path, task)
     convert = load_tool('model_converters/convert_kd_ckpt_to_student')
     monkeypatch.setattr(sys, 'argv', ['convert', str(tmp_path / 'epoch_1.pth'), '--out-path',
                                       str(tmp_path / 'student.pth')])
     convert.main()
-    plain = build(load('student', tmp_path).model)
+    plain = build(load('student', tmp_path, task).model)
     found = load_checkpoint(plain, str(tmp_path / 'student.pth'), map_location='cpu', strict=True)
     assert set(found['state_dict']) == set(plain.state_dict())
     plain.eval()
