@@ -133,6 +133,10 @@ class SeededViews(DatasetWrapper):
                                  'attribute')
         return results
 
+    def get_data_info(self, view: View | int) -> dict:
+        """Of the view's image; mmdet groups images of one shape by it."""
+        return self.dataset.get_data_info(view.image if isinstance(view, View) else view)
+
     def _drawn(self, view: View, draw: Callable[[], Any]) -> Any:
         with seeded_generators(view.seed, view.epoch, view.image):
             for place, generator in enumerate(self._own_generators):

@@ -1,4 +1,5 @@
 """The configs of scenes: what they build, and that it trains and is tested."""
+import json
 import sys
 
 import mmcv
@@ -15,6 +16,9 @@ from tests.tiny import ROOT, build, load_tool
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
+
+from mmdet.datasets import CocoDataset
+
 pytestmark = pytest.mark.dense
 
 
@@ -113,6 +117,51 @@ def test_two_steps_of_a_published_pair(name, streets, tmp_path):
         'distill.loss_wsl', 'student.aux.loss_ce'))
     assert len(wsl) == len(auxiliary) == 2 and np.isfinite([*wsl, *auxiliary]).all()
     assert model.distiller.distill_losses['loss_wsl'].ignore_index == 255
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    """Four images with two boxes each in COCO's layout."""
+    root = tmp_path_factory.mktemp('coco')
+    rng = np.random.default_rng(0)
+    images, boxes = [], []
+    for i in range(4):
+        mmcv.imwrite(rng.integers(0, 255, (96, 128, 3)).astype(np.uint8), str(root / f'train2017/{i}.jpg'))
+        images.append(dict(id=i, file_name=f'{i}.jpg', width=128, height=96))
+        boxes += [dict(id=2 * i + j, image_id=i, category_id=j + 1, iscrowd=0, area=1600,
+                       bbox=[10 + 50 * j, 20, 40, 40]) for j in range(2)]
+    categories = [dict(id=i + 1, name=name) for i, name in enumerate(CocoDataset.METAINFO['classes'])]
+    (root / 'annotations').mkdir()
+    (root / 'annotations/instances_train2017.json').write_text(json.dumps(dict(
+        images=images, annotations=boxes, categories=categories)))
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['gfl-r101_gfl-r50', 'retinanet-r101_retinanet-r50', 'rtmdet-s_rtmdet-tiny'])
+def test_two_steps_of_a_published_pair_of_detectors(name, photos, tmp_path):
+    cfg = Config.fromfile(ROOT / f'configs/det/wsl_{name}_coco.py')
+    init_default_scope(cfg.default_scope)
+    assert cfg.model.pop('teacher_ckpt').endswith('.pth')
+    loader = cfg.train_dataloader
+    loader.update(num_workers=0, persistent_workers=False, batch_size=2, pin_memory=False)
+    dataset = loader.dataset.get('dataset', loader.dataset)
+    dataset.data_root = f'{photos}/'
+    for transform in dataset.pipeline:
+        transform.update({key: (128, 128) for key in ('scale', 'img_scale', 'crop_size', 'size') if key in transform})
+    model = MODELS.build(cfg.model)
+    model.architecture = revert_sync_batchnorm(model.architecture)  # it needs a GPU
+    for network in (model.architecture, model.teacher):
+        network.backbone.init_cfg = None  # a download
+    runner = Runner(
+        model, str(tmp_path), train_dataloader=loader, optim_wrapper=cfg.optim_wrapper,
+        param_scheduler=cfg.param_scheduler, train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1),
+        custom_hooks=[hook for hook in cfg.custom_hooks if 'CheckTeacher' not in hook.type], default_scope='mmdet',
+        experiment_name=name, randomness=dict(seed=0), default_hooks=dict(checkpoint=None))
+    runner.train()
+    found = runner.message_hub.get_scalar('train/distill.loss_wsl').data[0]
+    assert len(found) == 2 and np.isfinite(found).all() and min(found) > 0
+    assert model.distiller.detector.classes == 80
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('[sd]e[gt]/*.py')), ids=lambda path: path.stem)
