@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint
 
 from mmwsl.models.distillers.detectors import LOSSES
@@ -34,6 +35,12 @@ def load(name, folder, task='seg'):
     cfg.work_dir, cfg.experiment_name = str(folder), f'{name}{folder.name}'
     cfg.randomness.seed = 0
     return cfg
+
+
+@pytest.fixture(autouse=True)
+def _plain_dumps(monkeypatch):
+    """A run lays out its config again and again, for seconds."""
+    monkeypatch.setattr(Config, 'pretty_text', property(lambda cfg: repr(cfg.to_dict())))
 
 
 @pytest.fixture(scope='module')
@@ -70,6 +77,34 @@ def test_two_steps_and_a_validation(name, task, teachers, tmp_path):
     assert runner.message_hub.get_scalar(f'val/{metric}').current() >= 0
     if name == 'cwd':  # MMRazor's loss of the logits before they are resized
         assert runner.model.distiller.student_recorders.get_recorder('low_logits').source == 'decode_head.conv_seg'
+
+
+class Kill(Hook):
+    """Stops a run in its second epoch."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 3:
+            raise KeyboardInterrupt
+
+
+def test_a_detector_resumes_exactly(teachers, tmp_path):
+    def runner(name, **kwargs):
+        cfg = load('wsl', tmp_path / name, 'det')
+        cfg.model.teacher_ckpt = teachers['det']
+        cfg.train_dataloader.dataset.dataset.pipeline.insert(1, dict(type='mmdet.RandomFlip', prob=0.5))
+        cfg.merge_from_dict(dict(train_cfg=dict(max_epochs=2, val_interval=5), **kwargs))
+        cfg.experiment_name = f'{name}{len(kwargs)}'
+        return Runner.from_cfg(cfg)
+    unbroken = runner('unbroken')
+    unbroken.train()
+    killed = runner('killed')  # not before: it draws its weights when it is trained
+    killed.register_hook(Kill())
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    resumed = runner('killed', resume=True)
+    resumed.train()
+    assert resumed.iter == unbroken.iter == 4
+    torch.testing.assert_close(resumed.model.state_dict(), unbroken.model.state_dict(), rtol=0, atol=0)
 
 
 @pytest.fixture(scope='module')
@@ -162,6 +197,59 @@ def test_two_steps_of_a_published_pair_of_detectors(name, photos, tmp_path):
     found = runner.message_hub.get_scalar('train/distill.loss_wsl').data[0]
     assert len(found) == 2 and np.isfinite(found).all() and min(found) > 0
     assert model.distiller.detector.classes == 80
+
+
+CELL = '<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>20</ymin><xmax>{}</xmax><ymax>120</ymax></bndbox></object>'
+
+
+@pytest.fixture(scope='module')
+def cells(tmp_path_factory):
+    """Four images with two boxes each in VOC's layout; one box of the first is empty."""
+    root = tmp_path_factory.mktemp('bccd')
+    rng = np.random.default_rng(0)
+    for folder in ('ImageSets/Main', 'Annotations'):
+        (root / folder).mkdir(parents=True)
+    for i in range(4):
+        mmcv.imwrite(rng.integers(0, 255, (480, 640, 3)).astype(np.uint8), str(root / f'JPEGImages/{i}.jpg'))
+        boxes = CELL.format('RBC', 100, 200) + CELL.format('WBC', 300, 400 if i else 300)
+        (root / f'Annotations/{i}.xml').write_text(
+            f'<annotation><size><width>640</width><height>480</height></size>{boxes}</annotation>')
+    for split in ('train', 'val', 'test'):
+        (root / f'ImageSets/Main/{split}.txt').write_text('0\n1\n2\n3\n')
+    return root
+
+
+@pytest.mark.skipif(not (ROOT / 'data/bccd').exists(), reason='needs data/bccd')
+def test_the_cells_are_those_of_the_page():
+    cfg = Config.fromfile(ROOT / 'configs/det/student_bccd.py')
+    init_default_scope(cfg.default_scope)
+    datasets = [DATASETS.build(dict(dataset, data_root=f'{ROOT}/data/bccd/')) for dataset in (
+        cfg.train_dataloader.dataset.dataset, cfg.val_dataloader.dataset, cfg.test_dataloader.dataset)]
+    assert [len(dataset) for dataset in datasets] == [205, 87, 72]
+    boxes = [box['bbox_label'] for dataset in datasets for i in range(len(dataset))
+             for box in dataset.get_data_info(i)['instances']]
+    assert np.bincount(boxes).tolist() == [4155, 372, 361]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['student', 'wsl', 'wsl-plain', 'bckd', 'kd', 'cwd'])
+def test_two_steps_and_a_validation_on_cells(name, cells, tmp_path):
+    cfg = Config.fromfile(ROOT / f'configs/det/{name}_bccd.py')
+    init_default_scope(cfg.default_scope)
+    for dataset in (cfg.train_dataloader.dataset.dataset, cfg.val_dataloader.dataset, cfg.test_dataloader.dataset):
+        dataset.data_root = f'{cells}/'
+    cfg.train_dataloader.batch_size = 2
+    cfg.train_cfg = dict(by_epoch=True, max_epochs=1)
+    if name != 'student':
+        assert cfg.model.pop('teacher_ckpt')
+    cfg.model.get('architecture', cfg.model).test_cfg.score_thr = 0.0
+    cfg.custom_hooks = [dict(type='mmwsl.EpochSeedHook')]
+    cfg.work_dir, cfg.experiment_name, cfg.randomness.seed = str(tmp_path), f'{name}_cells', 0
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    losses = runner.message_hub.get_scalar('train/loss').data[0]
+    assert len(losses) == 2 and np.isfinite(losses).all()
+    assert runner.message_hub.get_scalar('val/coco/bbox_mAP').current() >= 0
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('[sd]e[gt]/*.py')), ids=lambda path: path.stem)
