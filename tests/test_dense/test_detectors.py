@@ -10,7 +10,7 @@ pytest.importorskip('mmdet')
 from mmdet.registry import MODELS as DET_MODELS
 
 from mmwsl.models.distillers.detectors import _NOT_COMPARABLE, HEADS, check_head
-from tests.test_dense.detectors import DETECTORS, batch, detector, distillation, losses, two_stages
+from tests.test_dense.detectors import DETECTORS, PREPROCESSOR, batch, detector, distillation, losses, two_stages
 from tests.tiny import ROOT
 
 pytestmark = pytest.mark.dense
@@ -178,6 +178,14 @@ def test_layers_alone_can_be_compared():
             preds_S=dict(recorder='neck', from_student=True, data_idx=0),
             preds_T=dict(recorder='neck', from_student=False, data_idx=0))))
     assert losses(distillation(teacher=detector('FCOSHead'), distiller=distiller), batch())['distill.loss_cwd'] > 0
+
+
+def test_what_the_students_preprocessor_does_to_a_batch_is_done():
+    pad = dict(type='BatchFixedSizePad', size=(96, 72))
+    student = dict(detector(), data_preprocessor=dict(PREPROCESSOR, batch_augments=[pad]))
+    assert distillation(student).data_preprocessor(batch(), True)['inputs'].shape == (2, 3, 96, 72)
+    with pytest.raises(ValueError, match='sets batch_augments .*of its data_preprocessor'):
+        distillation(student, data_preprocessor=dict(PREPROCESSOR, batch_augments=[dict(pad, size=(96, 96))]))
 
 
 # ---- which heads fit

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,10 +33,11 @@ _NOT_COMPARABLE = {  # by the class or a base class of a head
     'ATSSVLFusionHead': 'it compares boxes with a text, and has no classes of its own',
     'LDHead': "it is distilled by mmdet's KnowledgeDistillationSingleStageDetector",
 }
-_WSL, _PRODUCT = dict(type='WSLWeighting'), 'ProductWeighting'
 LOSSES: dict[bool, dict[str, Any]] = {
-    True: dict(type='mmwsl.WeightedLoss', loss=dict(type='BernoulliKD', tau=1.0),
-               weighting=dict(type=_PRODUCT, factors=[_WSL, dict(type='DisagreementWeighting')])),
+    True: dict(
+        type='mmwsl.WeightedLoss', loss=dict(type='BernoulliKD', tau=1.0),
+        weighting=dict(type='ProductWeighting', factors=[
+            dict(type='WSLWeighting'), dict(type='DisagreementWeighting')])),
     False: dict(type='mmwsl.WSLLoss', tau=1.0, loss_weight=1.0),
 }
 """What a detector is distilled by unless a config says otherwise, for heads of sigmoids (True) and of a softmax."""
@@ -154,7 +155,7 @@ def detector(network: nn.Module, who: str = 'student') -> Detector:
 
 def is_sigmoid(head: Any) -> bool:
     """Whether a head decides about each class by itself."""
-    return head.cls_out_channels == head.num_classes
+    return getattr(head, 'cls_out_channels', head.num_classes) == head.num_classes
 
 
 def _anchors(generator: Any, strides: list[int]) -> list[str]:
@@ -188,20 +189,17 @@ def check_alike(student: Detector, network: nn.Module) -> None:
     """Raise ValueError for a teacher that is a detector whose scores are of other classes or anchors."""
     if not is_detector(network):
         return
-    teacher = detector(network, 'teacher')
-    anchors, number = 'bbox_head.anchor_generator', 'has {} anchors'
-    _compare(student, teacher, 'predicts {} classes', 'bbox_head.num_classes', lambda found: found.classes)
-    _compare(student, teacher, 'has {}', 'use_sigmoid of bbox_head.loss_cls',
-             lambda found: 'sigmoids' if found.is_sigmoid else 'a softmax')
-    _compare(student, teacher, 'has the strides {}', f'strides (of {anchors}, or bbox_head.strides)',
-             lambda found: found.strides)
-    _compare(student, teacher, number, anchors, lambda found: len(found.anchors))
-    differ = [i for i, anchor in enumerate(student.anchors) if anchor != teacher.anchors[i]]
-    _compare(student, teacher, 'has {}', anchors, lambda found: found.anchors[differ[0]] if differ else '')
-
-
-def _compare(student: Detector, teacher: Detector, words: str, key: str, read: Callable[[Detector], Any]) -> None:
-    if read(student) != read(teacher):
-        raise ValueError(f'the teacher ({teacher.head}) {words.format(read(teacher))}, and the student '
-                         f'({student.head}) {words.format(read(student))}: scores are compared anchor by anchor. Give '
-                         f'both the same {key}')
+    teacher, key = detector(network, 'teacher'), 'bbox_head.anchor_generator'
+    pairs = zip(teacher.anchors, student.anchors, strict=False)
+    kind_T, kind_S = ('sigmoids' if found.is_sigmoid else 'a softmax' for found in (teacher, student))
+    differing = next((pair for pair in pairs if pair[0] != pair[1]), ('', ''))
+    facts: list[tuple[str, str, Any, Any]] = [
+        ('predicts {} classes', 'bbox_head.num_classes', teacher.classes, student.classes),
+        ('has {}', 'use_sigmoid of bbox_head.loss_cls', kind_T, kind_S),
+        ('has the strides {}', f'strides (of {key}, or bbox_head.strides)', teacher.strides, student.strides),
+        ('has {} anchors', key, len(teacher.anchors), len(student.anchors)),
+        ('has {}', key, *differing)]
+    for words, key, theirs, own in facts:
+        if theirs != own:
+            raise ValueError(f'the teacher ({teacher.head}) {words.format(theirs)}, and the student ({student.head}) '
+                             f'{words.format(own)}: scores are compared anchor by anchor. Give both the same {key}')

@@ -140,7 +140,7 @@ def _check_detector(name: str, loss: WeightedLoss, head: Any) -> None:
         kind = f"{type(head).__name__}, a head of {'sigmoids' if sigmoid else 'a softmax'}" if head else 'second stage'
         instead = "mmwsl.WeightedLoss with loss=dict(type='BernoulliKD')" if sigmoid else 'mmwsl.WSLLoss'
         raise ValueError(f"{name}: {type(loss.sample_loss).__name__} is not defined for the student's {kind}. Take "
-                         f'{instead} in model.distiller.distill_losses, or name none')
+                         f'{instead} in model.distiller.distill_losses')
     _check_weighting(name, loss, 'a detector has targets at each anchor')
 
 
