@@ -232,6 +232,7 @@ def test_two_stages_are_refused_with_the_way():
         distillation(two_stages())
 
 
+@pytest.mark.slow
 def test_two_stages_with_shared_proposals():
     """By the config of the page."""
     page = (ROOT / 'docs/dense.md').read_text()
