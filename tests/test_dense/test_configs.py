@@ -88,10 +88,13 @@ class Kill(Hook):
 
 
 def test_a_detector_resumes_exactly(teachers, tmp_path):
+    """With images that are flipped at random, and records that are logged."""
     def runner(name, **kwargs):
         cfg = load('wsl', tmp_path / name, 'det')
         cfg.model.teacher_ckpt = teachers['det']
         cfg.train_dataloader.dataset.dataset.pipeline.insert(1, dict(type='mmdet.RandomFlip', prob=0.5))
+        cfg.custom_hooks.append(dict(type='mmwsl.SampleRecordHook'))
+        cfg.default_hooks.logger.interval = 1
         cfg.merge_from_dict(dict(train_cfg=dict(max_epochs=2, val_interval=5), **kwargs))
         cfg.experiment_name = f'{name}{len(kwargs)}'
         return Runner.from_cfg(cfg)
@@ -105,6 +108,7 @@ def test_a_detector_resumes_exactly(teachers, tmp_path):
     resumed.train()
     assert resumed.iter == unbroken.iter == 4
     torch.testing.assert_close(resumed.model.state_dict(), unbroken.model.state_dict(), rtol=0, atol=0)
+    assert 0 < resumed.message_hub.get_scalar('train/wsl/w_p50').current() < 1
 
 
 @pytest.fixture(scope='module')
