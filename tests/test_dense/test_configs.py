@@ -236,7 +236,7 @@ def test_the_cells_are_those_of_the_page():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['student', 'wsl', 'wsl-plain', 'bckd', 'kd', 'cwd'])
+@pytest.mark.parametrize('name', ['student', 'wsl', 'wsl-plain', 'bckd', 'kd', 'cwd', 'ld'])
 def test_two_steps_and_a_validation_on_cells(name, cells, tmp_path):
     cfg = Config.fromfile(ROOT / f'configs/det/{name}_bccd.py')
     init_default_scope(cfg.default_scope)
@@ -246,6 +246,8 @@ def test_two_steps_and_a_validation_on_cells(name, cells, tmp_path):
     cfg.train_cfg = dict(by_epoch=True, max_epochs=1)
     if name != 'student':
         assert cfg.model.pop('teacher_ckpt')
+    if name == 'ld':  # a path from the root of the project
+        cfg.model.teacher_config = str(ROOT / cfg.model.teacher_config)
     cfg.model.get('architecture', cfg.model).test_cfg.score_thr = 0.0
     cfg.custom_hooks = [dict(type='mmwsl.EpochSeedHook')]
     cfg.work_dir, cfg.experiment_name, cfg.randomness.seed = str(tmp_path), f'{name}_cells', 0

@@ -1,6 +1,4 @@
-optim_wrapper = dict(
-    optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True),
-    clip_grad=dict(max_norm=10))
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=3e-3, weight_decay=0.05), clip_grad=dict(max_norm=10))
 param_scheduler = dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True, eta_min=0.0)
 
 train_cfg = dict(by_epoch=True, max_epochs=20, val_interval=5)
