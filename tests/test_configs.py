@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from tests.tiny import ROOT, build
 
 CONFIGS = ROOT / 'configs'
-# segmentation needs packages of its own: tests/test_dense/test_configs.py
-FILES = sorted(path for path in CONFIGS.rglob('*.py') if not {'_base_', 'seg'} & set(path.parts))
+# detection and segmentation need packages of their own: tests/test_dense/test_configs.py
+FILES = sorted(path for path in CONFIGS.rglob('*.py')
+               if not {'_base_', 'det', 'seg'} & set(path.relative_to(CONFIGS).parts))
 DISTILLED = sorted(path.stem for path in FILES if path.stem.startswith(('wsl_', 'kd_')) and 'digits' not in path.stem
                    and not path.stem.endswith(('_cached', '_device')))
 # by their usual recipe; what else a name ends in is a variant of one

@@ -124,7 +124,7 @@ def _detection(placed: Placed, size: int) -> dict[str, Any]:
         rows, columns = np.nonzero((grown > INK).any(1))[0], np.nonzero((grown > INK).any(0))[0]
         box = [left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1]
         instances.append(dict(bbox=[float(edge) for edge in box], bbox_label=label, ignore_flag=0))
-    return dict(instances=instances)
+    return dict(instances=instances, scale_factor=(1.0, 1.0))  # which mmdet's heads divide boxes by
 
 
 def _labels(placed: Placed, size: int) -> dict[str, Any]:

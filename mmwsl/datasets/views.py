@@ -133,6 +133,10 @@ class SeededViews(DatasetWrapper):
                                  'attribute')
         return results
 
+    def get_data_info(self, view: View | int) -> dict:
+        """Of the view's image; mmdet groups images of one shape by it."""
+        return self.dataset.get_data_info(view.image if isinstance(view, View) else view)
+
     def _drawn(self, view: View, draw: Callable[[], Any]) -> Any:
         with seeded_generators(view.seed, view.epoch, view.image):
             for place, generator in enumerate(self._own_generators):
@@ -226,6 +230,8 @@ def same(first: Any, second: Any) -> bool:
         return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
     if isinstance(first, list | tuple):
         return len(first) == len(second) and all(map(same, first, second))
+    if type(first) is type(second) and type(first).__eq__ is object.__eq__ and hasattr(first, '__dict__'):
+        return same(vars(first), vars(second))  # as mmdet's boxes and masks
     return bool(first == second) or first is second
 
 

@@ -303,6 +303,23 @@ def test_view_that_comes_out_otherwise_when_drawn_again_is_refused_by_name():
         dataset[View(1, 2, 3)]
 
 
+class Boxes:
+    """As mmdet's: what it holds can be compared, and it cannot."""
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+
+@pytest.mark.parametrize('draw, repeats', [(lambda: 0.5, True), (np.random.default_rng(0).random, False)])
+def test_objects_are_compared_by_what_they_hold(draw, repeats):
+    dataset = SeededViews(digits(lambda results: {**results, 'boxes': Boxes(torch.full((2, 4), draw()))}))
+    if repeats:
+        assert dataset[View(1, 2, 3)]['boxes'].numbers[1, 3] == 0.5
+    else:
+        with pytest.raises(ValueError, match='gives another image when the same view is drawn again'):
+            dataset[View(1, 2, 3)]
+
+
 def test_views_are_verified_for_a_while_only():
     drawn = []
     dataset = SeededViews(digits(lambda results: drawn.append(0) or results))

@@ -28,7 +28,7 @@ CONFIGS = ROOT / 'configs'
 RESULTS = ROOT / 'results'
 DATASETS = {'in1k': ('ImageNet-1k', (3, 224, 224)), 'cifar100': ('CIFAR-100', (3, 32, 32)),
             'cifar10': ('CIFAR-10', (3, 32, 32)), 'digits': ('Digits', (1, 8, 8))}
-OTHER_TASKS = ('multi', 'seg')  # folders that the tables of top-1 leave out
+OTHER_TASKS = ('det', 'multi', 'seg')  # folders that the tables of top-1 leave out
 METHODS = {
     'wsl': 'Weighted soft labels', 'kd': 'Plain soft labels', 'kd-hinton': "Plain soft labels, Hinton's recipe",
     'kd-ls': 'Standardised logits', 'dkd': 'DKD', 'nkd': 'NKD', 'dist': 'DIST', 'wttm': 'WTTM',
@@ -103,7 +103,8 @@ the dataset says how a config differs from the pair's usual recipe; `_cached` re
 
 `multi/` has a pair for images with several labels (sigmoid heads, `BernoulliKD`) on scenes of digits: teacher, student
 alone, plain and weighted soft labels. It is scored by mAP and in no table here. `seg/` has the same for segmentation
-(extra `dense`, mIoU), with MMRazor's channel-wise distillation beside them.
+(extra `dense`, mIoU), with MMRazor's channel-wise distillation beside them. `det/` has it for detection (extra `dense`,
+mAP): WSL's weight with the factor |p_s - p_t| (`wsl`) and without it (`wsl-plain`).
 
 Top-1 accuracy is in percent. *Published* numbers are others', often of the best epoch on the test set, and stand with
 their source; *Measured* ones are this project's, of the last epoch, mean and standard deviation over seeds, each run
@@ -141,7 +142,8 @@ class Entry:
 
 
 def read_entries() -> list[Entry]:
-    paths = [path for path in CONFIGS.rglob('*.py') if not {'_base_', *OTHER_TASKS} & set(path.parts)]
+    paths = [path for path in CONFIGS.rglob('*.py')
+             if not {'_base_', *OTHER_TASKS} & set(path.relative_to(CONFIGS).parts)]
     datasets, methods = list(DATASETS), list(METHODS)
     return sorted((read_entry(path) for path in paths),
                   key=lambda entry: (datasets.index(entry.dataset), methods.index(entry.method), entry.name))

@@ -143,8 +143,9 @@ class WSLDistill(SingleTeacherDistill):
             if not hasattr(shared, 'batch_augments'):
                 raise ValueError("the student's train_cfg mixes images, and the algorithm's data_preprocessor, a "
                                  f'{type(shared).__name__}, cannot: take mmpretrain.ClsDataPreprocessor')
-            shared.batch_augments, shared.to_onehot = augments, True
-            shared.num_classes = shared.num_classes or own.num_classes
+            shared.batch_augments = augments
+            if hasattr(shared, 'to_onehot'):  # mmpretrain's mix labels, too
+                shared.to_onehot, shared.num_classes = True, shared.num_classes or own.num_classes
 
     def init_weights(self) -> None:
         """Initialise the student, and a teacher that has no checkpoint."""
@@ -249,8 +250,9 @@ def _same(first: Any, second: Any) -> bool:
 def _mixing(preprocessor: Any) -> Any:
     """What mixes a batch's images, in a form that can be compared; None if nothing does."""
     augments = getattr(preprocessor, 'batch_augments', None)
-    return augments and (
-        [(type(part).__name__, getattr(part, '__dict__', None)) for part in augments.augments], augments.probs)
+    return augments and (  # mmdet's are a list
+        [(type(part).__name__, getattr(part, '__dict__', None)) for part in getattr(augments, 'augments', augments)],
+        getattr(augments, 'probs', None))
 
 
 def _built(teacher: Any) -> Any:

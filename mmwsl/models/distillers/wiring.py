@@ -14,6 +14,7 @@ from mmpretrain.models.heads import (
 )
 from torch import nn
 
+from mmwsl.models.distillers.detectors import is_detector, is_sigmoid
 from mmwsl.models.distillers.segmentors import is_segmentor, last_head, teacher_source
 from mmwsl.models.losses import WeightedLoss
 
@@ -65,6 +66,8 @@ def teacher_recorder(teacher: nn.Module) -> dict:
     Raises:
         ValueError: If a segmentor's head has none.
     """
+    if is_detector(teacher):  # its class scores, without targets, losses or boxes of them
+        return dict(type='mmrazor.ModuleOutputs', source='')
     if is_segmentor(teacher):
         return dict(type='mmrazor.ModuleOutputs', source=teacher_source(teacher))
     return dict(type='mmrazor.ModuleOutputs', source='head' if hasattr(teacher, 'head') else '')
@@ -101,6 +104,9 @@ def check_targets(name: str, loss: WeightedLoss, student: nn.Module, data_prepro
     if is_segmentor(student):
         _check_segmentor(name, loss, last_head(student)[1])
         return
+    if is_detector(student):
+        _check_detector(name, loss, getattr(student, 'bbox_head', None))
+        return
     head = getattr(student, 'head', None)
     several = isinstance(head, MultiLabelClsHead)
     # one label by a binary cross-entropy, as "ResNet strikes back" trains, takes either
@@ -124,6 +130,21 @@ def _check_segmentor(name: str, loss: WeightedLoss, head: Any) -> None:
         raise ValueError(f"{name}: {type(loss.sample_loss).__name__} is not defined for the student's "
                          f'{type(head).__name__}, whose classes exclude each other. Take mmwsl.WSLLoss, or another '
                          'loss of a softmax')
+    _check_weighting(name, loss, 'a segmentor has targets at each pixel')
+
+
+def _check_detector(name: str, loss: WeightedLoss, head: Any) -> None:
+    """Of a dense head; one with two stages is wired by a config, and has a softmax."""
+    sigmoid = head is not None and is_sigmoid(head)
+    if loss.sample_loss.for_sigmoids != sigmoid:
+        kind = f"{type(head).__name__}, a head of {'sigmoids' if sigmoid else 'a softmax'}" if head else 'second stage'
+        instead = "mmwsl.WeightedLoss with loss=dict(type='BernoulliKD')" if sigmoid else 'mmwsl.WSLLoss'
+        raise ValueError(f"{name}: {type(loss.sample_loss).__name__} is not defined for the student's {kind}. Take "
+                         f'{instead} in model.distiller.distill_losses')
+    _check_weighting(name, loss, 'a detector has targets at each anchor')
+
+
+def _check_weighting(name: str, loss: WeightedLoss, why: str) -> None:
     if loss.sample_weighting.per_image:
-        raise ValueError(f'{name}: teacher_losses has one value per image, and a segmentor has targets at each pixel: '
-                         'take the weight from the teacher (without teacher_losses)')
+        raise ValueError(f'{name}: teacher_losses has one value per image, and {why}: take the weight from the teacher '
+                         '(without teacher_losses)')

@@ -11,6 +11,7 @@ from mmrazor.models.task_modules import RecorderManager
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from mmwsl.models.distillers.detectors import LOSSES, Detector, check_alike, detector, is_detector
 from mmwsl.models.distillers.segmentors import RESOLUTIONS, Segmentor, check_classes, is_segmentor, segmentor
 from mmwsl.models.distillers.wiring import (
     HARD_LOSS,
@@ -29,17 +30,21 @@ from mmwsl.registry import MODELS
 
 @MODELS.register_module()
 class WSLDistiller(ConfigurableDistiller):
-    """A ConfigurableDistiller that is already wired for mmpretrain's classifiers and mmseg's segmentors.
+    """A ConfigurableDistiller that is already wired for mmpretrain's classifiers, mmseg's segmentors and mmdet's dense
+    detectors.
 
     It records the student's logits and targets where the head hands them to its loss (so mixed or smoothed targets are
     seen as the student sees them), and what the teacher's head puts out. Each loss is given the records that its
     ``forward`` names: ``preds_S``, ``preds_T``, ``gt_labels``, or other names of the field for them. Any logit loss of
     MMRazor fits. A segmentor's are those of its decode head (the last one of a cascade, the first of several losses;
     auxiliary heads learn from labels alone); the teacher's are resized as that head resizes, and the losses'
-    ``ignore_index`` is the head's.
+    ``ignore_index`` is the head's. A detector's are the class scores and targets of all anchors that its head trains
+    on; the teacher assigns no boxes. A loss that takes a mean divides by the student's positives, averaged over
+    processes, whatever its ``average``.
 
     Args:
-        distill_losses: Configs of the losses by name. Defaults to ``loss_wsl=dict(type='mmwsl.WSLLoss')``.
+        distill_losses: Configs of the losses by name. Defaults to ``loss_wsl=dict(type='mmwsl.WSLLoss')``, and for
+            detectors to one of :data:`mmwsl.models.distillers.detectors.LOSSES`.
         student_recorders: Recorders to add, or to put in place of ``hard_loss``.
         teacher_recorders: Recorders to add, or to put in place of ``logits``.
         loss_forward_mappings: Mappings of the losses that are wired otherwise.
@@ -58,6 +63,7 @@ class WSLDistiller(ConfigurableDistiller):
                  resolution: str = 'label', **kwargs: Any) -> None:
         if resolution not in RESOLUTIONS:
             raise ValueError(f'resolution should be one of {RESOLUTIONS}, got {resolution!r}')
+        self._names_losses = bool(distill_losses)
         distill_losses = distill_losses or {'loss_wsl': dict(type='mmwsl.WSLLoss')}
         _check_names(distill_losses)
         # as in MMRazor's own configs, a type without a scope is MMRazor's, whatever default_scope the run has
@@ -80,6 +86,8 @@ class WSLDistiller(ConfigurableDistiller):
         self.resolution = resolution
         self.segmentor: Segmentor | None = None
         """What is known of a student that is a segmentor."""
+        self.detector: Detector | None = None
+        """What is known of a student that is a detector."""
         self.logs_statistics = True
         """Whether the next batch's statistics are computed; ``mmwsl.LossStatisticsHook`` asks for those it logs."""
         self.calls: dict[str, Call] = {}
@@ -90,8 +98,12 @@ class WSLDistiller(ConfigurableDistiller):
         if HARD_LOSS not in self._own_recorders and self._is_read(HARD_LOSS):
             if is_segmentor(model):
                 self._prepare_from_segmentor(model)
+            elif is_detector(model):
+                self._prepare_from_detector(model)
             else:
                 _put(self.student_recorders, HARD_LOSS, student_recorder(model))
+        elif is_detector(model) and HARD_LOSS not in self._own_recorders:  # layers alone are compared
+            del self.student_recorders.recorders[HARD_LOSS]
         with _explained('student', model):
             super().prepare_from_student(model)
 
@@ -105,11 +117,19 @@ class WSLDistiller(ConfigurableDistiller):
             if isinstance(loss, WeightedLoss) and self._is_at_the_head(name):
                 loss.ignore_index = found.ignore_index
 
+    def _prepare_from_detector(self, model: nn.Module) -> None:
+        found = self.detector = detector(model)
+        _put(self.student_recorders, HARD_LOSS, dict(type='mmwsl.NamedInputs', source=found.loss))
+        if not self._names_losses:
+            self.distill_losses['loss_wsl'] = MODELS.build(LOSSES[found.is_sigmoid])
+
     def prepare_from_teacher(self, model: nn.Module) -> None:
         """Find what is recorded in the teacher, or raise ValueError."""
         if LOGITS not in self._own_recorders:
             if self.segmentor is not None and not len(self.connectors):
                 check_classes(self.segmentor, model)
+            if self.detector is not None and not len(self.connectors):
+                check_alike(self.detector, model)
             _put(self.teacher_recorders, LOGITS, teacher_recorder(model))
         with _explained('teacher', model):
             super().prepare_from_teacher(model)
@@ -123,10 +143,10 @@ class WSLDistiller(ConfigurableDistiller):
     def compute_distill_losses(self) -> dict[str, Tensor]:
         """The losses, and on demand what they say of this call in ``statistics``, which is logged but not summed."""
         results, statistics, self.calls = {}, {}, {}
-        for position, (name, records) in enumerate(self.loss_forward_mappings.items(), 1):
+        anchors = self._anchors()
+        for position, name in enumerate(self.loss_forward_mappings, 1):
             loss = self.distill_losses[name]
-            results[name] = loss(**self._matched(
-                records, {argument: self.get_record(**record) for argument, record in records.items()}))
+            results[name] = loss(**self._given(name, anchors))
             if isinstance(loss, WeightedLoss):
                 self.calls[name] = loss.last_call  # type: ignore[assignment]  # now: it may serve the next one as well
             for statistic, value in (self._statistics(name) if self.logs_statistics else {}).items():
@@ -134,6 +154,23 @@ class WSLDistiller(ConfigurableDistiller):
         for recorder in self.student_recorders.recorders.values():
             recorder.data_buffer[:] = tree_map(_without_graph, recorder.data_buffer)
         return {**results, **statistics}
+
+    def _anchors(self) -> dict[str, Any]:
+        """What a detector's losses are given of its anchors; empty for other networks."""
+        if self.detector is None:
+            return {}
+        calls = self.student_recorders.get_recorder(HARD_LOSS).data_buffer
+        return self.detector.match(calls, self.get_record(**RECORDS['preds_T']))
+
+    def _given(self, name: str, anchors: dict[str, Any]) -> dict[str, Any]:
+        """A loss's arguments."""
+        records, loss = self.loss_forward_mappings[name], self.distill_losses[name]
+        found = {argument: anchors[role] for argument, record in records.items() for role in anchors
+                 if RECORDS.get(role) == record}
+        if isinstance(loss, WeightedLoss) and loss.reduction == 'mean' and 'preds_S' in found:
+            found['avg_factor'] = anchors['avg_factor']
+        values = {argument: self.get_record(**record) for argument, record in records.items() if argument not in found}
+        return {**found, **self._matched(records, values)}
 
     def _matched(self, records: dict[str, dict], values: dict[str, Any]) -> dict[str, Any]:
         """A segmentor's records at one resolution; others as they are."""

@@ -134,9 +134,7 @@ class WeightedLoss(nn.Module):
         count = batch.positive_targets.sum() if self.average == 'positives' else batch.count  # type: ignore[attr-defined]
         if not self.sync_divisor:
             return max(1, count) if isinstance(count, int) else count.clamp(min=1)
-        total = torch.as_tensor(count, dtype=torch.float64, device=batch.kept.device).clone()
-        all_reduce(total)
-        return (total.clamp(min=1) / get_world_size()).to(dtype)
+        return over_processes(torch.as_tensor(count, device=batch.kept.device)).to(dtype)
 
     def _losses(self, preds_S: Tensor, batch: SampleBatch) -> Tensor:
         """Of each target, or of each class of it."""
@@ -222,6 +220,13 @@ class WeightedLoss(nn.Module):
     def extra_repr(self) -> str:
         return (f'loss_weight={self.loss_weight}, ignore_index={self.ignore_index}, reduction={self.reduction!r}, '
                 f'warmup_epochs={self.warmup_epochs}')
+
+
+def over_processes(count: Tensor) -> Tensor:
+    """Return the mean of a number over all processes, in float64; of 1 in one of them, if all have 0."""
+    total = count.to(torch.float64, copy=True)
+    all_reduce(total)
+    return total.clamp(min=1) / get_world_size()
 
 
 class _LastCall(threading.local):

@@ -52,7 +52,7 @@ def pairs():
     """Names of configs that have, between them, all pairs of networks and all losses: one of each is enough."""
     found, seen = [], set()
     for path in sorted((ROOT / 'configs').rglob('*.py')):
-        other_task = {'_base_', 'multi', 'seg'} & set(path.parts)
+        other_task = {'_base_', 'det', 'multi', 'seg'} & set(path.relative_to(ROOT / 'configs').parts)
         cfg = Config.fromfile(path) if not other_task else {}
         if is_distillation(cfg):
             networks = str((cfg.model.architecture, cfg.model.teacher))
