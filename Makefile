@@ -1,5 +1,5 @@
 # make demo | test | lint [STACK=openmmlab] [PYTHON=python3.12] [TORCH_INDEX=address of an index with other builds of torch]
-# make demo TASK=multi, or TASK=seg DENSE=1: on scenes of digits
+# make demo TASK=multi, or TASK=seg or det DENSE=1: on scenes of digits [SEEDS=1]
 # make test DENSE=1: with mmsegmentation and mmdetection, whose tests are skipped without them
 # make test TRITON=1: with Triton (200 MB, Linux alone), without which the tests of the loss's kernels are skipped
 # make test WORKERS=0: in one process, as a debugger needs it

@@ -53,6 +53,10 @@ TASKS = {
     'multi': Task('multi/teacher_digits-multi', {
         ALONE: 'multi/student_digits-multi', PLAIN: 'multi/kd_digits-multi', WEIGHTED: 'multi/wsl_digits-multi'},
                   'multi-label/mAP', 'mAP on 300 test scenes, %', 3),
+    'det': Task('det/teacher_digits-det', {
+        ALONE: 'det/student_digits-det', PLAIN: 'det/kd_digits-det', WEIGHTED: 'det/wsl_digits-det',
+        'WSL without |p_s - p_t|': 'det/wsl-plain_digits-det'}, 'coco/bbox_mAP', 'mAP on 300 test scenes, %', 3,
+                factor=100.0, package='mmdet'),
 }
 ARMS = TASKS['cls'].arms
 
@@ -181,6 +185,12 @@ def show(ax: Any, scene: tuple[Any, Any], side: str, title: str) -> None:
     if f'{side}sem_seg' in sample:
         ax.imshow(sample.get(f'{side}sem_seg').data[0], cmap='tab20', vmin=0, vmax=19, alpha=0.75,
                   interpolation='nearest')
+    elif f'{side}instances' in sample:
+        found = sample.get(f'{side}instances')
+        sure = found[found.scores > 0.3] if 'scores' in found else found
+        for (left, top, right, bottom), label in zip(sure.bboxes.tolist(), sure.labels.tolist(), strict=True):
+            ax.plot([left, right, right, left, left], [top, top, bottom, bottom, top], color=f'C{label}', linewidth=1)
+            ax.text(left, top, str(label), color=f'C{label}', fontsize='x-small', verticalalignment='bottom')
     else:
         ax.set_xlabel(' '.join(str(label) for label in sorted(sample.get(f'{side}label').tolist())) or 'none',
                       fontsize='small')
@@ -188,7 +198,8 @@ def show(ax: Any, scene: tuple[Any, Any], side: str, title: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--task', choices=TASKS, default='cls', help='of one digit; seg needs the extra dense')
+    parser.add_argument('--task', choices=TASKS, default='cls', help='cls: which digit; the others are of scenes of '
+                        'digits, and seg and det need the extra dense')
     parser.add_argument('--seeds', type=int, help='runs of each arm; default: 5, of the other tasks 3')
     parser.add_argument('--jobs', type=int, default=min(4, os.cpu_count() or 1), help='runs at a time')
     parser.add_argument('--out', type=Path, help='default: work_dirs/demo, or work_dirs/demo_TASK')

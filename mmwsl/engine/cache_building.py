@@ -46,6 +46,7 @@ from mmwsl.cache.store import (
 )
 from mmwsl.datasets.views import SeededViews, View
 from mmwsl.models.algorithms import WSLDistill
+from mmwsl.models.distillers.wsl_distiller import NOT_CACHED
 from mmwsl.utils.data import single_labels
 from mmwsl.utils.files import REMAINS, lock
 from mmwsl.utils.text import first_of
@@ -119,6 +120,8 @@ def build_model(cfg: Config) -> WSLDistill:
     if not isinstance(model, WSLDistill):
         raise ValueError(f'the teacher of a WSLDistill can be cached, and the model of this config is a '
                          f'{type(model).__name__}')
+    if getattr(model.distiller, 'is_dense', False):
+        raise ValueError(NOT_CACHED)
     mixing: Any = getattr(model.data_preprocessor, 'batch_augments', None)
     if mixing is not None:
         raise mixing_error(' and '.join(type(augment).__name__ for augment in mixing.augments))

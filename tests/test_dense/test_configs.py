@@ -12,6 +12,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint
 
+from mmwsl.engine.cache_building import build_model
 from mmwsl.models.distillers.detectors import LOSSES
 from tests.tiny import ROOT, build, load_tool
 
@@ -317,6 +318,14 @@ def test_weighted_and_plain_soft_labels_differ_in_the_weight_alone(tmp_path):
 
 def test_a_detector_is_distilled_like_this_unless_told_otherwise(tmp_path):
     assert load('wsl', tmp_path, 'det').model.distiller.distill_losses.loss_wsl == {**LOSSES[True], 'loss_weight': 1.0}
+
+
+@pytest.mark.parametrize('task', ['seg', 'det'])
+def test_a_dense_teacher_is_not_cached(task, tmp_path):
+    cfg = load('wsl', tmp_path, task)
+    cfg.model.teacher_ckpt = None
+    with pytest.raises(ValueError, match='a teacher cache holds one answer for each image'):
+        build_model(cfg)
 
 
 @pytest.mark.parametrize('task', ['seg', 'det'])

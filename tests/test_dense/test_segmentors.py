@@ -11,6 +11,7 @@ pytest.importorskip('mmseg')
 from mmseg.registry import MODELS as SEG_MODELS
 
 from mmwsl.models.distillers.segmentors import Segmentor, check_head
+from mmwsl.models.teachers import CachedTeacher
 from tests.test_dense.scenes import batch, distillation, head, losses, segmentor
 from tests.tiny import ROOT
 
@@ -234,6 +235,12 @@ def test_a_teacher_whose_head_outputs_more_than_logits_teaches_by_them(name):
 
 
 # ---- several processes
+
+def test_a_cached_teacher_is_refused_when_the_model_is_built():
+    model = distillation()
+    with pytest.raises(ValueError, match='a teacher cache holds one answer for each image, and segmentors'):
+        model.distiller.prepare_from_teacher(CachedTeacher.__new__(CachedTeacher))
+
 
 def gradients(model, data, scale=1.0):
     """Of the student's weights by what is distilled; its BatchNorm predicts with fixed statistics."""

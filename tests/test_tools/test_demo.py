@@ -5,7 +5,7 @@ import statistics
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.structures import BaseDataElement, PixelData
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
 from tests.tiny import ROOT, load_tool
 
@@ -43,19 +43,23 @@ def test_demo_shows_what_its_runs_logged(tmp_path, monkeypatch, capsys):
         'vanilla/digits_teacher.py', 'vanilla/digits_student.py', 'kd_digits.py', 'wsl_digits.py'}
 
 
-@pytest.mark.parametrize('name', ['seg', 'multi'])
+@pytest.mark.parametrize('name', ['seg', 'multi', 'det'])
 def test_a_demo_of_scenes_reads_the_metric_of_its_task(tmp_path, monkeypatch, capsys, name):
     demo, asked = load_tool('demo'), {}
     monkeypatch.setattr(demo, 'find_spec', lambda package: package)
     monkeypatch.setattr(demo, 'train_once', lambda tool, config, work_dir, options, threads: asked.update(
         {work_dir.name: (config, options)}))
     monkeypatch.setattr(demo, 'scalars', lambda work_dir: [
-        {'distill.wsl_weight': 0.5, 'epoch': 5, 'step': 5}, {demo.TASKS[name].metric: 61.5, 'step': 5}])
+        {'distill.wsl_weight': 0.5, 'epoch': 5, 'step': 5},
+        {demo.TASKS[name].metric: 61.5 / demo.TASKS[name].factor, 'step': 5}])
     monkeypatch.setattr(demo, 'last_checkpoint', lambda config, work_dir: work_dir / 'last.pth')
     image = torch.zeros(4, 4)
     map_, labels = PixelData(data=torch.ones(1, 4, 4)), torch.tensor([7, 2])
-    found = BaseDataElement(gt_sem_seg=map_, pred_sem_seg=map_) if name == 'seg' else BaseDataElement(
-        gt_label=labels, pred_label=labels)
+    boxes = InstanceData(bboxes=torch.tensor([[0.0, 1, 2, 3], [1, 0, 3, 2]]), labels=labels)
+    sure = InstanceData(scores=torch.tensor([0.9, 0.1]), **dict(boxes.items()))
+    found = BaseDataElement(**{'seg': dict(gt_sem_seg=map_, pred_sem_seg=map_),
+                               'multi': dict(gt_label=labels, pred_label=labels),
+                               'det': dict(gt_instances=boxes, pred_instances=sure)}[name])
     seen = []
     monkeypatch.setattr(demo, 'predicted', lambda *run: seen.append(run) or demo.SHOWN * [(image, found)])
     monkeypatch.setattr('sys.argv', ['demo.py', '--task', name, '--out', str(tmp_path)])

@@ -25,7 +25,11 @@ from mmwsl.models.distillers.wiring import (
     teacher_recorder,
 )
 from mmwsl.models.losses import Call, WeightedLoss
+from mmwsl.models.teachers import CachedTeacher
 from mmwsl.registry import MODELS
+
+NOT_CACHED = ('a teacher cache holds one answer for each image, and segmentors and detectors answer for each pixel or '
+              'anchor: teach live (without model.teacher_cache)')
 
 
 @MODELS.register_module()
@@ -93,6 +97,11 @@ class WSLDistiller(ConfigurableDistiller):
         self.calls: dict[str, Call] = {}
         """What each weighted loss knew of the last batch's targets, by the loss's name."""
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether the student scores pixels or anchors."""
+        return self.segmentor is not None or self.detector is not None
+
     def prepare_from_student(self, model: BaseModel) -> None:
         """Find what is recorded in the student, or raise ValueError."""
         if HARD_LOSS not in self._own_recorders and self._is_read(HARD_LOSS):
@@ -125,6 +134,8 @@ class WSLDistiller(ConfigurableDistiller):
 
     def prepare_from_teacher(self, model: nn.Module) -> None:
         """Find what is recorded in the teacher, or raise ValueError."""
+        if self.is_dense and isinstance(model, CachedTeacher):
+            raise ValueError(NOT_CACHED)
         if LOGITS not in self._own_recorders:
             if self.segmentor is not None and not len(self.connectors):
                 check_classes(self.segmentor, model)
