@@ -22,9 +22,9 @@ digits_det_teacher = dict(
 digits_det_student = dict(
     type='GFL',
     _scope_='mmdet',
-    backbone=dict(type='ResNet', depth=18, base_channels=16, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1),
+    backbone=dict(type='ResNet', depth=18, base_channels=8, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1),
                   out_indices=(0, 1, 2), norm_eval=False),
-    neck=dict(type='FPN', in_channels=[16, 32, 64], out_channels=16, num_outs=3),
-    bbox_head=dict(_head, in_channels=16, feat_channels=16),
+    neck=dict(type='FPN', in_channels=[8, 16, 32], out_channels=8, num_outs=3),
+    bbox_head=dict(_head, in_channels=8, feat_channels=8),
     **_training)
 del _head, _training
