@@ -5,10 +5,12 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.dist import barrier, get_rank
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
@@ -19,6 +21,11 @@ from mmwsl.utils.text import first_of
 
 STUDENT = 'architecture.'  # MMRazor's name for the student
 _WRAPPER = 'module.'
+
+
+def unwrapped_model(model: Any) -> Any:
+    """Return what a wrapper such as DistributedDataParallel holds, or the model itself if there is none."""
+    return model.module if is_model_wrapper(model) else model
 
 
 def load_network(model: nn.Module, path: str) -> None:

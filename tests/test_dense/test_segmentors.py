@@ -169,7 +169,7 @@ REFUSED = {
 def test_the_logits_of_a_head_that_fits_are_what_its_last_layer_outputs(name):
     config = dict(type=name, channels=8, dropout_ratio=0.1, num_classes=5, align_corners=False,
                   norm_cfg=dict(type='BN'))
-    built = SEG_MODELS.build({**config, **FIT[name]})
+    built = SEG_MODELS.build({**config, **FIT[name], '_scope_': 'mmseg'})
     check_head('student', built)
     widths = [16] * 4 if name == 'FPNHead' else [4, 8, 16, 16]
     side = 208 if name == 'LRASPPHead' else 16  # it averages over 49 x 49

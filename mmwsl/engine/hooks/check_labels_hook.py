@@ -3,11 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmwsl.engine.data_checks import check_labels
 from mmwsl.registry import HOOKS
+from mmwsl.utils.checkpoint import unwrapped_model
 
 
 @HOOKS.register_module()
@@ -21,7 +21,7 @@ class CheckLabelsHook(Hook):
     """
 
     def before_train(self, runner: Runner) -> None:
-        model: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model: Any = unwrapped_model(runner.model)
         predicted = predicted_classes(model)
         check_labels(runner.train_loop.dataloader.dataset, predicted, 'train_dataloader')
         if runner.val_loop is not None:

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import PretrainedInit, is_model_wrapper
+from mmengine.model import PretrainedInit
 from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor, nn
 
 from mmwsl.registry import HOOKS
-from mmwsl.utils.checkpoint import load_what_fits
+from mmwsl.utils.checkpoint import load_what_fits, unwrapped_model
 from mmwsl.utils.text import first_of
 
 _MAY_DIFFER = ('resume =', 'load_from =', 'work_dir =', 'launcher =', 'experiment_name =')
@@ -36,15 +36,15 @@ class CheckResumeHook(Hook):
         self._initialised: dict[str, tuple[nn.Module, Mapping]] = {}
 
     def before_run(self, runner: Runner) -> None:
-        self._initialised = dict(_pretrained(_unwrapped(runner.model)))
+        self._initialised = dict(_pretrained(unwrapped_model(runner.model)))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        if known := getattr(_unwrapped(runner.model), 'teacher_sha256', None):
+        if known := getattr(unwrapped_model(runner.model), 'teacher_sha256', None):
             checkpoint['meta']['teacher_sha256'] = known
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         self._initialised = {}  # what was initialised is replaced
-        model = _unwrapped(runner.model)
+        model = unwrapped_model(runner.model)
         if runner._resume:
             _compare_teachers(runner, checkpoint.get('meta', {}).get('teacher_sha256'),
                               getattr(model, 'teacher_sha256', None))
@@ -118,10 +118,6 @@ def _endings(key: str) -> list[str]:
     """What follows each dot."""
     words = key.split('.')
     return ['.'.join(words[place:]) for place in range(1, len(words))]
-
-
-def _unwrapped(model: Any) -> Any:
-    return model.module if is_model_wrapper(model) else model
 
 
 def _warn_of_other_settings(runner: Runner, begun: str | None) -> None:

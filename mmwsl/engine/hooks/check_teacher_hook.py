@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import EMAHook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from mmpretrain.evaluation import Accuracy
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from mmwsl.engine.ratings import Figure, rated, some_batches
 from mmwsl.models.teachers import CachedTeacher
 from mmwsl.models.weightings import WSLWeighting
 from mmwsl.registry import HOOKS
-from mmwsl.utils.checkpoint import read_classes
+from mmwsl.utils.checkpoint import read_classes, unwrapped_model
 from mmwsl.utils.data import single_labels
 
 _TRIED = 128  # images of which other kinds of input are tried
@@ -73,7 +72,7 @@ class CheckTeacherHook(CheckLabelsHook):
         self.expected_score = expected_score
 
     def before_train(self, runner: Runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped_model(runner.model)
         predicted = predicted_classes(model)
         _check_classes(runner, predicted)
         super().before_train(runner)

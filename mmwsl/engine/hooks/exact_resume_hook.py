@@ -5,7 +5,6 @@ from typing import Any
 
 from mmengine.dist import get_world_size
 from mmengine.hooks import EarlyStoppingHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from mmwsl.datasets.views import InfiniteViewSampler, ViewSampler
 from mmwsl.engine.hooks.epoch_seed_hook import EpochSeedHook
 from mmwsl.registry import HOOKS
+from mmwsl.utils.checkpoint import unwrapped_model
 
 _STATE = 'exact_resume'
 
@@ -66,7 +66,7 @@ def _stopping(runner: Runner) -> list[EarlyStoppingHook]:
 
 
 def _named_parameters(runner: Runner) -> Iterator[tuple[str, Any]]:
-    model: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model: Any = unwrapped_model(runner.model)
     return model.named_parameters()
 
 

@@ -3,12 +3,12 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.hooks import Hook, LoggerHook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor
 
 from mmwsl.models.losses import WeightedLoss
 from mmwsl.registry import HOOKS
+from mmwsl.utils.checkpoint import unwrapped_model
 
 
 @HOOKS.register_module()
@@ -24,9 +24,9 @@ class LossStatisticsHook(Hook):
     """
 
     def before_train(self, runner: Runner) -> None:
-        model: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model: Any = unwrapped_model(runner.model)
         distiller: Any = getattr(model, 'distiller', None)
-        self.distiller: Any = distiller.module if is_model_wrapper(distiller) else distiller
+        self.distiller: Any = unwrapped_model(distiller)
         self.logger: Any = next((hook for hook in runner.hooks if isinstance(hook, LoggerHook)), None)
         self.by_epoch = not isinstance(runner.train_loop, IterBasedTrainLoop)
         self.window = runner.log_processor.window_size

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from mmengine.dist import all_gather_object, is_main_process
 from mmengine.hooks import Hook, LoggerHook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from mmwsl.analysis.regularization import records_of_terms
 from mmwsl.compat import from_extra
 from mmwsl.models.losses import WeightedLoss
 from mmwsl.registry import HOOKS
+from mmwsl.utils.checkpoint import unwrapped_model
 from mmwsl.utils.data import number_images
 
 _QUANTILES = (0.1, 0.5, 0.9)
@@ -57,7 +57,7 @@ class SampleRecordHook(Hook):
         if isinstance(runner.train_loop, IterBasedTrainLoop):
             self._write_nothing(runner, 'the run counts iterations')
         number_images(runner.train_dataloader.dataset)
-        self.model: Any = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self.model: Any = unwrapped_model(runner.model)
         self.loss = _only_loss(self.model)
         self.log_interval = next((hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), 0)
 
