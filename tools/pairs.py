@@ -16,6 +16,7 @@ from mmwsl.models.losses.base import build_loss
 from mmwsl.models.weightings import SampleWeighting, build_weighting
 from mmwsl.registry import MODELS
 from mmwsl.utils import whole_file
+from mmwsl.utils.text import table
 
 PAGE = Path(__file__).resolve().parent.parent / 'docs/pairs.md'
 # what a part cannot be built without, and settings that decide where it is defined
@@ -68,15 +69,11 @@ def page() -> str:
     rows.append(('*one class for each image (no mixup)*', *map(_one_class, built), ''))
     rows.append(('*head of the student*', *('sigmoids' if loss.for_sigmoids else 'softmax' for loss in built), ''))
     reasons = ''.join(f'{number}. {note[0].upper()}{note[1:]}.\n' for number, note in enumerate(notes, 1))
-    return f'{PROSE}{_table(("", *losses, "*one class for each image (no mixup)*"), rows)}\n\n{reasons}'
+    return f'{PROSE}{table(("", *losses, "*one class for each image (no mixup)*"), rows)}\n\n{reasons}'
 
 
 def _one_class(part: Any) -> str:
     return 'needed' if part.needs_classes else ''
-
-
-def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    return '\n'.join('| ' + ' | '.join(cells) + ' |' for cells in (columns, ['---'] * len(columns), *rows))
 
 
 def main() -> None:

@@ -23,7 +23,6 @@ import mmrazor
 import numpy as np
 import torch
 from add_wsl import fragment
-from catalogue import table, with_table
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
 from mmengine.registry import DATASETS, init_default_scope
@@ -33,6 +32,7 @@ from train import main as train
 
 from mmwsl.compat import kept_download
 from mmwsl.utils import whole_file
+from mmwsl.utils.text import table, with_table
 
 CONFIGS = Path(mmrazor.__file__).parent / '.mim/configs/distill/mmcls'
 PAGE = Path(__file__).resolve().parent.parent / 'docs/mmrazor.md'

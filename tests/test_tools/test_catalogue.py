@@ -7,6 +7,7 @@ from mmengine.config import Config
 
 from mmwsl.engine import launcher_parser
 from mmwsl.engine.kept_runs import KeptRuns
+from mmwsl.utils.text import marks
 from tests.tiny import ROOT, load_tool
 
 catalogue = load_tool('results/catalogue')
@@ -165,7 +166,7 @@ def test_number_for_a_config_that_does_not_exist_is_an_error(results):
 
 def test_readme_shows_every_run_that_is_kept():
     text = (ROOT / 'README.md').read_text()
-    begin, end = catalogue.marks('results', 'catalogue')
+    begin, end = marks('results', 'results/catalogue')
     table = text[text.index(begin):text.index(end)]
     for config, runs in catalogue.read_results().items():
         assert f'| `{config}` |' in table

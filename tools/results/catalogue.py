@@ -22,6 +22,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmwsl.engine.kept_runs import KeptRuns
 from mmwsl.utils import whole_file
+from mmwsl.utils.text import table, with_table
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
@@ -269,8 +270,8 @@ def main_readme(entries: list[Entry], numbers: dict, results: dict) -> str:
     """README.md, with its tables of results made anew."""
     rows = [result_row(entry, numbers, runs) for entry in entries if (runs := results.get(entry.name))]
     made = table(('Config', 'Epochs', 'Top-1, %', 'Each run', 'Published', 'Source'), rows)
-    text = with_table((ROOT / 'README.md').read_text(), 'results', 'catalogue', made)
-    return with_table(text, 'differences', 'catalogue', differences(results))
+    text = with_table((ROOT / 'README.md').read_text(), 'results', 'results/catalogue', made)
+    return with_table(text, 'differences', 'results/catalogue', differences(results))
 
 
 def differences(results: dict) -> str:
@@ -279,16 +280,6 @@ def differences(results: dict) -> str:
         pair = [{run['seed']: run for run in results.get(config, [])} for config in configs]
         rows.append((name, difference(*pair), ', '.join(f'{value:+.2f}' for value in paired(*pair))))
     return table(('CIFAR-100, 8 epochs', 'Mean', 'Each seed'), rows)
-
-
-def with_table(text: str, name: str, tool: str, made: str) -> str:
-    """A page with one of its tables made anew, between the marks that name it and the tool that writes it."""
-    begin, end = marks(name, tool)
-    return re.sub(f'{begin}.*?{end}', lambda _: f'{begin}\n\n{made}\n\n{end}', text, flags=re.S)
-
-
-def marks(name: str, tool: str) -> tuple[str, str]:
-    return f'<!-- {name}: written by tools/results/{tool}.py -->', f'<!-- end of {name} -->'
 
 
 def result_row(entry: Entry, numbers: dict, runs: list[dict]) -> tuple[str, ...]:
@@ -300,10 +291,6 @@ def result_row(entry: Entry, numbers: dict, runs: list[dict]) -> tuple[str, ...]
 def published(name: str, numbers: dict) -> tuple[float | None, str]:
     found = [(theirs[name], source) for source, theirs in numbers.items() if name in theirs]
     return found[0] if found else (None, '')
-
-
-def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    return '\n'.join('| ' + ' | '.join(cells) + ' |' for cells in (columns, ['---'] * len(columns), *rows))
 
 
 def metafile(entries: list[Entry], results: dict) -> str:

@@ -7,9 +7,10 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from catalogue import ROOT, Seeds, difference, each, mean_and_spread, read_runs, table, telling_options, with_table
+from catalogue import ROOT, Seeds, difference, each, mean_and_spread, read_runs, telling_options
 
 from mmwsl.utils import whole_file
+from mmwsl.utils.text import table, with_table
 
 PAGE = ROOT / 'docs/choosing.md'
 PICTURES = ROOT / 'docs/pictures'
@@ -165,7 +166,7 @@ def page(runs: Runs) -> str:
     """The page, with its tables made anew."""
     text = PAGE.read_text()
     for name, made in tables(runs).items():
-        text = with_table(text, name, 'choosing', made)
+        text = with_table(text, name, 'results/choosing', made)
     return text
 
 
