@@ -21,7 +21,7 @@ from mmwsl.engine.hooks.check_labels_hook import predicted_classes
 from mmwsl.utils import load_network
 
 
-def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = launcher_parser(__doc__)
     parser.add_argument('checkpoint', nargs='?', help='checkpoint file; with --teacher, the default is teacher_ckpt')
     parser.add_argument('--teacher', action='store_true', help="test the config's teacher instead of its student")

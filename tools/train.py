@@ -21,7 +21,7 @@ from mmwsl.engine import (
 )
 
 
-def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = launcher_parser(__doc__)
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CKPT',
                         help='go on from a checkpoint; without a value, from the latest in the work dir, if any')

@@ -133,9 +133,11 @@ class SeededViews(DatasetWrapper):
                                  'attribute')
         return results
 
-    def get_data_info(self, view: View | int) -> dict:
-        """Of the view's image; mmdet groups images of one shape by it."""
-        return self.dataset.get_data_info(view.image if isinstance(view, View) else view)
+    @property
+    def get_data_info(self) -> Callable[[View | int], dict]:
+        """What the dataset has under this name, if it has it; mmdet groups images of one shape by it."""
+        told = self.dataset.get_data_info
+        return lambda view: told(view.image if isinstance(view, View) else view)
 
     def _drawn(self, view: View, draw: Callable[[], Any]) -> Any:
         with seeded_generators(view.seed, view.epoch, view.image):
