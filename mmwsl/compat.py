@@ -200,6 +200,10 @@ MMCLS_MODULES = {
     'structures.cls_data_sample': 'structures.data_sample',
     'visualization.cls_visualizer': 'visualization.visualizer',
 }
+MMDET_CONFIGS = {  # those that MMRazor's configs name
+    f'faster_rcnn/faster_rcnn_{name}_coco.py': f'faster_rcnn/faster-rcnn_{name}_coco.py'
+    for name in ('r50_fpn_1x', 'r101_fpn_2x')
+}
 MMCLS_CONFIGS = {
     'beit/beit-base-p16_8xb64_in1k.py': 'beit/benchmarks/beit-base-p16_8xb64_in1k.py',
     'beitv2/beitv2-base-p16_8xb64_in1k.py': 'beitv2/benchmarks/beit-base-p16_8xb64_in1k.py',
@@ -247,8 +251,11 @@ def let_mmcls_mean_mmpretrain() -> None:
 
 
 def config_of_today(cfg_path: str) -> str:
-    """Return where a config ``mmcls::...`` is found in mmpretrain; another path comes back as it is."""
+    """Return where a config of mmcls is found in mmpretrain, and one that mmdet 3 renamed; others come back as they
+    are."""
     package, _, path = cfg_path.partition('::')
+    if package == 'mmdet':
+        return f'mmdet::{MMDET_CONFIGS.get(path, path)}'
     return f'mmpretrain::{MMCLS_CONFIGS.get(path, path)}' if package == 'mmcls' else cfg_path
 
 

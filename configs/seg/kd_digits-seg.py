@@ -1,4 +1,4 @@
 _base_ = ['wsl_digits-seg.py']
 
 model = dict(distiller=dict(distill_losses=dict(_delete_=True, loss_kd=dict(
-    type='mmwsl.WSLLoss', tau=2.0, loss_weight=1.0, weighting='one'))))
+    type='mmwsl.WSLLoss', tau=2.0, loss_weight=0.25, weighting='one'))))
