@@ -132,6 +132,10 @@ def test_a_loss_that_is_not_finite_names_its_run(config):
     ({'optim_wrapper.type': 'AmpOptimWrapper'}, "optim_wrapper.type='AmpOptimWrapper'.*dtype='bfloat16'"),
     ({'optim_wrapper.optimizer.dampening': 0.1}, 'optim_wrapper.optimizer.dampening'),
     ({'model.teacher_cache': 'folder'}, 'model.teacher_cache'),
+    ({'load_from': 'epoch_1.pth'}, 'load_from'),
+    ({'compile': True}, 'compile'),
+    ({'auto_scale_lr.enable': True}, 'auto_scale_lr.enable'),
+    ({'val_evaluator.type': 'MultiLabelMetric'}, 'a val_evaluator other than Accuracy'),
     ({'train_cfg': dict(type='IterBasedTrainLoop', max_iters=3, _delete_=True)}, 'a train_cfg that is not by epoch'),
     ({'custom_hooks': [dict(type='EMAHook')]}, "the hook 'EMAHook'")], ids=str)
 def test_what_a_graph_cannot_hold_is_refused(config, options, message):

@@ -30,6 +30,10 @@ def check_config(cfg: Config) -> None:
         f'optim_wrapper.type={wrapper.get("type")!r} (in mixed precision it is dtype=\'bfloat16\')':
             wrapper.get('type', 'OptimWrapper') != 'OptimWrapper' and not mixed,
         'model.teacher_cache': cfg.model.get('teacher_cache'),
+        'load_from': cfg.get('load_from'),
+        'compile': cfg.get('compile'),
+        'auto_scale_lr.enable': (cfg.get('auto_scale_lr') or {}).get('enable'),
+        'a val_evaluator other than Accuracy': not _is(cfg.get('val_evaluator'), 'Accuracy'),
         'a train_cfg that is not by epoch': not loop.get('by_epoch') or loop.get('type', _LOOP) != _LOOP,
         **{f'the hook {hook["type"]!r}': hook['type'].rpartition('.')[2] not in _WATCHING
            for hook in cfg.get('custom_hooks') or []},
@@ -97,7 +101,7 @@ def _views(pipeline: Sequence[dict], where: str) -> dict[str, Any]:
 
 
 def _is(config: Any, name: str) -> bool:
-    return str(config['type']).rpartition('.')[2] == name
+    return isinstance(config, dict) and str(config['type']).rpartition('.')[2] == name
 
 
 def learning_rates(wrapper: OptimWrapper, cfg: Config, steps: int) -> Tensor:
