@@ -181,7 +181,7 @@ def test_layers_alone_can_be_compared():
 
 
 def test_what_the_students_preprocessor_does_to_a_batch_is_done():
-    pad = dict(type='BatchFixedSizePad', size=(96, 72))
+    pad = dict(type='mmdet.BatchFixedSizePad', size=(96, 72))
     student = dict(detector(), data_preprocessor=dict(PREPROCESSOR, batch_augments=[pad]))
     assert distillation(student).data_preprocessor(batch(), True)['inputs'].shape == (2, 3, 96, 72)
     with pytest.raises(ValueError, match='sets batch_augments .*of its data_preprocessor'):
