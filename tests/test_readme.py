@@ -104,8 +104,11 @@ def test_the_pages_of_docs_name_files_that_exist():
         text = page.read_text().replace('$A/', 'configs/ablations/')
         for path in re.findall(r'(?:tools|configs)/[\w/.-]+\.(?:py|sh)', text):
             assert (ROOT / path).exists(), path
-        for path in re.findall(r'\]\((?!http)(.*?)\)', text):
-            assert (page.parent / path).exists(), path
+        for path, _, anchor in (link.partition('#') for link in re.findall(r'\]\((?!http)(.*?)\)', text)):
+            linked = page.parent / path if path else page
+            assert linked.exists(), path
+            headings = re.findall('(?m)^#+ (.*)', linked.read_text()) if anchor else []
+            assert not anchor or anchor in [re.sub(r'[^\w -]', '', line).lower().replace(' ', '-') for line in headings]
 
 
 def test_check_of_the_teacher_stands_where_the_readme_switches_it_off():
