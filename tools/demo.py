@@ -58,7 +58,6 @@ TASKS = {
         'WSL without |p_s - p_t|': 'det/wsl-plain_digits-det'}, 'coco/bbox_mAP', 'mAP on 300 test scenes, %', 3,
                 factor=100.0, package='mmdet'),
 }
-ARMS = TASKS['cls'].arms
 
 
 def train(config: str, work_dir: Path, seed: int, *options: str) -> list[dict]:

@@ -17,12 +17,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from mmwsl.engine import runs
 from mmwsl.engine.config_checks import merge_options
 from mmwsl.engine.data_checks import check_data
 from mmwsl.engine.kept_runs import KeptRuns
+from mmwsl.engine.launch import launcher_parser
 from mmwsl.engine.together import train_together
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,20 +100,14 @@ def carry_out_together(planned: list[Run], args: argparse.Namespace) -> list[dic
     missing = [run for run in planned if run.name not in kept]
     configs = [Config.fromfile(run.config) for run in missing]
     for run, cfg in zip(missing, configs, strict=True):
-        merge_options(cfg, parsed([*run.options, *args.cfg_options]))
+        options = [str(run.config), '--cfg-options', *run.options, *args.cfg_options]
+        merge_options(cfg, launcher_parser('').parse_args(options).cfg_options)
         check_data(cfg, ('train_dataloader', 'val_dataloader'))
     args.jobs = len(missing)
     if missing:
         train_together(configs, [args.work_dir / run.name for run in missing], partial(print, flush=True))
     kept.update({run.name: keep(run, args.work_dir / run.name, args) for run in missing})
     return [kept[run.name] for run in planned]
-
-
-def parsed(options: list[str]) -> dict:
-    """Settings as tools/train.py reads them from its command line."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
-    return parser.parse_args(['--cfg-options', *options]).cfg_options
 
 
 def check_results(planned: list[Run], args: argparse.Namespace) -> None:
@@ -136,12 +131,11 @@ def keep(run: Run, work_dir: Path, args: argparse.Namespace) -> dict:
     check_last_epoch(log, work_dir, epochs)
     top1 = top1_of_each_epoch(log, epochs)
     best = max(value for value in top1 if value is not None)
-    KeptRuns(args.results).keep(dict(
+    return KeptRuns(args.results).keep(dict(
         name=run.name, config=run.config.stem, settings=dict(run.settings), seed=run.seed, top1=top1[-1], best=best,
         best_epoch=top1.index(best) + 1, top1_of_each_epoch=top1, started=runs.started(work_dir),
         seconds=round(runs.seconds(work_dir)), options=args.cfg_options, machine=machine(args)), log,
         config.read_text())
-    return KeptRuns(args.results).find(run.name)  # type: ignore[return-value]
 
 
 def check_last_epoch(log: list[dict], work_dir: Path, epochs: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from filelock import FileLock
@@ -53,31 +52,30 @@ class KeptRuns:
         cfg.randomness.seed = run['seed']
         return cfg
 
-    def keep(self, run: dict, log: list[dict], config: str) -> None:
+    def keep(self, run: dict, log: list[dict], config: str) -> dict:
         """Keep a run in place of any of the same name; a process that is killed meanwhile leaves whole files.
 
         Args:
             run: With ``name`` and ``seed``, and whatever else is known of it.
             log: What it logged.
             config: The text of its whole config.
-        """
-        self.keep_all([(run, log, config)])
 
-    def keep_all(self, kept: Iterable[tuple[dict, list[dict], str]]) -> None:
-        """Keep several runs, as :meth:`keep` does one."""
+        Returns:
+            The run as it is kept.
+        """
+        text = _shared(config)
+        kept = {**run, 'config_sha256': hashlib.sha256(text.encode()).hexdigest()[:12]}
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / '.lock'):  # the jobs of a sweep end when they like
-            runs, curves, configs = {run['name']: run for run in self.all()}, self.curves(), self.configs()
-            for run, log, config in kept:
-                text = _shared(config)
-                sha256 = hashlib.sha256(text.encode()).hexdigest()[:12]
-                configs[sha256], curves[run['name']] = text, log
-                runs[run['name']] = {**run, 'config_sha256': sha256}
-            used = {run['config_sha256'] for run in runs.values()}
+            runs = {**{other['name']: other for other in self.all()}, run['name']: kept}
+            curves = {**self.curves(), run['name']: log}
+            configs = {**self.configs(), kept['config_sha256']: text}
+            used = {other['config_sha256'] for other in runs.values()}
             # the runs last: they name what is in the others
             self._write('configs', [dict(sha256=key, text=configs[key]) for key in sorted(used)])
             self._write('curves', [dict(name=name, log=log) for name, log in sorted(curves.items())])
             self._write('runs', [runs[name] for name in sorted(runs)])
+        return kept
 
     def _read(self, name: str) -> list[dict]:
         path = self.folder / f'{name}.jsonl'

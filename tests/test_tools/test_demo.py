@@ -31,7 +31,7 @@ def test_demo_shows_what_its_runs_logged(tmp_path, monkeypatch, capsys):
     demo.main()
     printed = capsys.readouterr().out
     assert re.search(r'^Teacher +80\.00$', printed, re.M)  # of its last epoch
-    for arm in demo.ARMS:
+    for arm in demo.TASKS['cls'].arms:
         row = rf'^{re.escape(arm)} +61\.50 \+- +{statistics.stdev([60, 63]):.2f} +60\.00, 63\.00$'
         assert re.search(row, printed, re.M)
     assert (tmp_path / 'work_dirs/demo/demo.png').stat().st_size > 10_000

@@ -245,11 +245,11 @@ def read_runs() -> list[dict]:
         ValueError: If a run's log is not there.
     """
     kept = KeptRuns(RESULTS)
-    curves = kept.curves()
-    for run in kept.all():
+    runs, curves = kept.all(), kept.curves()
+    for run in runs:
         if run['name'] not in curves:
             raise ValueError(f"{RESULTS / 'curves.jsonl'} has no log of {run['name']}")
-    return sorted(kept.all(), key=lambda run: run['seed'])
+    return sorted(runs, key=lambda run: run['seed'])
 
 
 def telling_options(run: dict) -> list[str]:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -76,13 +75,9 @@ def _check(member: Member, training: DataLoader, validation: DataLoader) -> None
     runner = SimpleNamespace(
         model=member.model, cfg=member.cfg, hooks=[], logger=MMLogger.get_current_instance(),
         train_dataloader=training, train_loop=SimpleNamespace(dataloader=training),
-        val_loop=SimpleNamespace(dataloader=validation, evaluator=Evaluator(_listed(member.cfg.val_evaluator))))
+        val_loop=SimpleNamespace(dataloader=validation, evaluator=Evaluator(member.cfg.val_evaluator)))
     for hook in hooks or [dict(type='mmwsl.CheckLabelsHook')]:
         HOOKS.build(hook).before_train(runner)
-
-
-def _listed(metrics: Any) -> list:
-    return list(metrics) if isinstance(metrics, list | tuple) else [metrics]
 
 
 def _train(together: Together, begun: int, validation: DeviceDataset, tell: Callable[[str], None]) -> None:
