@@ -185,7 +185,10 @@ def test_short_schedule_changes_nothing_but_the_recipe(name):
 @pytest.mark.parametrize('name', sorted(path.stem for path in FILES if path.stem.endswith('_noise')))
 def test_noise_is_all_that_differs(name):
     noisy, clean = load(name).to_dict(), load(name.removesuffix('_noise')).to_dict()
-    noise = noisy['train_dataloader']['dataset']['dataset']['pipeline'].pop(0)
+    dataset = noisy['train_dataloader']['dataset']['dataset']
+    noise = dataset.get('dataset', dataset)['pipeline'].pop(0)  # inside a Fold
+    for cfg in (noisy, clean) if name.startswith('wsl-oof') else ():  # L_t of the labels in question
+        assert cfg['model']['distiller']['distill_losses']['loss_wsl']['weighting'].pop('teacher_losses')
     classes = noisy['data_preprocessor']['num_classes']
     assert noise == dict(type='mmwsl.LabelNoise', prob=0.2, num_classes=classes)
     assert noisy == clean

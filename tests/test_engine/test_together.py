@@ -2,12 +2,15 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
+from mmwsl.cache import TeacherLosses
+from mmwsl.cache.fingerprint import training_set
 from mmwsl.engine import runs
 from mmwsl.engine.together import train_together
 from mmwsl.engine.together.batches import Batches
@@ -15,6 +18,7 @@ from mmwsl.engine.together.config import check_config, put_on_device
 from mmwsl.engine.together.member import Member, _Halves, saved
 from mmwsl.engine.together.steps import Together
 from mmwsl.models.teachers import FrozenTeacher
+from mmwsl.registry import DATASETS
 from tests.tiny import ROOT, build, digits_config, distillation, network, on_device, save_teacher
 
 
@@ -77,6 +81,28 @@ def test_each_run_comes_out_as_the_runner_makes_it(config, tmp_path, schedule):
         [accuracy] = [line['accuracy/top1'] for line in runs.scalars(Path(cfg.work_dir)) if line['step'] == 2
                       and 'accuracy/top1' in line]
         assert [line['accuracy/top1'] for line in log if 'accuracy/top1' in line][-1] == pytest.approx(accuracy)
+
+
+def test_wrong_labels_folds_and_losses_by_image(config, tmp_path):
+    """An image's L_t is found by its place in the whole training set, which is not its place in the fold."""
+    cfg = config('run', weighting=dict(type='mmwsl.WSLWeighting', teacher_losses=str(tmp_path / 'losses.npz')))
+    noise = dict(type='mmwsl.LabelNoise', prob=0.4, num_classes=10)
+    digits = dict(type='mmwsl.Digits', split='train', pipeline=[noise, dict(type='PackInputs')])
+    cfg.train_dataloader.dataset.dataset = dict(type='mmwsl.Fold', fold=1, folds=3, dataset=digits)
+    labels, images = training_set(DATASETS.build(digits))
+    losses = np.random.default_rng(0).uniform(0.1, 4, len(labels)).astype(np.float32)
+    TeacherLosses(losses, labels, images, {'kind': 'out of fold'}).save(tmp_path / 'losses.npz')
+    runner = copy.deepcopy(cfg)
+    plain = copy.deepcopy(cfg)
+    plain.work_dir += '_plain'
+    plain.model.distiller.distill_losses.loss_kd.weighting = 'wsl'
+    for each in (cfg, plain):
+        each.train_dataloader.dataset = dict(type='mmwsl.SeededViews', dataset=each.train_dataloader.dataset.dataset)
+    ours, other = trained(cfg, plain)
+    runner.work_dir += '_runner'
+    Runner.from_cfg(runner).train()
+    assert_same(ours, weights(Path(runner.work_dir)))
+    assert not torch.equal(ours['architecture.head.fc.weight'], other['architecture.head.fc.weight'])
 
 
 def test_a_teacher_that_runs_share_is_asked_once_for_a_batch(config, monkeypatch):

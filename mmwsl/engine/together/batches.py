@@ -28,6 +28,7 @@ class Batches:
         whole, rest = divmod(images, self.size)
         self.sizes = [self.size] * whole + ([rest] if rest and not loader.drop_last else [])
         device = self.dataset.images.device
+        self.places = torch.tensor(self.dataset.sample_idx, device=device)
         self.views = torch.zeros(4, images, dtype=torch.int64, device=device)
         self.position = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -54,11 +55,13 @@ class Batches:
         if self._is_random():
             inputs = crop_at(inputs, self.dataset.padding, torch.stack(corner))
         self.position += size
-        return dict(inputs=inputs, data_samples=_samples(self.dataset.labels[image]))
+        return dict(inputs=inputs, data_samples=_samples(self.dataset.labels[image], self.places[image]))
 
     def _is_random(self) -> bool:
         return bool(self.dataset.padding or self.dataset.flip_prob)
 
 
-def _samples(labels: Tensor) -> list[DataSample]:
-    return [DataSample(gt_label=label) for label in labels.split(1)]
+def _samples(labels: Tensor, places: Tensor) -> list[DataSample]:
+    """With each image's label and place in its dataset, on the device."""
+    return [DataSample(gt_label=label, metainfo=dict(sample_idx=place))
+            for label, place in zip(labels.split(1), places.unbind(), strict=True)]

@@ -71,6 +71,8 @@ def check_alike(configs: Sequence[Config]) -> None:
 def put_on_device(cfg: Config) -> None:
     """Let a config's images stay on the device, in place, if they are padded, cropped and flipped and no more.
 
+    LabelNoise, which gives an image the same label each time, runs once.
+
     Raises:
         ValueError: If another transform is in a pipeline.
     """
@@ -78,8 +80,12 @@ def put_on_device(cfg: Config) -> None:
         loader = cfg[f'{split}_dataloader']
         if not _is(loader.dataset, 'DeviceDataset'):
             dataset = loader.dataset.dataset if _is(loader.dataset, 'SeededViews') else loader.dataset
-            settings = _views(dataset.pipeline, f'{split}_dataloader')
-            dataset.pipeline = [dict(type='PackInputs')]
+            innermost = dataset
+            while 'pipeline' not in innermost:  # of a Fold or a Resample
+                innermost = innermost.dataset
+            settings = _views(innermost.pipeline, f'{split}_dataloader')
+            innermost.pipeline = [*(each for each in innermost.pipeline if _is(each, 'LabelNoise')),
+                                  dict(type='PackInputs')]
             loader.dataset = dict(type='mmwsl.DeviceDataset', dataset=dataset, **settings)
         loader.update(num_workers=0, persistent_workers=False, pin_memory=False,
                       collate_fn=dict(type='mmwsl.already_collated'))
@@ -93,7 +99,7 @@ def _views(pipeline: Sequence[dict], where: str) -> dict[str, Any]:
             settings['padding'] = transform['padding']
         elif _is(transform, 'RandomFlip') and transform.get('direction', 'horizontal') == 'horizontal':
             settings['flip_prob'] = transform['prob']
-        elif not _is(transform, 'PackInputs'):
+        elif not (_is(transform, 'PackInputs') or _is(transform, 'LabelNoise')):
             raise ValueError(f'{where} has {transform["type"]} in its pipeline, and images of runs that train together '
                              'are of one size, and only padded, cropped and flipped (mmwsl.DeviceDataset): '
                              f'{_ELSE}')

@@ -129,6 +129,8 @@ class SampleBatch:
         if None in found:
             raise ValueError("an image has no sample_idx: keep 'sample_idx' among meta_keys of PackInputs (it is by "
                              'default), and take a dataset of mmengine or mmpretrain')
+        if isinstance(found[0], Tensor):  # of batches made on the device
+            return torch.stack(found)
         return to_device(torch.tensor(found, dtype=torch.int64), self.kept.device)
 
     def hard_loss(self, preds: Tensor, target: Tensor | None = None) -> Tensor:

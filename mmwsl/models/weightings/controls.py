@@ -45,7 +45,7 @@ class ShuffledWeighting(SampleWeighting):
 
     It draws from a generator of its own, so that dropout and augmentations draw the same numbers without it. It is
     seeded whenever torch is (by ``mmwsl.EpochSeedHook`` at each epoch), so that a resumed run repeats an unbroken one.
-    In a graph of torch.compile, which knows no other, it draws from torch's.
+    In a graph of torch.compile or CUDA, which knows no other, it draws from torch's.
 
     Args:
         of: Config of the weighting. Default: WSL's.
@@ -64,7 +64,7 @@ class ShuffledWeighting(SampleWeighting):
         return permuted(weight, batch.kept.expand_as(weight), self._drawn_from(weight.device))
 
     def _drawn_from(self, device: torch.device) -> torch.Generator | None:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or (device.type == 'cuda' and torch.cuda.is_current_stream_capturing()):
             return None
         if device.type == 'meta':  # has no generator
             device = torch.device('cpu')
