@@ -1,5 +1,5 @@
-# Soft labels weighted by how soft the teacher's are (ER-KD, arXiv 2311.13621). Its entropy at temperature 4 has a mean of
-# 3.65 nats over the first batches: the loss_weight gives the weights the scale of wsl_..., 2.25.
+# Soft labels weighted by how soft the teacher's are (ER-KD, arXiv 2311.13621). Its entropy at temperature 4 has a mean
+# of 3.65 nats over the first batches: the loss_weight gives the weights the scale of wsl_..., 2.25.
 _base_ = '../wsl_r56_r20_cifar100_8e.py'
 
 model = dict(distiller=dict(distill_losses=dict(loss_wsl=dict(
