@@ -1,6 +1,7 @@
 """tools/benchmarks without its clocks: who takes part, and what is made of the times."""
 import argparse
 import contextlib
+import json
 import sys
 
 import pytest
@@ -46,7 +47,7 @@ def benchmark(monkeypatch):
 
 def settings(**changed):
     names = ['WSLLoss', 'plain KD', 'WSLD (mmrazor)']
-    usual = dict(device='cpu', contestants=names, baseline=None, rounds=2, seconds=0)
+    usual = dict(device='cpu', contestants=names, baseline=None, rounds=2, seconds=0, processes=1)
     return argparse.Namespace(**{**usual, **changed})
 
 
@@ -77,8 +78,8 @@ def test_a_baseline_that_is_no_checkout_is_refused(benchmark, tmp_path):
 
 @pytest.mark.parametrize('shape', [(4, 5), (2, 5, 3)], ids=str)
 def test_every_contestant_steps_once_a_round(benchmark, checkout, shape):
-    times, memory = benchmark.measure(shape, 'float32', settings(baseline=checkout))
-    assert list(times) == list(memory) == ['WSLLoss', 'plain KD', 'WSLD (mmrazor)', 'WSLLoss 0.0.9']
+    times, memory, first = benchmark.measure(shape, 'float32', settings(baseline=checkout))
+    assert list(times) == list(memory) == list(first) == ['WSLLoss', 'plain KD', 'WSLD (mmrazor)', 'WSLLoss 0.0.9']
     assert all(len(values) == 2 for values in times.values())
 
 
@@ -91,17 +92,19 @@ def test_a_peer_without_dense_logits_is_given_each_pixel_as_a_sample(benchmark):
 
 
 def test_rounds_go_on_for_the_seconds_asked_for(benchmark, monkeypatch):
-    clock = iter([9.0] * 6 + [0.25] * 10)  # warming up, two contestants and three rounds, counts for nothing
+    clock = iter([9.0] * 6 + [0.25] * 10)  # warming up, two contestants and three rounds, is not counted
     monkeypatch.setattr(benchmark, 'seconds', lambda *_: next(clock))
-    times, _ = benchmark.measure((4, 5), 'float32', settings(contestants=['WSLLoss', 'plain KD'], seconds=1.0))
+    times, _, first = benchmark.measure((4, 5), 'float32', settings(contestants=['WSLLoss', 'plain KD'], seconds=1.0))
     assert times == {'WSLLoss': [0.25] * 4, 'plain KD': [0.25] * 4}
+    assert first == {'WSLLoss': 9.0, 'plain KD': 9.0}
 
 
 def test_the_share_is_of_what_has_to_move(benchmark, monkeypatch):
     # 4 x 5 logits of 4 bytes, two read and one written: 240 bytes in 2 s, where a copy moves 1,200 bytes a second
     monkeypatch.setattr(benchmark, 'ProcessPoolExecutor', lambda *_, **__: contextlib.nullcontext(Pool()))
-    row = benchmark.measured_row((4, 5), 'float32', settings(processes=1), 1200.0)
+    row = benchmark.measured_row((4, 5), 'float32', settings(), 1200.0)
     assert row['share of copy bandwidth'] == {'WSLLoss': 0.1}
+    assert row['seconds of the first step'] == {'WSLLoss': 7.0}
 
 
 class Pool:
@@ -111,7 +114,7 @@ class Pool:
         return self
 
     def result(self):
-        return {'WSLLoss': [2.0, 2.0, 3.0]}, {'WSLLoss': 3.0}
+        return {'WSLLoss': [2.0, 2.0, 3.0]}, {'WSLLoss': 3.0}, {'WSLLoss': 7.0}
 
 
 def test_the_bandwidth_counts_what_is_read_and_written(benchmark, monkeypatch):
@@ -119,6 +122,22 @@ def test_the_bandwidth_counts_what_is_read_and_written(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark, 'COPIED', 400)
     monkeypatch.setattr(benchmark.time, 'perf_counter', lambda: next(clock))
     assert benchmark.copy_bandwidth('cpu') == 800
+
+
+def test_what_torch_compiles_joins_after_a_first_look_at_all_rows(benchmark, monkeypatch, tmp_path):
+    def row(shape, dtype, args, bandwidth):
+        on_disk.append(json.loads((tmp_path / 'loss.json').read_text())['rows'] if on_disk else [])
+        return {'shape': list(shape), 'milliseconds': dict.fromkeys(args.contestants, 1.0)}
+    on_disk = []
+    for name, stub in (('measured_row', row), ('print_row', lambda row: None), ('draw', lambda *args: None),
+                       ('copy_bandwidth', lambda device: 1.0)):
+        monkeypatch.setattr(benchmark, name, stub)
+    monkeypatch.setattr('sys.argv', ['loss.py', '--device', 'cpu', '--processes', '0', '--out', str(tmp_path),
+                                     '--shapes', '2x3', '4x3', '--contestants', 'WSLLoss', 'WSLLoss compiled'])
+    benchmark.main()
+    on_disk.append(json.loads((tmp_path / 'loss.json').read_text())['rows'])
+    assert [[(row['shape'][0], len(row['milliseconds'])) for row in rows] for rows in on_disk] == [
+        [], [(2, 1)], [(2, 1), (4, 1)], [(2, 2), (4, 1)], [(2, 2), (4, 2)]]
 
 
 @pytest.mark.parametrize(('device', 'takes_part'), [('cpu', False), ('cuda', True)])
