@@ -155,3 +155,91 @@ def test_ratios_are_of_steps_in_the_same_round(benchmark, capsys):
     printed = [' '.join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert printed == ['64 x 100, float32 ms of copying memory / logits WSLLoss / other',
                        'WSLLoss 0.400 0.250 3.10', 'old 0.390 0.500 3.00 1.000 (0.900 to 1.200)']
+
+
+# ---- a training step
+
+@pytest.fixture(scope='session')  # what it registers can be registered once
+def train_step():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / 'tools/benchmarks')
+        return load_tool('benchmarks/train_step')
+
+
+def taking_turns(train_step, monkeypatch, fails_at, seconds=60.0, built_fails=False, steps=4):
+    """Arms that do nothing; 'bad' fails at a step. Returns their turns, who stepped, and the rounds that were told."""
+    stepped, rounds = [], []
+
+    def build(arm, turns):
+        if built_fails and arm == 'bad':
+            raise ImportError('no timm here')
+
+        def run():
+            for step in range(steps):
+                turns.wait(arm)
+                if arm == 'bad' and step == fails_at:
+                    raise ValueError('three\nlines\nof it')
+                stepped.append((step, arm))
+                turns.done(arm)
+        return run
+    monkeypatch.setattr(train_step, 'built', build)
+    turns = train_step.measure(['a', 'b', 'bad'], seconds, lambda times: rounds.append(len(times['a'])))
+    return turns, stepped, rounds
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('fails_at', [0, 2, 9])
+def test_an_arm_that_fails_is_left_out_and_the_others_go_on(train_step, monkeypatch, fails_at, capsys):
+    turns, stepped, rounds = taking_turns(train_step, monkeypatch, fails_at)
+    assert {arm: len(times) for arm, times in turns.times.items()} == {'a': 4, 'b': 4, 'bad': min(fails_at, 4)}
+    assert turns.missing == ({} if fails_at == 9 else {'bad': 'ValueError: three'})
+    assert [step for step, _ in stepped] == sorted(step for step, _ in stepped)  # nobody is ahead of a round
+    assert rounds[:4] == [0, 1, 2, 3]
+
+
+def test_an_arm_that_cannot_be_built_is_left_out_with_the_reason(train_step, monkeypatch):
+    turns, stepped, _ = taking_turns(train_step, monkeypatch, 0, built_fails=True)
+    assert turns.missing == {'bad': 'ImportError: no timm here'} and len(stepped) == 8
+
+
+def test_no_step_is_taken_once_the_time_is_up(train_step, monkeypatch):
+    turns, stepped, _ = taking_turns(train_step, monkeypatch, 9, seconds=-1.0)
+    assert stepped == [] and turns.missing == {}
+
+
+def test_steps_so_far_are_on_disk_after_each_round(train_step, tmp_path):
+    result = train_step.Result(tmp_path / 'train_step.json')
+    seen = []
+    for count in (3, 7, 8):  # the first five are not counted
+        result.save({'vanilla': [9.0] + [0.2] * (count - 1), 'bare': [0.1] * count})
+        seen.append(json.loads((tmp_path / 'train_step.json').read_text()))
+    assert [file['steps'] for file in seen] == [{}, {'vanilla': 2, 'bare': 2}, {'vanilla': 3, 'bare': 3}]
+    assert seen[2]['milliseconds'] == {'vanilla': 200.0, 'bare': 100.0} and seen[2]['ratios'] == {'vanilla / bare': 2.0}
+    assert seen[0]['seconds of the first step'] == {'vanilla': 9.0, 'bare': 0.1}
+
+
+def test_arms_are_what_their_names_say(train_step, tmp_path):
+    def config(arm):
+        return train_step.config_of(arm, 7, 'teacher.pth', tmp_path)
+    device = config('wsl, loss compiled, device')
+    assert device.train_dataloader.dataset.type == 'mmwsl.DeviceDataset' and not device.compile
+    assert device.model.distiller.distill_losses.loss_wsl.compile is True and device.model.teacher_norm_eval
+    assert config('wsl, triton, device').model.distiller.distill_losses.loss_wsl.compile == 'triton'
+    every = config('wsl, every option, compiled, device')
+    assert every.compile and every.model.teacher_speed == 'compile_bf16'
+    assert not config('wsl, batch statistics').model.teacher_norm_eval
+    hooks = {arm: [hook.type for hook in config(arm).custom_hooks] for arm in ('mmrazor', 'mmrazor, channels last')}
+    assert hooks == {'mmrazor': ['TurnsHook'], 'mmrazor, channels last': ['mmwsl.ChannelsLastHook', 'TurnsHook']}
+    assert config('mmrazor').model.type == 'mmrazor.SingleTeacherDistill'
+
+
+def test_timms_loss_is_that_of_plain_soft_labels(train_step):
+    timm = pytest.importorskip('timm.task', reason='needs a timm with a task of distillation')
+    assert hasattr(timm, 'LogitDistillationTask')
+    student, teacher = (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5)) for _ in range(2))
+    loss_of = train_step.timm_task(student, teacher)
+    images, labels = torch.randn(6, 3, 2, 2), torch.randint(5, (6, ))
+    logits_S, logits_T = student(images), teacher(images)
+    soft = (logits_T / 4).softmax(1) * ((logits_T / 4).log_softmax(1) - (logits_S / 4).log_softmax(1))
+    expected = torch.nn.functional.cross_entropy(logits_S, labels) + 2.25 * 16 * soft.sum() / 6
+    torch.testing.assert_close(loss_of(images, labels), expected)
