@@ -6,6 +6,7 @@
 # make test CUDA=0 PYTEST_ARGS="-k cuda": what needs a GPU; all else is tested on the CPU
 # make gpu SECONDS=540 [DATA=folder with cifar-100-python] [TEACHERS=folder with published teachers] [OUT=folder]: on a GPU,
 # the tests, benchmarks and runs that need one, most valuable first, within a limit; REHEARSE=1: at tiny sizes on the CPU
+# make gpu PARTS="tests loss=80 step": those alone of tests, loss, step and runs, the loss for 80 seconds at most
 # make gpu WHEELS=folder PYTHON=python3.12: on a machine without network whose Python has torch; no .venv is made
 # make test-mmrazor SOURCE=clone of github.com/open-mmlab/mmrazor: MMRazor's own tests of distillation, on this stack
 STACK ?= onedl
@@ -20,6 +21,7 @@ SECONDS ?= 540
 DATA ?= data/cifar100
 TEACHERS ?= checkpoints
 OUT ?= work_dirs/gpu/results
+PARTS ?=
 WHEELS ?=
 REHEARSE ?=
 TASK ?=
@@ -72,7 +74,7 @@ test-mmrazor: $(INSTALLED)
 
 gpu: $(if $(WHEELS),,$(INSTALLED))
 	$(if $(WHEELS),$(PYTHON),$(BIN)/python) tools/gpu.py --seconds $(SECONDS) --data $(DATA) --teachers $(TEACHERS) \
-	    --out $(OUT) $(if $(WHEELS),--wheels $(WHEELS)) $(if $(filter-out 0,$(REHEARSE)),--rehearse)
+	    --out $(OUT) $(if $(PARTS),--parts $(PARTS)) $(if $(WHEELS),--wheels $(WHEELS)) $(if $(filter-out 0,$(REHEARSE)),--rehearse)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

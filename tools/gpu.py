@@ -6,7 +6,8 @@ labels, three seeds each, 40 epochs, all together.
 Each part is a process, and its results are under --out before the next one begins: tests.txt, loss.json, loss.png,
 train_step.json, runs.jsonl (what the runs logged), log.txt (what everything else printed) and status.json (the card,
 the versions and the state of each part). At the limit the part that runs is ended, and what it wrote stays. The same
-command again resumes the runs from their last epoch.
+command again resumes the runs from their last epoch. --parts tests loss=80 runs those alone, the loss for 80 seconds at
+most.
 
 Nothing is downloaded. With --wheels the stack is installed from a folder into the work dir, for a machine that has
 torch and no network; nothing else is installed. --rehearse does the same at tiny sizes on the CPU.
@@ -23,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import distributions
 from importlib.util import find_spec
@@ -33,6 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 GRACE = 10.0  # seconds that a part has to end in
 TICK = 5.0  # seconds between two looks at a part
 EPOCHS = 40  # 12 runs of them took an H100 five minutes
+PARTS = ('tests', 'loss', 'step', 'runs')
+WORKERS = 8  # of the tests
 TEACHER = 'chenyaofo_cifar100_resnet56.pth'
 STACK = ('torch', 'triton', 'torchvision', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain', 'mmengine', 'mmcv-lite',
          'mmpretrain', 'mmrazor')
@@ -50,6 +53,8 @@ class Part:
     """Files without which it is skipped."""
     collect: Callable[[], None] = lambda: None
     """Brings its results so far under --out; called every few seconds and at its end."""
+    interrupted: bool = False
+    """Whether it is ended as by Ctrl-C, upon which pytest tells of the failures that it has seen."""
 
 
 @dataclass
@@ -100,17 +105,20 @@ class Session:
                     part.collect()
                 return {None: 'cut off', 0: 'finished'}.get(process.poll(), 'failed')
             finally:
-                end(process)
+                end(process, part.interrupted)
 
     def save(self) -> None:
         write_whole(self.out / 'status.json', json.dumps(self.status, indent=1))
 
 
-def end(process: subprocess.Popen) -> None:
+def end(process: subprocess.Popen, interrupted: bool) -> None:
     """End a process that still runs, and all that it started."""
     if process.poll() is not None:
         return
-    os.killpg(process.pid, signal.SIGTERM)
+    if interrupted:
+        process.send_signal(signal.SIGINT)
+    else:
+        os.killpg(process.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         process.wait(GRACE)
     with suppress(ProcessLookupError):
@@ -126,9 +134,8 @@ def write_whole(path: Path, text: str) -> None:
 
 def parts_of(args: argparse.Namespace) -> list[Part]:
     """What is to be run, most valuable first."""
-    teacher = args.teachers / TEACHER
-    return [
-        *([installation(args)] if args.wheels else []),
+    teacher, chosen = args.teachers / TEACHER, dict(args.parts)
+    parts = [
         cuda_tests(args),
         loss_benchmark(args),
         Part('teacher', python('tools/model_converters/import_teacher.py', str(teacher), str(imported_teacher(args))),
@@ -136,6 +143,11 @@ def parts_of(args: argparse.Namespace) -> list[Part]:
         step_benchmark(args),
         sweep(args),
     ]
+    if {'step', 'runs'} & set(chosen):
+        chosen = {'teacher': None, **chosen}
+    return [*([installation(args)] if args.wheels else []),
+            *(replace(part, worth=(chosen[part.name] or part.worth * args.seconds) / args.seconds)
+              for part in parts if part.name in chosen)]
 
 
 def installation(args: argparse.Namespace) -> Part:
@@ -145,28 +157,36 @@ def installation(args: argparse.Namespace) -> Part:
 
 
 def cuda_tests(args: argparse.Namespace) -> Part:
-    where = ['tests/test_models/test_losses/test_wsl_loss.py'] if args.rehearse else []  # they skip there
-    return Part('tests', [*python('-m', 'pytest', '-k', 'cuda', '-p', 'no:cacheprovider'),
-                          '--continue-on-collection-errors', *where], worth=0.3, log='tests.txt')
+    """Those that run on a GPU, from files that have one: the others would be collected for nothing."""
+    files = [path for path in sorted((ROOT / 'tests').rglob('test_*.py')) if 'cuda' in path.read_text()]
+    workers = [f'--numprocesses={WORKERS}'] if find_spec('xdist') else []
+    if args.rehearse:
+        files, workers = [ROOT / 'tests/test_models/test_losses/test_wsl_loss.py'], []  # they skip there
+    return Part('tests', [*python('-m', 'pytest', '-k', 'cuda', '-m', 'not slow', '-p', 'no:cacheprovider',
+                                  '--continue-on-collection-errors', '--verbose', '--tb=short', '-rfE'), *workers,
+                          *(str(path.relative_to(ROOT)) for path in files)],
+                worth=0.4, log='tests.txt', interrupted=True)
 
 
 def loss_benchmark(args: argparse.Namespace) -> Part:
     # each row compiles kernels: about 20 seconds
-    sizes = ['--device', 'cuda', '--seconds', '0.3', '--shapes', '256x1000', '16384x1000', '8x150x512x512', '64x100',
-             '8x19x128x128']
+    sizes = ['--device', 'cuda', '--seconds', '0.2', '--rounds', '20', '--shapes', '256x1000', '16384x1000',
+             '8x150x512x512', '64x100', '8x19x128x128']
     if args.rehearse:
         kernel = ['WSLLoss triton'] if find_spec('triton') else []  # without a GPU it is the same as WSLLoss
         sizes = ['--shapes', '8x10', '--contestants', 'WSLLoss', 'plain KD', *kernel, '--rounds', '3', '--seconds', '0']
-    return Part('loss', [*python('tools/benchmarks/loss.py'), '--out', str(args.out), '--processes', '1',
+    return Part('loss', [*python('tools/benchmarks/loss.py'), '--out', str(args.out), '--processes', '0',
                          '--dtype', 'float32', 'bfloat16', *sizes], worth=0.4)
 
 
 def step_benchmark(args: argparse.Namespace) -> Part:
-    """A training step with each kind of teacher, cached, with images on the device, and of MMRazor."""
-    out, steps = args.work / 'step', '7' if args.rehearse else '60'  # the first five are not counted
-    where = ['--data', str(args.data), '--teacher', str(imported_teacher(args)), '--out', str(out)]
-    return Part('step', [*python('tools/benchmarks/train_step.py'), '--rounds', '1', '--steps', steps, *where],
-                worth=0.25, needs=(args.data / 'cifar-100-python/train', args.teachers / TEACHER),
+    """A training step with each kind of teacher, with images on the device, compiled, of MMRazor and of timm."""
+    out, sizes = args.work / 'step', ['--steps', '60', '--seconds', '60']
+    if args.rehearse:
+        sizes = ['--steps', '7', '--groups', 'plain', 'device']  # the first five are not counted
+    where = ['--teacher', str(imported_teacher(args)), '--out', str(out)]
+    return Part('step', [*python('tools/benchmarks/train_step.py'), '--rounds', '1', *sizes, *where],
+                worth=0.35, needs=(args.teachers / TEACHER, ),
                 collect=partial(collect_steps, out, args.out))
 
 
@@ -257,9 +277,18 @@ def versions(args: argparse.Namespace) -> dict[str, str]:
     return {'python': sys.version.split()[0], **{name: found[name] for name in STACK if name in found}}
 
 
+def part_named(text: str) -> tuple[str, float | None]:
+    name, _, seconds = text.partition('=')
+    if name not in PARTS:
+        raise argparse.ArgumentTypeError(f'{name!r} is none of {", ".join(PARTS)}')
+    return name, float(seconds) if seconds else None
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seconds', type=float, default=540, help='the limit, from the start of this program')
+    parser.add_argument('--parts', nargs='+', type=part_named, default=[(name, None) for name in PARTS], metavar='PART',
+                        help=f'of {", ".join(PARTS)}; default: all. PART=SECONDS: for so long at most')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/gpu/results'), help='folder for the results')
     parser.add_argument('--work', type=Path, help='folder for all else; default: work_dirs/gpu')
     parser.add_argument('--data', type=Path, default=Path('data/cifar100'), help='folder with cifar-100-python')

@@ -1,6 +1,7 @@
 """tools/benchmarks without its clocks: who takes part, and what is made of the times."""
 import argparse
 import contextlib
+import json
 import sys
 
 import pytest
@@ -46,7 +47,7 @@ def benchmark(monkeypatch):
 
 def settings(**changed):
     names = ['WSLLoss', 'plain KD', 'WSLD (mmrazor)']
-    usual = dict(device='cpu', contestants=names, baseline=None, rounds=2, seconds=0)
+    usual = dict(device='cpu', contestants=names, baseline=None, rounds=2, seconds=0, processes=1)
     return argparse.Namespace(**{**usual, **changed})
 
 
@@ -77,8 +78,8 @@ def test_a_baseline_that_is_no_checkout_is_refused(benchmark, tmp_path):
 
 @pytest.mark.parametrize('shape', [(4, 5), (2, 5, 3)], ids=str)
 def test_every_contestant_steps_once_a_round(benchmark, checkout, shape):
-    times, memory = benchmark.measure(shape, 'float32', settings(baseline=checkout))
-    assert list(times) == list(memory) == ['WSLLoss', 'plain KD', 'WSLD (mmrazor)', 'WSLLoss 0.0.9']
+    times, memory, first = benchmark.measure(shape, 'float32', settings(baseline=checkout))
+    assert list(times) == list(memory) == list(first) == ['WSLLoss', 'plain KD', 'WSLD (mmrazor)', 'WSLLoss 0.0.9']
     assert all(len(values) == 2 for values in times.values())
 
 
@@ -91,17 +92,19 @@ def test_a_peer_without_dense_logits_is_given_each_pixel_as_a_sample(benchmark):
 
 
 def test_rounds_go_on_for_the_seconds_asked_for(benchmark, monkeypatch):
-    clock = iter([9.0] * 6 + [0.25] * 10)  # warming up, two contestants and three rounds, counts for nothing
+    clock = iter([9.0] * 6 + [0.25] * 10)  # warming up, two contestants and three rounds, is not counted
     monkeypatch.setattr(benchmark, 'seconds', lambda *_: next(clock))
-    times, _ = benchmark.measure((4, 5), 'float32', settings(contestants=['WSLLoss', 'plain KD'], seconds=1.0))
+    times, _, first = benchmark.measure((4, 5), 'float32', settings(contestants=['WSLLoss', 'plain KD'], seconds=1.0))
     assert times == {'WSLLoss': [0.25] * 4, 'plain KD': [0.25] * 4}
+    assert first == {'WSLLoss': 9.0, 'plain KD': 9.0}
 
 
 def test_the_share_is_of_what_has_to_move(benchmark, monkeypatch):
     # 4 x 5 logits of 4 bytes, two read and one written: 240 bytes in 2 s, where a copy moves 1,200 bytes a second
     monkeypatch.setattr(benchmark, 'ProcessPoolExecutor', lambda *_, **__: contextlib.nullcontext(Pool()))
-    row = benchmark.measured_row((4, 5), 'float32', settings(processes=1), 1200.0)
+    row = benchmark.measured_row((4, 5), 'float32', settings(), 1200.0)
     assert row['share of copy bandwidth'] == {'WSLLoss': 0.1}
+    assert row['seconds of the first step'] == {'WSLLoss': 7.0}
 
 
 class Pool:
@@ -111,7 +114,7 @@ class Pool:
         return self
 
     def result(self):
-        return {'WSLLoss': [2.0, 2.0, 3.0]}, {'WSLLoss': 3.0}
+        return {'WSLLoss': [2.0, 2.0, 3.0]}, {'WSLLoss': 3.0}, {'WSLLoss': 7.0}
 
 
 def test_the_bandwidth_counts_what_is_read_and_written(benchmark, monkeypatch):
@@ -119,6 +122,22 @@ def test_the_bandwidth_counts_what_is_read_and_written(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark, 'COPIED', 400)
     monkeypatch.setattr(benchmark.time, 'perf_counter', lambda: next(clock))
     assert benchmark.copy_bandwidth('cpu') == 800
+
+
+def test_what_torch_compiles_joins_after_a_first_look_at_all_rows(benchmark, monkeypatch, tmp_path):
+    def row(shape, dtype, args, bandwidth):
+        on_disk.append(json.loads((tmp_path / 'loss.json').read_text())['rows'] if on_disk else [])
+        return {'shape': list(shape), 'milliseconds': dict.fromkeys(args.contestants, 1.0)}
+    on_disk = []
+    for name, stub in (('measured_row', row), ('print_row', lambda row: None), ('draw', lambda *args: None),
+                       ('copy_bandwidth', lambda device: 1.0)):
+        monkeypatch.setattr(benchmark, name, stub)
+    monkeypatch.setattr('sys.argv', ['loss.py', '--device', 'cpu', '--processes', '0', '--out', str(tmp_path),
+                                     '--shapes', '2x3', '4x3', '--contestants', 'WSLLoss', 'WSLLoss compiled'])
+    benchmark.main()
+    on_disk.append(json.loads((tmp_path / 'loss.json').read_text())['rows'])
+    assert [[(row['shape'][0], len(row['milliseconds'])) for row in rows] for rows in on_disk] == [
+        [], [(2, 1)], [(2, 1), (4, 1)], [(2, 2), (4, 1)], [(2, 2), (4, 2)]]
 
 
 @pytest.mark.parametrize(('device', 'takes_part'), [('cpu', False), ('cuda', True)])
@@ -136,3 +155,91 @@ def test_ratios_are_of_steps_in_the_same_round(benchmark, capsys):
     printed = [' '.join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert printed == ['64 x 100, float32 ms of copying memory / logits WSLLoss / other',
                        'WSLLoss 0.400 0.250 3.10', 'old 0.390 0.500 3.00 1.000 (0.900 to 1.200)']
+
+
+# ---- a training step
+
+@pytest.fixture(scope='session')  # what it registers can be registered once
+def train_step():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / 'tools/benchmarks')
+        return load_tool('benchmarks/train_step')
+
+
+def taking_turns(train_step, monkeypatch, fails_at, seconds=60.0, built_fails=False, steps=4):
+    """Arms that do nothing; 'bad' fails at a step. Returns their turns, who stepped, and the rounds that were told."""
+    stepped, rounds = [], []
+
+    def build(arm, turns):
+        if built_fails and arm == 'bad':
+            raise ImportError('no timm here')
+
+        def run():
+            for step in range(steps):
+                turns.wait(arm)
+                if arm == 'bad' and step == fails_at:
+                    raise ValueError('three\nlines\nof it')
+                stepped.append((step, arm))
+                turns.done(arm)
+        return run
+    monkeypatch.setattr(train_step, 'built', build)
+    turns = train_step.measure(['a', 'b', 'bad'], seconds, lambda times: rounds.append(len(times['a'])))
+    return turns, stepped, rounds
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('fails_at', [0, 2, 9])
+def test_an_arm_that_fails_is_left_out_and_the_others_go_on(train_step, monkeypatch, fails_at, capsys):
+    turns, stepped, rounds = taking_turns(train_step, monkeypatch, fails_at)
+    assert {arm: len(times) for arm, times in turns.times.items()} == {'a': 4, 'b': 4, 'bad': min(fails_at, 4)}
+    assert turns.missing == ({} if fails_at == 9 else {'bad': 'ValueError: three'})
+    assert [step for step, _ in stepped] == sorted(step for step, _ in stepped)  # nobody is ahead of a round
+    assert rounds[:4] == [0, 1, 2, 3]
+
+
+def test_an_arm_that_cannot_be_built_is_left_out_with_the_reason(train_step, monkeypatch):
+    turns, stepped, _ = taking_turns(train_step, monkeypatch, 0, built_fails=True)
+    assert turns.missing == {'bad': 'ImportError: no timm here'} and len(stepped) == 8
+
+
+def test_no_step_is_taken_once_the_time_is_up(train_step, monkeypatch):
+    turns, stepped, _ = taking_turns(train_step, monkeypatch, 9, seconds=-1.0)
+    assert stepped == [] and turns.missing == {}
+
+
+def test_steps_so_far_are_on_disk_after_each_round(train_step, tmp_path):
+    result = train_step.Result(tmp_path / 'train_step.json')
+    seen = []
+    for count in (3, 7, 8):  # the first five are not counted
+        result.save({'vanilla': [9.0] + [0.2] * (count - 1), 'bare': [0.1] * count})
+        seen.append(json.loads((tmp_path / 'train_step.json').read_text()))
+    assert [file['steps'] for file in seen] == [{}, {'vanilla': 2, 'bare': 2}, {'vanilla': 3, 'bare': 3}]
+    assert seen[2]['milliseconds'] == {'vanilla': 200.0, 'bare': 100.0} and seen[2]['ratios'] == {'vanilla / bare': 2.0}
+    assert seen[0]['seconds of the first step'] == {'vanilla': 9.0, 'bare': 0.1}
+
+
+def test_arms_are_what_their_names_say(train_step, tmp_path):
+    def config(arm):
+        return train_step.config_of(arm, 7, 'teacher.pth', tmp_path)
+    device = config('wsl, loss compiled, device')
+    assert device.train_dataloader.dataset.type == 'mmwsl.DeviceDataset' and not device.compile
+    assert device.model.distiller.distill_losses.loss_wsl.compile is True and device.model.teacher_norm_eval
+    assert config('wsl, triton, device').model.distiller.distill_losses.loss_wsl.compile == 'triton'
+    every = config('wsl, every option, compiled, device')
+    assert every.compile and every.model.teacher_speed == 'compile_bf16'
+    assert not config('wsl, batch statistics').model.teacher_norm_eval
+    hooks = {arm: [hook.type for hook in config(arm).custom_hooks] for arm in ('mmrazor', 'mmrazor, channels last')}
+    assert hooks == {'mmrazor': ['TurnsHook'], 'mmrazor, channels last': ['mmwsl.ChannelsLastHook', 'TurnsHook']}
+    assert config('mmrazor').model.type == 'mmrazor.SingleTeacherDistill'
+
+
+def test_timms_loss_is_that_of_plain_soft_labels(train_step):
+    timm = pytest.importorskip('timm.task', reason='needs a timm with a task of distillation')
+    assert hasattr(timm, 'LogitDistillationTask')
+    student, teacher = (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5)) for _ in range(2))
+    loss_of = train_step.timm_task(student, teacher)
+    images, labels = torch.randn(6, 3, 2, 2), torch.randint(5, (6, ))
+    logits_S, logits_T = student(images), teacher(images)
+    soft = (logits_T / 4).softmax(1) * ((logits_T / 4).log_softmax(1) - (logits_S / 4).log_softmax(1))
+    expected = torch.nn.functional.cross_entropy(logits_S, labels) + 2.25 * 16 * soft.sum() / 6
+    torch.testing.assert_close(loss_of(images, labels), expected)

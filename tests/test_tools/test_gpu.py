@@ -160,11 +160,50 @@ def test_without_a_gpu_the_rehearsal_is_named(gpu, monkeypatch):
         gpu.card()
 
 
+def parsed(gpu, monkeypatch, *given):
+    monkeypatch.setattr('sys.argv', ['gpu.py', *given])
+    return gpu.parse_args()
+
+
+@pytest.mark.parametrize(('given', 'expected'), [
+    (['tests'], [('tests', 0.4)]), (['step=50', 'loss'], [('loss', 0.4), ('teacher', 0.1), ('step', 0.25)]),
+    (['runs'], [('teacher', 0.1), ('runs', 1.0)])])
+def test_parts_are_chosen_with_what_they_need(gpu, monkeypatch, given, expected):
+    args = parsed(gpu, monkeypatch, '--seconds', '200', '--parts', *given)
+    assert [(part.name, part.worth) for part in gpu.parts_of(args)] == expected
+
+
+def test_a_part_that_is_none_is_named(gpu, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        parsed(gpu, monkeypatch, '--parts', 'los')
+    assert "'los' is none of tests, loss, step, runs" in capsys.readouterr().err
+
+
+def test_every_test_for_a_gpu_is_among_those_that_run(gpu, monkeypatch):
+    files = {argument for argument in gpu.cuda_tests(parsed(gpu, monkeypatch)).command if argument.endswith('.py')}
+    for name in ('test_engine/test_together', 'test_models/test_losses/test_kernel',
+                 'test_models/test_losses/test_wsl_loss', 'test_models/test_algorithms/test_one_graph'):
+        assert f'tests/{name}.py' in files
+
+
+def test_tests_that_are_cut_off_tell_of_failures(gpu, session, tmp_path, monkeypatch):
+    (tmp_path / 'test_two.py').write_text(f"""
+import pathlib, signal
+def test_fails(): assert 6 * 7 == 41
+def test_hangs(): pathlib.Path({str(tmp_path)!r}, 'begun').touch(), signal.pause()""")
+    monkeypatch.setattr(gpu, 'GRACE', 60.0)
+    session.left = lambda: 0.0 if (tmp_path / 'begun').exists() else 60.0
+    command = [sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', '-rf', f'--rootdir={tmp_path}', str(tmp_path)]
+    session.carry_out(gpu.Part('tests', command, 1.0, log='tests.txt', interrupted=True))
+    log = (tmp_path / 'tests.txt').read_text()
+    assert 'assert (6 * 7) == 41' in log and '1 failed' in log and parts(tmp_path)[0]['state'] == 'cut off'
+
+
 @pytest.mark.parametrize(('given', 'expected'), [
     (['REHEARSE=1', 'SECONDS=60'], '.venv/bin/python tools/gpu.py --seconds 60 --data data/cifar100 '
      '--teachers checkpoints --out work_dirs/gpu/results --rehearse'),
-    (['WHEELS=w', 'DATA=d', 'TEACHERS=t', 'OUT=o', 'PYTHON=python3.12'],
-     'python3.12 tools/gpu.py --seconds 540 --data d --teachers t --out o --wheels w')])
+    (['WHEELS=w', 'DATA=d', 'TEACHERS=t', 'OUT=o', 'PYTHON=python3.12', 'PARTS=tests loss=80'],
+     'python3.12 tools/gpu.py --seconds 540 --data d --teachers t --out o --parts tests loss=80 --wheels w')])
 def test_make_hands_its_folders_over(given, expected):
     done = subprocess.run(['make', '--dry-run', '--old-file=.venv/.installed', 'gpu', *given], cwd=ROOT, check=True,
                           capture_output=True, text=True, env={'PATH': os.environ['PATH']})

@@ -3,7 +3,9 @@
 They take turns, step by step and in a new order each round, so that whatever else the machine does falls on all of
 them, in several processes, since where a process finds its memory changes times as well. With --baseline the WSLLoss of
 another version takes part. Each row of the table is written to a JSON file as soon as it is measured, with the
-machine's description, and all are drawn in the end.
+machine's description, and all are drawn in the end. Steps are counted once kernels are compiled; the first one's time
+says how long that took. With --processes 0, all rows are measured in a few seconds without what torch.compile makes,
+and then once more with it.
 
 The share of the copy bandwidth is what has to move at least, both logits read once and one gradient written once, over
 what a copy of a large tensor moves on this machine in the same time, read and written.
@@ -22,6 +24,8 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -37,6 +41,7 @@ from mmwsl.utils import whole_file
 SHAPES = [(64, 100), (256, 1000), (1024, 1000), (4096, 1000), (65536, 19), (8, 19, 128, 128), (2, 19, 512, 512)]
 TAU = 2.0
 KERNEL = 'WSLLoss triton'  # needs a GPU
+COMPILED = 'compiled'  # ends the name of what torch.compile makes
 COPIED = 2**28  # bytes that the bandwidth is measured with, on a GPU more than its caches hold
 WARM_UP = 3  # steps of each contestant that are not counted: kernels are compiled, memory is taken
 
@@ -57,7 +62,7 @@ def of_pixels(loss: Callable) -> Callable:
 CONTESTANTS: dict[str, Callable[[tuple[int, ...]], Callable]] = {
     'WSLLoss': lambda shape: WSLLoss(tau=TAU),
     'plain KD': lambda shape: plain_kd,
-    'WSLLoss compiled': lambda shape: WSLLoss(tau=TAU, compile=True),
+    f'WSLLoss {COMPILED}': lambda shape: WSLLoss(tau=TAU, compile=True),
     KERNEL: lambda shape: WSLLoss(tau=TAU, compile='triton'),
     'WSLD (mmrazor)': lambda shape: of_pixels(WSLD(tau=TAU, loss_weight=2.5, num_classes=shape[1])),
 }
@@ -78,24 +83,30 @@ def step(loss: Callable, inputs: tuple[Tensor, ...]) -> None:
     loss(*inputs).backward()
 
 
+def timed(run: Callable[[], object], device: str) -> float:
+    """Seconds from when the device begins with it to when it is done; of a CPU, that call it."""
+    if device != 'cuda':
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    begin.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
 def seconds(loss: Callable, inputs: tuple[Tensor, ...], device: str) -> float:
-    start = time.perf_counter()
-    step(loss, inputs)
-    if device == 'cuda':
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return timed(partial(step, loss, inputs), device)
 
 
 def copy_bandwidth(device: str) -> float:
     """Bytes a second that a copy reads and writes."""
     source = torch.ones(COPIED // 4, device=device)
-    target, times = torch.empty_like(source), []
-    for _ in range(WARM_UP + 10):
-        start = time.perf_counter()
-        target.copy_(source)
-        if device == 'cuda':
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+    target = torch.empty_like(source)
+    times = [timed(partial(target.copy_, source), device) for _ in range(WARM_UP + 10)]
     return 2 * COPIED / statistics.median(times[WARM_UP:])
 
 
@@ -117,8 +128,9 @@ def peak_memory(loss: Callable, inputs: tuple[Tensor, ...], device: str) -> int:
     return peak
 
 
-def measure(shape: tuple[int, ...], dtype: str, args: argparse.Namespace) -> tuple[dict, dict]:
-    """Seconds of each step of each contestant, round by round, and the memory that each holds, in logits tensors."""
+def measure(shape: tuple[int, ...], dtype: str, args: argparse.Namespace) -> tuple[dict, dict, dict]:
+    """Seconds of each contestant's steps, round by round, the memory it holds, in logits tensors, and its first step's.
+    """
     generator, order = torch.Generator(args.device).manual_seed(0), random.Random(0)
     preds_S, preds_T = torch.randn(2, *shape, generator=generator, device=args.device).to(getattr(torch, dtype))
     target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator, device=args.device)
@@ -130,15 +142,23 @@ def measure(shape: tuple[int, ...], dtype: str, args: argparse.Namespace) -> tup
         for name in order.sample(list(contestants), len(contestants)):
             times[name].append(seconds(contestants[name], inputs, args.device))
     size = preds_S.numel() * preds_S.element_size()
-    return ({name: values[WARM_UP:] for name, values in times.items()},
-            {name: peak_memory(loss, inputs, args.device) / size for name, loss in contestants.items()})
+    memory = {name: peak_memory(loss, inputs, args.device) / size for name, loss in contestants.items()}
+    return ({name: values[WARM_UP:] for name, values in times.items()}, memory,
+            {name: values[0] for name, values in times.items()})
+
+
+def runs_of(shape: tuple[int, ...], dtype: str, args: argparse.Namespace) -> list[tuple[dict, dict, dict]]:
+    """What each process measures."""
+    if not args.processes:
+        return [measure(shape, dtype, args)]
+    spawn = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
+        return [pool.submit(measure, shape, dtype, args).result() for _ in range(args.processes)]
 
 
 def measured_row(shape: tuple[int, ...], dtype: str, args: argparse.Namespace, bandwidth: float) -> dict:
-    spawn = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
-        runs = [pool.submit(measure, shape, dtype, args).result() for _ in range(args.processes)]
-    all_times, memory = [times for times, _ in runs], runs[0][1]
+    all_times, all_memory, first_steps = zip(*runs_of(shape, dtype, args), strict=True)
+    memory = all_memory[0]
     first, *others = memory
     medians = {name: statistics.median(value for times in all_times for value in times[name]) for name in memory}
     least = 3 * math.prod(shape) * getattr(torch, dtype).itemsize
@@ -149,6 +169,7 @@ def measured_row(shape: tuple[int, ...], dtype: str, args: argparse.Namespace, b
         'share of copy bandwidth': {name: least / median / bandwidth for name, median in medians.items()},
         f'{first} / other': {name: [paired_ratio(times[first], times[name]) for times in all_times] for name in others},
         'memory / logits': memory,
+        'seconds of the first step': first_steps[0],
     }
 
 
@@ -187,6 +208,14 @@ def draw(rows: list[dict], machine: dict, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def looks(args: argparse.Namespace) -> list[list[str]]:
+    """Who takes part in a first look at all rows, and in a second, whose rows replace the first's."""
+    at_once = [name for name in args.contestants if not name.endswith(COMPILED)]
+    if args.processes or len(at_once) in (0, len(args.contestants)):
+        return [args.contestants]
+    return [at_once, args.contestants]
+
+
 def shape_of(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split('x')))
 
@@ -202,7 +231,7 @@ def parse_args() -> argparse.Namespace:
                         help="folder with another version's tree, whose WSLLoss takes part")
     parser.add_argument('--rounds', type=int, default=60, help='in a process, at least')
     parser.add_argument('--seconds', type=float, default=1.0, help='of steps of each contestant in a process, at least')
-    parser.add_argument('--processes', type=int, default=5)
+    parser.add_argument('--processes', type=int, default=5, help='0: this one alone, for as much as a short time gives')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks'))
     args = parser.parse_args()
     args.contestants = args.contestants or [name for name in CONTESTANTS if args.device == 'cuda' or name != KERNEL]
@@ -212,14 +241,15 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     bandwidth = copy_bandwidth(args.device)
-    machine, rows = {**describe(args.device), 'copied bytes a second': bandwidth}, []
-    for dtype in args.dtype:
-        for shape in args.shapes:
-            rows.append(measured_row(shape, dtype, args, bandwidth))
-            print_row(rows[-1])
+    machine, found = {**describe(args.device), 'copied bytes a second': bandwidth}, {}
+    for names in looks(args):
+        for shape, dtype in product(args.shapes, args.dtype):
+            row = measured_row(shape, dtype, argparse.Namespace(**{**vars(args), 'contestants': names}), bandwidth)
+            print_row(row)
+            found[shape, dtype] = row
             with whole_file(args.out / 'loss.json') as file:  # a run that is cut off keeps its rows
-                file.write(json.dumps({'machine': machine, 'rows': rows}, indent=1).encode())
-    draw(rows, machine, args.out / 'loss.png')
+                file.write(json.dumps({'machine': machine, 'rows': list(found.values())}, indent=1).encode())
+    draw(list(found.values()), machine, args.out / 'loss.png')
     print(f'{args.out / "loss.json"}, {args.out / "loss.png"}')
 
 

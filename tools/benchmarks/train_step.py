@@ -1,69 +1,153 @@
 """Time of a training step, ResNet-56 -> ResNet-20 on CIFAR-100: what does the teacher cost, and what the framework?
 
-The arms take turns, step by step, so that whatever else the machine does falls on all of them: a bare PyTorch loop over
-the student alone (the floor); the forward pass of the teacher, in eval mode and without gradient; the student alone
-through mmengine's Runner, also with its images kept on the device; mmwsl with its teacher in eval mode, as it comes and
-with every option (compiled, bfloat16), with batch statistics, and cached; MMRazor's SingleTeacherDistill with WSLD, as
-it comes and with mmwsl's ChannelsLastHook, which all other arms through a Runner have too. All have the same networks,
-images and batch size, and read their images in the same process. Medians and ratios are printed and written to a JSON
-file with the machine's description, beside a plot.
+The arms of a group take turns, step by step, so that whatever else the machine does falls on all of them. All have the
+same networks, images and batch size, and read their images in the same process. The images are random, of CIFAR-100's
+size: what they show takes no time.
+
+*plain*: a bare PyTorch loop over the student alone (the floor); the forward pass of the teacher, in eval mode and
+without gradient; the student alone through mmengine's Runner; mmwsl with its teacher in eval mode, with batch
+statistics, and cached; MMRazor's SingleTeacherDistill with WSLD, as it comes and with mmwsl's ChannelsLastHook, which
+all other arms through a Runner have too; timm's task of distillation (plain soft labels) in the bare loop.
+*device*: the same with images kept on the device, and the loss by its Triton kernels.
+*compiled*: the loss, the teacher and the whole forward pass by torch.compile.
+
+Medians and ratios are printed and written to a JSON file, round by round, with the machine's description and the time
+of each arm's first step, in which it compiles; all are drawn in the end. An arm that cannot be had here is left out,
+and the reason is told.
 """
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import json
-import os
+import math
 import random
 import shutil
 import statistics
 import threading
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from machine import caption, describe
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, HOOKS, MODELS, init_default_scope
 from mmengine.runner import Runner
+from mmpretrain.datasets import BaseDataset
+from torch import Tensor, nn
 
 from mmwsl.engine.cache_building import build_cache
-from mmwsl.utils import load_network
+from mmwsl.utils import load_network, whole_file
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = {'vanilla': 'vanilla/r20_cifar100', 'vanilla, device': 'vanilla/r20_cifar100',
-           'cached': 'wsl_r56_r20_cifar100_cached'}
+CONFIGS = {'vanilla': 'vanilla/r20_cifar100', 'cached': 'wsl_r56_r20_cifar100_cached'}
 LAYOUT = dict(type='mmwsl.ChannelsLastHook', device_type=None)
+GROUPS = {
+    'plain': ['bare', 'teacher', 'vanilla', 'wsl, eval', 'wsl, batch statistics', 'cached', 'mmrazor',
+              'mmrazor, channels last', 'timm'],
+    'device': ['bare, device', 'vanilla, device', 'wsl, eval, device', 'wsl, batch statistics, device',
+               'wsl, triton, device', 'mmrazor, device', 'timm, device', 'vanilla'],
+    'compiled': ['teacher', 'vanilla', 'wsl, eval', 'wsl, eval, device', 'wsl, loss compiled, device',
+                 'wsl, compiled, device', 'wsl, every option', 'wsl, every option, compiled, device'],
+}
+RATIOS = [
+    ('vanilla', 'bare'), ('vanilla, device', 'vanilla'), ('cached', 'vanilla'), ('wsl, eval', 'mmrazor'),
+    ('wsl, eval', 'mmrazor, channels last'), ('wsl, every option', 'mmrazor'), ('wsl, batch statistics', 'mmrazor'),
+    ('wsl, eval', 'timm'), ('vanilla, device', 'bare, device'), ('wsl, eval, device', 'vanilla, device'),
+    ('wsl, eval, device', 'mmrazor, device'), ('wsl, eval, device', 'timm, device'),
+    ('wsl, triton, device', 'wsl, eval, device'), ('wsl, loss compiled, device', 'wsl, eval, device'),
+    ('wsl, compiled, device', 'wsl, eval, device'), ('wsl, every option, compiled, device', 'wsl, eval, device')]
+LOSS = {'triton': 'triton', 'loss compiled': True}  # WSLLoss(compile=...)
+WARM_UP = 5  # steps of each arm that are not counted
+
+
+class TimeIsUpError(Exception):
+    """Ends the run of an arm."""
 
 
 class Turns:
     """Lets threads take steps one after the other, and times each step.
 
     Each round has its own order, since a step finds the caches and threads as the one before it left them.
+
+    Args:
+        arms: Their names.
+        seconds: After so many no arm takes another step.
+        after_round: Called with the times so far, by arm.
     """
 
-    def __init__(self, arms: list[str]) -> None:
+    def __init__(self, arms: list[str], seconds: float, after_round: Callable[[dict[str, list[float]]], None]) -> None:
         self.gates = {arm: threading.Semaphore(0) for arm in arms}
         self.times: dict[str, list[float]] = {arm: [] for arm in arms}
+        self.missing: dict[str, str] = {}
         self.started = 0.0
+        self.end = time.perf_counter() + seconds
         self.order = random.Random(0)
         self.waiting: list[str] = []
+        self.stepping: str | None = None
+        self.after_round = after_round
+        self.lock = threading.RLock()
 
     def begin(self) -> None:
         """Let the next arm take its step."""
-        if not self.waiting:
-            self.waiting = self.order.sample(list(self.gates), len(self.gates))
-        self.gates[self.waiting.pop()].release()
+        with self.lock:
+            if not self.waiting and self.gates:
+                self.after_round(self.times)
+                self.waiting = self.order.sample(list(self.gates), len(self.gates))
+            self.stepping = self.waiting.pop() if self.waiting else None
+            if self.stepping:
+                self.gates[self.stepping].release()
 
     def wait(self, arm: str) -> None:
         self.gates[arm].acquire()
         self.started = time.perf_counter()
+        if self.started > self.end:
+            raise TimeIsUpError
 
     def done(self, arm: str) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.times[arm].append(time.perf_counter() - self.started)
         self.begin()
+
+    def take_part(self, arm: str, run: Callable[[], object]) -> None:
+        """Run an arm to its end; one that fails is left out from there on."""
+        try:
+            run()
+        except TimeIsUpError:
+            pass
+        except Exception as error:
+            traceback.print_exc()
+            self.missing[arm] = reason_of(error)
+        with self.lock:
+            del self.gates[arm]
+            self.waiting = [other for other in self.waiting if other != arm]
+            if self.stepping == arm:
+                self.begin()
+
+
+def reason_of(error: Exception) -> str:
+    return f'{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ""}'
+
+
+@DATASETS.register_module()
+class RandomImages(BaseDataset):
+    """So many images of CIFAR-100's size."""
+    METAINFO = {'classes': tuple(map(str, range(100)))}
+
+    def __init__(self, images: int, **kwargs: Any) -> None:
+        self.number = images
+        super().__init__(ann_file='', **kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        drawn = np.random.default_rng(0)
+        images = drawn.integers(0, 256, (self.number, 32, 32, 3), dtype=np.uint8)
+        return [dict(img=image, gt_label=int(label)) for image, label in
+                zip(images, drawn.integers(0, 100, self.number), strict=True)]
 
 
 @HOOKS.register_module()
@@ -85,119 +169,159 @@ class TurnsHook(Hook):
             self.turns.wait(self.arm)
 
 
-def config_of(arm: str, steps: int, teacher: str, data: Path, out: Path) -> Config:
-    name = CONFIGS.get(arm, 'wsl_r56_r20_cifar100')
-    cfg = Config.fromfile(ROOT / f'configs/{name}.py')
-    if arm == 'vanilla, device':
-        base = Config.fromfile(ROOT / 'configs/_base_/datasets/cifar100_bs64_device.py')
-        cfg.train_dataloader = base.train_dataloader
+def config_of(arm: str, steps: int, teacher: str, out: Path) -> Config:
+    """An arm's name tells its method and, after commas, what is changed about it."""
+    method, *traits = arm.split(', ')
+    cfg = Config.fromfile(ROOT / f"configs/{CONFIGS.get(method, 'wsl_r56_r20_cifar100')}.py")
+    prepare_data(cfg, 'device' in traits, steps)
     cfg.merge_from_dict(dict(
         work_dir=str(out / arm), experiment_name=f'{arm} {time.time()}', log_level='ERROR',
-        train_cfg=dict(max_epochs=1),
-        train_dataloader=dict(num_batch_per_epoch=steps, num_workers=0, persistent_workers=False, pin_memory=False),
-        val_cfg=None, val_dataloader=None, val_evaluator=None,
-        custom_hooks=[*([] if arm == 'mmrazor' else [LAYOUT]), dict(type='TurnsHook', arm=arm)],
+        train_cfg=dict(max_epochs=1), val_cfg=None, val_dataloader=None, val_evaluator=None,
+        custom_hooks=[*([] if method == 'mmrazor' and 'channels last' not in traits else [LAYOUT]),
+                      dict(type='TurnsHook', arm=arm)],
         randomness=dict(seed=0)))
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=-1)
-    cfg.train_dataloader.dataset.dataset.data_root = str(data)
-    if arm.startswith('vanilla'):
-        return cfg
-    cfg.model.teacher_ckpt = teacher
-    cfg.model.teacher_norm_eval = arm != 'wsl, batch statistics'
-    if arm == 'cached':
-        # the images that the steps see are all that is taught before
-        cfg.train_dataloader.dataset.dataset.indices = steps * cfg.train_dataloader.batch_size
-        cfg.model.teacher_cache = cfg.train_dataloader.dataset.cache = str(out / 'teacher_cache')
-    cfg.model.teacher_speed = 'compile_bf16' if arm == 'wsl, every option' else 'fold'
-    if arm.startswith('mmrazor'):
-        peer = Config.fromfile(ROOT / 'configs/mmrazor_r56_r20_cifar100_8e.py').model
-        del cfg.model.teacher_speed
-        cfg.model.type, cfg.model.distiller = peer.type, peer.distiller
+    cfg.compile = 'compiled' in traits
+    if method != 'vanilla':
+        teach(cfg, method, traits, teacher, out)
     return cfg
 
 
-def bare_loop(steps: int, turns: Turns, data: Path) -> None:
-    """The student alone, as a script without a framework would train it."""
+def prepare_data(cfg: Config, on_device: bool, steps: int) -> None:
+    if on_device:
+        base = Config.fromfile(ROOT / 'configs/_base_/datasets/cifar100_bs64_device.py')
+        cfg.train_dataloader = base.train_dataloader
+    loader = cfg.train_dataloader
+    loader.update(num_batch_per_epoch=steps, num_workers=0, persistent_workers=False, pin_memory=False)
+    loader.dataset.dataset = dict(type='RandomImages', images=steps * loader.batch_size,
+                                  pipeline=loader.dataset.dataset.pipeline)
+
+
+def teach(cfg: Config, method: str, traits: list[str], teacher: str, out: Path) -> None:
+    cfg.model.teacher_ckpt = teacher
+    cfg.model.teacher_norm_eval = 'batch statistics' not in traits
+    if method == 'cached':
+        cfg.model.teacher_cache = cfg.train_dataloader.dataset.cache = str(out / 'teacher_cache')
+    if method == 'mmrazor':
+        peer = Config.fromfile(ROOT / 'configs/mmrazor_r56_r20_cifar100_8e.py').model
+        cfg.model.type, cfg.model.distiller = peer.type, peer.distiller
+        return
+    cfg.model.teacher_speed = 'compile_bf16' if 'every option' in traits else 'fold'
+    cfg.model.distiller.distill_losses.loss_wsl.compile = next((LOSS[name] for name in traits if name in LOSS), False)
+
+
+def runner_of(arm: str, *where: Any) -> Runner:
+    if 'triton' in arm and not torch.cuda.is_available():
+        raise RuntimeError('the kernels need a GPU')
+    runner = Runner.from_cfg(config_of(arm, *where))
+    runner.train_loop  # noqa: B018  reads its data now, while no other thread draws random numbers
+    return runner
+
+
+def script_of(arm: str, turns: Turns, steps: int, teacher: str) -> Callable[[], None]:
+    """The student as a script without a framework would train it: alone, or by timm's task of distillation."""
     cfg = Config.fromfile(ROOT / 'configs/vanilla/r20_cifar100.py')
-    cfg.train_dataloader.update(num_workers=0, persistent_workers=False, pin_memory=False, num_batch_per_epoch=steps)
-    cfg.train_dataloader.dataset.dataset.data_root = str(data)
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    prepare_data(cfg, 'device' in arm, steps)
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
-    model = MODELS.build(cfg.model).to(device)
-    model.to(memory_format=torch.channels_last)  # as LAYOUT
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    student = MODELS.build(cfg.model).to(device, memory_format=torch.channels_last)  # as LAYOUT
+    loss_of = timm_task(student, teacher_of(teacher)) if arm.startswith('timm') else alone(student)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     mean, std = (torch.tensor(cfg.data_preprocessor[key], device=device).view(3, 1, 1) for key in ('mean', 'std'))
-    model.train()
-    batches = iter(loader)
-    for _ in range(steps):
-        turns.wait('bare')
-        batch = next(batches)
-        labels = torch.cat([sample.gt_label for sample in batch['data_samples']]).to(device)
-        images = (batch['inputs'].to(device).float() - mean) / std
-        loss = torch.nn.functional.cross_entropy(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        turns.done('bare')
+
+    def run() -> None:
+        batches = iter(loader)
+        for _ in range(steps):
+            turns.wait(arm)
+            batch = next(batches)
+            labels = torch.cat([sample.gt_label for sample in batch['data_samples']]).to(device)
+            loss = loss_of((batch['inputs'].to(device).float() - mean) / std, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            turns.done(arm)
+    return run
 
 
-def measure(steps: int, teacher: str, data: Path, out: Path) -> dict[str, list[float]]:
-    """Seconds of each arm's steps but the first five, by arm."""
-    arms = ['bare', 'teacher', 'vanilla', 'vanilla, device', 'wsl, eval', 'wsl, every option', 'wsl, batch statistics',
-            'cached', 'mmrazor', 'mmrazor, channels last']
-    turns = TurnsHook.turns = Turns(arms)
-    threading.excepthook = end_all
+def alone(student: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    student.train()
+    return lambda images, labels: nn.functional.cross_entropy(student(images), labels)
+
+
+def timm_task(student: nn.Module, teacher: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """timm's distillation with soft labels of the same temperature and weight."""
+    from timm.task import LogitDistillationTask
+    for network in (student, teacher):  # what timm's own have; both see the same images
+        network.pretrained_cfg = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        network.num_classes, network.in_chans = 100, 3
+    teacher.to(memory_format=torch.channels_last).requires_grad_(False)
+    task = LogitDistillationTask(student, teacher, criterion=nn.CrossEntropyLoss(), distill_loss_weight=2.25,
+                                 task_loss_weight=1.0, temperature=4.0, device=next(student.parameters()).device,
+                                 verbose=False)
+    task.train()
+    return lambda images, labels: task(images, labels)['loss']
+
+
+def teacher_of(path: str) -> nn.Module:
+    model = MODELS.build(Config.fromfile(ROOT / 'configs/vanilla/r56_cifar100.py').model)
+    load_network(model, path)
+    return model.to('cuda' if torch.cuda.is_available() else 'cpu').eval()
+
+
+def teacher_loop(arm: str, turns: Turns, steps: int, path: str) -> Callable[[], None]:
+    """The teacher's forward pass by itself, for scale."""
+    model = teacher_of(path)
+    inputs = torch.randn(64, 3, 32, 32, device=next(model.parameters()).device)
+
+    def run() -> None:
+        for _ in range(steps):
+            turns.wait(arm)
+            with torch.no_grad():
+                model(inputs)
+            turns.done(arm)
+    return run
+
+
+def built(arm: str, turns: Turns, steps: int, teacher: str, out: Path) -> Callable[[], object]:
+    """What takes an arm's steps."""
+    if arm == 'teacher':
+        return teacher_loop(arm, turns, steps, teacher)
+    if arm.startswith(('bare', 'timm')):
+        return script_of(arm, turns, steps, teacher)
+    if arm == 'cached':
+        shutil.rmtree(out / 'teacher_cache', ignore_errors=True)
+        build_cache(config_of(arm, steps, teacher, out), out / 'teacher_cache', views=1)
+    return runner_of(arm, steps, teacher, out).train
+
+
+def measure(arms: list[str], seconds: float, after_round: Callable[[dict], None], *where: Any) -> Turns:
+    """Let the arms take their steps."""
     init_default_scope('mmpretrain')
-    shutil.rmtree(out / 'teacher_cache', ignore_errors=True)
-    build_cache(config_of('cached', steps, teacher, data, out), out / 'teacher_cache', views=1)
-    runners = {arm: Runner.from_cfg(config_of(arm, steps, teacher, data, out)) for arm in arms[2:]}
-    for runner in runners.values():
-        runner.train_loop  # noqa: B018  reads its data now, while no other thread draws random numbers
-    threads = [threading.Thread(target=bare_loop, args=(steps, turns, data)),
-               threading.Thread(target=teacher_loop, args=(steps, turns, teacher))]
-    threads += [threading.Thread(target=runner.train) for runner in runners.values()]
+    turns = TurnsHook.turns = Turns(arms, seconds, after_round)
+    runs = {}
+    for arm in arms:
+        try:
+            runs[arm] = built(arm, turns, *where)
+        except Exception as error:
+            turns.missing[arm] = reason_of(error)
+            del turns.gates[arm]
+    threads = [threading.Thread(target=turns.take_part, args=item) for item in runs.items()]
     for thread in threads:
         thread.start()
     turns.begin()
     for thread in threads:
         thread.join()
-    return {arm: times[5:] for arm, times in turns.times.items()}
-
-
-def end_all(failure: threading.ExceptHookArgs) -> None:
-    """The other arms would wait for ever for one that has failed to take its turn."""
-    threading.__excepthook__(failure)
-    os._exit(1)
-
-
-def teacher_loop(steps: int, turns: Turns, path: str) -> None:
-    """The teacher's forward pass by itself, for scale."""
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    model = MODELS.build(Config.fromfile(ROOT / 'configs/vanilla/r56_cifar100.py').model)
-    load_network(model, path)
-    model.to(device).eval()
-    inputs = torch.randn(64, 3, 32, 32, device=device)
-    for _ in range(steps):
-        turns.wait('teacher')
-        with torch.no_grad():
-            model(inputs)
-        turns.done('teacher')
+    return turns
 
 
 def ratios_of(medians: dict[str, float]) -> dict[str, float]:
-    def extra(arm: str) -> float:
-        return (medians[arm] - medians['vanilla']) / medians['teacher']
-    return {
-        'vanilla / bare': medians['vanilla'] / medians['bare'],
-        'vanilla, device / vanilla': medians['vanilla, device'] / medians['vanilla'],
-        '(wsl, eval - vanilla) / teacher': extra('wsl, eval'),
-        '(wsl, every option - vanilla) / teacher': extra('wsl, every option'),
-        'cached / vanilla': medians['cached'] / medians['vanilla'],
-        'wsl, eval / mmrazor': medians['wsl, eval'] / medians['mmrazor'],
-        'wsl, eval / mmrazor, channels last': medians['wsl, eval'] / medians['mmrazor, channels last'],
-        'wsl, every option / mmrazor': medians['wsl, every option'] / medians['mmrazor'],
-        'wsl, batch statistics / mmrazor': medians['wsl, batch statistics'] / medians['mmrazor'],
-    }
+    """Of those arms that were measured."""
+    ratios = {f'{ours} / {theirs}': medians[ours] / medians[theirs] for ours, theirs in RATIOS
+              if {ours, theirs} <= set(medians)}
+    for arm in ('wsl, eval', 'wsl, every option'):
+        if {arm, 'vanilla', 'teacher'} <= set(medians):
+            ratios[f'({arm} - vanilla) / teacher'] = (medians[arm] - medians['vanilla']) / medians['teacher']
+    return ratios
 
 
 def draw(result: dict, path: Path) -> None:
@@ -215,27 +339,63 @@ def draw(result: dict, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--steps', type=int, default=20, help='of each arm in a round')
     parser.add_argument('--rounds', type=int, default=4, help='each with networks made anew: where their memory lies '
                         'alone can change a step by a tenth')
+    parser.add_argument('--groups', nargs='+', default=list(GROUPS), choices=GROUPS)
+    parser.add_argument('--seconds', type=float, default=math.inf, help='of the steps of a group in a round, at most')
     parser.add_argument('--teacher', default='checkpoints/resnet56_cifar100.pth')
-    parser.add_argument('--data', type=Path, default=ROOT / 'data/cifar100', help='folder with cifar-100-python')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks'))
-    args = parser.parse_args()
-    rounds = [measure(args.steps, args.teacher, args.data, args.out) for _ in range(args.rounds)]
-    medians = {arm: statistics.median(step for times in rounds for step in times[arm]) for arm in rounds[0]}
-    ratios = ratios_of(medians)
-    for arm, value in medians.items():
-        print(f'{arm:40} {1e3 * value:8.1f} ms')
-    for name, value in ratios.items():
-        print(f'{name:40} {value:8.2f}')
-    machine = describe('cuda' if torch.cuda.is_available() else 'cpu')
-    result = {'machine': machine, 'milliseconds': {arm: 1e3 * value for arm, value in medians.items()},
-              'ratios': ratios}
-    (args.out / 'train_step.json').write_text(json.dumps(result, indent=1))
-    draw(result, args.out / 'train_step.png')
+    return parser.parse_args()
+
+
+class Result:
+    """What has been measured, on disk at any time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.steps: dict[str, list[float]] = {}
+        self.machine = describe('cuda' if torch.cuda.is_available() else 'cpu')
+        self.first_steps: dict[str, float] = {}
+        self.missing: dict[str, str] = {}
+
+    def add(self, turns: Turns) -> None:
+        for arm, times in turns.times.items():
+            self.steps.setdefault(arm, []).extend(times[WARM_UP:])
+            self.first_steps |= {arm: times[0]} if times and arm not in self.first_steps else {}
+        self.missing |= turns.missing
+        self.save({})
+
+    def save(self, running: dict[str, list[float]]) -> dict:
+        """Write it with the times of arms that still take steps."""
+        steps = {arm: self.steps.get(arm, []) + running.get(arm, [])[WARM_UP:] for arm in {**self.steps, **running}}
+        medians = {arm: statistics.median(times) for arm, times in steps.items() if times}
+        first = {**{arm: times[0] for arm, times in running.items() if times}, **self.first_steps}
+        result = {'machine': self.machine, 'milliseconds': {arm: 1e3 * value for arm, value in medians.items()},
+                  'steps': {arm: len(steps[arm]) for arm in medians}, 'seconds of the first step': first,
+                  'missing': self.missing, 'ratios': ratios_of(medians)}
+        with whole_file(self.path) as file:
+            file.write(json.dumps(result, indent=1).encode())
+        return result
+
+
+def main() -> None:
+    args = parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    result = Result(args.out / 'train_step.json')
+    for _ in range(args.rounds):
+        for group in args.groups:
+            result.add(measure(GROUPS[group], args.seconds, result.save, args.steps, args.teacher, args.out))
+    found = result.save({})
+    for arm, value in found['milliseconds'].items():
+        print(f'{arm:40} {value:8.1f} ms')
+    for name, value in found['ratios'].items():
+        print(f'{name:60} {value:8.2f}')
+    for arm, reason in found['missing'].items():
+        print(f'left out: {arm} ({reason})')
+    draw(found, args.out / 'train_step.png')
     print(f'{args.out / "train_step.json"}, {args.out / "train_step.png"}')
 
 

@@ -52,7 +52,7 @@ def _blocks(logits: list[Tensor]) -> _Blocks:
         rows = max(1, _SMALLEST_TILE // block)
         aligned = math.gcd(16, classes, *(tensor.stride(dim) for tensor in logits for dim in (0, 2)))
     else:  # neighbours in memory are targets
-        block = block if block <= _LARGEST_COLUMN else _LARGEST_COLUMN // 4
+        block = block if block <= _LARGEST_COLUMN else _LARGEST_COLUMN // 8
         rows = max(32, _SMALLEST_TILE // block)
     rows = min(rows, triton.next_power_of_2(targets))
     return _Blocks(rows, block, block < classes, aligned, min(16, max(1, rows * block // 256)))
