@@ -1,5 +1,5 @@
-# RetinaNet of the size of bccd.py's GFL, with six anchors a place: platelets, red and white cells are some 20, 50 and 100
-# pixels wide at half the images' size.
+# RetinaNet of the size of bccd.py's GFL, with six anchors a place: platelets, red and white cells are some 20, 50 and
+# 100 pixels wide at half the images' size.
 _head = dict(
     type='RetinaHead', num_classes=3, in_channels=64, feat_channels=64, stacked_convs=2, norm_cfg=dict(type='BN'),
     anchor_generator=dict(
