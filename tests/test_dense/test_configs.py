@@ -277,7 +277,9 @@ def test_the_cells_are_those_of_the_page():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['student', 'wsl', 'wsl-plain', 'bckd', 'kd', 'cwd', 'ld'])
+@pytest.mark.parametrize('name', [
+    'student', 'wsl', 'wsl-plain', 'bckd', 'kd', 'cwd', 'ld', 'teacher_retinanet', 'student_retinanet', 'kd_retinanet',
+    'wsl_retinanet'])
 def test_two_steps_and_a_validation_on_cells(name, cells, tmp_path):
     cfg = Config.fromfile(ROOT / f'configs/det/{name}_bccd.py')
     init_default_scope(cfg.default_scope)
@@ -285,7 +287,7 @@ def test_two_steps_and_a_validation_on_cells(name, cells, tmp_path):
         dataset.data_root = f'{cells}/'
     cfg.train_dataloader.batch_size = 2
     cfg.train_cfg = dict(by_epoch=True, max_epochs=1)
-    if name != 'student':
+    if name.partition('_')[0] not in ('student', 'teacher'):
         assert cfg.model.pop('teacher_ckpt')
     if name == 'ld':  # a path from the root of the project
         cfg.model.teacher_config = str(ROOT / cfg.model.teacher_config)
