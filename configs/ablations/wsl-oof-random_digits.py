@@ -1,0 +1,5 @@
+# The weights of wsl-oof in random order within the batch: their distribution without their choice.
+_base_ = 'wsl-oof_digits.py'
+
+_base_.model.distiller.distill_losses.loss_wsl.weighting = dict(
+    type='mmwsl.ShuffledWeighting', of=_base_.model.distiller.distill_losses.loss_wsl.weighting)
