@@ -60,8 +60,8 @@ NETWORKS = {
 }
 # settings of a run that leave its last figure alone: where things lie, how they are read, what is logged and when
 NEUTRAL = re.compile(
-    r'(model\.teacher_ckpt|.*data_root|.*_workers|work_dir|default_hooks\.(logger|checkpoint|sample_records)\..*'
-    r'|train_cfg\.val_interval)=')
+    r'(model\.teacher_ckpt|model\..*\.teacher_losses|.*data_root|.*_workers|work_dir'
+    r'|default_hooks\.(logger|checkpoint|sample_records)\..*|train_cfg\.val_interval)=')
 # what README.md compares
 DIFFERENCES = {
     'weighted soft labels - alone': ('wsl_r56_r20_cifar100_8e', 'r20_cifar100_8e'),

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from catalogue import ROOT, Seeds, difference, each, mean_and_spread, read_runs, telling_options
+from questions import KD_PLAIN, LOSSES, STEP, TEACHER_LOSS, Found, methods_table, weight_table, wrong_table
 
 from mmwsl.utils import whole_file
 from mmwsl.utils.text import table, with_table
@@ -150,7 +151,13 @@ def longer_table(runs: Runs) -> str:
 
 def tables(runs: Runs) -> dict[str, str]:
     """By the name of the place in the page."""
+    found = Found(runs.runs)
     return {
+        'step': methods_table(found, STEP, KD_PLAIN),
+        'losses': methods_table(found, LOSSES, KD_PLAIN),
+        'sources': methods_table(found, TEACHER_LOSS, KD_PLAIN),
+        'weight': weight_table(found),
+        'wrong': wrong_table(found),
         'grid': grid_table(runs),
         'teachers': arms_table('Teacher', ((data.title, name, arms) for data in DATA
                                            for name, arms in teachers(runs, data).items())),

@@ -1,0 +1,146 @@
+"""What choosing.py answers by rows of a method each: the weight of the loss, other losses, L_t, wrong labels."""
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from catalogue import Seeds, paired
+
+from mmwsl.utils.text import table
+
+HALF = {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'bfloat16'}
+KD, WSL = ('model.distiller.distill_losses.' + name for name in ('loss_kd.loss_weight', 'loss_wsl.weighting'))
+NOISE = 'train_dataloader.dataset.dataset.pipeline.0.prob'
+FEW = {'train_dataloader.dataset.dataset.indices': '10000'}
+DIGITS, CIFAR = 'digits', 'r56_r20_cifar100_8e'
+PLAIN = 'KD: CE + 2.25 KL'
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row: what it is called, and the config and settings of its runs on each of the data."""
+    label: str
+    config: str
+    """With {} for the pair."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    alone: bool = False
+    """Whether it is the student alone, whose config names no teacher."""
+
+    def name(self, pair: str) -> str:
+        student = {DIGITS: 'digits_student', CIFAR: 'r20_cifar100_8e'}[pair]
+        return self.config.format(student if self.alone else pair)
+
+
+KD_PLAIN = Method(PLAIN, 'kd_{}')
+FIELDS = Method("the field's KD: 0.1 CE + 0.9 KL", 'kd-hinton_{}')
+WSL_PAPER = Method('WSL: CE + 2.25 w H', 'wsl_{}')
+ALONE = Method('alone', '{}', alone=True)
+
+STEP = (
+    ALONE, FIELDS,
+    Method('the same, learning rate x 3', 'kd-hinton_{}', {'optim_wrapper.optimizer.lr': '0.3'}),
+    Method('0.1 CE + 9 KL', 'kd-hinton_{}', {KD: '9'}),
+    Method('CE + 0.9 KL', 'kd_{}', {KD: '0.9'}),
+    KD_PLAIN,
+    Method('CE + 4.5 KL', 'kd_{}', {KD: '4.5'}),
+    Method('CE + 9 KL', 'kd_{}', {KD: '9'}),
+    WSL_PAPER,
+)
+LOSSES = (
+    KD_PLAIN, FIELDS,
+    Method('standardised logits', 'kd-ls_{}'), Method('DKD', 'dkd_{}'), Method('NKD', 'nkd_{}'),
+    Method('DIST', 'dist_{}'), Method('WTTM', 'wttm_{}'),
+    WSL_PAPER,
+    Method("DKD x WSL's weight", 'wsl-dkd_{}'), Method("NKD x WSL's weight", 'wsl-nkd_{}'),
+    Method("DIST x WSL's weight", 'wsl-dist_{}'),
+)
+TEACHER_LOSS = (
+    KD_PLAIN, WSL_PAPER,
+    Method('WSL, L_t out of fold', 'wsl-oof_{}'),
+    Method('the same weights in random order', 'wsl-oof-random_{}'),
+    Method('WSL, losses divided by their means', 'wsl-free_{}'),
+    Method("the teacher's entropy as weight", 'kd-entropy_{}'),
+)
+WEIGHT = {
+    'KD': ('wsl_{}', 'kd_{}'),
+    'KD, L_t out of fold, against its weights in random order': ('wsl-oof_{}', 'wsl-oof-random_{}'),
+    'DKD': ('wsl-dkd_{}', 'dkd_{}'), 'NKD': ('wsl-nkd_{}', 'nkd_{}'), 'DIST': ('wsl-dist_{}', 'dist_{}'),
+}
+WRONG = (
+    Method('alone', '{}_noise', alone=True),
+    Method('KD', 'kd_{}_noise'),
+    Method('WSL', 'wsl_{}_noise'),
+    Method('WSL without labels', 'wsl_{}_noise', {WSL: 'label_free'}),
+    Method('WSL, L_t out of fold', 'wsl-oof_{}_noise'),
+)
+
+
+class Found:
+    """Runs by config and settings; with a GPU's, in bfloat16, where there are some.
+
+    Args:
+        runs: By config and settings, as choosing.Runs has them.
+    """
+
+    def __init__(self, runs: Mapping[tuple[str, frozenset], Seeds]) -> None:
+        self.runs = runs
+
+    def of(self, method: Method, pair: str, **settings: str) -> Seeds:
+        wanted = {**method.settings, **settings}
+        halves = self.runs.get((method.name(pair), frozenset({**wanted, **HALF}.items())), {})
+        return halves or self.runs.get((method.name(pair), frozenset(wanted.items())), {})
+
+
+def methods_table(found: Found, methods: Sequence[Method], against: Method) -> str:
+    """Last and best epoch of each method on the digits and on CIFAR-100, and the difference to one of them."""
+    rows = []
+    for method in methods:
+        cells: list[str] = []
+        for pair in (DIGITS, CIFAR):
+            seeds = found.of(method, pair)
+            cells += [last_and_best(seeds), '' if method is against else gap(seeds, found.of(against, pair))]
+        rows.append((method.label, *cells))
+    title = f'minus {against.label.partition(":")[0]}'
+    return table(('Soft labels', 'Digits', title, 'CIFAR-100, 8 epochs', title), rows)
+
+
+def weight_table(found: Found) -> str:
+    """What WSL's weight adds to each loss."""
+    rows = [(label, *(gap(*(found.of(Method('', config), pair) for config in configs)) for pair in (DIGITS, CIFAR)))
+            for label, configs in WEIGHT.items()]
+    return table(('Weighted - plain', 'Digits', 'CIFAR-100, 8 epochs'), rows)
+
+
+def wrong_table(found: Found) -> str:
+    """The same for shares of wrong labels."""
+    places = [('Digits', DIGITS, {}), ('CIFAR-100, 10,000 images', CIFAR, FEW)]
+    rows = []
+    for title, pair, few in places:
+        for prob in ('0.2', '0.4'):
+            cells = {method.label: found.of(method, pair, **{NOISE: prob}, **few) for method in WRONG}
+            rows += [(title, f'{float(prob):.0%}', label, last_and_best(seeds),
+                      '' if label == 'KD' else gap(seeds, cells['KD'])) for label, seeds in cells.items()]
+    return table(('Data', 'Wrong labels', 'Soft labels', 'Top-1', 'minus KD'), rows)
+
+
+def last_and_best(seeds: Seeds) -> str:
+    """Mean and standard deviation of the last epoch, and the mean of the best; the number of runs."""
+    if not seeds:
+        return ''
+    last, best = ([run[key] for run in seeds.values()] for key in ('top1', 'best'))
+    spread = f' ± {statistics.stdev(last):.2f}' if len(last) > 1 else ''
+    return f'{statistics.mean(last):.2f}{spread} (best {statistics.mean(best):.2f}; {len(last)})'
+
+
+def gap(first: Seeds, second: Seeds) -> str:
+    """Difference of the last epoch and its standard error; in pairs of a seed if both ran on one kind of machine."""
+    if min(len(first), len(second)) < 2:
+        return ''
+    kinds = {run['machine'].get('gpu') for run in (*first.values(), *second.values())}
+    pairs = paired(first, second)
+    if len(kinds) == 1 and len(pairs) > 1:
+        return f'{statistics.mean(pairs):+.2f} ± {statistics.stdev(pairs) / len(pairs)**0.5:.2f}'
+    ours, theirs = ([run['top1'] for run in seeds.values()] for seeds in (first, second))
+    error = (statistics.variance(ours) / len(ours) + statistics.variance(theirs) / len(theirs))**0.5
+    return f'{statistics.mean(ours) - statistics.mean(theirs):+.2f} ± {error:.2f}, unpaired'
