@@ -9,11 +9,12 @@ from mmengine.dataset import default_collate
 from mmengine.hooks import LoggerHook
 from mmengine.registry import DATASETS
 from mmpretrain.structures import DataSample
+from torch._subclasses.fake_tensor import FakeTensor
 
 from mmwsl import functional
 from mmwsl.datasets import DeviceDataset
 from mmwsl.datasets.views import View
-from mmwsl.engine.hooks import LateScalarsHook, SampleRecordHook
+from mmwsl.engine.hooks import CheckTeacherHook, LateScalarsHook, SampleRecordHook, check_teacher_hook
 from mmwsl.models.losses import WeightedLoss, WSLLoss
 from mmwsl.models.teachers import fast
 from mmwsl.models.weightings import ShuffledWeighting
@@ -232,6 +233,28 @@ def test_a_card_without_bfloat16_is_named(monkeypatch):
         monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'Old Card')
         with pytest.warns(UserWarning, match='runs in float32, because the Old Card has no bfloat16'):
             first_step(device, model, data)
+
+
+@pytest.mark.parametrize('kind', ['eval', 'own input', 'ensemble'])
+def test_the_teachers_check_reads_nothing_but_what_it_has_copied_to_the_cpu(kind, monkeypatch):
+    def read(value):
+        def stub(tensor):
+            assert tensor.device.type == 'cpu'
+            return value
+        return stub
+    model, data = build(distillation(**TEACHERS[kind])), batch(4)
+    model.eval()
+    with on_device(monkeypatch) as device:
+        device.to_cuda(model)
+        device.fake.allow_non_fake_inputs = True  # the mean and deviation of its other kinds of input are lists
+        for name, value in (('tolist', [3, 4, 0]), ('__float__', 0.75), ('__int__', 10)):
+            monkeypatch.setattr(FakeTensor, name, read(value), raising=False)
+        monkeypatch.setattr(check_teacher_hook, '_check_finite', lambda logits: None)
+        monkeypatch.setattr(check_teacher_hook, 'some_batches', lambda *_: [loaded(device, data)])
+        runner = SimpleNamespace(val_loop=SimpleNamespace(dataloader=None))
+        with torch.no_grad():
+            score = CheckTeacherHook()._score(runner, model)
+    assert score == (0.75, 4, 10)
 
 
 # ---- losses and weightings
