@@ -1,4 +1,5 @@
 """A step on a GPU: everything is there, nothing is read back, and nothing comes from memory that is not pinned."""
+import copy
 from contextlib import contextmanager
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -9,11 +10,12 @@ from mmengine.dataset import default_collate
 from mmengine.hooks import LoggerHook
 from mmengine.registry import DATASETS
 from mmpretrain.structures import DataSample
+from torch._subclasses.fake_tensor import FakeTensor
 
 from mmwsl import functional
 from mmwsl.datasets import DeviceDataset
 from mmwsl.datasets.views import View
-from mmwsl.engine.hooks import LateScalarsHook, SampleRecordHook
+from mmwsl.engine.hooks import CheckTeacherHook, LateScalarsHook, SampleRecordHook, check_teacher_hook
 from mmwsl.models.losses import WeightedLoss, WSLLoss
 from mmwsl.models.teachers import fast
 from mmwsl.models.weightings import ShuffledWeighting
@@ -28,7 +30,7 @@ pytestmark = [
 ]
 NEEDS_TRITON = pytest.mark.skipif(find_spec('triton') is None, reason='needs the extra triton')
 OWN_INPUT = dict(teacher=network(4, data_preprocessor=dict(PREPROCESSOR, mean=[1.0], std=[3.0])))
-# but for teacher_speed='bf16': torch cannot convert a copy that is made of such tensors
+# but for teacher_speed='bf16', see halved
 TEACHERS = {
     'eval': {},
     'plain': dict(teacher_speed='plain'),
@@ -142,15 +144,48 @@ def test_step_is_one_graph(kind, monkeypatch):
     model.train()
     with on_device(monkeypatch, counts=False) as device:
         device.to_cuda(model)
+        assert_one_graph(device, model, data)
+
+
+def assert_one_graph(device, model, data):
+    first_step(device, model, data)
+    graphs = Graphs().compile(model)
+    for count in (1, 2):
+        step(device, model, data)
+        assert (graphs.made, graphs.runs) == (1, count)
+
+
+def in_bf16(monkeypatch):
+    """A model whose teacher runs in bfloat16, and the copy that it takes: torch converts no copy of such tensors."""
+    model = build(distillation(teacher_speed='bf16')).train()
+    half = copy.deepcopy(model.teacher).to(torch.bfloat16)
+    monkeypatch.setattr(fast, '_in_bf16', lambda *_: half)
+    return model, half
+
+
+@pytest.mark.parametrize('dtype', [None, torch.float16, torch.bfloat16], ids=['float32', 'float16', 'bfloat16'])
+def test_step_with_a_teacher_in_bf16_waits_for_nothing(dtype, monkeypatch):
+    model, half = in_bf16(monkeypatch)
+    data, seen = batch(4), []
+    with on_device(monkeypatch) as device:
+        device.to_cuda(model), device.to_cuda(half)
+        half.head.register_forward_hook(lambda module, args, logits: seen.append(logits.dtype))
         first_step(device, model, data)
-        graphs = Graphs().compile(model)
-        for count in (1, 2):
-            step(device, model, data)
-            assert (graphs.made, graphs.runs) == (1, count)
+        step(device, model, data, dtype)
+    assert set(seen) == {torch.bfloat16}
+    assert_nothing_waits(device.copies)
 
 
-@pytest.mark.parametrize('record', ['float32', 'float16'])
-def test_step_with_a_cached_teacher_waits_for_nothing(tmp_path, monkeypatch, record):
+def test_step_with_a_teacher_in_bf16_is_one_graph(monkeypatch):
+    (model, half), data = in_bf16(monkeypatch), batch(4)
+    with on_device(monkeypatch, counts=False) as device:
+        device.to_cuda(model), device.to_cuda(half)
+        assert_one_graph(device, model, data)
+
+
+@contextmanager
+def cached_on_device(tmp_path, monkeypatch, record, counts):
+    """A model that learns from a cache, on the device, and images that it has."""
     teacher = save_teacher(tmp_path / 'teacher.pth')
     cfg = cached(live(teacher), make_cache(tmp_path / 'cache', live(teacher), dtype=record))
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
@@ -159,15 +194,27 @@ def test_step_with_a_cached_teacher_waits_for_nothing(tmp_path, monkeypatch, rec
     records = model.teacher._stacked(data['data_samples'])
     answers = [getattr(form, name)(model.teacher.cache.manifest.record, records) for name in ('decode', 'hard_loss')]
     model.train()
-    with on_device(monkeypatch) as device:
+    with on_device(monkeypatch, counts) as device:
         for name, answer in zip(('decode', 'hard_loss'), map(device.tensor, answers), strict=True):  # made by numpy
             monkeypatch.setattr(form, name, lambda *_, answer=answer: answer)
         device.to_cuda(model)
+        yield device, model, data
+
+
+@pytest.mark.parametrize('record', ['float32', 'float16'])
+def test_step_with_a_cached_teacher_waits_for_nothing(tmp_path, monkeypatch, record):
+    with cached_on_device(tmp_path, monkeypatch, record, counts=True) as (device, model, data):
         first_step(device, model, data)
         step(device, model, data)
     assert_nothing_waits(device.copies)
     of_records = [(4, 10)] if record == 'float32' else [(4, 10), (4, )]
     assert [shape for shape, _, _ in device.copies] == [(4, ), (4, 1, 8, 8), *of_records]
+
+
+@pytest.mark.parametrize('record', ['float32', 'float16'])
+def test_step_with_a_cached_teacher_is_one_graph(tmp_path, monkeypatch, record):
+    with cached_on_device(tmp_path, monkeypatch, record, counts=False) as (device, model, data):
+        assert_one_graph(device, model, data)
 
 
 def test_mixed_labels_are_made_on_the_device(monkeypatch):
@@ -232,6 +279,28 @@ def test_a_card_without_bfloat16_is_named(monkeypatch):
         monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'Old Card')
         with pytest.warns(UserWarning, match='runs in float32, because the Old Card has no bfloat16'):
             first_step(device, model, data)
+
+
+@pytest.mark.parametrize('kind', ['eval', 'own input', 'ensemble'])
+def test_the_teachers_check_reads_nothing_but_what_it_has_copied_to_the_cpu(kind, monkeypatch):
+    def read(value):
+        def stub(tensor):
+            assert tensor.device.type == 'cpu'
+            return value
+        return stub
+    model, data = build(distillation(**TEACHERS[kind])), batch(4)
+    model.eval()
+    with on_device(monkeypatch) as device:
+        device.to_cuda(model)
+        device.fake.allow_non_fake_inputs = True  # the mean and deviation of its other kinds of input are lists
+        for name, value in (('tolist', [3, 4, 0]), ('__float__', 0.75), ('__int__', 10)):
+            monkeypatch.setattr(FakeTensor, name, read(value), raising=False)
+        monkeypatch.setattr(check_teacher_hook, '_check_finite', lambda logits: None)
+        monkeypatch.setattr(check_teacher_hook, 'some_batches', lambda *_: [loaded(device, data)])
+        runner = SimpleNamespace(val_loop=SimpleNamespace(dataloader=None))
+        with torch.no_grad():
+            score = CheckTeacherHook()._score(runner, model)
+    assert score == (0.75, 4, 10)
 
 
 # ---- losses and weightings

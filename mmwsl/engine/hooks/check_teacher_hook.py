@@ -122,7 +122,8 @@ class CheckTeacherHook(CheckLabelsHook):
                 if not _compares_alike(runner, model, batch, logits.shape[1]):
                     break
                 _name_better_input(runner, model, inputs[:_TRIED], target[:_TRIED], right[:_TRIED])
-            counts[:2] += torch.tensor([right.sum(), len(target)])
+            counts[0] += right.sum()
+            counts[1] += len(target)
         all_reduce(counts)
         all_reduce(classes, 'max')  # a process may have no image
         correct, total, others = counts.tolist()

@@ -57,7 +57,7 @@ def soft_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, com
         compile: Whether torch.compile makes kernels of it.
         ignored: Mask of the targets that get no gradient, whatever their logits. None: all count. Shape: (N, \*).
     """
-    return Terms(*_SoftTerms.apply(preds_S, preds_T.detach(), target, tau, compile, ignored))
+    return _terms(*_SoftTerms.apply(preds_S, preds_T.detach(), target, tau, compile, ignored))
 
 
 def kernel_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, ignore_index: int) -> Terms:
@@ -70,7 +70,12 @@ def kernel_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, i
         tau: Temperature of the soft labels.
         ignore_index: Class index whose targets do not count. Their terms and gradients are 0, whatever their logits.
     """
-    return Terms(*_KernelTerms.apply(preds_S, preds_T.detach(), target, tau, ignore_index))
+    return _terms(*_KernelTerms.apply(preds_S, preds_T.detach(), target, tau, ignore_index))
+
+
+def _terms(soft_loss: Tensor, *others: Tensor) -> Terms:
+    """Once more without gradient: for torch.compile of torch 2.11 a view that is marked so has one all the same."""
+    return Terms(soft_loss, *(term.detach() for term in others))
 
 
 def kernel_takes(preds_S: Tensor, preds_T: Tensor, target: Tensor) -> bool:

@@ -162,7 +162,8 @@ class SampleBatch:
     def release(self) -> None:
         """Let go of logits where all that statistics need has been computed, and of data samples."""
         self.data_samples = None
-        if {'student_hard_loss', 'teacher_hard_loss', 'true_prob_difference'} <= vars(self).keys():
+        # one by one: dynamo of torch 2.11 does not know the keys of an object
+        if all(name in vars(self) for name in ('student_hard_loss', 'teacher_hard_loss', 'true_prob_difference')):
             self.preds_S = self.preds_T = self.kept.new_empty(0)
 
     def without_ignored(self, preds: Tensor) -> Tensor:
