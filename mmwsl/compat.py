@@ -96,8 +96,8 @@ def make_torchvision_importable() -> None:
                 library.define(schema)
         _libraries.append(library)
         importlib.import_module('torchvision')
-        warnings.warn(f'torchvision {version("torchvision")} was built for another torch than {torch.__version__}, which '
-                      'is here. mmwsl works all the same; `import mmpretrain` in a script without mmwsl stops at '
+        warnings.warn(f'torchvision {version("torchvision")} was built for another torch than {torch.__version__}, '
+                      'which is here. mmwsl works all the same; `import mmpretrain` in a script without mmwsl stops at '
                       f'"{error}". Install both from one index: pip install --force-reinstall --no-deps --index-url '
                       'INDEX torch torchvision, or in a clone: make clean, then make install TORCH_INDEX=INDEX',
                       stacklevel=2)

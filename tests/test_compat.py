@@ -331,7 +331,7 @@ if not attempted.exists():
     sys.modules['torchvision.half'] = types.ModuleType('torchvision.half')
     raise RuntimeError('operator torchvision::nms does not exist')
 """)
-    with pytest.warns(UserWarning, match=r'was built for another torch than 2\..*nms does not exist.*both from one index'):
+    with pytest.warns(UserWarning, match=r'built for another torch than 2\..*nms does not exist.*both from one index'):
         compat.make_torchvision_importable()
     assert 'torchvision' in sys.modules
     assert len(compat._libraries) == 1  # kept: the operators go with it

@@ -1,14 +1,18 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from PIL import Image
+from torch import nn
 
 from tests.published import NETWORKS, Weights
 from tests.tiny import ROOT, build, distillation, load_tool, network, tool
 
 import_teacher = load_tool('model_converters/import_teacher')
+export = load_tool('model_converters/convert_kd_ckpt_to_student')
 
 
 def published(weights):
@@ -125,3 +129,153 @@ def test_file_without_a_student_is_refused(tmp_path):
     done = tool('model_converters/convert_kd_ckpt_to_student.py', tmp_path / 'plain.pth', check=False)
     assert done.returncode != 0
     assert "none of its" in done.stdout and "begins with 'architecture.'" in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------- a student that predicts
+
+NAMES = ('ant', 'bee', 'cat', 'dog', 'eel', 'fox')
+
+
+@pytest.fixture(scope='module')
+def students():
+    """A six-class student for images of one and of three channels, with random statistics of BatchNorm."""
+    torch.manual_seed(3)
+    found = {channels: build(network(4, classes=6)) for channels in (1, 3)}
+    found[3].backbone.conv1 = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+    for model in found.values():
+        model.eval()
+        for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+            norm.running_mean.uniform_(-0.1, 0.1)
+            norm.running_var.uniform_(0.5, 1.5)
+    return found
+
+
+def save_run(folder, model, dataset, preprocessor, channels=3, names=NAMES, **meta):
+    """A distillation's checkpoint as mmengine writes it, of a config with these test images."""
+    architecture = network(4, classes=6)
+    architecture['backbone']['in_channels'] = channels
+    cfg = Config(dict(model=dict(type='mmwsl.WSLDistill', architecture=architecture, teacher=network(2, classes=6)),
+                      data_preprocessor=dict(type='ClsDataPreprocessor', **preprocessor),
+                      test_dataloader=dict(dataset=dataset)))
+    weights = {f'architecture.{key}': value for key, value in model.state_dict().items()}
+    torch.save(dict(state_dict=weights, meta={**dict(cfg=cfg.pretty_text, dataset_meta=dict(classes=names)), **meta}),
+               folder / 'epoch_1.pth')
+    return [str(folder / 'epoch_1.pth')]
+
+
+CIFAR = dict(type='CIFAR100', split='test', pipeline=[dict(type='PackInputs')])
+COLOURS = dict(mean=[129.0, 124.0, 112.0], std=[68.0, 65.0, 70.0], to_rgb=False)  # of RGB arrays
+FOLDER = dict(type='CustomDataset', pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')])
+
+
+def picture(folder, *shape, brightest=255):
+    """A picture of noise in a file, which keeps each pixel, and its pixels."""
+    pixels = np.random.default_rng(0).integers(0, brightest, shape, dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / 'picture.jpg', format='PNG')
+    return torch.from_numpy(pixels).float()
+
+
+def scores(model, images, preprocessor):
+    """Of the network alone, on a batch of pixels in the order that it was trained with."""
+    mean, std = (torch.tensor(preprocessor[key]).view(-1, 1, 1) for key in ('mean', 'std'))
+    with torch.no_grad():
+        return model((images - mean) / std).softmax(1)[0]
+
+
+def run_printed_lines(capsys, monkeypatch, folder):
+    """Run what the tool printed in the folder with the picture, and return what it printed and the inferencer."""
+    lines = capsys.readouterr().out.partition('In Python:\n\n')[2]
+    monkeypatch.chdir(folder)
+    scope = {}
+    exec(lines, scope)
+    return capsys.readouterr().out.splitlines()[-1], scope['predict']
+
+
+@pytest.mark.parametrize('dataset, preprocessor, order', [
+    (CIFAR, COLOURS, [0, 1, 2]), (FOLDER, {**COLOURS, 'to_rgb': True}, [0, 1, 2]), (FOLDER, COLOURS, [2, 1, 0]),
+], ids=['CIFAR, RGB arrays', 'files turned to RGB', 'files in BGR'])
+def test_exported_student_names_the_class_of_an_image_file(students, tmp_path, capsys, monkeypatch, dataset,
+                                                           preprocessor, order):
+    export.main(save_run(tmp_path, students[3], dataset, preprocessor))
+    expected = scores(students[3], picture(tmp_path, 32, 32, 3)[..., order].permute(2, 0, 1)[None], preprocessor)
+    said, predict = run_printed_lines(capsys, monkeypatch, tmp_path)
+    assert said.endswith(NAMES[expected.argmax()])  # behind mmpretrain's progress bar
+    torch.testing.assert_close(torch.from_numpy(predict('picture.jpg')[0]['pred_scores']), expected)
+
+
+def test_exported_student_of_gray_arrays_reads_files_of_any_size(students, tmp_path, capsys, monkeypatch):
+    dataset = dict(type='mmwsl.Digits', split='test', pipeline=[dict(type='PackInputs')])
+    export.main(save_run(tmp_path, students[1], dataset, dict(mean=[4.9], std=[6.0]), channels=1))
+    gray = picture(tmp_path, 8, 8)  # the digits end at 16, a file at 255
+    expected = scores(students[1], gray[None, None] * 16 / 255, dict(mean=[4.9], std=[6.0]))
+    _, predict = run_printed_lines(capsys, monkeypatch, tmp_path)
+    torch.testing.assert_close(torch.from_numpy(predict('picture.jpg')[0]['pred_scores']), expected)
+    Image.open('picture.jpg').convert('RGB').resize((80, 60)).save('picture.jpg', format='PNG')
+    assert predict('picture.jpg')[0]['pred_scores'].shape == (6, )
+
+
+def test_exported_student_moves_with_its_config(students, tmp_path, capsys):
+    export.main([*save_run(tmp_path, students[3], CIFAR, COLOURS, names=()), '--out-path', str(tmp_path / 'a/net.pth')])
+    assert 'names of its classes are not known' in (said := capsys.readouterr().out) and "'pred_label'" in said
+    (tmp_path / 'a').rename(tmp_path / 'b')
+    cfg = Config.fromfile(tmp_path / 'b/net.py')
+    assert cfg.load_from == str(tmp_path / 'b/net.pth') and 'metainfo' not in cfg.test_dataloader.dataset
+
+
+@pytest.mark.parametrize('change, options, message', [
+    (lambda kept: kept['state_dict'].pop('architecture.head.fc.bias'), [], r'missing: head\.fc\.bias.*by --config'),
+    (lambda kept: kept['meta'].update(dataset_meta=dict(classes=NAMES[:5])), [],
+     r'names 5 classes \(ant, bee, cat, \.\.\.\), and its student predicts 6.*by --config'),
+    (lambda kept: None, ['--config', str(ROOT / 'configs/wsl_r56_r20_cifar100.py')], 'of depth 20 with 100 classes'),
+], ids=['a key less', 'a name less', 'another config'])
+def test_student_that_mmpretrain_would_load_in_part_is_refused(students, tmp_path, change, options, message):
+    path, = save_run(tmp_path, students[3], CIFAR, COLOURS)
+    change(kept := torch.load(path))
+    torch.save(kept, path)
+    with pytest.raises(ValueError, match=message):
+        export.main([path, *options])
+    assert [file.name for file in tmp_path.iterdir()] == ['epoch_1.pth']
+
+
+@pytest.mark.parametrize('changes, reason', [
+    (dict(cfg='import os\nx = os.listdir()'), 'no config in its checkpoint: give --config'),
+    (dict(cfg="model = dict(type=print('run'))"), 'no config in its checkpoint: give --config'),
+    (dict(cfg=None), 'no config in its checkpoint: give --config'),
+    (dict(dataset=dict(type='Stars', pipeline=[dict(type='PackInputs')])), 'come from Stars, and how a file'),
+], ids=['a program', 'a call', 'none', 'unknown images'])
+def test_student_without_a_config_is_exported_alone(students, tmp_path, capsys, changes, reason):
+    dataset = changes.pop('dataset', CIFAR)
+    export.main(save_run(tmp_path, students[3], dataset, COLOURS, **changes))
+    assert reason in (said := capsys.readouterr().out) and not said.startswith('run')
+    kept = torch.load(tmp_path / 'epoch_1_student.pth')
+    assert kept['meta']['dataset_meta']['classes'] == NAMES
+    torch.testing.assert_close(kept['state_dict'], dict(students[3].state_dict()))
+
+
+def test_another_config_is_not_overwritten(students, tmp_path):
+    path, = save_run(tmp_path, students[3], CIFAR, COLOURS)
+    (tmp_path / 'wsl.py').write_text('model = 1')
+    with pytest.raises(FileExistsError, match=r'wsl\.py is there already.*by --out-path'):
+        export.main([path, '--out-path', str(tmp_path / 'wsl.pth')])
+    assert not (tmp_path / 'wsl.pth').exists()
+
+
+@pytest.mark.parametrize('dataset, order', [(CIFAR, [0, 1, 2]), (FOLDER, [2, 1, 0])], ids=['RGB', 'BGR'])
+def test_onnx_takes_rgb_pixels(students, tmp_path, dataset, order):
+    onnxruntime = pytest.importorskip('onnxruntime', reason="needs the extra 'onnx'")
+    pytest.importorskip('onnxscript', reason="needs the extra 'onnx'")
+    dataset = {**dataset, 'pipeline': [*dataset['pipeline'][:-1], dict(type='Resize', scale=(32, 32)),
+                                       dict(type='PackInputs')]}
+    export.main([*save_run(tmp_path, students[3], dataset, COLOURS), '--onnx'])
+    session = onnxruntime.InferenceSession(tmp_path / 'epoch_1_student.onnx', providers=['CPUExecutionProvider'])
+    images = picture(tmp_path, 32, 32, 3).permute(2, 0, 1)[None]
+    logits, = session.run(['logits'], {'images': images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits).softmax(1)[0],
+                               scores(students[3], images[:, order], COLOURS), rtol=1e-3, atol=1e-5)
+    assert session.get_modelmeta().custom_metadata_map['classes'] == '["ant", "bee", "cat", "dog", "eel", "fox"]'
+
+
+def test_onnx_without_its_packages_names_the_extra(students, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    with pytest.raises(ImportError, match=r'onnxruntime is not installed\. Install mmwsl\[onnx\]'):
+        export.main([*save_run(tmp_path, students[3], CIFAR, COLOURS), '--onnx'])
