@@ -154,7 +154,7 @@ def build_strictly(cfg: Config, weights: dict[str, Tensor], classes: Sequence[st
 
     Raises:
         ExportError: If the network is no classifier of mmpretrain's.
-        ValueError: If weights are missing, left over or of another shape, or the names are more or fewer than its classes.
+        ValueError: If weights are missing, left over or of another shape, or classes and their names differ in number.
     """
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         network = MODELS.build(copy.deepcopy(cfg.model))  # it is changed

@@ -33,7 +33,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--out-path', help='the file to write; default: <checkpoint>_student.pth')
     parser.add_argument('--inplace', action='store_true', help='replace the checkpoint itself; it cannot be resumed '
                         'from afterwards')
-    parser.add_argument('--onnx', action='store_true', help='also write an ONNX file, compared with torch (mmwsl[onnx])')
+    parser.add_argument('--onnx', action='store_true', help='also write an ONNX file (mmwsl[onnx])')
     args = parser.parse_args(arguments)
     if args.inplace and args.out_path:
         parser.error('--inplace and --out-path exclude each other')
