@@ -4,11 +4,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torchvision
 from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 from torch import nn
 
-from tests.published import NETWORKS, Weights
+from mmwsl.utils import load_network
+from tests.published import ELSEWHERE, NETWORKS, Weights, repvgg, resnet
 from tests.tiny import ROOT, build, distillation, load_tool, network, tool
 
 import_teacher = load_tool('model_converters/import_teacher')
@@ -25,7 +28,7 @@ def test_resnet_is_renamed_to_our_keys(prefix):
     ours = dict(build(network(4)).state_dict())
     theirs = {prefix + key: value for key, value in published(ours).items()}
     converted, layout = import_teacher.convert(theirs)
-    assert layout.startswith('ResNet (RepDistiller')
+    assert layout.name.startswith('ResNet (RepDistiller')
     torch.testing.assert_close(converted, ours, rtol=0, atol=0)
 
 
@@ -36,16 +39,135 @@ def test_published_network_predicts_the_same_as_ours(name):
     weights, images = Weights(), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     expected = published_network(weights, images)
     converted, layout = import_teacher.convert(dict(weights))
-    assert layout.startswith(expected_layout)
+    assert layout.name.startswith(expected_layout)
     model = import_teacher.network_of(str(ROOT / f'configs/vanilla/{name}_cifar100.py'))
     import_teacher.load_weights(model, converted, name)
     model.eval()
     torch.testing.assert_close(model(images), expected, rtol=1e-3, atol=1e-4)
 
 
+def as_torchvision_draws(model, seed=0):
+    """Eval mode, with statistics of BatchNorm that are not those of a new network."""
+    generator = torch.Generator().manual_seed(seed)
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.running_mean.normal_(0, 0.1, generator=generator)
+        norm.running_var.uniform_(0.5, 1.5, generator=generator)
+    return model.eval()
+
+
+@pytest.mark.parametrize('name', ELSEWHERE)
+@torch.no_grad()
+def test_network_is_built_from_the_shapes_of_a_published_one(name):
+    expected_layout, kind, published_network = ELSEWHERE[name]
+    weights, images = Weights(), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    expected = published_network(weights, images)
+    converted, layout = import_teacher.convert({f'module.{key}': value for key, value in weights.items()})
+    assert layout.name.startswith(expected_layout)
+    config, model = import_teacher.published_network(converted, layout, None, name)
+    assert config['backbone']['type'].removeprefix('mmwsl.') == kind
+    torch.testing.assert_close(model(images), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize('name, kind', [
+    ('resnet18', 'ResNet'), ('resnext50_32x4d', 'ResNeXt'), ('wide_resnet50_2', 'ResNet'),
+    ('mobilenet_v2', 'MobileNetV2'), ('shufflenet_v2_x0_5', 'ShuffleNetV2'), ('shufflenet_v2_x2_0', 'ShuffleNetV2')])
+@torch.no_grad()
+def test_torchvisions_network_predicts_the_same(name, kind):
+    theirs = as_torchvision_draws(torchvision.models.get_model(name, num_classes=7))
+    converted, layout = import_teacher.convert(theirs.state_dict())
+    config, model = import_teacher.published_network(converted, layout, 224, name)
+    assert config['backbone']['type'] == kind and 'torchvision' in layout.name
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model(images), theirs(images), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['vgg11', 'vgg16_bn'])
+def test_torchvisions_vgg_fits(name):
+    """In shapes alone: its classifier has a hundred million weights."""
+    with torch.device('meta'):
+        theirs = torchvision.models.get_model(name, num_classes=7)
+        converted, layout = import_teacher.convert(theirs.state_dict())
+        config = layout.network(converted, None)
+        ours = build_alone(config)
+    assert {key: value.shape for key, value in ours.state_dict().items()} == {
+        key: value.shape for key, value in converted.items()}
+    kinds = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.Linear)
+    assert [type(module) for module in ours.modules() if isinstance(module, kinds)] == [
+        type(module) for module in theirs.modules() if isinstance(module, kinds)]
+
+
+def build_alone(config):
+    init_default_scope('mmpretrain')
+    return MODELS.build(config)
+
+
+@torch.no_grad()
+def test_timms_network_is_taken_with_a_config_that_names_it(tmp_path, capsys):
+    timm = pytest.importorskip('timm')
+    theirs = as_torchvision_draws(timm.create_model('mobilenetv3_small_050', num_classes=7))
+    torch.save(theirs.state_dict(), tmp_path / 'theirs.pth')
+    network = "model = dict(type='TimmClassifier', model_name='mobilenetv3_small_050', num_classes={})\n"
+    (tmp_path / 'seven.py').write_text(network.format(7))
+    (tmp_path / 'eight.py').write_text(network.format(8))
+    files = [str(tmp_path / 'theirs.pth'), str(tmp_path / 'ours.pth')]
+    import_teacher.main([*files, '--config', str(tmp_path / 'seven.py')])
+    assert "timm's own" in capsys.readouterr().out
+    ours = import_teacher.network_of(str(tmp_path / 'seven.py'))
+    load_network(ours, str(tmp_path / 'ours.pth'))
+    ours.eval()
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(ours(images), theirs(images))
+    with pytest.raises(ValueError, match='of another shape'):
+        import_teacher.main([*files, '--config', str(tmp_path / 'eight.py')])
+
+
+def test_the_printed_teacher_is_the_one_that_was_written(tmp_path, capsys):
+    weights = Weights()
+    ELSEWHERE['akamaster ResNet-20, option A'][2](weights, torch.zeros(1, 3, 8, 8))
+    torch.save({'state_dict': {f'module.{key}': value for key, value in weights.items()}, 'best_prec1': 91.7},
+               tmp_path / 'resnet20.th')
+    import_teacher.main([str(tmp_path / 'resnet20.th'), str(tmp_path / 'ours.pth')])
+    first, _, lines = capsys.readouterr().out.partition('\n')
+    assert 'a CIFAR ResNet of depth 20 with 100 classes' in first
+    (tmp_path / 'teacher.py').write_text(lines)
+    cfg = Config.fromfile(tmp_path / 'teacher.py')
+    assert cfg.teacher_ckpt == str(tmp_path / 'ours.pth') and cfg.teacher.backbone.shortcut == 'pad'
+    load_network(build_alone(cfg.teacher), cfg.teacher_ckpt)
+
+
+def preactivation(blocks):
+    """kuangliu's PreActResNet: keys of a ResNet, but for the stem's norm, and norms of other widths."""
+    weights = {'conv1.weight': torch.zeros(64, 3, 3, 3), 'linear.weight': torch.zeros(10, 512)}
+    for stage, depth in enumerate(blocks, start=1):
+        for index in range(depth):
+            for layer in ('bn1', 'conv1', 'bn2', 'conv2'):
+                weights[f'layer{stage}.{index}.{layer}.weight'] = torch.zeros(64, 64, 3, 3)
+    return weights
+
+
+def weights_of(forward, *args):
+    forward(weights := Weights(), torch.zeros(1, 3, 8, 8), *args)
+    return weights
+
+
+@pytest.mark.parametrize('weights, message', [
+    (preactivation((2, 2, 2, 2)), r'depth 18 with 10 classes\. The nearest is ResNet \(kuangliu.*but for bn1\.weight'),
+    (weights_of(repvgg, (1, 1, 1, 1), (8, 8, 8, 8), 7),
+     'a network with 7 classes is for small images or for large ones.*give --image-size 32 or 224'),
+    (weights_of(resnet, (1, 2, 3), 16, (16, 32, 64)),
+     'CIFAR ResNet of depth 14 with 100 classes, laid out as ResNet.*no network here.*--config'),
+], ids=['pre-activation', 'unknown strides', 'unknown blocks'])
+def test_what_is_not_known_is_described_and_not_written(tmp_path, weights, message):
+    torch.save(dict(weights), tmp_path / 'theirs.pth')
+    with pytest.raises(ValueError, match=message) as error:
+        import_teacher.main([str(tmp_path / 'theirs.pth'), str(tmp_path / 'ours.pth')])
+    assert len(str(error.value)) < 600 and not (tmp_path / 'ours.pth').exists()
+
+
 def test_unknown_layout_is_named():
     weights = {**published(build(network(4)).state_dict()), 'blocks.0.weight': torch.zeros(1)}
-    with pytest.raises(ValueError, match=r'unknown layout.*depth 8.*Known: ResNet.*it has no blocks\.0\.weight'):
+    with pytest.raises(ValueError, match=r'unknown layout.*depth 8.*nearest is ResNet \(RepDistiller.*but for '
+                       r'blocks\.0\.weight\. docs/teachers'):
         import_teacher.convert(weights)
 
 
@@ -81,7 +203,7 @@ def test_network_that_is_not_the_configs_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['import_teacher.py', str(tmp_path / 'theirs.pth'), str(tmp_path / 'ours.pth'),
                                       '--config', str(ROOT / 'configs/wsl_digits.py')])
     with pytest.raises(ValueError, match=r'looks like a CIFAR ResNet of depth 8 with 10 classes, the config has a '
-                       r'CIFAR ResNet of depth 14 .*this ImageClassifier\. missing: backbone.* more.*It is a ResNet'):
+                       r'CIFAR ResNet of depth 14 .*this ImageClassifier\. missing: backbone.* more.*layout is ResNet'):
         import_teacher.main()
     assert not (tmp_path / 'ours.pth').exists()
 
