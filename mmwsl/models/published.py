@@ -4,6 +4,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from mmengine.registry import MODELS, DefaultScope
@@ -60,7 +61,8 @@ def convert(weights: Weights) -> tuple[dict[str, Tensor], Layout]:
     strangers = {layout.name: layout.strangers(weights) for layout in LAYOUTS}
     for layout in LAYOUTS:
         if not strangers[layout.name]:
-            return layout.rename(weights), layout
+            with _explained(weights, layout):
+                return layout.rename(weights), layout
     nearest = min(strangers, key=lambda name: len(strangers[name]))
     raise ValueError(f'unknown layout of {len(weights)} keys, which look like {looks_like(weights)}. The nearest is '
                      f'{nearest}, but for {first_of(strangers[nearest])}. docs/teachers.md lists what is known, and '
@@ -82,17 +84,24 @@ def network_of(weights: Weights, layout: Layout, image_size: int | None, source:
     Raises:
         ValueError: If its blocks or channels are those of no network here, or its image size cannot be told.
     """
-    try:
+    with _explained(weights, layout):
         config = layout.network(weights, image_size)
-    except (KeyError, IndexError) as error:
-        raise ValueError(f'{source} is {looks_like(weights)}, laid out as {layout.name}, but no network here has its '
-                         f'blocks and channels (not found: {error}). Give a config that has by --config') from error
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        network = MODELS.build(config | {})
+        network = MODELS.build(dict(config))
     load_weights(network, dict(weights), source, f'Its keys are those of {layout.name}: give a config that it fits by '
                  '--config')
     network.eval()
     return config, network
+
+
+@contextmanager
+def _explained(weights: Weights, layout: Layout) -> Iterator[None]:
+    """Describe a network that is laid out like a known one and has other blocks or channels."""
+    try:
+        yield
+    except (KeyError, IndexError) as error:
+        raise ValueError(f'it looks like {looks_like(weights)}, laid out as {layout.name}, but no network here has its '
+                         'blocks and channels. Give a config that has by --config') from error
 
 
 # ------------------------------------------------------------------------------------------------------------ renaming

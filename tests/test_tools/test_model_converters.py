@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from mmwsl.utils import load_network
-from tests.published import ELSEWHERE, NETWORKS, Weights, repvgg, resnet
+from tests.published import ELSEWHERE, NETWORKS, Weights, mobilenet_v2, repvgg, resnet
 from tests.tiny import ROOT, build, distillation, load_tool, network, tool
 
 import_teacher = load_tool('model_converters/import_teacher')
@@ -156,7 +156,9 @@ def weights_of(forward, *args):
      'a network with 7 classes is for small images or for large ones.*give --image-size 32 or 224'),
     (weights_of(resnet, (1, 2, 3), 16, (16, 32, 64)),
      'CIFAR ResNet of depth 14 with 100 classes, laid out as ResNet.*no network here.*--config'),
-], ids=['pre-activation', 'unknown strides', 'unknown blocks'])
+    ({**weights_of(mobilenet_v2, 0.5), 'features.25.conv.2.weight': torch.zeros(8, 8, 1, 1)},
+     'a network of 53 convolutions with 8 to 1280 channels, and 100 classes, laid out as MobileNetV2.*no network here'),
+], ids=['pre-activation', 'unknown strides', 'unknown blocks', 'unknown depth'])
 def test_what_is_not_known_is_described_and_not_written(tmp_path, weights, message):
     torch.save(dict(weights), tmp_path / 'theirs.pth')
     with pytest.raises(ValueError, match=message) as error:
