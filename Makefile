@@ -47,18 +47,20 @@ FAILING := test_models/test_losses/test_distillation_losses.py::TestLosses::test
 
 install: $(INSTALLED)
 
-# torch by itself: with TORCH_INDEX it comes from an index that has nothing else. Files are compared with their hashes, but
-# for torch's and torchvision's, of which there are several builds
+# torch and torchvision from one index, or the compiled half of torchvision does not load: TORCH_INDEX has nothing else. Files
+# are compared with their hashes, but for these two, of which there are several builds
 $(INSTALLED): setup.py requirements/$(STACK).txt requirements/$(STACK)-hashes.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
 	    v in ((3, 11), (3, 12)) or sys.exit("Python 3.11 or 3.12 is needed, this is %d.%d; try make PYTHON=python3.12" % v)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --require-hashes --no-deps --requirement requirements/$(STACK)-hashes.txt
-	$(PIP) --constraint requirements/$(STACK).txt --no-deps torchvision
-	$(PIP) --constraint requirements/$(STACK).txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP) --constraint requirements/$(STACK).txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch torchvision
 	$(if $(DENSE),$(PIP) --require-hashes --no-deps --requirement requirements/$(STACK)-dense-hashes.txt)
 	$(if $(TRITON),$(PIP) --require-hashes --no-deps --requirement requirements/triton.txt)
 	$(PIP) --no-deps --editable .
+	@$(BIN)/python -c 'import torchvision' 2> /dev/null || echo "torchvision was built for another torch than pip \
+	found here. mmwsl works all the same; a script that imports mmpretrain without mmwsl needs both from one index: \
+	make clean, then make install TORCH_INDEX=INDEX"
 	touch $@
 
 demo: $(INSTALLED)

@@ -99,6 +99,10 @@ setup(
         'triton': [
             'triton>=3.6; platform_system == "Linux"',  # the loss's kernels; CUDA builds of torch bring what fits them
         ],
+        'onnx': [
+            'onnxscript',  # torch.onnx needs it, and it brings onnx
+            'onnxruntime',  # an exported student is compared with torch
+        ],
         'slurm': [
             'submitit',  # hands a run to slurm
         ],

@@ -20,12 +20,13 @@ import subprocess
 import sys
 import threading
 import types
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, version
 from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any
 from urllib.parse import urlparse
@@ -75,7 +76,7 @@ def ready_the_stack() -> None:
 
 
 def make_torchvision_importable() -> None:
-    """Define two operator schemas where torchvision's compiled library cannot be loaded.
+    """Define two operator schemas where torchvision's compiled library cannot be loaded, and warn of it once.
 
     Symptom: ``RuntimeError: operator torchvision::nms does not exist`` from ``import torchvision`` (and so from
     ``import mmpretrain``), with a torchvision wheel built for CUDA beside a CPU build of torch (0.28.0 beside
@@ -95,6 +96,11 @@ def make_torchvision_importable() -> None:
                 library.define(schema)
         _libraries.append(library)
         importlib.import_module('torchvision')
+        warnings.warn(f'torchvision {version("torchvision")} was built for another torch than {torch.__version__}, '
+                      'which is here. mmwsl works all the same; `import mmpretrain` in a script without mmwsl stops at '
+                      f'"{error}". Install both from one index: pip install --force-reinstall --no-deps --index-url '
+                      'INDEX torch torchvision, or in a clone: make clean, then make install TORCH_INDEX=INDEX',
+                      stacklevel=2)
 
 
 def make_dense_packages_importable() -> None:

@@ -73,7 +73,7 @@ def imported(tree):
 
 
 def test_what_the_package_imports_it_asks_for(required):
-    brought = {**{extra: names(required[extra]) for extra in ('demo', 'triton')},
+    brought = {**{extra: names(required[extra]) for extra in ('demo', 'triton', 'onnx')},
                '': names(required[''] + required['openmmlab'])}
     found = {pair for path in (ROOT / 'mmwsl').rglob('*.py') for pair in imported(ast.parse(path.read_text()))}
     foreign = {(name, extra) for name, extra in found if name not in {'mmwsl', *sys.stdlib_module_names}}

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +113,18 @@ def read_weights(path: str, advice: str = 'Copy the network there once it is tra
 
 def read_classes(path: str) -> tuple[str, ...]:
     """Names of the classes in a checkpoint of mmengine, in their order; empty if it has none."""
+    return classes_in(read_meta(path))
+
+
+def classes_in(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """As :func:`read_classes`, of a checkpoint's ``meta``."""
+    return tuple((meta.get('dataset_meta') or {}).get('classes') or ())
+
+
+def read_meta(path: str) -> dict[str, Any]:
+    """Return what a checkpoint of mmengine says of itself: config, classes, epoch and so on; empty if nothing."""
     checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
-    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
-    return tuple(((meta or {}).get('dataset_meta') or {}).get('classes') or ())
+    return (checkpoint.get('meta') if isinstance(checkpoint, dict) else None) or {}
 
 
 def check_files(paths: Sequence[str], expected: str | Sequence[str] | None, required: bool = True) -> list[str]:
@@ -173,10 +182,13 @@ def student_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             if key.startswith(STUDENT)}
 
 
-def save_weights(weights: dict[str, Tensor], path: str) -> None:
-    """Write a state dict as mmpretrain loads it; a file is there whole or not at all."""
+def save_weights(weights: dict[str, Tensor], path: str, classes: Sequence[str] = ()) -> None:
+    """Write a state dict, and names of its classes if there are any, as mmpretrain loads them; a file is there whole or
+    not at all.
+    """
+    meta = {'dataset_meta': {'classes': tuple(map(str, classes))}} if classes else {}
     with whole_file(Path(path)) as file:
-        torch.save({'meta': {}, 'state_dict': weights}, file)
+        torch.save({'meta': meta, 'state_dict': weights}, file)
 
 
 def _describe(checkpoint: object) -> str:

@@ -16,11 +16,15 @@ def looks_like(weights: Mapping[str, Tensor]) -> str:
         weights: A state dict, under mmpretrain's or other code's names.
 
     Returns:
-        E.g. "a CIFAR ResNet of depth 56 with 100 classes".
+        E.g. "a CIFAR ResNet of depth 56 with 100 classes", or of a kind not known here "a network of 52 convolutions
+        with 32 to 1280 channels, and 10 classes".
     """
     heads = [value.shape[0] for key, value in weights.items() if _CLASSIFIER.search(key) and value.dim() == 2]
-    classes = f' with {heads[-1]} classes' if heads else ''
-    return f'{_resnet(weights) or _transformer(weights) or "a network"}{classes}'
+    known = _resnet(weights) or _transformer(weights)
+    if not known and (widths := [value.shape[0] for value in weights.values() if value.dim() == 4]):
+        return (f'a network of {len(widths)} convolutions with {min(widths)} to {max(widths)} channels' +
+                (f', and {heads[-1]} classes' if heads else ''))
+    return (known or 'a network') + (f' with {heads[-1]} classes' if heads else '')
 
 
 def _resnet(weights: Mapping[str, Tensor]) -> str:

@@ -15,9 +15,9 @@ from tests.tiny import ROOT
     ('r18_in1k', 'a ResNet of depth 18 with 1000 classes'),
     ('r50_cifar100', 'a ResNet of depth 50 with 100 classes'),
     ('swin-t_in1k', 'a vision transformer of 12 layers with 1000 classes'),
-    ('sv1_cifar100', 'a network with 100 classes'),
-    ('sv2_cifar100', 'a network with 100 classes'),
-    ('vgg8_cifar100', 'a network with 100 classes')])
+    ('sv1_cifar100', 'a network of 49 convolutions with 24 to 960 channels, and 100 classes'),
+    ('sv2_cifar100', 'a network of 56 convolutions with 24 to 1024 channels, and 100 classes'),
+    ('vgg8_cifar100', 'a network of 5 convolutions with 64 to 512 channels, and 100 classes')])
 def test_networks_of_the_configs(config, expected):
     cfg = Config.fromfile(ROOT / f'configs/vanilla/{config}.py')
     init_default_scope(cfg.default_scope)
