@@ -5,6 +5,7 @@ from mmwsl.engine.cache_building import build_cache
 from mmwsl.engine.config_checks import explained_config, merge_options
 from mmwsl.engine.data_checks import check_data, explained_data
 from mmwsl.engine.hooks import (
+    BestCheckpointHook,
     ChannelsLastHook,
     CheckLabelsHook,
     CheckResumeHook,
@@ -14,6 +15,7 @@ from mmwsl.engine.hooks import (
     FiniteLossHook,
     LateScalarsHook,
     LossStatisticsHook,
+    RunReportHook,
     SampleRecordHook,
 )
 from mmwsl.engine.launch import add_hooks, finish_run, launcher_parser, prepare_run, read_config, sole_training
@@ -21,8 +23,9 @@ from mmwsl.engine.resume import latest_checkpoint
 from mmwsl.engine.teacher_losses import calibrate, measure_losses
 
 __all__ = [
-    'ChannelsLastHook', 'CheckLabelsHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook', 'ExactResumeHook',
-    'FiniteLossHook', 'LateScalarsHook', 'LossStatisticsHook', 'SampleRecordHook', 'add_hooks', 'build_cache',
-    'calibrate', 'check_data', 'explained_config', 'explained_data', 'finish_run', 'latest_checkpoint', 'launch',
-    'launcher_parser', 'measure_losses', 'merge_options', 'prepare_run', 'read_config', 'runs', 'sole_training',
+    'BestCheckpointHook', 'ChannelsLastHook', 'CheckLabelsHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook',
+    'ExactResumeHook', 'FiniteLossHook', 'LateScalarsHook', 'LossStatisticsHook', 'RunReportHook', 'SampleRecordHook',
+    'add_hooks', 'build_cache', 'calibrate', 'check_data', 'explained_config', 'explained_data', 'finish_run',
+    'latest_checkpoint', 'launch', 'launcher_parser', 'measure_losses', 'merge_options', 'prepare_run', 'read_config',
+    'runs', 'sole_training',
 ]
