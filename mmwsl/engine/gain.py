@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shlex
 import statistics
 import sys
@@ -16,14 +15,14 @@ from mmengine.config import Config
 
 from mmwsl.analysis.predict import network_config
 from mmwsl.engine.cache_building import dataset_config
-from mmwsl.utils.files import whole_file
+from mmwsl.utils.files import shown, whole_file
 from mmwsl.utils.text import first_of
 
 RECORD = 'result.json'
 """What a run that has ended leaves in its work dir."""
 _GAIN = 'gain'
 _HOW_READ = ('num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor', 'sampler', 'dataset', 'collate_fn')
-_SCHEDULE = ('val_evaluator', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'auto_scale_lr')
+_SCHEDULE = ('val_evaluator', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr')
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ def setup(cfg: Config, processes: int = 1) -> str:
     hooks = [hook for hook in cfg.get('custom_hooks') or () if not str(hook['type']).startswith('mmwsl.')]
     parts = [network_config(cfg), _data(cfg.train_dataloader, dataset_config(cfg)), processes,
              _data(validation, validation.get('dataset')), hooks, None if cfg.get('resume') else cfg.get('load_from'),
+             {key: value for key, value in cfg.train_cfg.items() if not key.startswith('val_')},
              *(cfg.get(key) for key in _SCHEDULE)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -131,9 +131,3 @@ def commands(config: Path, checkpoint: Path, taught: bool) -> list[str]:
               *([('model_converters/convert_kd_ckpt_to_student.py', [checkpoint])] if taught else [])]
     return [shlex.join(['python', shown(tools / tool), *map(shown, files)]) for tool, files in wanted
             if (tools / tool).is_file()]
-
-
-def shown(path: Path) -> str:
-    """Return a path as a user in this folder would type it."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith('..') else relative

@@ -36,7 +36,8 @@ def test_another_network_other_data_or_another_schedule_is_another_setup(changed
     before = gain.setup(config('vanilla/digits_student'))
     assert gain.setup(config('vanilla/digits_student', **changed)) != before
     assert gain.setup(config('vanilla/digits_student'), processes=2) != before
-    how = {'train_dataloader.num_workers': 2, 'work_dir': 'elsewhere', 'randomness.seed': 3, 'resume': True}
+    how = {'train_dataloader.num_workers': 2, 'train_cfg.val_interval': 5, 'work_dir': 'elsewhere',
+           'randomness.seed': 3, 'resume': True}
     assert gain.setup(config('vanilla/digits_student', **how)) == before
 
 

@@ -11,17 +11,20 @@ from mmengine.dist import get_world_size, is_main_process, master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 
-from mmwsl.engine import gain
+from mmwsl.engine import console, gain
 from mmwsl.engine.hooks.check_teacher_hook import CheckTeacherHook
-from mmwsl.engine.ratings import chosen_figure
+from mmwsl.engine.overview import overview
+from mmwsl.engine.ratings import Figure, chosen_figure
 from mmwsl.registry import HOOKS
+from mmwsl.utils.files import shown
 
 _FIGURES = 'mmwsl.figures'  # in the message hub, so in each checkpoint
 
 
 @HOOKS.register_module()
 class RunReportHook(Hook):
-    """Say at the end of a run what was gained, which files are there and which commands come next.
+    """Say before the first step what is about to be trained, and at the end what was gained, which files are there and
+    which commands come next.
 
     The figure is the one that :class:`BestCheckpointHook` keeps a checkpoint by. The teacher's is what
     :class:`CheckTeacherHook` measured. The student alone is known if a run of it has ended in a folder next to this
@@ -32,6 +35,9 @@ class RunReportHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self.start, self.begun_at = time.monotonic(), runner.iter
+        found = _found(runner)
+        teacher = '' if found is None else f'{found[0].name} {found[0].value:.4g} on {found[0].images:,} {found[1]}'
+        console.tell(runner.logger, overview(runner, teacher))
         if is_main_process():
             (Path(runner.work_dir) / gain.RECORD).unlink(missing_ok=True)  # of an earlier run, whose files go
 
@@ -48,14 +54,14 @@ class RunReportHook(Hook):
     def after_train(self, runner: Runner) -> None:
         unit, length = ('iteration', runner.iter) if _counts_iterations(runner) else ('epoch', runner.epoch)
         took = timedelta(seconds=round(time.monotonic() - self.start))
-        lines = [f'Done: {length} {unit}s, {runner.iter - self.begun_at:,} steps in {took}.']
+        lines = [f'\nDone: {length} {unit}s, {runner.iter - self.begun_at:,} steps in {took}.']
         result = self._result(runner, unit, length)
         if result is not None:
             result.save(Path(runner.work_dir))
             images = len(runner.val_dataloader.dataset)  # type: ignore[arg-type]
             teacher = _teacher(runner, result.name, images)
             lines.append(gain.gained(result, Path(runner.work_dir), teacher, images))
-        runner.logger.info('\n'.join([*lines, *_files(runner)]))
+        console.tell(runner.logger, '\n'.join([*lines, *_files(runner)]))
 
     def _result(self, runner: Runner, unit: str, length: int) -> gain.Result | None:
         figures = runner.message_hub.get_info(_FIGURES)
@@ -83,9 +89,13 @@ def _better(runner: Runner, name: str) -> Callable[[float, float], bool]:
     return getattr(_checkpoints(runner), 'is_better_than', {}).get(name, operator.gt)
 
 
+def _found(runner: Runner) -> tuple[Figure, str] | None:
+    return next((hook.found for hook in runner.hooks if isinstance(hook, CheckTeacherHook)), None)
+
+
 def _teacher(runner: Runner, name: str, validated: int) -> tuple[float, str] | None:
     """What CheckTeacherHook measured, and of what."""
-    found = next((hook.found for hook in runner.hooks if isinstance(hook, CheckTeacherHook)), None)
+    found = _found(runner)
     if found is None:
         return None
     figure, images = found
@@ -102,7 +112,7 @@ def _files(runner: Runner) -> list[str]:
             checkpoints.append(path)
     logs = [Path(runner.log_dir) / f'{runner.timestamp}.log', Path(runner.log_dir) / 'vis_data/scalars.json']
     files = [*checkpoints, *(path for path in logs if path.is_file())]
-    found = ['Files:', *(f'  {gain.shown(path)}' for path in files)] if files else []
+    found = ['Files:', *(f'  {shown(path)}' for path in files)] if files else []
     config = Path(runner.work_dir) / Path(runner.cfg.filename or f'{runner.timestamp}.py').name
     taught = bool(runner.cfg.model.get('distiller'))
     following = gain.commands(config, checkpoints[0], taught) if checkpoints and config.is_file() else []
