@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import io
 import itertools
 import os
 import pickle
@@ -23,7 +24,7 @@ import types
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.metadata import packages_distributions, version
@@ -73,6 +74,24 @@ def ready_the_stack() -> None:
     make_mmrazor_importable()
     load_only_weights()
     read_yaml_as_data()
+    import_quietly()
+
+
+def import_quietly() -> None:
+    """Import mmpretrain without two lines that are printed for parts that nobody asked for.
+
+    Symptom: ``Could not import OneDL`` (onedl-mmpretrain prints what it meant to log at level DEBUG) and ``UserWarning:
+    Fail to import ``MultiScaleDeformableAttention``` (mmcv-lite, which has no operators). Upstream: a logger's name in
+    that call, and a warning when the attention is built.
+    """
+    printed = io.StringIO()
+    with warnings.catch_warnings(), redirect_stdout(printed):
+        warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
+        for module in ('mmcv.cnn.bricks.transformer', 'mmpretrain.datasets'):
+            importlib.import_module(module)
+    other = [line for line in printed.getvalue().splitlines() if line != 'Could not import OneDL']
+    if other:
+        print(*other, sep='\n')
 
 
 def make_torchvision_importable() -> None:

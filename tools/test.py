@@ -3,6 +3,7 @@ import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
 import copy
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,11 +12,18 @@ import mmengine
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
 
 from mmwsl.analysis.predict import choose_network
-from mmwsl.engine import explained_data, finish_run, launcher_parser, merge_options, prepare_run, read_config
+from mmwsl.engine import (
+    add_progress,
+    console,
+    explained_data,
+    finish_run,
+    launcher_parser,
+    merge_options,
+    prepare_run,
+    read_config,
+)
 from mmwsl.engine.data_checks import check_labels
 from mmwsl.engine.hooks.check_labels_hook import predicted_classes
 from mmwsl.utils import load_network
@@ -29,6 +37,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                         'tta_model and tta_pipeline, or mean class scores of the image and its mirror image')
     parser.add_argument('--out', help='file for the results: .pkl, or .json for metrics')
     parser.add_argument('--out-item', choices=['metrics', 'pred'], help='what --out takes; default: pred')
+    parser.add_argument('--verbose', action='store_true', help="show mmengine's whole log, which is in its file, too")
     args = parser.parse_args(arguments)
     if args.out_item and not args.out:
         parser.error('--out-item needs --out')
@@ -98,7 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.amp:
         cfg.test_cfg.fp16 = True
     prepare_run(cfg, args, ('test_dataloader', ))
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    add_progress(cfg)
+    if not args.work_dir:  # mmengine writes the config there, without teacher, and must not replace the run's
+        cfg.work_dir = f'{cfg.work_dir}/test'
+    runner = console.build_runner(cfg, args.verbose)
     if args.checkpoint:
         load_network(network_of(runner.model), args.checkpoint)
     check_labels(runner.test_loop.dataloader.dataset, predicted_classes(network_of(runner.model)), 'test_dataloader')
@@ -112,4 +124,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with console.one_screen('--verbose' in sys.argv):
+        main()

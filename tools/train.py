@@ -2,14 +2,14 @@
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from mmengine.config import Config
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
 
 from mmwsl.engine import (
     add_hooks,
+    console,
     explained_config,
     explained_data,
     finish_run,
@@ -29,6 +29,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate with the batch size of all processes together')
     parser.add_argument('--no-persistent-workers', action='store_true', help='make workers anew for each epoch')
+    parser.add_argument('--verbose', action='store_true', help="show mmengine's whole log, which is in its file, too")
     return parser.parse_args(arguments)
 
 
@@ -63,11 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if cfg.get('resume') and not cfg.get('load_from'):
             cfg.load_from = latest_checkpoint(cfg.work_dir)
         with explained_config():
-            runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+            runner = console.build_runner(cfg, args.verbose)
         with explained_data(cfg, ('train_dataloader', 'val_dataloader')):
             runner.train()
     finish_run()
 
 
 if __name__ == '__main__':
-    main()
+    with console.one_screen('--verbose' in sys.argv):
+        main()

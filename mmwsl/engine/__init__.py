@@ -1,10 +1,11 @@
 """What happens around a run: starting it, its hooks, building a teacher cache, asking a teacher once."""
 import mmwsl.compat  # noqa: F401  readies the stack
-from mmwsl.engine import launch, runs
+from mmwsl.engine import console, launch, runs
 from mmwsl.engine.cache_building import build_cache
 from mmwsl.engine.config_checks import explained_config, merge_options
 from mmwsl.engine.data_checks import check_data, explained_data
 from mmwsl.engine.hooks import (
+    BestCheckpointHook,
     ChannelsLastHook,
     CheckLabelsHook,
     CheckResumeHook,
@@ -12,17 +13,29 @@ from mmwsl.engine.hooks import (
     EpochSeedHook,
     ExactResumeHook,
     FiniteLossHook,
+    HardLossHook,
     LateScalarsHook,
     LossStatisticsHook,
+    ProgressHook,
+    RunReportHook,
     SampleRecordHook,
 )
-from mmwsl.engine.launch import add_hooks, finish_run, launcher_parser, prepare_run, read_config, sole_training
+from mmwsl.engine.launch import (
+    add_hooks,
+    add_progress,
+    finish_run,
+    launcher_parser,
+    prepare_run,
+    read_config,
+    sole_training,
+)
 from mmwsl.engine.resume import latest_checkpoint
 from mmwsl.engine.teacher_losses import calibrate, measure_losses
 
 __all__ = [
-    'ChannelsLastHook', 'CheckLabelsHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook', 'ExactResumeHook',
-    'FiniteLossHook', 'LateScalarsHook', 'LossStatisticsHook', 'SampleRecordHook', 'add_hooks', 'build_cache',
-    'calibrate', 'check_data', 'explained_config', 'explained_data', 'finish_run', 'latest_checkpoint', 'launch',
-    'launcher_parser', 'measure_losses', 'merge_options', 'prepare_run', 'read_config', 'runs', 'sole_training',
+    'BestCheckpointHook', 'ChannelsLastHook', 'CheckLabelsHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook',
+    'ExactResumeHook', 'FiniteLossHook', 'HardLossHook', 'LateScalarsHook', 'LossStatisticsHook', 'ProgressHook',
+    'RunReportHook', 'SampleRecordHook', 'add_hooks', 'add_progress', 'build_cache', 'calibrate', 'check_data',
+    'console', 'explained_config', 'explained_data', 'finish_run', 'latest_checkpoint', 'launch', 'launcher_parser',
+    'measure_losses', 'merge_options', 'prepare_run', 'read_config', 'runs', 'sole_training',
 ]

@@ -96,17 +96,35 @@ def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, .
 
 def add_hooks(cfg: Config) -> None:
     """Have a run resume exactly and only from its own checkpoints, refuse labels that are no class, stop when it
-    diverges and read from a GPU only what is logged, and have a distillation compute only what is logged.
+    diverges, read from a GPU only what is logged, keep its best checkpoint, show how far it is and what it gained; and
+    have a distillation compute only what is logged, and warn if its student learns nothing from labels.
 
     A hook that the config has is not added again.
     """
     cfg.default_hooks = {'runtime_info': dict(type='mmwsl.LateScalarsHook'), **(cfg.get('default_hooks') or {})}
+    _keep_best(cfg)
     hooks = list(cfg.get('custom_hooks') or [])
     looks_at_labels = any('CheckTeacherHook' in str(hook['type']) for hook in hooks)
+    of_teachers = ['LossStatisticsHook', 'HardLossHook'] if cfg.model.get('distiller') else []
     wanted = [*([] if looks_at_labels else ['CheckLabelsHook']), 'CheckResumeHook', 'ExactResumeHook', 'FiniteLossHook',
-              *(['LossStatisticsHook'] if cfg.model.get('distiller') else [])]
+              'RunReportHook', 'ProgressHook', *of_teachers]
     cfg.custom_hooks = [*hooks, *(dict(type=f'mmwsl.{name}') for name in wanted
                                   if not any(name in str(hook['type']) for hook in hooks))]
+
+
+def add_progress(cfg: Config) -> None:
+    """Have a test show how far it is; a config that a run has written has the hook already."""
+    hooks = cfg.get('custom_hooks') or []
+    if not any('ProgressHook' in str(hook['type']) for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type='mmwsl.ProgressHook')]
+
+
+def _keep_best(cfg: Config) -> None:
+    """Have checkpoints written by a hook that keeps the best one, too, unless the config says which it wants."""
+    checkpoint = cfg.default_hooks.get('checkpoint')
+    if (cfg.get('val_evaluator') and checkpoint and checkpoint.get('type') == 'CheckpointHook'
+            and 'save_best' not in checkpoint and checkpoint.get('interval', -1) > 0):
+        checkpoint['type'] = 'mmwsl.BestCheckpointHook'
 
 
 @contextmanager

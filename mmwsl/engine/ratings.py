@@ -57,7 +57,7 @@ def rated(runner: Runner, model: Any, batches: int) -> Figure | None:
     all_reduce(images)
     all_reduce(pixels)
     results = _evaluated(evaluator, int(images), [found for part in all_gather_object(ids) for found in part])
-    name = _chosen(results, runner)
+    name = chosen_figure(results, runner)
     if name is None:
         runner.logger.warning('The teacher was not checked: val_evaluator gives no number for its predictions.')
         return None
@@ -107,8 +107,9 @@ def _quiet() -> Iterator[None]:
         logger.disabled = before
 
 
-def _chosen(results: Mapping[str, Any], runner: Runner) -> str | None:
-    """The name of the figure that counts."""
+def chosen_figure(results: Mapping[str, Any], runner: Runner) -> str | None:
+    """Return the name of the figure that counts: the one that ``save_best`` names, else mIoU, mAP or the F1 score, else
+    the first number; None if there is no number."""
     numbers = [name for name, value in results.items() if _is_number(value)]
     best = next((hook.save_best for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
     wanted = [name for name in ([best] if isinstance(best, str) else best or []) if name in numbers]

@@ -58,6 +58,12 @@ def lock(stream: IO[Any], busy: str) -> None:
         raise RuntimeError(f'{busy}: wait for it or end it, then give the same command again')
 
 
+def shown(path: str | Path) -> str:
+    """Return a path as a user in this folder would type it."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith('..') else relative
+
+
 def _sync_folder(path: Path) -> None:
     try:
         folder = os.open(path, os.O_RDONLY)

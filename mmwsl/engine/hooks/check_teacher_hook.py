@@ -70,6 +70,8 @@ class CheckTeacherHook(CheckLabelsHook):
         self.max_batches = max_batches
         self.min_score = min_score if min_accuracy is None else 100 * min_accuracy
         self.expected_score = expected_score
+        self.found: tuple[Figure, str] | None = None
+        """The teacher's figure, and of which images; None before a run, or if it could not be scored."""
 
     def before_train(self, runner: Runner) -> None:
         model = unwrapped_model(runner.model)
@@ -133,6 +135,7 @@ class CheckTeacherHook(CheckLabelsHook):
         accuracy, chance = 100 * score.accuracy, 100 / score.classes
         least = _least(chance) if self.min_score is None else self.min_score
         runner.logger.info(f'Teacher: {accuracy:.2f} % top-1 on {score.images} {images}.')
+        self.found = Figure('accuracy/top1', accuracy, score.images, chance), images
         found = f'The teacher gets {accuracy:.2f} % of {score.images} {images} right'
         if accuracy < least:
             raise RuntimeError(f'{found}; chance is {chance:.2f} % and {least:.2f} % is required. {_ADVICE} {_UNLESS}')
@@ -144,6 +147,7 @@ class CheckTeacherHook(CheckLabelsHook):
     def _judge_figure(self, runner: Runner, figure: Figure) -> None:
         name, value, images, constant = figure
         runner.logger.info(f'Teacher: {name} {value:.4g} on {images} validation images.')
+        self.found = figure, 'validation images'
         found = f'The teacher has a {name} of {value:.4g} on {images} validation images'
         least = self.min_score if self.min_score is not None or constant is None else _least(constant)
         if least is not None and value < least:

@@ -162,6 +162,8 @@ class WSLDistiller(ConfigurableDistiller):
                 self.calls[name] = loss.last_call  # type: ignore[assignment]  # now: it may serve the next one as well
             for statistic, value in (self._statistics(name) if self.logs_statistics else {}).items():
                 statistics[f'{statistic}_{position}' if statistic in statistics else statistic] = value
+            if name in self.calls:
+                self.calls[name].release()
         for recorder in self.student_recorders.recorders.values():
             recorder.data_buffer[:] = tree_map(_without_graph, recorder.data_buffer)
         return {**results, **statistics}

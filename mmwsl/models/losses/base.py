@@ -23,6 +23,8 @@ class SampleLoss(nn.Module):
     """Temperature, at which regularization samples are counted and a top K of a teacher cache is restored."""
     per_class = False
     r"""Whether there is a value for each class of a target, (N, C, \*), as for a head of sigmoids."""
+    never_vanishes = False
+    """Whether a student that answers as its teacher still has a loss; :meth:`divergence` then tells how far it is."""
     needs_classes = False
     """Whether class scores (mixup, cutmix) leave it undefined."""
     batch_type: type[SampleBatch] = SampleBatch
@@ -47,6 +49,18 @@ class SampleLoss(nn.Module):
 
     def of_the_whole(self, preds_S: Tensor, batch: SampleBatch) -> Tensor | None:
         """A further term of the batch as a whole, which no target can be weighted by. A scalar, or None."""
+        return None
+
+    def divergence(self, losses: Tensor, preds_T: Tensor) -> Tensor | None:
+        r"""The KL divergence behind losses that do not reach 0, for the log.
+
+        Args:
+            losses: What :meth:`forward` gave, without gradient. Shape: (N, \*).
+            preds_T: Teacher logits. Shape: (N, C, \*).
+
+        Returns:
+            KL(teacher, student) at temperature tau in nats, shape as losses; None for a loss that reaches 0.
+        """
         return None
 
     @property

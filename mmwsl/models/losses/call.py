@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,15 +19,24 @@ class Call:
         batch: The targets.
         weight: What each was weighted by.
         losses: Weighted loss of each target, or of each class of it.
+        divergence: Computes the KL divergence of each, or None. It holds the teacher's logits until :meth:`release`.
     """
 
-    def __init__(self, batch: SampleBatch, weight: Tensor, losses: Tensor) -> None:
+    def __init__(self, batch: SampleBatch, weight: Tensor, losses: Tensor,
+                 divergence: Callable[[], Tensor | None] | None = None) -> None:
         self.batch, self.weight, self.losses = batch, weight, losses
+        self.divergence = divergence
         batch.release()
+
+    def release(self) -> None:
+        """Let go of the teacher's logits: ``kl`` is known no more."""
+        self.divergence = None
 
     def statistics(self) -> dict[str, Tensor]:
         r"""Scalars to log.
 
+        ``kl``: the mean KL divergence of student and teacher at temperature tau, unweighted and in nats, which a
+        perfect student brings to 0; of losses that do not reach 0 themselves, until :meth:`release`;
         ``wsl_weight``: the mean weight that was applied to the targets kept, whatever the weighting;
         ``wsl_weight_p10``, ``_p50`` and ``_p90``: its percentiles, of every k-th of more than 32,767 targets, so that
         at least 16,384 count. ``regularization_share``,
@@ -35,9 +46,13 @@ class Call:
         others, and ``negative_share``, the share that the latter have of the loss.
         """
         kept = self.batch.kept.expand_as(self.weight)
-        statistics = {'wsl_weight': self.batch.mean(self.weight), **_percentiles(self.weight, kept)}
+        kl = self.divergence() if self.divergence else None
+        values = {'wsl_weight': self.weight, **({} if kl is None else {'kl': kl})}
         if self.batch.has_classes:
-            statistics['regularization_share'] = self.batch.mean(self.batch.is_regularization)
+            values['regularization_share'] = self.batch.is_regularization
+        means = self.batch.means(values)
+        statistics = {'kl': means.pop('kl').clamp(min=0)} if kl is not None else {}  # rounding may leave -1e-7
+        statistics.update(wsl_weight=means.pop('wsl_weight'), **_percentiles(self.weight, kept), **means)
         if isinstance(self.batch, BernoulliBatch):
             statistics.update(self._of_signs(self.batch, kept))
         return statistics
@@ -79,5 +94,5 @@ def _percentiles(weight: Tensor, kept: Tensor) -> dict[str, Tensor]:
     last = kept.sum() - 1
     # made on the device, where a list would have to be copied to
     percents = torch.arange(_PERCENTILES.start, _PERCENTILES.stop, _PERCENTILES.step, device=weight.device)
-    values = ordered.take((percents * last / 100).round().long().clamp(min=0))
-    return dict(zip(names, torch.where(last < 0, 0.0, values).unbind(), strict=True))
+    values = ordered.take((percents * last / 100).round().long())  # of none the last, which is infinite as all are
+    return dict(zip(names, values.nan_to_num(torch.nan, posinf=0.0, neginf=-torch.inf).unbind(), strict=True))

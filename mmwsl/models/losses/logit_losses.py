@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mmwsl import functional
@@ -42,6 +43,7 @@ class SoftCrossEntropy(_Tempered):
         ValueError: If compile is something else.
         ImportError: If Triton is missing.
     """
+    never_vanishes = True
 
     def __init__(self, tau: float = 4.0, compile: bool | str = False) -> None:
         super().__init__(tau)
@@ -65,6 +67,11 @@ class SoftCrossEntropy(_Tempered):
         if terms.wsl_weight is not None:
             batch.wsl_weight = batch.masked_weight = terms.wsl_weight
         return terms.soft_loss
+
+    def divergence(self, losses: Tensor, preds_T: Tensor) -> Tensor:
+        r"""The cross-entropy without the teacher's entropy. Shape: (N, \*)."""
+        probs_T = (functional.at_least_float32(preds_T) / self.tau).softmax(1)
+        return torch.sub(losses, torch.special.entr(probs_T).sum(1), alpha=self.tau**2) / self.tau**2
 
     def _terms(self, preds_S: Tensor, batch: SampleBatch) -> Terms:
         if self._uses_kernel(preds_S, batch.preds_T, batch.given_target):
@@ -202,7 +209,7 @@ class Standardized(SampleLoss):
         if self.loss.for_sigmoids:
             raise ValueError(f'logits are standardised among the classes of a softmax, and {type(self.loss).__name__} '
                              'is for heads of sigmoids: leave Standardized out')
-        self.needs_classes = self.loss.needs_classes
+        self.needs_classes, self.never_vanishes = self.loss.needs_classes, self.loss.never_vanishes
 
     @property
     def tau(self) -> float:  # type: ignore[override]
@@ -216,6 +223,10 @@ class Standardized(SampleLoss):
     def forward(self, preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
         r"""Shape: (N, \*)."""
         return self.loss(functional.standardized(preds_S), functional.standardized(preds_T), target)
+
+    def divergence(self, losses: Tensor, preds_T: Tensor) -> Tensor | None:
+        """The inner loss's, of standardised logits."""
+        return self.loss.divergence(losses, functional.standardized(preds_T))
 
     def of_the_whole(self, preds_S: Tensor, batch: SampleBatch) -> Tensor | None:
         """The inner loss's."""
@@ -251,6 +262,8 @@ class BernoulliKD(_Tempered):
         per_class: Whether each class of a target has a weight of its own. False: one weight for all of a target, from
             hard losses that are summed over its classes.
     """
+    never_vanishes = True
+
     def __init__(self, tau: float = 1.0, per_class: bool = True) -> None:
         super().__init__(tau)
         self.per_class = per_class
@@ -264,6 +277,11 @@ class BernoulliKD(_Tempered):
         r"""Shape: (N, C, \*) per class, else (N, \*)."""
         losses = functional.bernoulli_loss(preds_S, preds_T, self.tau)
         return losses if self.per_class else losses.sum(1)
+
+    def divergence(self, losses: Tensor, preds_T: Tensor) -> Tensor:
+        """The cross-entropies without the entropies of the teacher's decisions. Shape: as losses."""
+        least = functional.bernoulli_loss(preds_T, preds_T, self.tau)
+        return (losses - (least if self.per_class else least.sum(1))) / self.tau**2
 
     def check(self, preds_S: Tensor, preds_T: Tensor, target: Target, ignore_index: int) -> None:
         """Raise TypeError or ValueError for arguments that do not belong together; several labels may be right."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -109,6 +110,7 @@ class WeightedLoss(nn.Module):
         if teacher_hard_loss is not None:
             batch.replace_teacher_hard_loss(_one_per_target(teacher_hard_loss.detach(), losses, 'teacher_hard_loss'))
         weights = self._weights(batch, losses)
+        divergence = partial(self.sample_loss.divergence, losses.detach(), batch.preds_T)
         scale = self.loss_weight * self._warmth()
         if batch.ignores and weights is not batch.masked_weight:
             # no products with the mask: where a target is ignored either may be nan
@@ -117,7 +119,7 @@ class WeightedLoss(nn.Module):
             losses = losses * (weights * scale)
         if weight is not None and weight.shape == losses.shape:
             losses, weight = losses * weight.to(losses), None
-        self._last.call = Call(batch, weights, losses.detach())
+        self._last.call = Call(batch, weights, losses.detach(), divergence)
         if self.sample_loss.per_class:
             losses = losses.sum(1)
         if weight is not None:

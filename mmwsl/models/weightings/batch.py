@@ -111,8 +111,8 @@ class SampleBatch:
     @property
     def is_regularization(self) -> Tensor:
         r"""Which targets are regularization samples, \|b\| > \|a\|. Shape: (N, \*)."""
-        a, b = self.gradients
-        return b.abs() > a.abs()
+        a = torch.expm1(-self.student_hard_loss)
+        return torch.sub(a, self.true_prob_difference, alpha=self.tau).abs() > a.abs()  # |b|, an operation less
 
     @property
     def sample_idx(self) -> Tensor:
@@ -180,6 +180,17 @@ class SampleBatch:
         """Over the targets that count; 0 where none does. A scalar."""
         kept = self.kept.expand_as(values)
         return torch.where(kept, values, 0.0).sum() / kept.sum().clamp(min=1)
+
+    def means(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Mean of each value over the targets that count, 0 where none does; all by the same few operations.
+
+        Args:
+            values: Of the targets, or of the classes of each, by name.
+        """
+        stacked = torch.stack(torch.broadcast_tensors(*values.values()))
+        kept = self.kept.expand(stacked.shape[1:])
+        means = torch.where(kept, stacked, 0.0).flatten(1).sum(1) / kept.sum().clamp(min=1)
+        return dict(zip(values, means.unbind(), strict=True))
 
 
 class BernoulliBatch(SampleBatch):

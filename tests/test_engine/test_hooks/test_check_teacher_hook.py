@@ -9,7 +9,7 @@ from mmengine.registry import DATASETS
 
 from mmwsl.datasets import Digits
 from mmwsl.engine.hooks import CheckTeacherHook, check_teacher_hook
-from mmwsl.engine.ratings import Figure, _chosen, _constant_miou
+from mmwsl.engine.ratings import Figure, _constant_miou, chosen_figure
 from tests.tiny import PREPROCESSOR, distillation, network, run_digits
 
 
@@ -231,8 +231,8 @@ def test_the_best_class_everywhere_by_hand():
 @pytest.mark.parametrize('save_best, wanted', [(None, 'mIoU'), ('auto', 'mIoU'), ('aAcc', 'aAcc')])
 def test_the_figure_that_counts(save_best, wanted):
     runner = SimpleNamespace(hooks=[CheckpointHook(save_best=save_best, rule='greater')])
-    assert _chosen(dict(aAcc=90.0, mIoU=50.0, table=[1, 2]), runner) == wanted
-    assert _chosen(dict(table=[1, 2], loss=math.nan), runner) is None
+    assert chosen_figure(dict(aAcc=90.0, mIoU=50.0, table=[1, 2]), runner) == wanted
+    assert chosen_figure(dict(table=[1, 2], loss=math.nan), runner) is None
 
 
 def test_a_network_alone_is_not_checked(tmp_path):

@@ -14,7 +14,9 @@ from mmwsl.models.losses import Call
 from tests.tiny import ROOT, digits_config, distillation
 
 HOOK = dict(type='mmwsl.LossStatisticsHook')
-ALWAYS = [dict(type=f'mmwsl.{name}') for name in ('CheckResumeHook', 'ExactResumeHook', 'FiniteLossHook')]
+ALWAYS = [dict(type=f'mmwsl.{name}') for name in (
+    'CheckResumeHook', 'ExactResumeHook', 'FiniteLossHook', 'RunReportHook', 'ProgressHook')]
+OF_TEACHERS = [dict(type='mmwsl.HardLossHook')]
 # the log processor means what matches, here statistics as well: so it looks back over its window
 MEANS = dict(type='LogProcessor', window_size=10, mean_pattern=r'.*(loss|wsl_weight).*')
 
@@ -105,13 +107,14 @@ def test_train_adds_the_hook_to_a_distillation_that_has_none():
     before = list(cfg.custom_hooks)
     for _ in range(2):
         add_hooks(cfg)
-        assert cfg.custom_hooks == [*before, *ALWAYS, HOOK]
+        assert cfg.custom_hooks == [*before, *ALWAYS, HOOK, *OF_TEACHERS]
     alone = Config.fromfile(ROOT / 'configs/vanilla/digits_student.py')
     add_hooks(alone)
     assert alone.custom_hooks == [*before, *ALWAYS]
     own = Config(dict(model=dict(distiller=dict(type='mmwsl.WSLDistiller'))))
     add_hooks(own)
-    assert own.custom_hooks == [dict(type='mmwsl.CheckLabelsHook'), *ALWAYS, HOOK]  # without CheckTeacherHook
+    # without CheckTeacherHook
+    assert own.custom_hooks == [dict(type='mmwsl.CheckLabelsHook'), *ALWAYS, HOOK, *OF_TEACHERS]
 
 
 def test_weights_in_a_distiller_of_mmrazor_are_logged(tmp_path):

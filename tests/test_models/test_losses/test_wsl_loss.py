@@ -275,7 +275,7 @@ def test_no_target_kept(shape, reduction, ignore_index):
     assert torch.equal(result, torch.zeros(target.shape if reduction == 'none' else (), dtype=torch.float64))
     assert torch.equal(gradient(result, preds_S, torch.ones_like(result)), torch.zeros_like(preds_S))
     assert {name: value.item() for name, value in loss.statistics.items()} == dict.fromkeys(
-        ('wsl_weight', *PERCENTILES, 'regularization_share'), 0)
+        ('kl', 'wsl_weight', *PERCENTILES, 'regularization_share'), 0)
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.int64, torch.bool])
@@ -330,7 +330,7 @@ def test_statistics_against_the_reference(shape, tau, kind):
     loss = WSLLoss(tau)
     loss(preds_S, preds_T, target)
     expected = reference(preds_S, preds_T, target, tau)
-    assert set(loss.statistics) == {'wsl_weight', *PERCENTILES, 'regularization_share'}
+    assert set(loss.statistics) == {'kl', 'wsl_weight', *PERCENTILES, 'regularization_share'}
     assert_near(loss.statistics['wsl_weight'], math.fsum(expected.weights) / expected.count)
     assert loss.statistics['regularization_share'].item() == pytest.approx(
         sum(expected.regularizing) / expected.count)
@@ -344,7 +344,7 @@ def test_statistics_are_those_of_the_last_batch():
     preds_S, preds_T, scores = example(kind='scores')
     loss(preds_S, preds_T, scores)
     # Scores have no true class, so the share of the batch before must not stay.
-    assert set(loss.statistics) == {'wsl_weight', *PERCENTILES}
+    assert set(loss.statistics) == {'kl', 'wsl_weight', *PERCENTILES}
     assert_near(loss.statistics['wsl_weight'], math.fsum(reference(preds_S, preds_T, scores, 2.0).weights) / 8)
 
 

@@ -95,6 +95,8 @@ def test_statistics_against_the_reference(carrier, name):
             weights = [w for w, d in zip(weight_values(name, shape, kind, loss.per_class, loss.tau), found, strict=True)
                        if d.kept]
             statistics = applied(carrier, name, shape, kind).statistics
+            assert ('kl' in statistics) == (carrier != 'TTM')
+            statistics.pop('kl', None)
             assert_near(statistics.pop('wsl_weight'), math.fsum(weights) / len(weights))
             for percent in (10, 50, 90):
                 assert_near(statistics.pop(f'wsl_weight_p{percent}'), percentile(weights, percent))
@@ -112,6 +114,40 @@ def test_statistics_against_the_reference(carrier, name):
                 negatives = math.fsum(v for v, positive in zip(values, right, strict=True) if not positive)
                 assert_near(statistics.pop('negative_share'), negatives / math.fsum(values) if any(values) else 0.0)
             assert not statistics
+
+
+LOG_3 = math.log(3)
+KL = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)  # 0.1308 nats: a teacher sure by 3 to 1, and a guess
+KL_OF_LOSSES = {
+    'one temperature': (dict(type='SoftCrossEntropy', tau=1.0), [[LOG_3, 0.0]], KL),
+    'another': (dict(type='SoftCrossEntropy', tau=2.0), [[2 * LOG_3, 0.0]], KL),
+    'two targets, one ignored': (dict(type='SoftCrossEntropy', tau=1.0), [[LOG_3, 0.0], [50.0, 0.0]], KL),
+    'standardised': (  # -1 and 1 over their standard deviation, the square root of 2
+        dict(type='Standardized', loss=dict(type='SoftCrossEntropy', tau=math.sqrt(2) / LOG_3)), [[7.0, 1.0]], KL),
+    'decisions': (dict(type='BernoulliKD', tau=2.0), [[2 * LOG_3, 2 * LOG_3]], KL),
+    'decisions as one': (dict(type='BernoulliKD', tau=2.0, per_class=False), [[2 * LOG_3, 2 * LOG_3]], 2 * KL)}
+
+
+@pytest.mark.parametrize('case', KL_OF_LOSSES)
+def test_kl_by_hand(case):
+    """Of a student that guesses, and of one that answers as its teacher: the loss itself reaches 0 in none of these."""
+    config, logits, expected = KL_OF_LOSSES[case]
+    weighting = dict(type='WSLWeighting') if config.get('per_class', True) else None
+    loss, teacher = WeightedLoss(config, weighting, loss_weight=3.0), torch.tensor(logits, dtype=torch.float64)
+    target = torch.tensor([0, -100][:len(teacher)])
+    loss(torch.zeros_like(teacher), teacher, target)
+    assert_near(loss.statistics['kl'], expected, rtol=1e-5, atol=0)  # 1e-7 is added to a standard deviation
+    value = loss(teacher.clone(), teacher, target)
+    assert value > 0 and loss.statistics['kl'].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_call_that_lets_the_teachers_logits_go_knows_no_kl():
+    loss = WSLLoss()
+    loss(*example((5, 7)))
+    known = loss.statistics
+    loss.last_call.release()
+    known.pop('kl')
+    assert loss.statistics == known
 
 
 def test_percentiles_of_many_targets_are_those_of_every_kth():

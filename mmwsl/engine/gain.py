@@ -1,0 +1,133 @@
+"""What a run gained: its figures, those of its teacher and of the student alone, and what to do next."""
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import statistics
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from mmwsl.analysis.predict import network_config
+from mmwsl.engine.cache_building import dataset_config
+from mmwsl.utils.files import shown, whole_file
+from mmwsl.utils.text import first_of
+
+RECORD = 'result.json'
+"""What a run that has ended leaves in its work dir."""
+_GAIN = 'gain'
+_HOW_READ = ('num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor', 'sampler', 'dataset', 'collate_fn')
+_SCHEDULE = ('val_evaluator', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr')
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run that has ended. Figures are in the unit of their metric."""
+    setup: str
+    """As of :func:`setup`."""
+    taught: bool
+    seed: int | None
+    name: str
+    """Of the figure."""
+    last: float
+    best: float
+    best_at: int
+    """After how many epochs or iterations."""
+    length: int
+    """Of the run, in epochs or iterations."""
+    unit: str = 'epoch'
+    """Or 'iteration'."""
+
+    def save(self, work_dir: Path) -> None:
+        """Write the record into a work dir."""
+        with whole_file(work_dir / RECORD) as file:
+            file.write(json.dumps(asdict(self), indent=1).encode())
+
+
+def setup(cfg: Config, processes: int = 1) -> str:
+    """Return a hash of the student, its data and its schedule: equal for runs that differ in teacher and seed alone.
+
+    Args:
+        cfg: Of a distillation, or of a network alone.
+        processes: How many share the training; the batch of all together counts.
+    """
+    validation = cfg.get('val_dataloader') or {}
+    hooks = [hook for hook in cfg.get('custom_hooks') or () if not str(hook['type']).startswith('mmwsl.')]
+    parts = [network_config(cfg), _data(cfg.train_dataloader, dataset_config(cfg)), processes,
+             _data(validation, validation.get('dataset')), hooks, None if cfg.get('resume') else cfg.get('load_from'),
+             {key: value for key, value in cfg.train_cfg.items() if not key.startswith('val_')},
+             *(cfg.get(key) for key in _SCHEDULE)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _data(loader: Mapping, dataset: Any) -> dict[str, Any]:
+    """What a loader reads, without how."""
+    kept = {key: value for key, value in loader.items() if key not in _HOW_READ}
+    return {**kept, 'dataset': dataset, 'shuffle': (loader.get('sampler') or {}).get('shuffle')}
+
+
+def alone(result: Result, work_dir: Path) -> dict[Path, Result]:
+    """Return the runs of the same student without a teacher in folders next to a work dir, whatever their seeds."""
+    found = {}
+    for path in sorted(work_dir.resolve().parent.glob(f'*/{RECORD}')):
+        try:
+            other = Result(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):  # of a later version, or cut short by a full disk
+            continue
+        if not other.taught and (other.setup, other.name) == (result.setup, result.name):
+            found[path.parent] = other
+    return found
+
+
+def gained(result: Result, work_dir: Path, teacher: tuple[float, str] | None, images: int) -> str:
+    """Return lines that compare a run with its teacher and with its student alone.
+
+    Args:
+        result: Of the run.
+        work_dir: Next to which the student alone is looked for.
+        teacher: Its figure and what it is of, if known.
+        images: Of the validation data.
+    """
+    unit = result.unit
+    rows: list[tuple[str, float | None, str]] = [
+        ('student' if result.taught else 'network', result.last, f'last {unit} ({result.length}), the one to compare'),
+        ('', result.best, f'best {unit} ({result.best_at}), chosen on these validation data')]
+    if result.taught:
+        rows = [('teacher', *(teacher or (None, ''))), *rows, *_against_alone(result, alone(result, work_dir))]
+    places = 2 if abs(result.last) > 1 else 3  # mmdet's figures are shares, others per cent
+    lines = [f'  {name:14}{_figure(name, value, places):>8}  {note}'.rstrip() for name, value, note in rows]
+    return '\n'.join([f'{result.name} on {images:,} validation images:', *lines])
+
+
+def _figure(name: str, value: float | None, places: int) -> str:
+    return 'unknown' if value is None else f'{value:{"+" if name == _GAIN else ""}.{places}f}'
+
+
+def _against_alone(result: Result, runs: Mapping[Path, Result]) -> Iterator[tuple[str, float | None, str]]:
+    if not runs:
+        yield 'student alone', None, 'no folder next to this one holds a run of it with these data and this schedule'
+        return
+    mean = statistics.mean(run.last for run in runs.values())
+    several = f'mean of {len(runs)} runs, ' if len(runs) > 1 else ''
+    yield 'student alone', mean, f'last {result.unit}, {several}{first_of([shown(path) for path in runs])}'
+    yield _GAIN, result.last - mean, 'student - student alone'
+
+
+def commands(config: Path, checkpoint: Path, taught: bool) -> list[str]:
+    """Return the commands that test and export what was trained; none outside tools/train.py.
+
+    Args:
+        config: The run's, as it was dumped with all options.
+        checkpoint: Of the last epoch.
+        taught: Whether it is of a distillation; a network alone is used as it is.
+    """
+    tools = Path(sys.argv[0]).parent
+    wanted = [('test.py', [config, checkpoint]),
+              *([('model_converters/convert_kd_ckpt_to_student.py', [checkpoint])] if taught else [])]
+    return [shlex.join(['python', shown(tools / tool), *map(shown, files)]) for tool, files in wanted
+            if (tools / tool).is_file()]

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmwsl.engine.hooks.check_labels_hook import predicted_classes
+from mmwsl.registry import HOOKS
+from mmwsl.utils.checkpoint import unwrapped_model
+
+_LOSS = 'train/student.loss'
+_MARGIN = 1.1  # one that has not begun to learn is near a guess, on either side
+
+
+@HOOKS.register_module()
+class HardLossHook(Hook):
+    """Warn if a student knows less than a guess after its first epoch, as at a learning rate that is too large.
+
+    Soft labels multiply the gradient by up to 1 + tau * loss_weight, so a rate that suits the student alone may be far
+    too large with a teacher, if nothing normalises the activations. The sign is the student's own loss against the
+    labels: more than a tenth above log C, what guessing among C classes costs. Its mean over the log processor's window
+    is read once, at the end of the first epoch. For students with one label per image (head of mmpretrain with
+    ``num_classes``) and an unmixed cross-entropy. ``tools/train.py`` adds this hook to a distillation.
+    """
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        if runner.epoch > 0 or _LOSS not in runner.message_hub.log_scalars:
+            return
+        model: Any = unwrapped_model(runner.model)
+        classes, factor = _classes(model), getattr(model, 'student_loss_weight', 1)
+        values, _ = runner.message_hub.log_scalars[_LOSS].data
+        loss = float(values[-runner.log_processor.window_size:].mean()) / (factor or math.inf)
+        if classes is None or not loss > _MARGIN * math.log(classes):
+            return
+        optimizer: Mapping = runner.cfg.optim_wrapper.get('optimizer') or {}
+        runner.logger.warning(
+            f"After the first epoch the student's own loss is {loss:.3g}, and guessing among {classes} classes costs "
+            f'{math.log(classes):.3g}: it learns nothing from the labels. The soft labels make the gradient up to '
+            f'{_growth(model):.3g} times as large. Divide optim_wrapper.optimizer.lr ({optimizer.get("lr")}) by that, '
+            "or reduce the losses' loss_weight (docs/choosing.md).")
+
+
+def _classes(model: Any) -> int | None:
+    """Of a distilled student with one label per image, whose loss is a cross-entropy of unmixed labels."""
+    head = getattr(getattr(model, 'student', None), 'head', None)
+    if type(getattr(head, 'loss_module', None)).__name__ != 'CrossEntropyLoss' or getattr(
+            model.data_preprocessor, 'batch_augments', None) is not None or 'MultiLabel' in type(head).__name__:
+        return None
+    return predicted_classes(model)
+
+
+def _growth(model: Any) -> float:
+    """How many times the gradient of the labels that of labels and soft labels together may be."""
+    losses = getattr(getattr(model, 'distiller', None), 'distill_losses', {}).values()
+    return 1 + sum(getattr(loss, 'loss_weight', 0) * getattr(loss, 'tau', 1) for loss in losses)
