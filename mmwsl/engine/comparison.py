@@ -203,10 +203,9 @@ def train_all(tool: Path, planned: Sequence[Trained], jobs: int, threads: int, t
             pool.submit(runs.train, tool, run.config, run.work_dir, run.options, threads, version): number
             for number, (run, version) in enumerate(zip(planned, versions, strict=True))}
         try:
-            for future in _as_they_end(running, every, lambda: tell(progress.line())):
-                run = planned[running[future]]
+            for future in _as_they_end(running, every, lambda: progress.tell(tell)):
                 if future.result():
-                    tell(f'{run.work_dir.name} is trained, {progress.line()}')
+                    progress.tell(tell, f'{planned[running[future]].work_dir.name} is trained')
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -228,9 +227,18 @@ class _Progress:
     def __init__(self, planned: Sequence[Trained]) -> None:
         self.planned, self.total = planned, sum(run.epochs for run in planned)
         self.begin, self.before = time.monotonic(), self._done()
+        self.told = ''
 
     def _done(self) -> int:
         return sum(1 for run in self.planned for line in runs.scalars(run.work_dir) if 'epoch' not in line)
+
+    def tell(self, tell: Callable[[str], None], ended: str = '') -> None:
+        """Tell what has changed: that a run ended, or that epochs did."""
+        line = self.line()
+        epochs = line.partition(',')[0]
+        if ended or epochs != self.told:
+            tell(f'{ended}, {line}' if ended else line)
+        self.told = epochs
 
     def line(self) -> str:
         done = self._done()
