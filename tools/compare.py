@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from mmwsl.engine.comparison import Metric, Plan, draw, metric_of, plan, table, train_all
+from mmwsl.engine.comparison import Metric, Plan, draw, metric_of, plan, table, train_all, warning
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = ROOT / 'tools/train.py'
@@ -66,7 +66,7 @@ def main() -> None:
     by_arm = {arm: [logs.pop(0) for _ in arms] for arm, arms in planned.arms.items()}
     metric = metric_of(next(iter(by_arm.values()))[0])
     teacher = score_of_teacher(planned, metric, args.cfg_options, args.out)
-    tell('\n' + table(metric, teacher, by_arm))
+    tell(f'\n{table(metric, teacher, by_arm)}\n{warning(metric, teacher, by_arm)}')
     draw(metric, teacher, by_arm, args.out / 'comparison.png')
     tell(f'\nPicture: {args.out / "comparison.png"}')
 

@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cfg.load_from = latest_checkpoint(cfg.work_dir)
         with explained_config():
             runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-        with explained_data(cfg, ('train_dataloader', 'val_dataloader')):
+        # data and optimisers are built here, too
+        with explained_config(), explained_data(cfg, ('train_dataloader', 'val_dataloader')):
             runner.train()
     finish_run()
 

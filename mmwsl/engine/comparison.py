@@ -265,6 +265,15 @@ def table(metric: Metric, teacher: float, logs: Mapping[str, Sequence[Sequence[M
     return '\n'.join(lines)
 
 
+def warning(metric: Metric, teacher: float, logs: Mapping[str, Sequence[Sequence[Mapping]]]) -> str:
+    """Return why a comparison says little: a teacher that is no better than the student alone; '' if it is better."""
+    alone = [metric.scores(log)[-1] for log in logs.get(ALONE, ())]
+    if not alone or teacher > statistics.mean(alone):
+        return ''
+    return (f'The teacher ({teacher:.2f}) is no better than the student alone ({statistics.mean(alone):.2f}), so there '
+            'is little to learn from it. Train it for longer, or use a larger one or one with a pretrained start.')
+
+
 def draw(metric: Metric, teacher: float, logs: Mapping[str, Sequence[Sequence[Mapping]]], path: Path) -> None:
     """Draw the arms' scores over the epochs and, if a run logged them, WSL's mean weights."""
     import matplotlib

@@ -178,10 +178,9 @@ def pretrained_start(network: dict, built: Any, path: str) -> dict:
     if missing:
         raise ValueError(f'{path} lacks {len(missing)} of {len(body.state_dict())} weights of this network, or has '
                          f'them in other shapes: {first_of(missing)}. Name a file of the same network')
-    if timm:
-        return dict(pretrained=True, pretrained_cfg_overlay={'url' if '://' in path else 'file': path})
     start = dict(type='Pretrained', checkpoint=path, **(dict(prefix=prefix) if prefix else {}))
-    return dict(backbone={**network['backbone'], 'init_cfg': start})
+    # timm's own pretrained=True would not last: mmengine initialises the network again before training
+    return dict(init_cfg=start) if timm else dict(backbone={**network['backbone'], 'init_cfg': start})
 
 
 def _classifiers(body: Any) -> tuple[str, ...]:

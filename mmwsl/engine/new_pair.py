@@ -234,7 +234,7 @@ def _dataset(out: Path, folder: ImageFolder, part: int) -> str:
         found = dict(data_root=folder.root.as_posix(), data_prefix=folder.prefixes[part])  # type: ignore[index]
     else:  # paths below data_prefix; a data_root would stand before the list, too
         found = dict(data_prefix=folder.root.as_posix(), ann_file=(out / ('train.txt', 'val.txt')[part]).as_posix(),
-                     metainfo=dict(classes=folder.classes))
+                     metainfo=dict(classes=tuple(folder.classes)))
     arguments = {'type': 'CustomDataset', **found}
     return '\n'.join(f'            {key}={_code(value, 12)},' for key, value in arguments.items())
 
