@@ -17,6 +17,7 @@ from mmwsl.engine.runs import roughly
 from mmwsl.utils.files import whole_file
 
 ALONE, PLAIN, WEIGHTED = 'Student alone', 'Plain soft labels (KD)', 'Weighted soft labels (WSL)'
+CACHE = 'teacher_cache'
 _STYLES = 'k:o', 'C0--s', 'C1-^', 'C2-.v', 'C3-d', 'C4--x', 'C5-.p', 'C6:h'
 _TOLD_EVERY = 30  # seconds
 
@@ -79,11 +80,14 @@ class Plan:
     """File of a teacher that is there already, or None."""
     taught: Path
     """A distillation, whose config has the teacher."""
+    teaching: tuple[str, ...]
+    """Settings that give it the teacher."""
     arms: dict[str, list[Trained]]
     """Runs by name, in the order of the seeds."""
 
 
-def plan(paths: Sequence[Path], out: Path, seeds: Sequence[int], options: Sequence[str] = ()) -> Plan:
+def plan(paths: Sequence[Path], out: Path, seeds: Sequence[int], options: Sequence[str] = (),
+         cached: bool = False) -> Plan:
     """Plan the comparison of some configs.
 
     A network alone that is the distillations' teacher is no arm, but trains it. If there is a single config, a
@@ -95,6 +99,7 @@ def plan(paths: Sequence[Path], out: Path, seeds: Sequence[int], options: Sequen
         out: Folder for the runs.
         seeds: Of each arm's runs.
         options: Settings for all of them, ``key=value``.
+        cached: Whether distillations read the teacher's answers from ``out/teacher_cache``.
 
     Raises:
         FileNotFoundError: If a config is not there.
@@ -121,13 +126,19 @@ def plan(paths: Sequence[Path], out: Path, seeds: Sequence[int], options: Sequen
     ckpt = model.get('teacher_ckpt')
     there = not ckpt or '://' in ckpt or (Path(ckpt).is_file() and not _is_run_in(Path(ckpt), teacher.work_dir))
     given = () if there else (f'model.teacher_ckpt={os.path.relpath(teacher.last_checkpoint)}', )
+    read = _cache_options(out / CACHE) if cached else ()
     arms = {name: [Trained(path, out / f'{path.stem}_seed{seed}', (
-        f'randomness.seed={seed}', *options, *(given if path in taught else ()))) for seed in seeds]
+        f'randomness.seed={seed}', *options, *((*given, *read) if path in taught else ()))) for seed in seeds]
             for name, path in _named([*students, *taught], taught).items()}
-    return Plan(teacher, ckpt if there else None, taught[-1], arms)
+    return Plan(teacher, ckpt if there else None, taught[-1], (*options, *given), arms)
 
 
 _ALONE = "model = dict(_delete_=True, **_base_.model.{})"
+
+
+def _cache_options(cache: Path) -> tuple[str, ...]:
+    folder, dataset = os.path.relpath(cache), 'train_dataloader.dataset'
+    return f'model.teacher_cache={folder}', f'{dataset}.type=mmwsl.CachedViews', f'{dataset}.cache={folder}'
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:

@@ -140,8 +140,8 @@ def explained_data(cfg: Config, dataloaders: tuple[str, ...]) -> Iterator[None]:
         found = re.findall(f'{_NOT_READ}(.*)', str(error))  # of a worker after the lines of its code
         if not found:
             raise
-        raise ValueError(f'{found[-1]} does not open as an image: it was cut short, or is something else. Copy it again '
-                         'or delete it; tools/new_pair.py --data FOLDER names all such files') from error
+        raise ValueError(f'{found[-1]} does not open as an image: it was cut short, or is something else. Copy it '
+                         'again or delete it; tools/new_pair.py --data FOLDER names all such files') from error
     except RuntimeError as error:
         if not any(words in str(error) for words in _NOT_STACKED):
             raise

@@ -36,6 +36,18 @@ def test_a_single_distillation_is_compared_with_its_controls(tmp_path, monkeypat
     assert kd.train_dataloader == alone.train_dataloader == wsl.train_dataloader
 
 
+def test_what_is_taught_reads_the_cache(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    planned = plan([CONFIGS / 'wsl_digits.py'], Path('out'), [0], cached=True)
+    alone, _, wsl = (arm[0].options for arm in planned.arms.values())
+    assert alone == ('randomness.seed=0', ) and planned.teaching == ('model.teacher_ckpt=out/teacher/epoch_10.pth', )
+    cfg = Config.fromfile(CONFIGS / 'wsl_digits.py')
+    cfg.merge_from_dict(dict(option.split('=') for option in wsl))
+    assert cfg.model.teacher_cache == cfg.train_dataloader.dataset.cache == 'out/teacher_cache'
+    assert cfg.train_dataloader.dataset.type == 'mmwsl.CachedViews'
+    assert cfg.train_dataloader.dataset.dataset.type == 'mmwsl.Digits'
+
+
 def test_the_config_of_the_teacher_trains_it_and_is_no_arm(tmp_path):
     given = [CONFIGS / name for name in (
         'vanilla/digits_teacher.py', 'vanilla/digits_student.py', 'kd_digits.py', 'dkd_digits.py')]
