@@ -9,9 +9,8 @@ import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 import argparse
 import os
 import shutil
-import statistics
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,14 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, FUNCTIONS, MODELS, init_default_scope
 
-from mmwsl.engine.runs import scalars
-from mmwsl.engine.runs import train as train_once
+from mmwsl.engine.comparison import ALONE, PLAIN, WEIGHTED, Metric, Trained, draw, table, train_all
 from mmwsl.utils.checkpoint import load_network
 
 ROOT = Path(__file__).resolve().parent.parent
-ALONE, PLAIN, WEIGHTED = 'Student alone', 'Plain soft labels (KD)', 'Weighted soft labels (WSL)'
-STYLES = ('k:o', 'C0--s', 'C1-^', 'C2-.v')
+TRAIN = ROOT / 'tools/train.py'
+THREADS = 1  # these networks are so small that one thread each is fastest
 SHOWN = 3  # scenes in the picture
+tell = partial(print, flush=True)
 
 
 @dataclass(frozen=True)
@@ -35,65 +34,48 @@ class Task:
     """What a demo trains, and how it is scored."""
     teacher: str
     arms: dict[str, str]
-    metric: str
-    title: str
+    metric: Metric
     seeds: int
-    factor: float = 1.0
-    """To per cent."""
     package: str = ''
     """Of the extra ``dense``."""
 
 
 TASKS = {
     'cls': Task('vanilla/digits_teacher', {ALONE: 'vanilla/digits_student', PLAIN: 'kd_digits', WEIGHTED: 'wsl_digits'},
-                'accuracy/top1', 'top-1 on 1,197 test digits, %', 5),
+                Metric('accuracy/top1', 'top-1 on 1,197 test digits, %'), 5),
     'seg': Task('seg/teacher_digits-seg', {
         ALONE: 'seg/student_digits-seg', PLAIN: 'seg/kd_digits-seg', WEIGHTED: 'seg/wsl_digits-seg',
-        "MMRazor's CWD": 'seg/cwd_digits-seg'}, 'mIoU', 'mIoU on 300 test scenes, %', 3, package='mmseg'),
+        "MMRazor's CWD": 'seg/cwd_digits-seg'}, Metric('mIoU', 'mIoU on 300 test scenes, %'), 3, package='mmseg'),
     'multi': Task('multi/teacher_digits-multi', {
         ALONE: 'multi/student_digits-multi', PLAIN: 'multi/kd_digits-multi', WEIGHTED: 'multi/wsl_digits-multi'},
-                  'multi-label/mAP', 'mAP on 300 test scenes, %', 3),
+                  Metric('multi-label/mAP', 'mAP on 300 test scenes, %'), 3),
     'det': Task('det/teacher_digits-det', {
         ALONE: 'det/student_digits-det', PLAIN: 'det/kd_digits-det', WEIGHTED: 'det/wsl_digits-det',
-        'WSL without |p_s - p_t|': 'det/wsl-plain_digits-det'}, 'coco/bbox_mAP', 'mAP on 300 test scenes, %', 3,
-                factor=100.0, package='mmdet'),
+        'WSL without |p_s - p_t|': 'det/wsl-plain_digits-det'},
+                Metric('coco/bbox_mAP', 'mAP on 300 test scenes, %', 100.0), 3, package='mmdet'),
 }
-
-
-def train(config: str, work_dir: Path, seed: int, *options: str) -> list[dict]:
-    """Train a config and return its log, one dict per line."""
-    if (work_dir / 'run.json').exists():  # an earlier demo's
-        shutil.rmtree(work_dir)
-    # these networks are so small that one thread each is fastest
-    train_once(ROOT / 'tools/train.py', ROOT / f'configs/{config}.py', work_dir,
-               [f'randomness.seed={seed}', *options], threads=1)
-    return scalars(work_dir)
-
-
-def scores(log: list[dict], task: Task) -> list[float]:
-    """After each validation, in per cent."""
-    return [task.factor * line[task.metric] for line in log if task.metric in line]
-
-
-def mean_weights(log: list[dict]) -> list[float]:
-    return [line['distill.wsl_weight'] for line in log if 'distill.wsl_weight' in line]
 
 
 def run_all(task: Task, out: Path, seeds: int, jobs: int) -> tuple[float, dict[str, list[list[dict]]]]:
     """The teacher's score, and the logs of each arm."""
+    for record in out.glob('*/run.json'):  # an earlier demo's
+        shutil.rmtree(record.parent)
     print('Training the teacher ...', flush=True)
-    teacher = scores(train(task.teacher, out / 'teacher', 0), task)[-1]
+    teacher = Trained(path_of(task.teacher), out / 'teacher', ('randomness.seed=0', ))
+    log, = train_all(TRAIN, [teacher], 1, THREADS, tell)
     options = ('default_hooks.logger.interval=12', )  # on the digits once an epoch
     # relative, since mmengine drops white space from settings and splits them at commas
-    checkpoint = f'model.teacher_ckpt={os.path.relpath(last_checkpoint(task.teacher, out / "teacher"))}'
+    checkpoint = f'model.teacher_ckpt={os.path.relpath(teacher.last_checkpoint)}'
     print(f'Training {len(task.arms)} x {seeds} students, {jobs} at a time ...', flush=True)
-    with ThreadPoolExecutor(jobs) as pool:
-        running = {
-            arm: [pool.submit(train, config, work_dir_of(config, seed, out), seed, *options,
-                              *([] if arm == ALONE else [checkpoint])) for seed in range(seeds)]
-            for arm, config in task.arms.items()
-        }
-        return teacher, {arm: [run.result() for run in runs] for arm, runs in running.items()}
+    planned = [Trained(path_of(config), work_dir_of(config, seed, out), (
+        f'randomness.seed={seed}', *options, *([] if arm == ALONE else [checkpoint])))
+        for arm, config in task.arms.items() for seed in range(seeds)]
+    logs = iter(train_all(TRAIN, planned, jobs, THREADS, tell))
+    return task.metric.scores(log)[-1], {arm: [next(logs) for _ in range(seeds)] for arm in task.arms}
+
+
+def path_of(config: str) -> Path:
+    return ROOT / f'configs/{config}.py'
 
 
 def work_dir_of(config: str, seed: int, out: Path) -> Path:
@@ -101,46 +83,7 @@ def work_dir_of(config: str, seed: int, out: Path) -> Path:
 
 
 def last_checkpoint(config: str, work_dir: Path) -> Path:
-    return work_dir / f'epoch_{Config.fromfile(ROOT / f"configs/{config}.py").train_cfg.max_epochs}.pth'
-
-
-def print_table(task: Task, teacher: float, logs: dict[str, list[list[dict]]]) -> None:
-    print(f'\n{task.title:30}   mean +- std   runs')
-    print(f'{"Teacher":30} {teacher:6.2f}')
-    for arm, runs in logs.items():
-        last = [scores(log, task)[-1] for log in runs]
-        spread = f'{statistics.stdev(last):5.2f}' if len(last) > 1 else '    -'
-        print(f'{arm:30} {statistics.mean(last):6.2f} +- {spread}   {", ".join(f"{value:.2f}" for value in last)}')
-
-
-def draw(task: Task, teacher: float, logs: dict[str, list[list[dict]]], path: Path) -> None:
-    """The arms' scores over the epochs, and what WSL's weights were."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout='constrained')
-    for (arm, runs), style in zip(logs.items(), STYLES, strict=False):
-        curves = [scores(log, task) for log in runs]
-        epochs = [line['step'] for line in runs[0] if task.metric in line]
-        left.plot(epochs, [statistics.mean(values) for values in zip(*curves, strict=True)], style, label=arm)
-        left.fill_between(epochs, *zip(*((min(v), max(v)) for v in zip(*curves, strict=True)), strict=True),
-                          color=style[:-2].rstrip('-:.') or 'k', alpha=0.15)
-    left.axhline(teacher, color='grey', label='Teacher')
-    left.set(xlabel='epoch', ylabel=task.title, title=f'Mean and range, seeds: {len(curves)}')
-    left.legend()
-    for seed, log in enumerate(logs[WEIGHTED]):
-        weights = mean_weights(log)
-        epochs = [line['epoch'] for line in log if 'distill.wsl_weight' in line]
-        right.plot(*last_of_each(epochs, weights), marker='.', label=f'seed {seed}')
-    right.set(xlabel='epoch', ylabel='mean weight w', title='WSL: how far the soft labels are trusted', ylim=(0, 1.02))
-    right.legend()
-    figure.savefig(path, dpi=120)
-
-
-def last_of_each(epochs: list[int], values: list[float]) -> tuple[list[int], list[float]]:
-    """Return each epoch once, with the last of its values."""
-    last = dict(zip(epochs, values, strict=True))
-    return list(last), list(last.values())
+    return Trained(path_of(config), work_dir, ()).last_checkpoint
 
 
 def draw_scenes(task: Task, out: Path, path: Path) -> None:
@@ -208,8 +151,8 @@ def main() -> None:
         parser.error(f'--task {args.task} needs {task.package}: make install DENSE=1, or the extra dense')
     out = (args.out or Path('work_dirs/demo' if args.task == 'cls' else f'work_dirs/demo_{args.task}')).resolve()
     teacher, logs = run_all(task, out, args.seeds or task.seeds, args.jobs)
-    print_table(task, teacher, logs)
-    draw(task, teacher, logs, out / 'demo.png')
+    print('\n' + table(task.metric, teacher, logs))
+    draw(task.metric, teacher, logs, out / 'demo.png')
     pictures = [out / 'demo.png']
     if args.task != 'cls':
         draw_scenes(task, out, out / 'scenes.png')

@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cfg.load_from = latest_checkpoint(cfg.work_dir)
         with explained_config():
             runner = console.build_runner(cfg, args.verbose)
-        with explained_data(cfg, ('train_dataloader', 'val_dataloader')):
+        # data and optimisers are built here, too
+        with explained_config(), explained_data(cfg, ('train_dataloader', 'val_dataloader')):
             runner.train()
     finish_run()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ _CIFAR = {  # folder, its files, archive
 }
 # torch's words, the second of a worker
 _NOT_STACKED = ('stack expects each tensor to be equal size', 'resize storage that is not resizable')
+_NOT_READ = 'failed to load image: '  # mmcv's
 _FOLDERS = ('ImageNet', 'ImageNet21k', 'CustomDataset')
 
 
@@ -123,17 +125,23 @@ def _check_images(folder: Path, with_label: bool) -> None:
 
 @contextmanager
 def explained_data(cfg: Config, dataloaders: tuple[str, ...]) -> Iterator[None]:
-    """Name two images of different sizes, if a batch could not be stacked.
+    """Name two images of different sizes if a batch could not be stacked, and a file that is no image.
 
     Args:
         cfg: Of the run.
         dataloaders: Fields in which to look for them.
 
     Raises:
-        ValueError: In place of torch's RuntimeError.
+        ValueError: In place of torch's RuntimeError and mmcv's AssertionError.
     """
     try:
         yield
+    except AssertionError as error:
+        found = re.findall(f'{_NOT_READ}(.*)', str(error))  # of a worker after the lines of its code
+        if not found:
+            raise
+        raise ValueError(f'{found[-1]} does not open as an image: it was cut short, or is something else. Copy it '
+                         'again or delete it; tools/new_pair.py --data FOLDER names all such files') from error
     except RuntimeError as error:
         if not any(words in str(error) for words in _NOT_STACKED):
             raise

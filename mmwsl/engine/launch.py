@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib.util
 import json
 import logging
@@ -52,6 +53,10 @@ def read_config(path: str) -> Config:
     """
     package, separator, _ = path.partition('::')
     if not separator:
+        if not Path(path).exists():
+            close = difflib.get_close_matches(path, map(str, Path(path).parent.glob('*.*')), n=1)
+            raise FileNotFoundError(f'there is no config {path}. ' + (
+                f'Did you mean {close[0]}?' if close else 'configs/README.md lists those of this project'))
         return Config.fromfile(path)
     if importlib.util.find_spec(package) is None:  # mmengine would install it
         raise ModuleNotFoundError(f'{path} is a config of {package}, which is not installed')

@@ -1,6 +1,7 @@
 """Training runs, each in a process of its own: kept apart, taken up where they were killed, never done twice."""
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -11,12 +12,15 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
+from mmengine.config import Config
+
 from mmwsl.utils.files import lock, whole_file
 
 _RECORD = 'run.json'
 
 
-def train(tool: Path, config: Path, work_dir: Path, options: Sequence[str] = (), threads: int = 1) -> bool:
+def train(tool: Path, config: Path, work_dir: Path, options: Sequence[str] = (), threads: int = 1,
+          version: str | None = None) -> bool:
     """Train a config to its end; return at once where that is done, go on where it was killed.
 
     Args:
@@ -25,16 +29,19 @@ def train(tool: Path, config: Path, work_dir: Path, options: Sequence[str] = (),
         work_dir: Where logs and checkpoints go, one for each run.
         options: Settings of the config to override, ``key=value``.
         threads: Of torch, on a CPU.
+        version: Of what the config says, by :func:`version_of`. None goes on with a run of any version.
 
     Returns:
         Whether there was anything left to train.
 
     Raises:
-        ValueError: If ``work_dir`` holds a run of another config or with other options.
+        ValueError: If ``work_dir`` holds a run of another config, with other options or of another version.
         RuntimeError: If training fails; the message ends with the last lines that it wrote. If another process trains
             in ``work_dir``.
     """
     record = dict(config=str(config), options=list(options), finished=False)
+    if version is not None:
+        record['version'] = version
     if _finished(work_dir, record):
         return False
     work_dir.mkdir(parents=True, exist_ok=True)
@@ -54,6 +61,12 @@ def train(tool: Path, config: Path, work_dir: Path, options: Sequence[str] = (),
         raise RuntimeError(f'training {config} failed with status {status.returncode}; {output} ends with\n{end}')
     _write(work_dir, {**record, 'finished': True})
     return True
+
+
+def version_of(config: Path) -> str:
+    """Return a hash of all that a config says, with what it inherits; comments change nothing."""
+    said = json.dumps(Config.fromfile(config).to_dict(), sort_keys=True, default=str)
+    return hashlib.sha256(said.encode()).hexdigest()[:12]
 
 
 def scalars(work_dir: Path) -> list[dict]:
@@ -84,7 +97,16 @@ def seconds(work_dir: Path) -> float:
                for log in _logs(work_dir))
 
 
+def roughly(seconds: float) -> str:
+    """Return a time as people say it: '40 s', '12 min', '3 h 20 min'."""
+    if seconds < 90:
+        return f'{max(1, round(seconds))} s'
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f'{hours} h {minutes} min' if hours else f'{minutes} min'
+
+
 def _finished(work_dir: Path, record: dict) -> bool:
+    """Whether a run is finished; raise ValueError if it is another one."""
     if not (work_dir / _RECORD).exists():
         return False
     found = json.loads((work_dir / _RECORD).read_text())
@@ -92,6 +114,9 @@ def _finished(work_dir: Path, record: dict) -> bool:
         if found[field] != record[field]:
             raise ValueError(f'{work_dir} holds a run with {field} {found[field]}, not {record[field]}: choose another '
                              'work dir, or delete it')
+    if 'version' in record and found.get('version', record['version']) != record['version']:
+        raise ValueError(f'{found["config"]} has changed since its run in {work_dir} began, so the run is of other '
+                         f'settings. Delete it (rm -r {work_dir}), or choose another folder for the runs')
     return found['finished']
 
 

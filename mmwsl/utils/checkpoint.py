@@ -81,8 +81,8 @@ def load_what_fits(model: nn.Module, weights: dict[str, Tensor]) -> str:
     return '; '.join(f'{what}: {first_of(sorted(keys))}' for what, keys in problems.items() if keys)
 
 
-def read_weights(path: str, advice: str = 'Copy the network there once it is trained (configs/vanilla/ has configs), '
-                 'name its own file (model.teacher_ckpt for a teacher), or convert a published one with '
+def read_weights(path: str, advice: str = 'Train the network first (tools/compare.py CONFIG trains a teacher; '
+                 'configs/vanilla/ has configs), name its file in model.teacher_ckpt, or convert a published one with '
                  'tools/model_converters/import_teacher.py') -> dict[str, Tensor]:
     """The state dict in a checkpoint, on the CPU.
 

@@ -4,7 +4,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmwsl.engine import config_checks
 from mmwsl.engine.config_checks import check_option_keys, explained_config, warn_of_schedule, warn_of_unread_keys
-from tests.tiny import ROOT, distillation, network
+from tests.tiny import ROOT, distillation, load_tool, network
 
 
 @pytest.fixture
@@ -47,6 +47,12 @@ def test_errors_that_are_not_of_a_config_stay_as_they_are(error):
     with pytest.raises(type(error)) as raised, explained_config():
         raise error
     assert raised.value is error
+
+
+def test_argument_of_what_training_builds_is_explained(tmp_path):
+    with pytest.raises(ValueError, match=r"SGD has no argument 'lrr'\. Did you mean 'lr'\?"):
+        load_tool('train').main([str(ROOT / 'configs/vanilla/digits_student.py'), '--work-dir', str(tmp_path),
+                                 '--cfg-options', 'optim_wrapper.optimizer.lrr=0.1'])
 
 
 @pytest.mark.parametrize('option, message', [

@@ -98,6 +98,14 @@ def test_a_config_of_an_installed_package_is_read():
     assert read_config(str(ROOT / 'configs/wsl_digits.py')).model.type == 'mmwsl.WSLDistill'
 
 
+@pytest.mark.parametrize('path, message', [
+    (ROOT / 'configs/wsl_digit.py', f'there is no config .*wsl_digit.py. Did you mean {ROOT}/configs/wsl_digits.py'),
+    ('nowhere/x.py', 'there is no config nowhere/x.py. configs/README.md lists')])
+def test_a_config_that_is_not_there_is_explained(path, message):
+    with pytest.raises(FileNotFoundError, match=message):
+        launch.read_config(str(path))
+
+
 def test_a_package_that_is_not_installed_is_named_and_not_fetched():
     with pytest.raises(ModuleNotFoundError, match=r'mmtrack::sot/a\.py is a config of mmtrack, which is not installed'):
         read_config('mmtrack::sot/a.py')

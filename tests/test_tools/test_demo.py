@@ -7,25 +7,28 @@ import torch
 from mmengine.config import Config
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
+from mmwsl.engine import runs
 from tests.tiny import ROOT, load_tool
 
 
 def test_demo_shows_what_its_runs_logged(tmp_path, monkeypatch, capsys):
     demo, asked = load_tool('demo'), {}
 
-    def train(tool, config, work_dir, options, threads):
+    def train(tool, config, work_dir, options, threads, version):
         cfg = Config.fromfile(config)
         work_dir.mkdir(parents=True)
         asked[work_dir.name] = cfg, dict(option.split('=') for option in options)
 
     def scalars(work_dir):
+        if work_dir.name not in asked:  # not begun
+            return []
         cfg, options = asked[work_dir.name]
         seed, weight = int(options['randomness.seed']), {'distill.wsl_weight': 0.5} if 'teacher' in cfg.model else {}
         return [line for epoch in range(1, cfg.train_cfg.max_epochs + 1)
                 for line in (dict(loss=1.0, step=12 * epoch, epoch=epoch, **weight),
                              {'accuracy/top1': 50.0 + epoch + 3 * seed, 'step': epoch})]
-    monkeypatch.setattr(demo, 'train_once', train)
-    monkeypatch.setattr(demo, 'scalars', scalars)
+    monkeypatch.setattr(runs, 'train', train)
+    monkeypatch.setattr(runs, 'scalars', scalars)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr('sys.argv', ['demo.py', '--seeds', '2'])
     demo.main()
@@ -47,12 +50,14 @@ def test_demo_shows_what_its_runs_logged(tmp_path, monkeypatch, capsys):
 def test_a_demo_of_scenes_reads_the_metric_of_its_task(tmp_path, monkeypatch, capsys, name):
     demo, asked = load_tool('demo'), {}
     monkeypatch.setattr(demo, 'find_spec', lambda package: package)
-    monkeypatch.setattr(demo, 'train_once', lambda tool, config, work_dir, options, threads: asked.update(
+    monkeypatch.setattr(runs, 'train', lambda tool, config, work_dir, options, threads, version: asked.update(
         {work_dir.name: (config, options)}))
-    monkeypatch.setattr(demo, 'scalars', lambda work_dir: [
-        {'distill.wsl_weight': 0.5, 'epoch': 5, 'step': 5},
-        {demo.TASKS[name].metric: 61.5 / demo.TASKS[name].factor, 'step': 5}])
-    monkeypatch.setattr(demo, 'last_checkpoint', lambda config, work_dir: work_dir / 'last.pth')
+    metric = demo.TASKS[name].metric
+    monkeypatch.setattr(runs, 'scalars', lambda work_dir: [
+        {'distill.wsl_weight': 0.5, 'epoch': 5, 'step': 5}, {metric.key: 61.5 / metric.factor, 'step': 5}])
+    # configs of other packages need them
+    monkeypatch.setattr(runs, 'version_of', lambda config: '')
+    monkeypatch.setattr(demo.Trained, 'epochs', 5)
     image = torch.zeros(4, 4)
     map_, labels = PixelData(data=torch.ones(1, 4, 4)), torch.tensor([7, 2])
     boxes = InstanceData(bboxes=torch.tensor([[0.0, 1, 2, 3], [1, 0, 3, 2]]), labels=labels)

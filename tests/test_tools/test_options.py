@@ -201,6 +201,20 @@ def test_images_of_several_sizes_are_named(tmp_path, sizes, modes, message, work
         list(loader)
 
 
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_file_that_is_no_image_is_named(tmp_path, workers):
+    cfg = pictures(tmp_path, ((32, 32), (32, 32)), ('RGB', 'RGB'))
+    broken = next(tmp_path.rglob('b.png'))
+    broken.write_bytes(b'<html>not found</html>')
+    loader = DataLoader(DATASETS.build(cfg.train_dataloader.dataset), batch_size=2, num_workers=workers,
+                        collate_fn=default_collate)
+    with pytest.raises(ValueError, match=f'^{broken} does not open as an image: .* Copy it again or delete it'), \
+            explained_data(cfg, ('train_dataloader', )):
+        list(loader)
+    with pytest.raises(AssertionError, match='^other$'), explained_data(cfg, ('train_dataloader', )):
+        raise AssertionError('other')
+
+
 @pytest.mark.parametrize('text', ['stack expects each tensor to be equal size, of features', 'something else'])
 def test_errors_of_other_things_stay_as_they_are(tmp_path, text):
     cfg, error = pictures(tmp_path, ((32, 32), (32, 32))), RuntimeError(text)

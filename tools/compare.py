@@ -1,0 +1,94 @@
+"""Compare a student alone, with plain and with weighted soft labels, or any configs: several seeds, one teacher.
+
+Give the folder that tools/new_pair.py wrote, a distillation alone, whose student alone and plain soft labels are then
+compared with it, or several configs. The teacher is trained first if the file that teacher_ckpt names is not there.
+The same command goes on where it was stopped. Figures are those of the last epoch.
+"""
+import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from mmwsl.engine import runs
+from mmwsl.engine.comparison import CACHE, Metric, Plan, draw, metric_of, plan, table, train_all, warning
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAIN = ROOT / 'tools/train.py'
+tell = partial(print, flush=True)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('configs', nargs='+', type=Path, metavar='CONFIG', help='a config, or a folder of configs')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0])
+    parser.add_argument('--jobs', type=int, help='runs at a time; default: 1 on a GPU, otherwise a core each, up to 4')
+    parser.add_argument('--views', type=int, metavar='V', help='ask the teacher once for V views of each training '
+                        'image, and teach with these: KD and WSL are then about as fast as the student alone')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='for every run, as in '
+                        'tools/train.py')
+    parser.add_argument('--out', type=Path, help='folder for the runs; default: work_dirs/<name of the first CONFIG>')
+    args = parser.parse_args()
+    args.out = args.out or Path('work_dirs') / args.configs[0].resolve().stem
+    args.jobs = args.jobs or (1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1))
+    return args
+
+
+def ask_teacher(planned: Plan, tool: str, *arguments: str) -> None:
+    """Run a tool on the distillation with its teacher; end with the tool's last line if it fails."""
+    command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / tool), str(planned.taught), *arguments,
+               *(['--cfg-options', *planned.teaching] if planned.teaching else [])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f'tools/{tool} failed: {done.stdout.strip().splitlines()[-1]}')
+
+
+def score_of_teacher(planned: Plan, metric: Metric, out: Path) -> float:
+    """Return the score of the teacher's last epoch, or test one that is not trained here."""
+    if planned.teacher_ckpt is None:
+        return metric.scores(runs.scalars(planned.teacher.work_dir))[-1]
+    found = out / 'teacher.json'
+    ask_teacher(planned, 'test.py', '--teacher', '--out', str(found), '--out-item', 'metrics', '--work-dir',
+                str(out / 'teacher_test'))
+    return metric.factor * json.loads(found.read_text())[metric.key]
+
+
+def train(planned: Plan, args: argparse.Namespace) -> dict[str, list[list[dict]]]:
+    """Train all that is not trained yet, and return the logs of each arm."""
+    cores = os.cpu_count() or 1
+    if planned.teacher_ckpt is None:
+        tell(f'Training the teacher, {planned.teacher.config}, {planned.teacher.epochs} epochs ...')
+        train_all(TRAIN, [planned.teacher], 1, cores, tell)
+    if args.views:
+        tell(f'Keeping what the teacher says of {args.views} views of each image ...')
+        ask_teacher(planned, 'cache_teacher.py', '--views', str(args.views), '--out', str(args.out / CACHE))
+    tell(f'Training {len(planned.arms)} x {len(args.seeds)} students, {args.jobs} at a time: '
+         f'{", ".join(planned.arms)} ...')
+    students = [run for arm in planned.arms.values() for run in arm]
+    logs = iter(train_all(TRAIN, students, args.jobs, max(1, cores // args.jobs), tell))
+    return {arm: [next(logs) for _ in of_arm] for arm, of_arm in planned.arms.items()}
+
+
+def main() -> None:
+    args = parse_args()
+    planned = plan(args.configs, args.out, args.seeds, args.cfg_options, bool(args.views))
+    tell(f'Runs, logs and checkpoints are kept in {args.out}.')
+    logs = train(planned, args)
+    metric = metric_of(next(iter(logs.values()))[0])
+    teacher = score_of_teacher(planned, metric, args.out)
+    tell(f'\n{table(metric, teacher, logs)}\n{warning(metric, teacher, logs)}')
+    draw(metric, teacher, logs, args.out / 'comparison.png')
+    tell(f'Picture: {args.out / "comparison.png"}')
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        sys.exit(f'{type(error).__name__}: {error}')
