@@ -15,14 +15,17 @@ from mmwsl.engine.hooks import (
     LateScalarsHook,
     LossStatisticsHook,
     SampleRecordHook,
+    StopOnSignalHook,
 )
 from mmwsl.engine.launch import add_hooks, finish_run, launcher_parser, prepare_run, read_config, sole_training
 from mmwsl.engine.resume import latest_checkpoint
+from mmwsl.engine.strategies import FullyShardStrategy, choose_strategy, prepare_strategy
 from mmwsl.engine.teacher_losses import calibrate, measure_losses
 
 __all__ = [
     'ChannelsLastHook', 'CheckLabelsHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook', 'ExactResumeHook',
-    'FiniteLossHook', 'LateScalarsHook', 'LossStatisticsHook', 'SampleRecordHook', 'add_hooks', 'build_cache',
-    'calibrate', 'check_data', 'explained_config', 'explained_data', 'finish_run', 'latest_checkpoint', 'launch',
-    'launcher_parser', 'measure_losses', 'merge_options', 'prepare_run', 'read_config', 'runs', 'sole_training',
+    'FiniteLossHook', 'FullyShardStrategy', 'LateScalarsHook', 'LossStatisticsHook', 'SampleRecordHook',
+    'StopOnSignalHook', 'add_hooks', 'build_cache', 'calibrate', 'check_data', 'choose_strategy', 'explained_config',
+    'explained_data', 'finish_run', 'latest_checkpoint', 'launch', 'launcher_parser', 'measure_losses',
+    'merge_options', 'prepare_run', 'prepare_strategy', 'read_config', 'runs', 'sole_training',
 ]

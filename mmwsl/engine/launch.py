@@ -95,16 +95,17 @@ def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, .
 
 
 def add_hooks(cfg: Config) -> None:
-    """Have a run resume exactly and only from its own checkpoints, refuse labels that are no class, stop when it
-    diverges and read from a GPU only what is logged, and have a distillation compute only what is logged.
+    """Have a run resume exactly and only from its own checkpoints, save one when it is told to end, refuse labels that
+    are no class, stop when it diverges and read from a GPU only what is logged, and have a distillation compute only
+    what is logged.
 
     A hook that the config has is not added again.
     """
     cfg.default_hooks = {'runtime_info': dict(type='mmwsl.LateScalarsHook'), **(cfg.get('default_hooks') or {})}
     hooks = list(cfg.get('custom_hooks') or [])
     looks_at_labels = any('CheckTeacherHook' in str(hook['type']) for hook in hooks)
-    wanted = [*([] if looks_at_labels else ['CheckLabelsHook']), 'CheckResumeHook', 'ExactResumeHook', 'FiniteLossHook',
-              *(['LossStatisticsHook'] if cfg.model.get('distiller') else [])]
+    wanted = [*([] if looks_at_labels else ['CheckLabelsHook']), 'CheckResumeHook', 'StopOnSignalHook',
+              'ExactResumeHook', 'FiniteLossHook', *(['LossStatisticsHook'] if cfg.model.get('distiller') else [])]
     cfg.custom_hooks = [*hooks, *(dict(type=f'mmwsl.{name}') for name in wanted
                                   if not any(name in str(hook['type']) for hook in hooks))]
 

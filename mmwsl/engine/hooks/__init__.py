@@ -8,9 +8,10 @@ from mmwsl.engine.hooks.finite_loss_hook import FiniteLossHook
 from mmwsl.engine.hooks.late_scalars_hook import LateScalarsHook
 from mmwsl.engine.hooks.loss_statistics_hook import LossStatisticsHook
 from mmwsl.engine.hooks.sample_record_hook import SampleRecordHook
+from mmwsl.engine.hooks.stop_on_signal_hook import StopOnSignalHook
 
 __all__ = [
     'ChannelsLastHook', 'CheckLabelsHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook', 'ExactResumeHook',
     'FiniteLossHook', 'LateScalarsHook',
-    'LossStatisticsHook', 'SampleRecordHook'
+    'LossStatisticsHook', 'SampleRecordHook', 'StopOnSignalHook'
 ]
