@@ -1,4 +1,5 @@
 import os
+import signal
 
 import pytest
 import torch
@@ -26,6 +27,16 @@ randomness = dict(seed=3)
 custom_hooks = [dict(type='mmwsl.EpochSeedHook'), dict(type='mmwsl.CheckTeacherHook', min_score=0)] + {hooks}
 """
 SPIED = {}
+
+
+@HOOKS.register_module()
+class StopFirstHook(Hook):
+    """Sends a signal to one of two processes, where a gradient is pending."""
+    priority = 'HIGHEST'
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.rank == 1 and runner.iter == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @HOOKS.register_module()
@@ -61,11 +72,20 @@ def _train_on_two(rank, folder):
     main = load_tool('train').main
 
     def train(name, path, *options):
-        distributed.init_process_group('gloo', f'file://{folder}/store_{name}', rank=rank, world_size=2)
+        store = f'file://{folder}/store_{name}{len(options)}'
+        distributed.init_process_group('gloo', store, rank=rank, world_size=2)
         main([path, '--work-dir', str(folder / name), '--launcher', 'pytorch', *options])
     clip = dict(max_norm=0.05)
     train('ddp', config(folder, 'ddp_of_two', 14, hooks=[dict(type='SpyOnBucketsHook')]))
     torch.save(SPIED, folder / f'spied_{rank}.pt')
+    stopping = [dict(type='mmwsl.StopOnSignalHook', interval=1)]
+    stopped = config(folder, 'stopped_of_two', 14, hooks=[dict(type='StopFirstHook'), *stopping])
+    try:
+        train('stopped', stopped)
+    except SystemExit as ended:
+        (folder / f'status_{rank}').write_text(str(ended.code))
+    distributed.destroy_process_group()
+    train('stopped', config(folder, 'resumed_of_two', 14, hooks=stopping), '--resume')
     for name, path in (('fsdp', config(folder, 'of_two', 14)), ('fsdp2', config(folder, 'clip_of_two', 14, clip))):
         options = ('--strategy', name)
         if name == 'fsdp2':
@@ -88,6 +108,11 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path):
         assert len(weights(tmp_path, name)) == STUDENT and all('architecture' in key for key in weights(tmp_path, name))
         torch.testing.assert_close(dict(weights(tmp_path, name)), dict(weights(tmp_path, reference)), rtol=1e-5,
                                    atol=1e-5)
+    # the signal came to the second process in step 4, whose gradient waits for that of step 5
+    assert [(tmp_path / f'status_{rank}').read_text() for rank in range(2)] == ['143', '143']
+    meta = torch.load(tmp_path / 'stopped/interrupted.pth', weights_only=False)['meta']
+    assert (meta['epoch'], meta['iter']) == (1, 6)
+    torch.testing.assert_close(weights(tmp_path, 'stopped'), weights(tmp_path, 'ddp'), rtol=0, atol=0)
     for name in ('fsdp', 'fsdp2'):
         torch.testing.assert_close(weights(tmp_path, f'{name}_resumed'), weights(tmp_path, name), rtol=0, atol=0)
     spied = torch.load(tmp_path / 'spied_0.pt')

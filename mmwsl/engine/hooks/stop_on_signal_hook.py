@@ -16,12 +16,12 @@ from mmwsl.engine.hooks.exact_resume_hook import ExactResumeHook, generator_stat
 from mmwsl.registry import HOOKS
 
 NAME = 'interrupted.pth'
-_SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGUSR1') if hasattr(signal, name)]
+_SIGNALS = [getattr(signal, name) for name in ('SIGTERM', 'SIGUSR1', 'SIGUSR2') if hasattr(signal, name)]
 
 
 @HOOKS.register_module()
 class StopOnSignalHook(Hook):
-    """On SIGTERM or SIGUSR1 (Slurm's ``--signal=USR1@120``), end the running step, save a checkpoint and exit.
+    """On SIGTERM, SIGUSR1 (Slurm's ``--signal=USR1@120``) or SIGUSR2 (submitit's), end the step, save and exit.
 
     The checkpoint is ``interrupted.pth`` in the work dir. With :class:`ExactResumeHook` and a
     :class:`mmwsl.datasets.views.ViewSampler`, a run that resumes from it ends with the weights of an unbroken one. The
