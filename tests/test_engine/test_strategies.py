@@ -95,7 +95,7 @@ def _train_on_two(rank, folder):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='two processes on a CPU')
-def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path):
+def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path, plain_configs):
     save_teacher(tmp_path / 'teacher.pth')
     main = load_tool('train').main
     for name, clip in (('one', None), ('one_clipped', dict(max_norm=0.05))):

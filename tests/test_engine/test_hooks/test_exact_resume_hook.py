@@ -14,6 +14,7 @@ from mmwsl.engine import latest_checkpoint, runs
 from mmwsl.engine.hooks import exact_resume_hook
 from tests.tiny import digits_config, network
 
+pytestmark = pytest.mark.usefixtures('plain_configs')
 HOOKS = [dict(type='mmwsl.EpochSeedHook'), dict(type='mmwsl.ExactResumeHook')]
 EPOCHS = 3  # of 6 iterations
 

@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from mmwsl.engine import StopOnSignalHook, latest_checkpoint, runs
 from tests.tiny import digits_config, network
 
+pytestmark = pytest.mark.usefixtures('plain_configs')
 # mixup draws within an epoch, and gradients are pending at most steps
 MIXING = network(2, train_cfg=dict(augments=dict(type='Mixup', alpha=1.0)))
 HOOKS = [dict(type='mmwsl.EpochSeedHook'), dict(type='mmwsl.StopOnSignalHook'), dict(type='mmwsl.ExactResumeHook')]
