@@ -21,7 +21,8 @@ CHOICES: dict[str, dict[str, Any]] = {
         type='MMFullyShardedDataParallel', use_orig_params=True,
         auto_wrap_policy=dict(type='torch.distributed.fsdp.wrap.size_based_auto_wrap_policy', min_num_params=10**6))),
     'fsdp2': dict(type='mmwsl.FullyShardStrategy'),
-    'deepspeed': dict(type='DeepSpeedStrategy', zero_optimization=dict(stage=2)),
+    'deepspeed': dict(type='DeepSpeedStrategy', zero_optimization=dict(stage=2),
+                      config=dict(zero_allow_untested_optimizer=True)),  # SGD is none that it has tested
 }
 """What ``tools/train.py --strategy`` puts into a config."""
 _BY_NORM = 'norm'

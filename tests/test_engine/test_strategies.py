@@ -9,7 +9,7 @@ from mmengine.registry import HOOKS
 from torch import distributed, nn
 
 from mmwsl.engine import choose_strategy, prepare_strategy
-from mmwsl.engine.strategies import shard_units
+from mmwsl.engine.strategies import CHOICES, shard_units
 from tests.tiny import ROOT, load_tool, network, save_teacher
 
 STUDENT = 29  # tensors of the student, none of which is a buffer
@@ -162,7 +162,7 @@ def test_a_config_may_set_a_strategy_itself():
     choose_strategy(own, 'fsdp2')
     assert own.strategy == ConfigDict(type='mmwsl.FullyShardStrategy', min_num_params=7)
     choose_strategy(own, 'deepspeed')
-    assert own.strategy == ConfigDict(type='DeepSpeedStrategy', zero_optimization=dict(stage=2))
+    assert own.strategy == ConfigDict(CHOICES['deepspeed'])
 
 
 def test_deepspeed_accumulates_and_clips_itself():
@@ -171,8 +171,8 @@ def test_deepspeed_accumulates_and_clips_itself():
     choose_strategy(cfg, 'deepspeed')
     prepare_strategy(cfg)
     assert cfg.optim_wrapper == dict(type='DeepSpeedOptimWrapper', optimizer=dict(type='SGD', lr=1))
-    assert cfg.strategy == dict(type='DeepSpeedStrategy', zero_optimization=dict(stage=2),
-                                gradient_accumulation_steps=4, gradient_clipping=5, bf16=dict(enabled=True))
+    assert cfg.strategy == dict(CHOICES['deepspeed'], gradient_accumulation_steps=4, gradient_clipping=5,
+                                bf16=dict(enabled=True))
 
 
 def test_units_are_called_by_somebody_and_hold_enough():
