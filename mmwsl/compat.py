@@ -669,6 +669,18 @@ def restart_batches(loop: Any) -> None:
     loop.dataloader_iterator = fresh if hasattr(fresh, 'skip_iter') else _skipping(fresh, loop.iter)
 
 
+def number_batches_from(loop: Any, start: int) -> None:
+    """Have a loop by epochs count its batches from another number than 0; with 0, from 0 again.
+
+    Symptom: an EpochBasedTrainLoop of mmengine (0.10.7 and 0.10.12) that begins within an epoch tells its hooks that
+    this is batch 0, so none of them notices the epoch's end. Upstream: a loop that knows where it begins.
+    """
+    if start:
+        loop.run_iter = lambda index, batch: type(loop).run_iter(loop, start + index, batch)
+    else:
+        vars(loop).pop('run_iter', None)
+
+
 def _skipping(batches: Iterator[Any], steps: int) -> Iterator[Any]:
     yield from itertools.repeat(None, steps)
     yield from batches
@@ -693,6 +705,26 @@ def distribute_without_cuda(cfg: ConfigDict) -> None:
     _name_the_processes(cfg.launcher)
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
+
+
+def shard_without_cuda(strategy: ConfigDict) -> None:
+    """Let FSDP shard over processes on a CPU.
+
+    Symptom: mmengine's FSDPStrategy (0.10.7 and 0.10.12) gives LOCAL_RANK as the number of a GPU, and torch (2.13) says
+    that FSDP needs an accelerator; with ``offload_to_cpu``, which ``state_dict_cfg='full'`` sets, torch ends with a
+    segmentation fault when a checkpoint is saved, because what it puts there is freed. Upstream: a device by its name;
+    a copy.
+
+    Args:
+        strategy: ``strategy`` of a config, with ``model_wrapper`` and ``state_dict_cfg``; changed in place.
+    """
+    if torch.cuda.is_available():
+        return
+    strategy.model_wrapper.setdefault('device_id', 'cpu')
+    if strategy.state_dict_cfg == 'full':
+        strategy.state_dict_cfg = dict(
+            state_dict_type='FULL_STATE_DICT', state_dict_config=dict(type='FullStateDictConfig', rank0_only=True),
+            optim_state_dict_config=dict(type='FullOptimStateDictConfig', rank0_only=True))
 
 
 def _name_the_processes(launcher: str) -> None:

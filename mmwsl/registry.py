@@ -9,6 +9,7 @@ from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmengine.registry import FUNCTIONS as ROOT_FUNCTIONS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import STRATEGIES as ROOT_STRATEGIES
 from mmengine.registry import TASK_UTILS as ROOT_TASK_UTILS
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
@@ -20,3 +21,4 @@ TASK_UTILS = Registry('task util', parent=ROOT_TASK_UTILS, scope='mmwsl', locati
 TRANSFORMS = Registry('transform', parent=ROOT_TRANSFORMS, scope='mmwsl', locations=['mmwsl.datasets'])
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='mmwsl', locations=['mmwsl.engine'])
 FUNCTIONS = Registry('function', parent=ROOT_FUNCTIONS, scope='mmwsl', locations=['mmwsl.datasets'])
+STRATEGIES = Registry('strategy', parent=ROOT_STRATEGIES, scope='mmwsl', locations=['mmwsl.engine'])

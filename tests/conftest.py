@@ -30,6 +30,12 @@ def _seed():
 
 
 @pytest.fixture
+def plain_configs(monkeypatch):
+    """Leave configs as yapf finds them: laying one out takes as long as 20 steps here, and each checkpoint has one."""
+    monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True))
+
+
+@pytest.fixture
 def cifar100():
     """The folder with the real CIFAR-100."""
     folder = ROOT / 'data/cifar100'

@@ -1,6 +1,7 @@
 """Small networks, data and runs for the tests."""
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -119,11 +120,17 @@ def load_tool(name):
     return module
 
 
+def free_port():
+    with socket.socket() as found:
+        found.bind(('127.0.0.1', 0))
+        return str(found.getsockname()[1])
+
+
 def launch(script, *args, **env):
-    """Run tools/dist_*.sh as a user does, and return what it said."""
+    """Run tools/dist_*.sh as a user does, on a port that nobody uses, and return what it said."""
     done = subprocess.run(['bash', f'tools/{script}', *map(str, args)], cwd=ROOT, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True, check=False,
-                          env={**os.environ, 'PYTHON': sys.executable, **env})
+                          env={**os.environ, 'PYTHON': sys.executable, 'PORT': free_port(), **env})
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout
 

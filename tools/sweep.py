@@ -10,15 +10,19 @@ import argparse
 import itertools
 import os
 import platform
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
 
+from mmwsl.compat import from_extra
 from mmwsl.engine import runs
 from mmwsl.engine.config_checks import merge_options
 from mmwsl.engine.data_checks import check_data
@@ -110,6 +114,45 @@ def carry_out_together(planned: list[Run], args: argparse.Namespace) -> list[dic
     return [kept[run.name] for run in planned]
 
 
+class OnSlurm:
+    """Carries a run out as a job of submitit's, and again when Slurm preempts it or its time is up."""
+
+    def __call__(self, run: Run, args: argparse.Namespace) -> dict:
+        return carry_out(run, args)
+
+    def checkpoint(self, run: Run, args: argparse.Namespace) -> Any:
+        """Wait for the training, which has the same signal and saves its step, and ask for the job once more."""
+        import submitit
+
+        with suppress(ChildProcessError):  # it has ended
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+        return submitit.helpers.DelayedSubmission(self, run, args)
+
+
+def carry_out_on_slurm(planned: list[Run], args: argparse.Namespace, cluster: str = 'slurm') -> Iterator[dict]:
+    """Hand all runs to Slurm as one array of jobs, and wait for them in their order.
+
+    Args:
+        planned: The runs.
+        args: Of this tool; the jobs see the same folders.
+        cluster: An executor of submitit's: 'slurm', or 'local' and 'debug' for this machine.
+
+    Raises:
+        ImportError: If submitit is not installed.
+    """
+    with from_extra('slurm'):
+        import submitit
+
+    executor = submitit.AutoExecutor(folder=args.work_dir / 'slurm', cluster=cluster)
+    own = dict(option.split('=', 1) for option in args.slurm_options)
+    executor.update_parameters(**{
+        'name': 'sweep', 'cpus_per_task': args.threads, 'slurm_partition': args.slurm,
+        **{key: int(value) if value.isdigit() else value for key, value in own.items()}})
+    jobs = executor.map_array(OnSlurm(), planned, [args] * len(planned))
+    print(f'{len(jobs)} jobs, {jobs[0].job_id} and so on; their output is in {args.work_dir / "slurm"}', flush=True)
+    return (job.result() for job in jobs)
+
+
 def check_results(planned: list[Run], args: argparse.Namespace) -> None:
     """Raise ValueError where a result is kept of a run with other options, which these would replace."""
     kept = {run['name']: run['options'] for run in KeptRuns(args.results).all()}
@@ -172,6 +215,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
     parser.add_argument('--together', action='store_true', help='all runs in one process, step by step: a GPU trains '
                         'small networks alongside one another, and runs of one seed share their teacher')
+    parser.add_argument('--slurm', metavar='PARTITION', help='hand each run to Slurm, as one array of jobs (needs '
+                        'mmwsl[slurm]); a job that is preempted or runs out of time is queued again and continues')
+    parser.add_argument('--slurm-options', nargs='+', default=[], metavar='KEY=VALUE',
+                        help="of submitit's update_parameters, e.g. timeout_min=240 gpus_per_node=1 "
+                        'slurm_array_parallelism=8 slurm_qos=low')
     parser.add_argument('--threads', type=int, help='of each run, on a CPU; default: all cores, shared out to the jobs')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/sweep'), help='a folder for each run in here')
     parser.add_argument('--results', type=Path, default=Path('results'))
@@ -187,8 +235,8 @@ def main() -> None:
         Config.fromfile(config)  # a mistake in the last config must not wait for the runs before it
     check_results(planned, args)
     with ThreadPoolExecutor(args.jobs) as pool:
-        results = carry_out_together(planned, args) if args.together else pool.map(
-            lambda run: carry_out(run, args), planned)
+        results = (carry_out_together(planned, args) if args.together else carry_out_on_slurm(planned, args)
+                   if args.slurm else pool.map(lambda run: carry_out(run, args), planned))
         for number, result in enumerate(results, 1):
             print(f'{number}/{len(planned)} {planned[number - 1].name}: top-1 {result["top1"]:.2f} %, '
                   f'{result["seconds"] / 60:.0f} min', flush=True)

@@ -9,6 +9,7 @@ from mmengine.config import Config
 
 from mmwsl.engine import (
     add_hooks,
+    choose_strategy,
     console,
     explained_config,
     explained_data,
@@ -16,9 +17,11 @@ from mmwsl.engine import (
     latest_checkpoint,
     launcher_parser,
     prepare_run,
+    prepare_strategy,
     read_config,
     sole_training,
 )
+from mmwsl.engine.strategies import CHOICES
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -28,6 +31,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate with the batch size of all processes together')
+    parser.add_argument('--strategy', choices=sorted(CHOICES),
+                        help='shard the student over the processes (docs/scale.md says which one serves whom)')
     parser.add_argument('--no-persistent-workers', action='store_true', help='make workers anew for each epoch')
     parser.add_argument('--verbose', action='store_true', help="show mmengine's whole log, which is in its file, too")
     return parser.parse_args(arguments)
@@ -48,6 +53,8 @@ def apply_training_options(cfg: Config, args: argparse.Namespace) -> None:
             raise ValueError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: the batch '
                              'size for which its learning rate was chosen')
         cfg.auto_scale_lr.enable = True
+    if args.strategy:
+        choose_strategy(cfg, args.strategy)
     if args.no_persistent_workers:
         for field in ('train_dataloader', 'val_dataloader'):
             if cfg.get(field):
@@ -59,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cfg = read_config(args.config)
     apply_training_options(cfg, args)
     prepare_run(cfg, args, ('train_dataloader', 'val_dataloader'))
+    prepare_strategy(cfg)
     add_hooks(cfg)
     with sole_training(cfg):
         if cfg.get('resume') and not cfg.get('load_from'):

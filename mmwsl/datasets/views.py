@@ -10,7 +10,7 @@ import copy
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import count
+from itertools import count, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,9 +48,14 @@ class ViewSampler(DefaultSampler):
     def __init__(self, dataset: Any, *args: Any, **kwargs: Any) -> None:
         _check_takes_views(self, dataset)
         super().__init__(dataset, *args, **kwargs)
+        self.skipped = 0
 
     def __iter__(self) -> Iterator[View]:  # type: ignore[override]
-        return (View(index, self.epoch, self.seed) for index in super().__iter__())
+        return (View(index, self.epoch, self.seed) for index in islice(super().__iter__(), self.skipped, None))
+
+    def skip(self, num_samples: int) -> None:
+        """Let this process begin each epoch after so many of its views, until another number is given."""
+        self.skipped = num_samples
 
 
 @DATA_SAMPLERS.register_module()

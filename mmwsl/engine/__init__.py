@@ -19,6 +19,7 @@ from mmwsl.engine.hooks import (
     ProgressHook,
     RunReportHook,
     SampleRecordHook,
+    StopOnSignalHook,
 )
 from mmwsl.engine.launch import (
     add_hooks,
@@ -30,12 +31,14 @@ from mmwsl.engine.launch import (
     sole_training,
 )
 from mmwsl.engine.resume import latest_checkpoint
+from mmwsl.engine.strategies import FullyShardStrategy, choose_strategy, prepare_strategy
 from mmwsl.engine.teacher_losses import calibrate, measure_losses
 
 __all__ = [
     'BestCheckpointHook', 'ChannelsLastHook', 'CheckLabelsHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook',
-    'ExactResumeHook', 'FiniteLossHook', 'HardLossHook', 'LateScalarsHook', 'LossStatisticsHook', 'ProgressHook',
-    'RunReportHook', 'SampleRecordHook', 'add_hooks', 'add_progress', 'build_cache', 'calibrate', 'check_data',
-    'console', 'explained_config', 'explained_data', 'finish_run', 'latest_checkpoint', 'launch', 'launcher_parser',
-    'measure_losses', 'merge_options', 'prepare_run', 'read_config', 'runs', 'sole_training',
+    'ExactResumeHook', 'FiniteLossHook', 'FullyShardStrategy', 'HardLossHook', 'LateScalarsHook', 'LossStatisticsHook',
+    'ProgressHook', 'RunReportHook', 'SampleRecordHook', 'StopOnSignalHook', 'add_hooks', 'add_progress', 'build_cache',
+    'calibrate', 'check_data', 'choose_strategy', 'console', 'explained_config', 'explained_data', 'finish_run',
+    'latest_checkpoint', 'launch', 'launcher_parser', 'measure_losses', 'merge_options', 'prepare_run',
+    'prepare_strategy', 'read_config', 'runs', 'sole_training',
 ]

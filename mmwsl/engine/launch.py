@@ -100,9 +100,10 @@ def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, .
 
 
 def add_hooks(cfg: Config) -> None:
-    """Have a run resume exactly and only from its own checkpoints, refuse labels that are no class, stop when it
-    diverges, read from a GPU only what is logged, keep its best checkpoint, show how far it is and what it gained; and
-    have a distillation compute only what is logged, and warn if its student learns nothing from labels.
+    """Have a run resume exactly and only from its own checkpoints, save one when it is told to end, refuse labels that
+    are no class, stop when it diverges, read from a GPU only what is logged, keep its best checkpoint, show how far it
+    is and what it gained; and have a distillation compute only what is logged, and warn if its student learns nothing
+    from labels.
 
     A hook that the config has is not added again.
     """
@@ -111,8 +112,8 @@ def add_hooks(cfg: Config) -> None:
     hooks = list(cfg.get('custom_hooks') or [])
     looks_at_labels = any('CheckTeacherHook' in str(hook['type']) for hook in hooks)
     of_teachers = ['LossStatisticsHook', 'HardLossHook'] if cfg.model.get('distiller') else []
-    wanted = [*([] if looks_at_labels else ['CheckLabelsHook']), 'CheckResumeHook', 'ExactResumeHook', 'FiniteLossHook',
-              'RunReportHook', 'ProgressHook', *of_teachers]
+    wanted = [*([] if looks_at_labels else ['CheckLabelsHook']), 'CheckResumeHook', 'StopOnSignalHook',
+              'ExactResumeHook', 'FiniteLossHook', 'RunReportHook', 'ProgressHook', *of_teachers]
     cfg.custom_hooks = [*hooks, *(dict(type=f'mmwsl.{name}') for name in wanted
                                   if not any(name in str(hook['type']) for hook in hooks))]
 

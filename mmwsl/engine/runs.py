@@ -72,16 +72,18 @@ def version_of(config: Path) -> str:
 def scalars(work_dir: Path) -> list[dict]:
     """What a run by epochs logged, in order: a dict for each logged step and each validation.
 
-    A run that was killed within an epoch repeats it; what it logged of that epoch before is left out. The same holds
-    for a validation.
+    A run that was killed within an epoch repeats it, or a part of it; what it logged of these steps before is left out.
+    The same holds for a validation.
     """
     lines: list[dict] = []
     for log in _logs(work_dir):
         attempt = _read(log)
-        trained = min((line['epoch'] for line in attempt if 'epoch' in line), default=math.inf)
+        steps = [line for line in attempt if 'epoch' in line]
+        trained = min((line['step'] for line in steps), default=math.inf)
         validated = min((line['step'] for line in attempt if 'epoch' not in line), default=math.inf)
-        lines = [line for line in lines if (line['epoch'] < trained if 'epoch' in line
-                                            else line['step'] < min(trained, validated))] + attempt
+        epoch = min((line['epoch'] for line in steps), default=math.inf)
+        lines = [line for line in lines if line['step'] < (
+            trained if 'epoch' in line else min(epoch, validated))] + attempt
     return lines
 
 

@@ -193,3 +193,53 @@ def test_failure_shows_what_the_run_said(tmp_path):
     with pytest.raises(RuntimeError, match=r'no_such_config.*status 1(?s:.*)FileNotFoundError'):
         runs.train(ROOT / 'tools/train.py', Path('no_such_config.py'), tmp_path)
     assert json.loads((tmp_path / 'run.json').read_text())['finished'] is False
+
+
+@pytest.fixture
+def on_slurm(tmp_path, monkeypatch):
+    """Two runs and what a sweep knows of them; a run is carried out by its name alone."""
+    pytest.importorskip('submitit')
+    monkeypatch.setattr(sweep, 'carry_out', lambda run, args: dict(name=run.name, threads=args.threads))
+    return sweep.plan([Path('a.py')], [], [0, 1]), SimpleNamespace(
+        work_dir=tmp_path, slurm='gpus', threads=3, slurm_options=['timeout_min=5', 'slurm_qos=low'])
+
+
+def test_runs_are_handed_to_slurm_in_their_order(on_slurm, monkeypatch):
+    import submitit
+    asked = {}
+    monkeypatch.setattr(submitit.AutoExecutor, 'update_parameters', lambda self, **kwargs: asked.update(kwargs))
+    results = list(sweep.carry_out_on_slurm(*on_slurm, cluster='debug'))
+    assert results == [dict(name='a-seed=0', threads=3), dict(name='a-seed=1', threads=3)]
+    assert asked == dict(name='sweep', cpus_per_task=3, slurm_partition='gpus', timeout_min=5, slurm_qos='low')
+
+
+def test_a_job_that_is_queued_again_carries_out_the_same_run(on_slurm):
+    (run, _), args = on_slurm
+    with subprocess.Popen([sys.executable, '-c', '']) as training:
+        again = sweep.OnSlurm().checkpoint(run, args)  # when the training has ended, which it leaves to others to see
+        assert training.wait() == 0
+    assert again.function(*again.args, **again.kwargs) == dict(name='a-seed=0', threads=3)
+
+
+def test_without_submitit_the_extra_is_named(on_slurm, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'submitit', None)
+    with pytest.raises(ImportError, match=r'Install mmwsl\[slurm\]'):
+        sweep.carry_out_on_slurm(*on_slurm)
+
+
+def test_search_of_the_page_finds_the_better_settings(tmp_path, monkeypatch):
+    """As docs/scale.md has it, with runs that end at once and are best at tau 3."""
+    pytest.importorskip('optuna')
+    blocks = (ROOT / 'docs/scale.md').read_text().split('```python\n')
+    block = next(block for block in blocks if 'import optuna' in block)
+
+    def train(script, config, work_dir, options):
+        tau = float(options[0].partition('tau=')[2])
+        log(work_dir, '20260101_000000', [{'accuracy/top1': 90 - abs(tau - 3), 'step': 1}])
+    monkeypatch.setattr(runs, 'train', train)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'work_dirs').mkdir()
+    found = {}
+    exec(block.partition('```')[0], found)
+    assert len(found['study'].trials) == 20 and abs(found['study'].best_params['tau'] - 3) < 1
+    assert found['study'].best_value == pytest.approx(90 - abs(found['study'].best_params['tau'] - 3))

@@ -63,7 +63,7 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path):
     tool('train.py', 'configs/wsl_digits.py', '--work-dir', tmp_path / 'one', *options,
          'train_dataloader.batch_size=50', cwd=ROOT)
     said = launch('dist_train.sh', 'configs/wsl_digits.py', 2, '--work-dir', tmp_path / 'two', *options,
-                  'train_dataloader.batch_size=25', PORT='29511')
+                  'train_dataloader.batch_size=25')
     one, two = (torch.load(tmp_path / name / 'epoch_1.pth', weights_only=False) for name in ('one', 'two'))
     assert one['meta']['iter'] == two['meta']['iter'] == 12
     torch.testing.assert_close(two['state_dict'], one['state_dict'], rtol=1e-4, atol=1e-5)
@@ -79,7 +79,7 @@ def test_two_processes_test_as_one(tmp_path):
     checkpoint = save_teacher(tmp_path / 'student.pth', network(2))
     one, two = tmp_path / 'one.pkl', tmp_path / 'two.pkl'
     tool('test.py', 'configs/wsl_digits.py', checkpoint, '--work-dir', tmp_path, '--out', one, cwd=ROOT)
-    launch('dist_test.sh', 'configs/wsl_digits.py', checkpoint, 2, '--work-dir', tmp_path, '--out', two, PORT='29512')
+    launch('dist_test.sh', 'configs/wsl_digits.py', checkpoint, 2, '--work-dir', tmp_path, '--out', two)
     one, two = ({key: torch.stack([sample[key] for sample in load(path)]) for key in ('pred_score', 'gt_label')}
                 for path in (one, two))
     assert len(one['pred_score'].unique(dim=0)) > 1000 and not (ROOT / '.dist_test').exists()

@@ -12,9 +12,10 @@ from mmwsl.engine.hooks.loss_statistics_hook import LossStatisticsHook
 from mmwsl.engine.hooks.progress_hook import ProgressHook
 from mmwsl.engine.hooks.run_report_hook import RunReportHook
 from mmwsl.engine.hooks.sample_record_hook import SampleRecordHook
+from mmwsl.engine.hooks.stop_on_signal_hook import StopOnSignalHook
 
 __all__ = [
     'BestCheckpointHook', 'ChannelsLastHook', 'CheckLabelsHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook',
     'ExactResumeHook', 'FiniteLossHook', 'HardLossHook', 'LateScalarsHook', 'LossStatisticsHook', 'ProgressHook',
-    'RunReportHook', 'SampleRecordHook',
+    'RunReportHook', 'SampleRecordHook', 'StopOnSignalHook',
 ]

@@ -49,7 +49,9 @@ class CheckResumeHook(Hook):
             _compare_teachers(runner, checkpoint.get('meta', {}).get('teacher_sha256'),
                               getattr(model, 'teacher_sha256', None))
             _warn_of_other_settings(runner, checkpoint.get('meta', {}).get('cfg'))
-        expected: dict[str, Tensor] = model.state_dict()
+        # by way of the wrapper, which gathers what is sharded, for FSDP 1 in the first process
+        expected: dict[str, Tensor] = {key.removeprefix('module.'): value
+                                       for key, value in runner.model.state_dict().items()}
         found = {key.removeprefix('module.'): value for key, value in checkpoint.get('state_dict', checkpoint).items()}
         misfits = sorted(key for key, value in expected.items() if not key.endswith('num_batches_tracked') and (
             key not in found or getattr(found[key], 'shape', None) != value.shape))

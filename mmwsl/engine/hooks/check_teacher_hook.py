@@ -97,6 +97,7 @@ class CheckTeacherHook(CheckLabelsHook):
         _check_order_of_classes(runner)
         was_training = model.training
         model.eval()
+        model.teacher.to(model.data_preprocessor.device)  # a strategy that shards leaves it on the CPU
         # a check must not change what training draws
         with torch.no_grad(), torch.random.fork_rng(_devices()), seeded_generators(0):
             score = self._score(runner, model)
@@ -229,7 +230,8 @@ def _check_finite(logits: Any) -> None:
 
 def _compares_alike(runner: Runner, model: Any, batch: dict, classes: int) -> bool:
     """Whether teacher and student predict the same classes; where connectors join them, they need not."""
-    student = model.student(batch['inputs'], batch['data_samples'], mode='tensor')
+    # by way of the wrapper, which gathers what is sharded
+    student = runner.model(batch['inputs'], batch['data_samples'], mode='tensor')
     if not isinstance(student, Tensor) or student.dim() != 2 or student.shape[1] == classes:
         return True
     if len(getattr(getattr(model, 'distiller', None), 'connectors', ())):

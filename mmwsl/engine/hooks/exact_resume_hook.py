@@ -1,14 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmengine.dist import get_world_size
+import numpy as np
+import torch
+from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
+from torch.utils.data import BatchSampler
 
+from mmwsl.compat import number_batches_from
 from mmwsl.datasets.views import InfiniteViewSampler, ViewSampler
 from mmwsl.engine.hooks.epoch_seed_hook import EpochSeedHook
 from mmwsl.registry import HOOKS
@@ -23,18 +28,37 @@ class ExactResumeHook(Hook):
 
     That is gradients which are accumulated and not applied yet (of one process), what an EarlyStoppingHook has counted,
     and whether the checkpoint's epoch or iteration was validated. If it was not, it is validated at the resume, so a
-    learning rate that follows the metric, the best checkpoint and the log miss nothing. A resume that cannot be exact
-    logs why: from within an epoch of a run by epochs, from a checkpoint without the optimiser's state, with gradients
-    that are lost, or if nothing repeats what is drawn. ``tools/train.py`` adds this hook.
+    learning rate that follows the metric, the best checkpoint and the log miss nothing. Of a checkpoint from within an
+    epoch it is also the position there, from which a :class:`mmwsl.datasets.views.ViewSampler` continues, and the
+    generators' states. A resume that cannot be exact logs why: from within an epoch with another sampler or batch size,
+    from a checkpoint without the optimiser's state, with gradients that are lost, or if nothing repeats what is drawn.
+    ``tools/train.py`` adds this hook.
     """
     priority = 'LOWEST'  # a validation at the resume needs the other hooks ready
 
     def __init__(self) -> None:
         self.is_validated = False
         self.resumed: dict[str, Any] | None = None
+        self.generators: list[dict[str, Any]] = []
+        """States for the next checkpoint, one for each process; of a single process they are taken when it is saved."""
+        self._position, self._restored = 0, dict[str, Any]()
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        if self._position:
+            runner.logger.info(f'Epoch {runner.epoch + 1} continues after {self._position} of '
+                               f'{len(runner.train_dataloader)} iterations.')
+            _begin_at(runner, self._position)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self.is_validated = False
+        if self._restored:
+            restore_generators(self._restored)
+            self._restored = {}
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        if self._position:
+            self._position = 0
+            _begin_at(runner, 0)
 
     def before_val_epoch(self, runner: Runner) -> None:
         self.is_validated = True  # what is saved from here on is saved at the validation's end
@@ -42,7 +66,16 @@ class ExactResumeHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if 'optimizer' in checkpoint:
             checkpoint[_STATE] = dict(is_validated=self.is_validated, gradients=_gradients(runner),
-                                      stopping=[[hook.wait_count, hook.best_score] for hook in _stopping(runner)])
+                                      stopping=[[hook.wait_count, hook.best_score] for hook in _stopping(runner)],
+                                      **self._within_epoch(runner, checkpoint['meta']))
+
+    def _within_epoch(self, runner: Runner, meta: Mapping[str, Any]) -> dict[str, Any]:
+        """The position in an epoch that a checkpoint is saved within; empty at an epoch's end."""
+        if not _counts_epochs(runner):
+            return {}
+        position = meta['iter'] - meta['epoch'] * len(runner.train_dataloader)
+        generators = self.generators or ([generator_states()] if get_world_size() == 1 else [])
+        return dict(position=position, images_a_step=_images_a_step(runner), generators=generators) if position else {}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if runner._resume:
@@ -53,6 +86,8 @@ class ExactResumeHook(Hook):
             return
         state, self.resumed = self.resumed, None
         _restore(runner, state)
+        if _can_continue(runner, state):
+            self._position, self._restored = state['position'], _of_this_process(state)
         for reason in _inexact(runner, state):
             runner.logger.warning(f'This resumed run does not end with the very weights of an unbroken one: {reason}.')
         if not state.get('is_validated') and _validation_is_due(runner):
@@ -70,7 +105,7 @@ def _named_parameters(runner: Runner) -> Iterator[tuple[str, Any]]:
     return model.named_parameters()
 
 
-def _is_pending(runner: Runner) -> bool:
+def is_pending(runner: Runner) -> bool:
     """Whether gradients are accumulated that no step has applied."""
     several = runner.optim_wrapper
     wrappers = several.optim_wrappers.values() if isinstance(several, OptimWrapperDict) else [several]
@@ -80,7 +115,7 @@ def _is_pending(runner: Runner) -> bool:
 
 def _gradients(runner: Runner) -> dict[str, Tensor]:
     """By parameter; none of several processes, each of which has its own."""
-    if get_world_size() > 1 or not _is_pending(runner):
+    if get_world_size() > 1 or not is_pending(runner):
         return {}
     return {name: parameter.grad.cpu() for name, parameter in _named_parameters(runner) if parameter.grad is not None}
 
@@ -94,17 +129,60 @@ def _restore(runner: Runner, state: dict[str, Any]) -> None:
         hook.wait_count, hook.best_score = count, best
 
 
+def generator_states() -> dict[str, Any]:
+    """The states of Python's, numpy's and torch's generators in this process."""
+    return dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.get_rng_state(),
+                **(dict(cuda=torch.cuda.get_rng_state()) if torch.cuda.is_available() else {}))
+
+
+def restore_generators(states: dict[str, Any]) -> None:
+    """Set the generators to what :func:`generator_states` returned, here or in another process."""
+    random.setstate(states['python'])
+    np.random.set_state(states['numpy'])
+    torch.set_rng_state(states['torch'].cpu())  # a checkpoint's tensors come to the model's device
+    if 'cuda' in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states['cuda'].cpu())
+
+
+def _of_this_process(state: dict[str, Any]) -> dict[str, Any]:
+    """The generators' states; empty if they are not known, or of another number of processes."""
+    known = state.get('generators') or ()
+    return known[get_rank()] if len(known) == get_world_size() else {}
+
+
+def _images_a_step(runner: Runner) -> int:
+    """How many images all processes take from their sampler for a step; 0 if a step's number of images varies."""
+    batches: Any = getattr(runner.train_dataloader, 'batch_sampler', None)
+    return batches.batch_size * get_world_size() if type(batches) is BatchSampler else 0
+
+
+def _can_continue(runner: Runner, state: dict[str, Any]) -> bool:
+    """Whether a run can go on within the epoch that its checkpoint is from."""
+    return bool(state.get('position') and isinstance(_sampler(runner), ViewSampler) and _images_a_step(runner)
+                and _images_a_step(runner) == state['images_a_step'] and _counts_epochs(runner))
+
+
+def _begin_at(runner: Runner, position: int) -> None:
+    """Let an epoch begin after so many of its iterations."""
+    _sampler(runner).skip(position * _images_a_step(runner) // get_world_size())
+    number_batches_from(runner.train_loop, position)
+
+
 def _inexact(runner: Runner, state: dict[str, Any]) -> Iterator[str]:
     """Why the weights will be others."""
-    if _counts_epochs(runner) and not _is_at_an_epochs_end(runner):
+    if _can_continue(runner, state):
+        if not _of_this_process(state):
+            yield ('dropout and mixup, if there are any, draw other numbers in the rest of this epoch, because its '
+                   'checkpoint does not have the generators of this number of processes')
+    elif _counts_epochs(runner) and not _is_at_an_epochs_end(runner):
         yield (f'its checkpoint has {runner.iter} iterations and {runner.epoch} epochs, and an epoch has '
                f'{len(runner.train_dataloader)}, so epoch {runner.epoch + 1} begins again with weights from within it, '
-               "or the batch size was another. Resume from a checkpoint of an epoch's end "
-               '(default_hooks.checkpoint.by_epoch=True)')
+               "or the batch size was another. Resume with the batch size and number of processes of then, and "
+               "sampler=dict(type='mmwsl.ViewSampler', shuffle=True)")
     if not state['has_optimizer']:
         yield ("its checkpoint does not hold the optimiser's state, as best_*.pth do not. Resume from an epoch's "
                'checkpoint')
-    if _is_pending(runner) and not state.get('gradients'):
+    if is_pending(runner) and not state.get('gradients'):
         yield ('gradients that were accumulated when it was saved are not in the checkpoint. Let accumulative_counts '
                'divide the iterations of an epoch')
     if not any(isinstance(hook, EpochSeedHook) for hook in runner.hooks):

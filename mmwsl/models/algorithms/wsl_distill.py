@@ -30,8 +30,9 @@ class WSLDistill(SingleTeacherDistill):
 
     The teacher is a :class:`mmwsl.models.teachers.FrozenTeacher`, ``model.frozen_teacher``: eval mode (dropout and
     drop-path too), no gradient, no loss of its own. Its network, ``model.teacher``, follows the model's device but is
-    no part of it: no checkpoint, optimiser or DistributedDataParallel sees it. Resuming reads it from ``teacher_ckpt``
-    again. Assigning another network to ``model.teacher`` teaches with that one from then on.
+    no part of it: no checkpoint, optimiser, DistributedDataParallel or FSDP sees it, and each process has it whole.
+    Resuming reads it from ``teacher_ckpt`` again. Assigning another network to ``model.teacher`` teaches with that one
+    from then on.
 
     Args:
         distiller: Config of the distiller, e.g. ``dict(type='mmwsl.WSLDistiller')``.

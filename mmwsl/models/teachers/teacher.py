@@ -77,12 +77,19 @@ class FrozenTeacher:
 
         Args, Raises: As of the call.
         """
+        self._follow(inputs.device)
         if self._mode is None:
             self._find_mode(inputs, data_samples)
         if isinstance(self.network, CachedTeacher):
             self.network.restore(inputs, data_samples)
         fast = self.speed != 'plain' and self.training and self._has_copy(inputs, data_samples)
         self._is_prepared, self._is_fast = True, fast
+
+    def _follow(self, device: torch.device) -> None:
+        """Move the network once to where the images are: FSDP and DeepSpeed move no more than a model's submodules."""
+        parameter = next(self.network.parameters(), None)
+        if parameter is not None and parameter.device != device:
+            self.network.to(device)
 
     def train(self, mode: bool = True) -> None:
         """Follow the student into training or out of it; only BatchNorm with ``norm_eval=False`` changes its mode."""

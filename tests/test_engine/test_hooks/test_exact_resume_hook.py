@@ -14,6 +14,7 @@ from mmwsl.engine import latest_checkpoint, runs
 from mmwsl.engine.hooks import exact_resume_hook
 from tests.tiny import digits_config, network
 
+pytestmark = pytest.mark.usefixtures('plain_configs')
 HOOKS = [dict(type='mmwsl.EpochSeedHook'), dict(type='mmwsl.ExactResumeHook')]
 EPOCHS = 3  # of 6 iterations
 
@@ -119,8 +120,13 @@ def test_an_epoch_whose_checkpoint_was_saved_after_its_validation_is_not_validat
     assert 'Epoch(val) [1]' not in log(tmp_path) and 'Epoch(val) [2]' in log(tmp_path)
 
 
+NO_VIEWS = dict(dataset=dict(type='mmwsl.Digits', split='train', pipeline=[dict(type='PackInputs')], _delete_=True),
+                sampler=dict(type='DefaultSampler', shuffle=True))
+
+
 @pytest.mark.parametrize('settings, checkpoint, reason', [
-    (dict(default_hooks=dict(checkpoint=dict(by_epoch=False, interval=5), logger=dict(interval=1))), 'iter_5.pth',
+    (dict(default_hooks=dict(checkpoint=dict(by_epoch=False, interval=5), logger=dict(interval=1)),
+          train_dataloader=NO_VIEWS), 'iter_5.pth',
      'its checkpoint has 5 iterations and 0 epochs, and an epoch has 6, so epoch 1 begins again'),
     (dict(train_cfg=dict(by_epoch=False, max_iters=10, val_interval=10, _delete_=True), param_scheduler=None,
           default_hooks=dict(checkpoint=dict(by_epoch=False), logger=dict(interval=1)),
@@ -129,8 +135,7 @@ def test_an_epoch_whose_checkpoint_was_saved_after_its_validation_is_not_validat
      "sampler=dict(type='mmwsl.InfiniteViewSampler', shuffle=True)"),
     (CASES['best checkpoint'], 'best', "its checkpoint does not hold the optimiser's state, as best_*.pth do not"),
     (dict(custom_hooks=HOOKS[1:]), None, 'dropout and mixup, if there are any, draw other numbers'),
-    (dict(train_dataloader=dict(dataset=dict(type='mmwsl.Digits', split='train', pipeline=[dict(type='PackInputs')],
-                                             _delete_=True), sampler=dict(type='DefaultSampler', shuffle=True))), None,
+    (dict(train_dataloader=NO_VIEWS), None,
      'augmentations, if there are any, draw other numbers'),
 ], ids=['within an epoch', 'by iterations', 'best', 'no seed', 'no views'])
 def test_a_resume_that_is_not_exact_says_why(tmp_path, settings, checkpoint, reason):
@@ -156,4 +161,4 @@ def test_gradients_of_each_of_several_optimizers_count(steps, pending):
                                       accumulative_counts=2)
         wrappers[name]._inner_count = count
     runner = SimpleNamespace(optim_wrapper=OptimWrapperDict(**wrappers))
-    assert exact_resume_hook._is_pending(runner) is pending
+    assert exact_resume_hook.is_pending(runner) is pending

@@ -236,7 +236,7 @@ def test_two_processes_write_one_record_of_all_samples(tmp_path):
     torch.save(build(network(16, depth=14)).state_dict(), tmp_path / 'teacher.pth')
     launch('dist_train.sh', 'configs/wsl_digits.py', 2, '--work-dir', tmp_path, '--no-validate',
            '--cfg-options', f'model.teacher_ckpt={tmp_path / "teacher.pth"}', 'train_cfg.max_epochs=1',
-           'train_dataloader.batch_size=25', 'default_hooks.sample_records.type=mmwsl.SampleRecordHook', PORT='29519')
+           'train_dataloader.batch_size=25', 'default_hooks.sample_records.type=mmwsl.SampleRecordHook')
     (epoch, records), = read_records(tmp_path).items()
     assert epoch == 1 and records['index'].tolist() == list(range(600))
 

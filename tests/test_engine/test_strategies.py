@@ -1,0 +1,183 @@
+import os
+import signal
+
+import pytest
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from torch import distributed, nn
+
+from mmwsl.engine import choose_strategy, prepare_strategy
+from mmwsl.engine.strategies import CHOICES, shard_units
+from tests.tiny import ROOT, load_tool, network, save_teacher
+
+STUDENT = 29  # tensors of the student, none of which is a buffer
+CONFIG = """
+_base_ = '{root}/configs/wsl_digits.py'
+model = dict(
+    teacher=dict(_delete_=True, **{teacher}), teacher_ckpt='{folder}/teacher.pth', teacher_norm_eval=True,
+    # without BatchNorm, which would see other batches
+    architecture=dict(backbone=dict(norm_cfg=dict(type='GN', num_groups=1))))
+optim_wrapper = dict(accumulative_counts=2, clip_grad={clip})
+train_cfg = dict(max_epochs=2, val_interval=2)
+train_dataloader = dict(batch_size={batch}, dataset=dict(dataset=dict(indices=100)))  # the last batch is smaller
+val_dataloader = dict(batch_size=800, sampler=dict(round_up=False))
+randomness = dict(seed=3)
+custom_hooks = [dict(type='mmwsl.EpochSeedHook'), dict(type='mmwsl.CheckTeacherHook', min_score=0)] + {hooks}
+"""
+SPIED = {}
+
+
+@HOOKS.register_module()
+class StopFirstHook(Hook):
+    """Sends a signal to one of two processes, where a gradient is pending."""
+    priority = 'HIGHEST'
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.rank == 1 and runner.iter == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@HOOKS.register_module()
+class SpyOnBucketsHook(Hook):
+    """Counts what DistributedDataParallel sends, and sends it."""
+
+    def before_train(self, runner):
+        SPIED.update(syncs=[], parameters=sum(parameter.numel() for parameter in runner.model.parameters()),
+                     unused=runner.model.find_unused_parameters)
+
+        def send(_, bucket):
+            SPIED['syncs'].append((runner.iter, bucket.buffer().numel()))
+            buffer = bucket.buffer().div_(distributed.get_world_size())
+            sent = distributed.all_reduce(buffer, async_op=True).get_future()
+            return sent.then(lambda done: done.value()[0])
+        runner.model.register_comm_hook(None, send)
+
+
+def config(folder, name, batch, clip=None, hooks=()):
+    path = folder / f'{name}.py'
+    path.write_text(CONFIG.format(root=ROOT, folder=folder, batch=batch, clip=clip, hooks=list(hooks),
+                                  teacher=network(4)))
+    return str(path)
+
+
+def weights(folder, name, epoch=2):
+    return torch.load(folder / name / f'epoch_{epoch}.pth', weights_only=False)['state_dict']
+
+
+def _train_on_two(rank, folder):
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
+    main = load_tool('train').main
+
+    def train(name, path, *options):
+        store = f'file://{folder}/store_{name}{len(options)}'
+        distributed.init_process_group('gloo', store, rank=rank, world_size=2)
+        main([path, '--work-dir', str(folder / name), '--launcher', 'pytorch', *options])
+    clip = dict(max_norm=0.05)
+    train('ddp', config(folder, 'ddp_of_two', 14, hooks=[dict(type='SpyOnBucketsHook')]))
+    torch.save(SPIED, folder / f'spied_{rank}.pt')
+    stopping = [dict(type='mmwsl.StopOnSignalHook', interval=1)]
+    stopped = config(folder, 'stopped_of_two', 14, hooks=[dict(type='StopFirstHook'), *stopping])
+    try:
+        train('stopped', stopped)
+    except SystemExit as ended:
+        (folder / f'status_{rank}').write_text(str(ended.code))
+    distributed.destroy_process_group()
+    train('stopped', config(folder, 'resumed_of_two', 14, hooks=stopping), '--resume')
+    for name, path in (('fsdp', config(folder, 'of_two', 14)), ('fsdp2', config(folder, 'clip_of_two', 14, clip))):
+        options = ('--strategy', name)
+        if name == 'fsdp2':
+            options += ('--cfg-options', 'strategy.min_num_params=2000')
+        train(name, path, *options)
+        train(f'{name}_resumed', path, '--resume', str(folder / name / 'epoch_1.pth'), *options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='two processes on a CPU')
+def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path, plain_configs):
+    save_teacher(tmp_path / 'teacher.pth')
+    main = load_tool('train').main
+    for name, clip in (('one', None), ('one_clipped', dict(max_norm=0.05))):
+        main([config(tmp_path, name, 28, clip), '--work-dir', str(tmp_path / name)])
+    assert weights(tmp_path, 'one').keys() != {} and any(
+        not torch.equal(value, weights(tmp_path, 'one_clipped')[key])
+        for key, value in weights(tmp_path, 'one').items())  # it does clip
+    torch.multiprocessing.start_processes(_train_on_two, (tmp_path, ), nprocs=2, start_method='fork')
+    for name, reference in (('ddp', 'one'), ('fsdp', 'one'), ('fsdp2', 'one_clipped')):
+        assert len(weights(tmp_path, name)) == STUDENT and all('architecture' in key for key in weights(tmp_path, name))
+        torch.testing.assert_close(dict(weights(tmp_path, name)), dict(weights(tmp_path, reference)), rtol=1e-5,
+                                   atol=1e-5)
+    # the signal came to the second process in step 4, whose gradient waits for that of step 5
+    assert [(tmp_path / f'status_{rank}').read_text() for rank in range(2)] == ['143', '143']
+    meta = torch.load(tmp_path / 'stopped/interrupted.pth', weights_only=False)['meta']
+    assert (meta['epoch'], meta['iter']) == (1, 6)
+    torch.testing.assert_close(weights(tmp_path, 'stopped'), weights(tmp_path, 'ddp'), rtol=0, atol=0)
+    for name in ('fsdp', 'fsdp2'):
+        torch.testing.assert_close(weights(tmp_path, f'{name}_resumed'), weights(tmp_path, name), rtol=0, atol=0)
+    spied = torch.load(tmp_path / 'spied_0.pt')
+    # 4 batches an epoch, of which every second one applies what is accumulated
+    assert sorted({step for step, _ in spied['syncs']}) == [1, 3, 5, 7]
+    sent = sum(size for step, size in spied['syncs'] if step == 1)
+    student = sum(value.numel() for value in weights(tmp_path, 'ddp').values())
+    assert sent == spied['parameters'] == student and not spied['unused']
+
+
+def sharded_config(**kwargs):
+    cfg = Config(dict(launcher='pytorch', optim_wrapper=dict(optimizer=dict(type='SGD')), **kwargs))
+    choose_strategy(cfg, 'fsdp')
+    return cfg
+
+
+@pytest.mark.parametrize('wrapper, words', [
+    (dict(clip_grad=dict(max_norm=1)), 'clip_grad would use the norm of one shard'),
+    (dict(paramwise_cfg=dict(norm_decay_mult=0)), r'paramwise_cfg \(norm_decay_mult\) goes by names'),
+])
+def test_fsdp_refuses_what_it_would_compute_from_a_shard(wrapper, words):
+    cfg = sharded_config()
+    cfg.optim_wrapper.update(wrapper)
+    with pytest.raises(ValueError, match=f'{words}.* --strategy fsdp2'):
+        prepare_strategy(cfg)
+
+
+def test_fsdp_may_clip_values():
+    cfg = sharded_config()
+    cfg.optim_wrapper.clip_grad = dict(type='value', clip_value=1)
+    prepare_strategy(cfg)
+    assert cfg.strategy.state_dict_cfg and cfg.strategy.type == 'mmwsl.FSDPStrategy'
+
+
+def test_sharding_needs_a_launcher():
+    cfg = sharded_config()
+    cfg.launcher = 'none'
+    with pytest.raises(ValueError, match='tools/dist_train.sh CONFIG PROCESSES'):
+        prepare_strategy(cfg)
+
+
+def test_a_config_may_set_a_strategy_itself():
+    cfg = Config(dict(launcher='pytorch', optim_wrapper=dict(), strategy=dict(type='FSDPStrategy')))
+    prepare_strategy(cfg)
+    assert cfg.runner_type == 'FlexibleRunner' and cfg.strategy.type == 'mmwsl.FSDPStrategy'
+    own = Config(dict(strategy=dict(type='mmwsl.FullyShardStrategy', min_num_params=7)))
+    choose_strategy(own, 'fsdp2')
+    assert own.strategy == ConfigDict(type='mmwsl.FullyShardStrategy', min_num_params=7)
+    choose_strategy(own, 'deepspeed')
+    assert own.strategy == ConfigDict(CHOICES['deepspeed'])
+
+
+def test_deepspeed_accumulates_and_clips_itself():
+    cfg = Config(dict(launcher='pytorch', optim_wrapper=dict(
+        type='AmpOptimWrapper', optimizer=dict(type='SGD', lr=1), accumulative_counts=4, clip_grad=dict(max_norm=5))))
+    choose_strategy(cfg, 'deepspeed')
+    prepare_strategy(cfg)
+    assert cfg.optim_wrapper == dict(type='DeepSpeedOptimWrapper', optimizer=dict(type='SGD', lr=1))
+    assert cfg.strategy == dict(CHOICES['deepspeed'], gradient_accumulation_steps=4, gradient_clipping=5,
+                                bf16=dict(enabled=True))
+
+
+def test_units_are_called_by_somebody_and_hold_enough():
+    attention = nn.MultiheadAttention(8, 2)  # 288 parameters, of which 72 are its out_proj's
+    model = nn.Sequential(nn.Linear(8, 8), nn.ModuleList([nn.Linear(8, 16), attention]), nn.Linear(8, 1))
+    units = []
+    left = shard_units(model, 70, units.append)
+    assert units == [model[0], model[1][0], attention] and left == 9
