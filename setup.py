@@ -105,6 +105,8 @@ setup(
         'docs': [
             'sphinx',  # builds the site
             'myst-parser',  # reads its pages, which are Markdown
+            'furo',  # its theme
+            'sphinx-copybutton',  # a button that copies a block of code
         ],
         'dev': [
             *TIMM,  # tests build every config
