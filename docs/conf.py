@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from docutils.nodes import SkipNode
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
 
@@ -27,7 +29,7 @@ LOG = logging.getLogger(__name__)
 
 project, author, release = 'mmwsl', 'The mmwsl authors', __version__
 copyright = author
-extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.viewcode', 'sphinx.ext.mathjax',
+extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.viewcode',
               'sphinx_copybutton']
 exclude_patterns = ['_build']
 html_theme = 'furo'
@@ -38,6 +40,7 @@ html_show_sphinx = False
 pygments_style, pygments_dark_style = 'default', 'github-dark'
 myst_enable_extensions = ['dollarmath', 'attrs_inline']
 myst_heading_anchors = 3
+html_math_renderer = 'mathml'  # browsers draw it themselves: no script from elsewhere
 copybutton_prompt_text = '>>> '
 copybutton_only_copy_prompt_lines = False
 
@@ -138,12 +141,14 @@ def is_inherited(item: Any) -> bool:
 
 
 def read_docstring(app: Any, what: str, name: str, item: Any, options: Any, lines: list[str]) -> None:
-    r"""Refuse a public name without docstring, and take the star of a shape and the bars of \|a\| as they are."""
+    """Refuse a public name without docstring; take a star, a bar and a colon as what they are on paper."""
     ours = name if what == 'module' else origin_of(item)
     if not any(lines) and ours.startswith('mmwsl') and not is_inherited(item):
         LOG.warning('%s %s is public and has no docstring', what, name)
-    lines[:] = [re.sub(r'(`[^`]*`)|\|(\w)\|', lambda found: found[1] or rf'\|{found[2]}\|',
-                       re.sub(r', \*(?=[,)])', r', \\*', line)) for line in lines]
+    text = re.sub(r', \*(?=[,)])', r', \\*', '\n'.join(lines))  # a shape
+    text = re.sub(r'(`[^`]*`)|\|(\w)\|', lambda found: found[1] or rf'\|{found[2]}\|', text)  # a size
+    # napoleon would take what is before a colon for a type
+    lines[:] = re.sub(r'^Returns:\n    ', ':returns: ', text, flags=re.MULTILINE).split('\n')
 
 
 def skip(app: Any, what: str, name: str, item: Any, is_skipped: bool, options: Any) -> bool | None:
@@ -184,7 +189,13 @@ def check_names(app: Any, env: Any) -> None:
                 LOG.warning('%s.%s is public and on no page of docs/api', module.__name__, name)
 
 
-# ----------------------------------------------------------------------------------------------------------- notebook
+# -------------------------------------------------------------------------------------------------- math and notebook
+
+def write_math(writer: Any, node: Any) -> None:
+    writer.body.append(tex2mathml(node.astext(), as_block=node.tagname == 'math_block'))
+    raise SkipNode
+
+
 
 def notebook(text: str) -> dict:
     """A page of Markdown with blocks of Python as a notebook of Jupyter's format 4."""
@@ -203,8 +214,9 @@ def write_notebook(app: Any, error: Exception | None) -> None:
 
 
 def setup(app: Any) -> None:
+    app.add_html_math_renderer('mathml', (write_math, None), (write_math, None))
     app.connect('source-read', read_page)
-    app.connect('autodoc-process-docstring', read_docstring)
+    app.connect('autodoc-process-docstring', read_docstring, priority=400)  # napoleon's is 500
     app.connect('autodoc-skip-member', skip)
     app.connect('missing-reference', resolve)
     app.connect('env-check-consistency', check_names)
