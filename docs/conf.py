@@ -47,7 +47,7 @@ copybutton_only_copy_prompt_lines = False
 # `make docs` turns warnings into errors: a link that leads nowhere, a reference to a name that does not exist. Names of
 # other packages have their own sites, which a build without network cannot ask
 nitpicky = True
-nitpick_ignore_regex = [('py:.*', r'(?!mmwsl).+')]
+nitpick_ignore_regex = [('py:(class|exc|data|obj)', r'(?!mmwsl).+')]
 autodoc_default_options = {'members': True, 'undoc-members': True, 'member-order': 'bysource', 'show-inheritance': True}
 autodoc_typehints = 'description'
 autodoc_typehints_description_target = 'documented'
@@ -147,7 +147,9 @@ def read_docstring(app: Any, what: str, name: str, item: Any, options: Any, line
         LOG.warning('%s %s is public and has no docstring', what, name)
     text = re.sub(r', \*(?=[,)])', r', \\*', '\n'.join(lines))  # a shape
     text = re.sub(r'(`[^`]*`)|\|(\w)\|', lambda found: found[1] or rf'\|{found[2]}\|', text)  # a size
-    # napoleon would take what is before a colon for a type
+    # napoleon would take what is before a colon for a type, in a first line, too
+    if what in ('attribute', 'property'):
+        text = f'\n{text}'
     lines[:] = re.sub(r'^Returns:\n    ', ':returns: ', text, flags=re.MULTILINE).split('\n')
 
 
@@ -159,10 +161,10 @@ def skip(app: Any, what: str, name: str, item: Any, is_skipped: bool, options: A
 def found(name: str) -> Any:
     """What a whole name stands for, or None."""
     *path, last = name.split('.')
-    with contextlib.suppress(ImportError):
-        return importlib.import_module(name)
     owner = found('.'.join(path)) if path else None
-    return getattr(owner, last, None)
+    with contextlib.suppress(ImportError):
+        return getattr(owner, last, None) or sys.modules.get(name) or importlib.import_module(name)
+    return None
 
 
 def place_of(item: Any, env: Any) -> Any:
@@ -170,9 +172,19 @@ def place_of(item: Any, env: Any) -> Any:
     return next((place for name, place in env.domains.python_domain.objects.items() if found(name) is item), None)
 
 
+def meant(target: str, owner: str) -> Any:
+    """What a name in a docstring stands for: a whole one, one of the class, or one that a module of the package knows."""
+    modules = (name for name in sys.modules if name.split('.')[0] == 'mmwsl')
+    names = (target, f'{owner}.{target}', *(f'{module}.{target}' for module in modules))
+    return next((item for name in names if (item := found(name)) is not None), None)
+
+
 def resolve(app: Any, env: Any, node: Any, shown: Any) -> Any:
-    """Lead a name that is exported twice to its place; one that only the code has stays plain text."""
-    item = found(node['reftarget']) if node['reftarget'].startswith('mmwsl') else None
+    """Lead a name that is exported twice, or shortened, to its place; one that only the code has stays plain text."""
+    target = node['reftarget']
+    if node['refdomain'] != 'py' or not target.replace('.', '_').isidentifier():
+        return None
+    item = meant(target, f'{node.get("py:module")}.{node.get("py:class")}')
     if item is None:
         return None
     place = place_of(item, env)
