@@ -48,7 +48,7 @@ copybutton_only_copy_prompt_lines = False
 # other packages have their own sites, which a build without network cannot ask
 nitpicky = True
 nitpick_ignore_regex = [('py:(class|exc|data|obj)', r'(?!mmwsl).+')]
-autodoc_default_options = {'members': True, 'undoc-members': True, 'member-order': 'bysource', 'show-inheritance': True}
+autodoc_default_options = {'members': True, 'member-order': 'bysource', 'show-inheritance': True}
 autodoc_typehints = 'description'
 autodoc_typehints_description_target = 'documented'
 autodoc_typehints_format = 'short'
@@ -64,6 +64,7 @@ ELSEWHERE = {
     'results': 'results',
 }
 INCLUDE = re.compile(r'<!-- include: (\S+?)(?:#(.+?))? -->.*?<!-- end -->', re.DOTALL)
+COLON = '\ue000'  # a character that nobody writes
 LINK = re.compile(r'(?<=\]\()(?!https?:|#)([^)#\s]+)')
 
 
@@ -149,13 +150,23 @@ def read_docstring(app: Any, what: str, name: str, item: Any, options: Any, line
     text = re.sub(r'(`[^`]*`)|\|(\w)\|', lambda found: found[1] or rf'\|{found[2]}\|', text)  # a size
     # napoleon would take what is before a colon for a type, in a first line, too
     if what in ('attribute', 'property'):
-        text = f'\n{text}'
+        text = text.replace(': ', f'{COLON} ')
     lines[:] = re.sub(r'^Returns:\n    ', ':returns: ', text, flags=re.MULTILINE).split('\n')
 
 
+def restore_colons(app: Any, what: str, name: str, item: Any, options: Any, lines: list[str]) -> None:
+    lines[:] = [line.replace(COLON, ':') for line in lines]
+
+
 def skip(app: Any, what: str, name: str, item: Any, is_skipped: bool, options: Any) -> bool | None:
-    """Leave out methods that only do again what a base class documents: hooks' moments, extra_repr."""
-    return True if not getattr(item, '__doc__', None) and is_inherited(item) else None
+    """Leave out what has no docstring: methods that do again what a base class documents (hooks' moments), attributes.
+
+    Other functions and classes stay, for :func:`read_docstring` to refuse.
+    """
+    is_code = inspect.isroutine(item) or inspect.isclass(item) or isinstance(item, property)
+    if not is_code or name.startswith('_') or getattr(item, '__doc__', None):
+        return None
+    return is_inherited(item)
 
 
 def found(name: str) -> Any:
@@ -173,8 +184,8 @@ def place_of(item: Any, env: Any) -> Any:
 
 
 def meant(target: str, owner: str) -> Any:
-    """What a name in a docstring stands for: a whole one, one of the class, or one that a module of the package knows."""
-    modules = (name for name in sys.modules if name.split('.')[0] == 'mmwsl')
+    """What a name in a docstring stands for: a whole one, one of its class, or one of any module of the package."""
+    modules = [name for name in sys.modules if name.split('.')[0] == 'mmwsl']
     names = (target, f'{owner}.{target}', *(f'{module}.{target}' for module in modules))
     return next((item for name in names if (item := found(name)) is not None), None)
 
@@ -229,6 +240,7 @@ def setup(app: Any) -> None:
     app.add_html_math_renderer('mathml', (write_math, None), (write_math, None))
     app.connect('source-read', read_page)
     app.connect('autodoc-process-docstring', read_docstring, priority=400)  # napoleon's is 500
+    app.connect('autodoc-process-docstring', restore_colons, priority=600)
     app.connect('autodoc-skip-member', skip)
     app.connect('missing-reference', resolve)
     app.connect('env-check-consistency', check_names)

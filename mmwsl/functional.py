@@ -49,8 +49,9 @@ def wsl_loss(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 2.0,
         ValueError: If shapes do not belong together, tau is not positive, or an index is not in [0, C).
 
     Examples:
-        >>> student, teacher = torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log()  # 0.5 and 0.75 for the first class
-        >>> wsl_loss(student, teacher, torch.tensor([0]), tau=1.0)  # w = 1 - exp(-ln 2 / ln 4/3), times ln 2
+        >>> student = torch.zeros(1, 2)  # 0.5 for each class
+        >>> teacher = torch.tensor([[3.0, 1.0]]).log()  # 0.75 and 0.25
+        >>> wsl_loss(student, teacher, torch.tensor([0]), tau=1.0)  # 0.9101 x ln 2
         tensor([0.6309])
     """
     weight = wsl_weight(preds_S, preds_T, target, ignore_index)
@@ -70,8 +71,9 @@ def wsl_weight(preds_S: Tensor, preds_T: Tensor, target: Tensor, ignore_index: i
         Weights in [0, 1], without gradient; 0 where the target is ignored or both losses are 0. Shape: (N, \*).
 
     Examples:
-        >>> student, teacher = torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log()  # 0.5 and 0.75 for the first class
-        >>> wsl_weight(student, teacher, torch.tensor([0]))
+        >>> student = torch.zeros(1, 2)  # 0.5 for each class
+        >>> teacher = torch.tensor([[3.0, 1.0]]).log()  # 0.75 and 0.25
+        >>> wsl_weight(student, teacher, torch.tensor([0]))  # 1 - exp(-ln 2 / ln 4/3)
         tensor([0.9101])
     """
     check_logits(preds_S, preds_T)
@@ -102,7 +104,8 @@ def soft_cross_entropy(preds_S: Tensor, preds_T: Tensor, tau: float = 2.0) -> Te
         Loss of each target. Shape: (N, \*).
 
     Examples:
-        >>> student, teacher = torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log()  # 0.5 and 0.75 for the first class
+        >>> student = torch.zeros(1, 2)  # 0.5 for each class
+        >>> teacher = torch.tensor([[3.0, 1.0]]).log()  # 0.75 and 0.25
         >>> soft_cross_entropy(student, teacher, tau=1.0)  # ln 2, as the student knows nothing
         tensor([0.6931])
     """
@@ -176,8 +179,9 @@ def bias_and_variance_gradients(preds_S: Tensor, preds_T: Tensor, target: Tensor
         a and b, without gradient. Shape: (N, \*) each.
 
     Examples:
-        >>> student, teacher = torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log()  # 0.5 and 0.75 for the first class
-        >>> bias_and_variance_gradients(student, teacher, torch.tensor([0]), tau=1.0)  # 0.5 - 1, and 0.5 - 0.75 - a
+        >>> student = torch.zeros(1, 2)  # 0.5 for each class
+        >>> teacher = torch.tensor([[3.0, 1.0]]).log()  # 0.75 and 0.25
+        >>> bias_and_variance_gradients(student, teacher, torch.tensor([0]), tau=1.0)  # 0.5 - 1, 0.5 - 0.75 - a
         (tensor([-0.5000]), tensor([0.2500]))
     """
     check_logits(preds_S, preds_T)
@@ -219,8 +223,9 @@ def dkd_loss(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 4.0,
         Loss of each target. Shape: (N, \*).
 
     Examples:
-        >>> student, teacher = torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log()  # 0.5 and 0.75 for the first class
-        >>> dkd_loss(student, teacher, torch.tensor([0]), tau=1.0)  # of two classes TCKD alone: KL(teacher, student)
+        >>> student = torch.zeros(1, 2)  # 0.5 for each class
+        >>> teacher = torch.tensor([[3.0, 1.0]]).log()  # 0.75 and 0.25
+        >>> dkd_loss(student, teacher, torch.tensor([0]), tau=1.0)  # TCKD alone
         tensor([0.1308])
     """
     check_choice(preds_S.shape[1])
@@ -252,8 +257,9 @@ def nkd_loss(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 1.0,
         Loss of each target. Shape: (N, \*).
 
     Examples:
-        >>> student, teacher = torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log()  # 0.5 and 0.75 for the first class
-        >>> nkd_loss(student, teacher, torch.tensor([0]))  # 0.75 ln 2; the one class that is left says nothing
+        >>> student = torch.zeros(1, 2)  # 0.5 for each class
+        >>> teacher = torch.tensor([[3.0, 1.0]]).log()  # 0.75 and 0.25
+        >>> nkd_loss(student, teacher, torch.tensor([0]))  # 0.75 ln 2
         tensor([0.5199])
     """
     check_choice(preds_S.shape[1])
@@ -323,7 +329,8 @@ def ttm_loss(preds_S: Tensor, preds_T: Tensor, tau: float = 4.0) -> Tensor:
         Loss of each target. Shape: (N, \*).
 
     Examples:
-        >>> student, teacher = torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log()  # 0.5 and 0.75 for the first class
+        >>> student = torch.zeros(1, 2)  # 0.5 for each class
+        >>> teacher = torch.tensor([[3.0, 1.0]]).log()  # 0.75 and 0.25
         >>> ttm_loss(student, teacher, tau=1.0)
         tensor([0.1308])
     """
@@ -344,7 +351,7 @@ def bernoulli_loss(preds_S: Tensor, preds_T: Tensor, tau: float = 1.0) -> Tensor
         Loss of each class of each target. Shape: (N, C, \*).
 
     Examples:
-        >>> bernoulli_loss(torch.zeros(1, 2), torch.zeros(1, 2))  # two decisions by the toss of a coin: ln 2 each
+        >>> bernoulli_loss(torch.zeros(1, 2), torch.zeros(1, 2))  # ln 2 each
         tensor([[0.6931, 0.6931]])
     """
     scaled_S, soft_labels = at_least_float32(preds_S) / tau, torch.sigmoid(at_least_float32(preds_T.detach()) / tau)
