@@ -29,16 +29,15 @@ LOG = logging.getLogger(__name__)
 
 project, author, release = 'mmwsl', 'The mmwsl authors', __version__
 copyright = author
-extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.viewcode',
-              'sphinx_copybutton']
-exclude_patterns = ['_build']
+extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.viewcode', 'sphinx_copybutton']
 html_theme = 'furo'
 html_title = f'mmwsl {release}'
 html_static_path = ['_static']
 html_css_files = ['site.css']
 html_show_sphinx = False
+html_theme_options = {'top_of_page_buttons': []}
 pygments_style, pygments_dark_style = 'default', 'github-dark'
-myst_enable_extensions = ['dollarmath', 'attrs_inline']
+myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 3
 html_math_renderer = 'mathml'  # browsers draw it themselves: no script from elsewhere
 copybutton_prompt_text = '>>> '
@@ -118,9 +117,9 @@ def table_of_tools() -> str:
     rows = ['| | |', '|---|---|']
     for path in sorted((ROOT / 'tools').rglob('*.py')):
         tree = ast.parse(path.read_text())
-        says = (ast.get_docstring(tree) or '').split('\n\n')[0].replace('\n', ' ').replace('|', r'\|')
+        purpose = (ast.get_docstring(tree) or '').split('\n\n')[0].replace('\n', ' ').replace('|', r'\|')
         if 'main' in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}:
-            rows.append(f'| `{path.relative_to(ROOT)}` | {says} |')
+            rows.append(f'| `{path.relative_to(ROOT)}` | {purpose} |')
     return '\n'.join(rows)
 
 
@@ -142,13 +141,13 @@ def is_inherited(item: Any) -> bool:
 
 
 def read_docstring(app: Any, what: str, name: str, item: Any, options: Any, lines: list[str]) -> None:
-    """Refuse a public name without docstring; take a star, a bar and a colon as what they are on paper."""
+    """Refuse a public name without docstring; read a star, a bar and a colon as plain characters."""
     ours = name if what == 'module' else origin_of(item)
     if not any(lines) and ours.startswith('mmwsl') and not is_inherited(item):
         LOG.warning('%s %s is public and has no docstring', what, name)
     text = re.sub(r', \*(?=[,)])', r', \\*', '\n'.join(lines))  # a shape
     text = re.sub(r'(`[^`]*`)|\|(\w)\|', lambda found: found[1] or rf'\|{found[2]}\|', text)  # a size
-    # napoleon would take what is before a colon for a type, in a first line, too
+    # napoleon reads what is before a colon as a type, in a first line, too
     if what in ('attribute', 'property'):
         text = text.replace(': ', f'{COLON} ')
     lines[:] = re.sub(r'^Returns:\n    ', ':returns: ', text, flags=re.MULTILINE).split('\n')
@@ -179,7 +178,7 @@ def found(name: str) -> Any:
 
 
 def place_of(item: Any, env: Any) -> Any:
-    """Where the site documents an object, whichever of its names is used there."""
+    """Return where the site documents an object, by whichever of its names."""
     return next((place for name, place in env.domains.python_domain.objects.items() if found(name) is item), None)
 
 
@@ -205,6 +204,8 @@ def resolve(app: Any, env: Any, node: Any, shown: Any) -> Any:
 def check_names(app: Any, env: Any) -> None:
     """Refuse a name in an ``__all__`` that no page documents."""
     for room in sorted((ROOT / 'mmwsl').rglob('__init__.py')):
+        if room.read_text().startswith('"""Moved to'):  # an old name
+            continue
         module = importlib.import_module('.'.join(room.parent.relative_to(ROOT).parts))
         for name in getattr(module, '__all__', []):
             item = getattr(module, name)
@@ -219,15 +220,15 @@ def write_math(writer: Any, node: Any) -> None:
     raise SkipNode
 
 
-
 def notebook(text: str) -> dict:
-    """A page of Markdown with blocks of Python as a notebook of Jupyter's format 4."""
+    """A page of Markdown with blocks of Python as a notebook of Jupyter's format 4, without what it draws itself."""
+    text = re.sub(r'<!--.*?-->|!\[.*?\]\(.*?\)\n', '', text)
+    text = re.sub(r'\[(.*?)\]\((?!http).*?\)', r'\1', text)  # the notebook has no other pages next to it
     cells = []
     for number, part in enumerate(re.split(r'```python\n(.*?)```\n', text, flags=re.DOTALL)):
+        kind = dict(cell_type='code', execution_count=None, outputs=[]) if number % 2 else dict(cell_type='markdown')
         if part.strip():
-            cells.append(dict(id=f'cell-{number}', metadata={}, source=part.strip(),
-                              **(dict(cell_type='code', execution_count=None, outputs=[]) if number % 2
-                                 else dict(cell_type='markdown'))))
+            cells.append(dict(id=f'cell-{number}', metadata={}, source=part.strip(), **kind))
     return dict(nbformat=4, nbformat_minor=5, metadata={}, cells=cells)
 
 

@@ -53,7 +53,7 @@ def test_each_loss_and_weight_has_an_example():
 
 @pytest.mark.slow
 def test_the_notebook_trains_and_draws(tmp_path, monkeypatch):
-    """With what its text says of the picture."""
+    """And the picture shows what the text describes."""
     monkeypatch.setenv('MPLBACKEND', 'Agg')
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')
