@@ -8,6 +8,7 @@
 # the tests, benchmarks and runs that need one, most valuable first, within a limit; REHEARSE=1: at tiny sizes on the CPU
 # make gpu PARTS="tests loss=80 step": those alone of tests, loss, step and runs, the loss for 80 seconds at most
 # make gpu WHEELS=folder PYTHON=python3.12: on a machine without network whose Python has torch; no .venv is made
+# make docs: the site, in build/docs; whatever Sphinx warns of is an error
 # make test-mmrazor SOURCE=clone of github.com/open-mmlab/mmrazor: MMRazor's own tests of distillation, on this stack
 STACK ?= onedl
 PYTHON ?= python3
@@ -31,6 +32,7 @@ SOURCE ?=
 VENV := .venv$(if $(filter-out onedl,$(STACK)),-$(STACK))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+SITE := $(VENV)/.installed-docs
 INSTALLED := $(VENV)/.installed$(if $(DENSE),-dense)$(if $(TRITON),-triton)
 
 # in this order: the tests of distillers take a loss from the registry that those of algorithms put there
@@ -42,7 +44,7 @@ FAILING := test_models/test_losses/test_distillation_losses.py::TestLosses::test
     test_core/test_recorders/test_func_inputs_recorder.py::TestFuncInputsRecorder::test_ema_hook \
     test_core/test_delivers/test_function_outputs_deliver.py::TestFuncOutputsDeliver::test_ema_hook
 
-.PHONY: demo test test-mmrazor gpu lint install clean
+.PHONY: demo test test-mmrazor gpu lint docs install clean
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -63,6 +65,10 @@ $(INSTALLED): setup.py requirements/$(STACK).txt requirements/$(STACK)-hashes.tx
 	make clean, then make install TORCH_INDEX=INDEX"
 	touch $@
 
+$(SITE): $(INSTALLED) requirements/docs.txt
+	$(PIP) --require-hashes --no-deps --requirement requirements/docs.txt
+	touch $@
+
 demo: $(INSTALLED)
 	$(BIN)/python tools/demo.py $(if $(TASK),--task $(TASK)) $(if $(SEEDS),--seeds $(SEEDS))
 
@@ -81,6 +87,10 @@ gpu: $(if $(WHEELS),,$(INSTALLED))
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(SITE)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet -d build/doctrees docs build/docs
+	@echo build/docs/index.html
 
 clean:
 	rm -rf .venv .venv-* build *.egg-info mmwsl/.mim

@@ -87,6 +87,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=find_packages(include=['mmwsl', 'mmwsl.*']),
+    package_data={'mmwsl': ['py.typed']},
     cmdclass=dict(build_py=BuildWithMim),
     install_requires=[
         'torch>=2.6',  # the equations, and loading weights without running code
@@ -109,6 +110,8 @@ setup(
         'docs': [
             'sphinx',  # builds the site
             'myst-parser',  # reads its pages, which are Markdown
+            'furo',  # its theme
+            'sphinx-copybutton',  # a button that copies a block of code
         ],
         'dev': [
             *TIMM,  # tests build every config

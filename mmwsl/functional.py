@@ -47,6 +47,12 @@ def wsl_loss(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 2.0,
     Raises:
         TypeError: If logits are not floating point, or a target is neither int64 nor floating point.
         ValueError: If shapes do not belong together, tau is not positive, or an index is not in [0, C).
+
+    Examples:
+        >>> student = torch.zeros(1, 2)  # 0.5 for each class
+        >>> teacher = torch.tensor([[3.0, 1.0]]).log()  # 0.75 and 0.25
+        >>> wsl_loss(student, teacher, torch.tensor([0]), tau=1.0)  # 0.9101 x ln 2
+        tensor([0.6309])
     """
     weight = wsl_weight(preds_S, preds_T, target, ignore_index)
     kept = kept_targets(target, ignore_index)
@@ -63,6 +69,12 @@ def wsl_weight(preds_S: Tensor, preds_T: Tensor, target: Tensor, ignore_index: i
 
     Returns:
         Weights in [0, 1], without gradient; 0 where the target is ignored or both losses are 0. Shape: (N, \*).
+
+    Examples:
+        >>> student = torch.zeros(1, 2)  # 0.5 for each class
+        >>> teacher = torch.tensor([[3.0, 1.0]]).log()  # 0.75 and 0.25
+        >>> wsl_weight(student, teacher, torch.tensor([0]))  # 1 - exp(-ln 2 / ln 4/3)
+        tensor([0.9101])
     """
     check_logits(preds_S, preds_T)
     with torch.no_grad():
@@ -72,7 +84,12 @@ def wsl_weight(preds_S: Tensor, preds_T: Tensor, target: Tensor, ignore_index: i
 
 
 def weight_of_losses(student: Tensor, teacher: Tensor) -> Tensor:
-    r""":math:`1 - \exp(-L_s / L_t)` of hard losses at temperature 1, of any shape."""
+    r""":math:`1 - \exp(-L_s / L_t)` of hard losses at temperature 1, of any shape.
+
+    Examples:
+        >>> weight_of_losses(torch.tensor([0.1, 1.0, 5.0]), torch.ones(3))
+        tensor([0.0952, 0.6321, 0.9933])
+    """
     return torch.expm1(student / (-EPSILON - teacher)).neg_()
 
 
@@ -85,6 +102,12 @@ def soft_cross_entropy(preds_S: Tensor, preds_T: Tensor, tau: float = 2.0) -> Te
 
     Returns:
         Loss of each target. Shape: (N, \*).
+
+    Examples:
+        >>> student = torch.zeros(1, 2)  # 0.5 for each class
+        >>> teacher = torch.tensor([[3.0, 1.0]]).log()  # 0.75 and 0.25
+        >>> soft_cross_entropy(student, teacher, tau=1.0)  # ln 2, as the student knows nothing
+        tensor([0.6931])
     """
     check_logits(preds_S, preds_T)
     check_temperature(tau)
@@ -102,6 +125,10 @@ def hard_loss(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX) -
 
     Returns:
         Loss of each target. Shape: (N, \*).
+
+    Examples:
+        >>> hard_loss(torch.tensor([[3.0, 1.0]]).log(), torch.tensor([0]))  # ln 4/3
+        tensor([0.2877])
     """
     check_target(preds, target, ignore_index)
     preds = at_least_float32(preds)
@@ -150,6 +177,12 @@ def bias_and_variance_gradients(preds_S: Tensor, preds_T: Tensor, target: Tensor
 
     Returns:
         a and b, without gradient. Shape: (N, \*) each.
+
+    Examples:
+        >>> student = torch.zeros(1, 2)  # 0.5 for each class
+        >>> teacher = torch.tensor([[3.0, 1.0]]).log()  # 0.75 and 0.25
+        >>> bias_and_variance_gradients(student, teacher, torch.tensor([0]), tau=1.0)  # 0.5 - 1, 0.5 - 0.75 - a
+        (tensor([-0.5000]), tensor([0.2500]))
     """
     check_logits(preds_S, preds_T)
     check_temperature(tau)
@@ -188,6 +221,12 @@ def dkd_loss(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 4.0,
 
     Returns:
         Loss of each target. Shape: (N, \*).
+
+    Examples:
+        >>> student = torch.zeros(1, 2)  # 0.5 for each class
+        >>> teacher = torch.tensor([[3.0, 1.0]]).log()  # 0.75 and 0.25
+        >>> dkd_loss(student, teacher, torch.tensor([0]), tau=1.0)  # TCKD alone
+        tensor([0.1308])
     """
     check_choice(preds_S.shape[1])
     scaled_S, scaled_T = at_least_float32(preds_S) / tau, at_least_float32(preds_T.detach()) / tau
@@ -216,6 +255,12 @@ def nkd_loss(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 1.0,
 
     Returns:
         Loss of each target. Shape: (N, \*).
+
+    Examples:
+        >>> student = torch.zeros(1, 2)  # 0.5 for each class
+        >>> teacher = torch.tensor([[3.0, 1.0]]).log()  # 0.75 and 0.25
+        >>> nkd_loss(student, teacher, torch.tensor([0]))  # 0.75 ln 2
+        tensor([0.5199])
     """
     check_choice(preds_S.shape[1])
     preds_S, preds_T = at_least_float32(preds_S), at_least_float32(preds_T.detach())
@@ -237,6 +282,11 @@ def dist_inter_loss(preds_S: Tensor, preds_T: Tensor, tau: float = 1.0) -> Tenso
 
     Returns:
         Loss of each target. Shape: (N, \*).
+
+    Examples:
+        >>> ranks = torch.tensor([[0.0, 1.0, 2.0]])
+        >>> dist_inter_loss(ranks, ranks).abs() < 1e-6  # in the same relation
+        tensor([True])
     """
     return tau**2 * (1 - _correlation(*_probabilities(preds_S, preds_T, tau), 1))
 
@@ -255,6 +305,11 @@ def dist_intra_loss(preds_S: Tensor, preds_T: Tensor, tau: float = 1.0, kept: Te
 
     Returns:
         One value for the batch, 0 where no target counts. A scalar.
+
+    Examples:
+        >>> of_class = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        >>> dist_intra_loss(of_class, of_class).abs() < 1e-6
+        tensor(True)
     """
     of_class_S, of_class_T = (probs.movedim(1, 0).flatten(1) for probs in _probabilities(preds_S, preds_T, tau))
     mask = torch.ones_like(of_class_S[:1]) if kept is None else kept.reshape(1, -1).to(of_class_S.dtype)
@@ -272,6 +327,12 @@ def ttm_loss(preds_S: Tensor, preds_T: Tensor, tau: float = 4.0) -> Tensor:
 
     Returns:
         Loss of each target. Shape: (N, \*).
+
+    Examples:
+        >>> student = torch.zeros(1, 2)  # 0.5 for each class
+        >>> teacher = torch.tensor([[3.0, 1.0]]).log()  # 0.75 and 0.25
+        >>> ttm_loss(student, teacher, tau=1.0)
+        tensor([0.1308])
     """
     log_q = F.log_softmax(at_least_float32(preds_T.detach()) / tau, dim=1)
     return (log_q.exp() * (log_q - F.log_softmax(at_least_float32(preds_S), dim=1))).sum(1)
@@ -288,6 +349,10 @@ def bernoulli_loss(preds_S: Tensor, preds_T: Tensor, tau: float = 1.0) -> Tensor
 
     Returns:
         Loss of each class of each target. Shape: (N, C, \*).
+
+    Examples:
+        >>> bernoulli_loss(torch.zeros(1, 2), torch.zeros(1, 2))  # ln 2 each
+        tensor([[0.6931, 0.6931]])
     """
     scaled_S, soft_labels = at_least_float32(preds_S) / tau, torch.sigmoid(at_least_float32(preds_T.detach()) / tau)
     return tau**2 * F.binary_cross_entropy_with_logits(scaled_S, soft_labels, reduction='none')
@@ -302,6 +367,10 @@ def bernoulli_hard_loss(preds: Tensor, target: Tensor) -> Tensor:
 
     Returns:
         Shape: (N, C, \*).
+
+    Examples:
+        >>> bernoulli_hard_loss(torch.tensor([3.0]).log(), torch.tensor([1.0]))  # ln 4/3
+        tensor([0.2877])
     """
     preds = at_least_float32(preds)
     # exact near 0, where log(sigmoid) loses a sum that is nearly 1
@@ -319,6 +388,11 @@ def label_scores(labels: Tensor, classes: int, quality: Tensor | None = None) ->
 
     Returns:
         Shape: (N, C, \*).
+
+    Examples:
+        >>> label_scores(torch.tensor([1, 2]), classes=2)  # the second target is background
+        tensor([[0., 1.],
+                [0., 0.]])
     """
     right = torch.ones_like(labels, dtype=torch.float32) if quality is None else quality
     right = right * (labels < classes)  # background writes its 0 into the last class
@@ -336,6 +410,10 @@ def standardized(preds: Tensor) -> Tensor:
 
     Returns:
         Shape: (N, C, \*).
+
+    Examples:
+        >>> standardized(torch.tensor([[1.0, 2.0, 3.0]]))
+        tensor([[-1.0000,  0.0000,  1.0000]])
     """
     check_choice(preds.shape[1])
     preds = at_least_float32(preds)
@@ -356,6 +434,10 @@ def wttm_weight(preds_T: Tensor, tau: float = 4.0) -> Tensor:
 
     Returns:
         Shape: (N, \*).
+
+    Examples:
+        >>> wttm_weight(torch.zeros(1, 4), tau=2.0)  # 4 x (1/4)^(1/2)
+        tensor([2.])
     """
     return (F.log_softmax(at_least_float32(preds_T), dim=1) / tau).exp().sum(1)
 
@@ -370,13 +452,22 @@ def entropy(preds: Tensor, tau: float = 1.0) -> Tensor:
 
     Returns:
         Shape: (N, \*).
+
+    Examples:
+        >>> entropy(torch.zeros(1, 4))  # ln 4
+        tensor([1.3863])
     """
     log_probs = F.log_softmax(at_least_float32(preds) / tau, dim=1)
     return -(log_probs.exp() * log_probs).sum(1)
 
 
 def entropy_weight(entropy_S: Tensor, entropy_T: Tensor, classes: int) -> Tensor:
-    r"""EA-KD's weight, :math:`(H_t + H_t H_s / H_{max}) / 2` with :math:`H_{max} = \ln C` (arXiv 2311.13621)."""
+    r"""EA-KD's weight, :math:`(H_t + H_t H_s / H_{max}) / 2` with :math:`H_{max} = \ln C` (arXiv 2311.13621).
+
+    Examples:
+        >>> entropy_weight(torch.tensor([0.0]), torch.tensor([1.0]), classes=4)
+        tensor([0.5000])
+    """
     check_choice(classes)
     return entropy_T * (1 + entropy_S / math.log(classes)) / 2
 
@@ -392,6 +483,10 @@ def disagreement(preds_S: Tensor, preds_T: Tensor, beta: float = 1.0) -> Tensor:
 
     Returns:
         Shape: (N, C, \*).
+
+    Examples:
+        >>> disagreement(torch.zeros(1, 1), torch.tensor([[3.0]]).log())  # 0.75 - 0.5
+        tensor([[0.2500]])
     """
     return (torch.sigmoid(at_least_float32(preds_T)) - torch.sigmoid(at_least_float32(preds_S))).abs() ** beta
 
@@ -436,7 +531,12 @@ def without_ignored(preds: Tensor, kept: Tensor) -> Tensor:
 
 
 def kept_targets(target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
-    """Mask of the targets that count. Shape: (N, *)."""
+    """Mask of the targets that count. Shape: (N, *).
+
+    Examples:
+        >>> kept_targets(torch.tensor([3, -100]))
+        tensor([ True, False])
+    """
     if target.is_floating_point():
         return torch.ones_like(target[:, 0], dtype=torch.bool)
     return target != ignore_index

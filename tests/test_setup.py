@@ -26,6 +26,7 @@ def test_configs_and_tools_travel_where_mim_looks(tmp_path):
             assert (mim / model['Config']).exists()
         assert Config.fromfile(mim / 'configs/wsl_digits.py').model.type == 'mmwsl.WSLDistill'
         assert (mim / 'tools/train.py').exists()
+    assert (tmp_path / 'mmwsl/py.typed').exists()  # mypy reads our types
 
 
 @pytest.fixture(scope='module')
@@ -113,3 +114,31 @@ def assert_hashes_alone(text):
     entry = r'[\w.-]+==\S+( \\\n    --hash=sha256:[0-9a-f]{64})+\n'
     comments, body = re.fullmatch(r'((?:#[^\n]*\n)+)(.*)', text, re.S).groups()
     assert re.fullmatch(f'({entry})+', body) and '://' not in comments
+
+
+# -------------------------------------------------------------------------------------------------------- for joiners
+
+def test_the_readme_names_each_extra(required):
+    install = (ROOT / 'README.md').read_text().split('## Install')[1].split('\n## ')[0]
+    named = {name for row in re.findall(r'(?m)^\| (`.*?) \|', install) for name in re.findall('`(.*?)`', row)}
+    assert set(required) - {''} == named
+
+
+def test_public_ci_runs_what_the_makefile_has(required):
+    workflow = yaml.safe_load((ROOT / '.github/workflows/ci.yml').read_text())
+    targets = set(re.findall(r'(?m)^([a-z-]+):', (ROOT / 'Makefile').read_text()))
+    steps = [step.get('run', '') for job in workflow['jobs'].values() for step in job['steps']]
+    assert {'lint', 'install', 'test', 'docs'} <= {found[1] for step in steps if (
+        found := re.match('make ([a-z-]+)', step))} <= targets
+    rows = workflow['jobs']['test']['strategy']['matrix']['include']
+    assert {row['stack'] for row in rows} == {'onedl', 'openmmlab'}
+    oldest, = (row['packages'].split()[0] for row in rows if row['torch'] == 'oldest')
+    assert Requirement(required[''][0]).specifier.contains(oldest.removeprefix('torch=='))
+    assert oldest.startswith(required[''][0].replace('>=', '=='))
+
+
+def test_pre_commit_has_the_ruff_that_is_pinned():
+    hooks = yaml.safe_load((ROOT / '.pre-commit-config.yaml').read_text())['repos']
+    ruff, = (repo['rev'] for repo in hooks if 'ruff' in repo['repo'])
+    for name in ('onedl', 'openmmlab'):
+        assert f'ruff=={ruff.removeprefix("v")}' in (ROOT / f'requirements/{name}.txt').read_text()

@@ -1,3 +1,4 @@
+"""Regularization samples, bias and variance: functions that hooks, tools and notebooks call."""
 import mmwsl.compat  # noqa: F401  readies the stack
 from mmwsl.analysis.bias_variance import FEWEST_MODELS, Decomposition, Interval, bootstrap, decompose, pseudo_values
 from mmwsl.analysis.records import RECORD, read_records, write_records

@@ -52,6 +52,12 @@ def decompose(log_probs: np.ndarray, target: np.ndarray) -> Decomposition:
 
     Raises:
         ValueError: If shapes do not belong together, or these are no log-probabilities or classes.
+
+    Examples:
+        >>> sure, unsure = np.log([[0.9, 0.1]]), np.log([[0.5, 0.5]])
+        >>> split = decompose(np.stack([sure, unsure]), np.array([0]))
+        >>> split.bias.round(4), split.variance.round(4), split.loss.round(4)  # f_bar is 0.75: -ln 0.75, and the rest
+        (array([0.2877]), array([0.1116]), array([0.3993]))
     """
     log_probs, target = _checked(log_probs, target)
     loss, variance = _losses(log_probs, target).mean(0), _variance(log_probs.mean(0))

@@ -121,6 +121,7 @@ def mixing(transforms: Iterable[Any]) -> list[str]:
 
 
 def mixing_error(name: str) -> ValueError:
+    """Return the error for a transform that mixes images, by its name."""
     return ValueError(f"{name} mixes images, and a teacher's record is of one image: what it would say of the mixture "
                       f'is not recorded. Leave {name} out, or teach live (without teacher_cache)')
 

@@ -30,6 +30,12 @@ class RecordFormat:
 
     Raises:
         ValueError: If the top K are all classes or all but one, come without a tau, or if dtype is another.
+
+    Examples:
+        >>> RecordFormat(classes=100).layout.itemsize  # bytes
+        413
+        >>> RecordFormat(classes=100, top_k=5, dtype='float16', taus=(4.0, )).layout.itemsize
+        32
     """
     classes: int
     top_k: int | None = None

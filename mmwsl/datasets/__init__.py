@@ -1,3 +1,4 @@
+"""Views that can be replayed, images on the device, folds and resamples, and data that need no download."""
 import mmwsl.compat  # noqa: F401  readies the stack
 from mmwsl.datasets.device import DeviceDataset
 from mmwsl.datasets.digit_scenes import DigitScenes

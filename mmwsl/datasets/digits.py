@@ -19,6 +19,11 @@ class Digits(BaseDataset):
     Args:
         split: 'train' or 'test'.
         kwargs: As of mmpretrain's ``BaseDataset``: ``pipeline``, ``indices``, ``test_mode`` and so on.
+
+    Examples:
+        >>> digits = Digits('test', pipeline=[])
+        >>> len(digits), digits[0]['img'].shape
+        (1197, (8, 8, 1))
     """
     METAINFO = {'classes': tuple('0123456789')}
     TRAIN_SIZE = 600

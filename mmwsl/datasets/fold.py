@@ -26,6 +26,11 @@ class Fold(Selection):
 
     Raises:
         ValueError: If the dataset hands out views, ``folds`` is not in [2, N], or ``fold`` is not in [0, folds).
+
+    Examples:
+        >>> digits = dict(type='mmwsl.Digits', split='train', pipeline=[])
+        >>> len(Fold(digits, fold=0, folds=5)), len(Fold(digits, fold=0, folds=5, held_out=True))
+        (480, 120)
     """
 
     def __init__(self, dataset: Any, fold: int = 0, folds: int = 5, held_out: bool = False, seed: int = 0) -> None:

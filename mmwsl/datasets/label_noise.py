@@ -22,6 +22,10 @@ class LabelNoise(BaseTransform):
     Raises:
         ValueError: If prob is not in [0, 1], or there are fewer than two classes. When it is asked: if an image has no
             single label below num_classes, or no ``sample_idx``.
+
+    Examples:
+        >>> LabelNoise(prob=1.0, num_classes=2)(dict(gt_label=0, sample_idx=7))['gt_label']
+        1
     """
     changes_labels = True  # read by mmwsl.cache.fingerprint.training_set
 

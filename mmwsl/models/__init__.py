@@ -1,3 +1,4 @@
+"""Everything that the ``model`` of a config is built from."""
 import mmwsl.compat  # noqa: F401  readies the stack
 from mmwsl.models import losses, weightings
 from mmwsl.models.algorithms import WSLDistill

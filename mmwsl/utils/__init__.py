@@ -1,3 +1,4 @@
+"""Checkpoints, labels and files."""
 import importlib
 import warnings
 from typing import Any

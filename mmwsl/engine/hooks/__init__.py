@@ -1,3 +1,4 @@
+"""Hooks: what must happen at a certain moment of a run."""
 from mmwsl.engine.hooks.best_checkpoint_hook import BestCheckpointHook
 from mmwsl.engine.hooks.channels_last_hook import ChannelsLastHook
 from mmwsl.engine.hooks.check_labels_hook import CheckLabelsHook

@@ -1,3 +1,4 @@
+"""Networks for small images that neither mmpretrain nor timm has."""
 from mmwsl.models.backbones.cifar_mobilenet_v2 import CIFARMobileNetV2
 from mmwsl.models.backbones.cifar_resnet import CIFARResNet
 from mmwsl.models.backbones.cifar_shufflenet import CIFARShuffleNetV1, CIFARShuffleNetV2

@@ -42,6 +42,11 @@ class SoftCrossEntropy(_Tempered):
     Raises:
         ValueError: If compile is something else.
         ImportError: If Triton is missing.
+
+    Examples:
+        >>> import torch
+        >>> SoftCrossEntropy(tau=1.0)(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([0]))  # ln 2
+        tensor([0.6931])
     """
     never_vanishes = True
 
@@ -97,6 +102,11 @@ class DKD(_Tempered):
         beta: Weight among the others. Its authors, by pair: 2, 6 or 8 on CIFAR-100; 0.5 (ResNet-34 to 18) or 2
             (ResNet-50 to MobileNetV1) on ImageNet. They let the loss grow over 20 epochs on CIFAR-100
             (``warmup_epochs`` of :class:`WeightedLoss`).
+
+    Examples:
+        >>> import torch
+        >>> DKD(tau=1.0)(torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log(), torch.tensor([0]))
+        tensor([0.1308])
     """
     needs_classes = True
 
@@ -119,6 +129,11 @@ class NKD(_Tempered):
     Args:
         tau: Temperature of the classes but the true one. Its authors: 1 on ImageNet, 3 on CIFAR-100.
         gamma: Weight of these classes. Its authors: 1.5 on ImageNet (1 for DeiT), 3.5 on CIFAR-100.
+
+    Examples:
+        >>> import torch
+        >>> NKD()(torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log(), torch.tensor([0]))  # 0.75 ln 2
+        tensor([0.5199])
     """
     needs_classes = True
 
@@ -144,6 +159,11 @@ class DIST(_Tempered):
         beta: Weight of the relations between classes, :func:`mmwsl.functional.dist_inter_loss`.
         gamma: Weight of the relations between targets, :func:`mmwsl.functional.dist_intra_loss`. Its authors: beta and
             gamma 1, with a loss_weight of 2.
+
+    Examples:
+        >>> from mmwsl.models import WeightedLoss
+        >>> WeightedLoss(dict(type='DIST'), dict(type='WSLWeighting'), loss_weight=2.0).sample_loss
+        DIST(tau=1.0, beta=1.0, gamma=1.0)
     """
 
     def __init__(self, tau: float = 1.0, beta: float = 1.0, gamma: float = 1.0) -> None:
@@ -181,6 +201,10 @@ class TTM(_Tempered):
     Args:
         tau: Temperature of the teacher. Its authors write gamma for 1 / tau, with 0.1 and a loss_weight of 45 in their
             example (VGG-13 to VGG-8 on CIFAR-100).
+
+    Examples:
+        >>> from mmwsl.models import WeightedLoss
+        >>> wttm = WeightedLoss(dict(type='TTM', tau=4.0), dict(type='WTTMWeighting', tau=4.0))
     """
 
     def __init__(self, tau: float = 4.0) -> None:
@@ -201,6 +225,13 @@ class Standardized(SampleLoss):
 
     Raises:
         ValueError: If the loss is for sigmoids, since they have no logits to be standardised among.
+
+    Examples:
+        >>> import torch
+        >>> loss = Standardized(dict(type='SoftCrossEntropy', tau=1.0))
+        >>> student, teacher, target = torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0, 6.0]]), torch.tensor([1])
+        >>> loss(student, teacher, target) - loss(teacher, teacher, target) < 1e-6  # neither scale nor shift counts
+        tensor([True])
     """
 
     def __init__(self, loss: Any = None) -> None:
@@ -261,6 +292,13 @@ class BernoulliKD(_Tempered):
         tau: Temperature.
         per_class: Whether each class of a target has a weight of its own. False: one weight for all of a target, from
             hard losses that are summed over its classes.
+
+    Examples:
+        >>> import torch
+        >>> BernoulliKD()(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([0]))
+        tensor([[0.6931, 0.6931]])
+        >>> BernoulliKD(per_class=False)(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([0]))
+        tensor([1.3863])
     """
     never_vanishes = True
 

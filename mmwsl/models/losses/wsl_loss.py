@@ -36,6 +36,7 @@ class WSLLoss(WeightedLoss):
         compile: As of :class:`SoftCrossEntropy`.
 
     Examples:
+        >>> import torch
         >>> loss = WSLLoss(tau=4.0, loss_weight=2.25)
         >>> student, teacher = torch.randn(8, 100, requires_grad=True), torch.randn(8, 100)
         >>> loss(student, teacher, torch.randint(100, (8, ))).backward()

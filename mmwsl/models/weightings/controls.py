@@ -13,7 +13,12 @@ from mmwsl.registry import MODELS
 
 @MODELS.register_module()
 class UniformWeighting(SampleWeighting):
-    """1 for every target: the loss as it is."""
+    """1 for every target: the loss as it is.
+
+    Examples:
+        >>> UniformWeighting()(SampleBatch(torch.zeros(2, 4), torch.zeros(2, 4), torch.tensor([0, 1])))
+        tensor([1., 1.])
+    """
 
     def forward(self, batch: SampleBatch) -> Tensor:
         r"""Shape: (N, \*)."""
@@ -26,6 +31,11 @@ class MeanWeighting(SampleWeighting):
 
     Args:
         of: Config of the weighting. Default: WSL's.
+
+    Examples:
+        >>> student, teacher = torch.tensor([[0.0, 9.0], [9.0, 0.0]]), torch.zeros(2, 2)
+        >>> MeanWeighting()(SampleBatch(student, teacher, torch.tensor([0, 0])))  # of nearly 1 and nearly 0
+        tensor([0.5001, 0.5001])
     """
 
     def __init__(self, of: Any = None) -> None:
@@ -49,6 +59,11 @@ class ShuffledWeighting(SampleWeighting):
 
     Args:
         of: Config of the weighting. Default: WSL's.
+
+    Examples:
+        >>> student, teacher = torch.tensor([[0.0, 9.0], [9.0, 0.0]]), torch.zeros(2, 2)
+        >>> ShuffledWeighting()(SampleBatch(student, teacher, torch.tensor([0, 0]))).sort().values
+        tensor([1.7802e-04, 1.0000e+00])
     """
 
     def __init__(self, of: Any = None) -> None:
@@ -98,6 +113,11 @@ class RegularizationWeighting(SampleWeighting):
 
     Args:
         keep: 'others' drops the regularization samples, 'regularization' leaves them alone.
+
+    Examples:
+        >>> student, teacher = torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log()  # a = -0.5, b = 0.25
+        >>> RegularizationWeighting(keep='others')(SampleBatch(student, teacher, torch.tensor([0])))
+        tensor([1.])
     """
     needs_classes = True
 

@@ -16,6 +16,10 @@ class WTTMWeighting(SampleWeighting):
 
     Args:
         tau: Temperature, above 0. Weighted TTM takes that of :class:`TTM`.
+
+    Examples:
+        >>> WTTMWeighting(tau=2.0)(SampleBatch(torch.zeros(1, 4), torch.zeros(1, 4), torch.tensor([0])))
+        tensor([2.])
     """
 
     def __init__(self, tau: float = 4.0) -> None:
@@ -39,6 +43,13 @@ class EntropyWeighting(SampleWeighting):
         student: Take the student's into account, :math:`(H_t + H_t H_s / \ln C) / 2` (EA-KD).
         tau: Temperature of the predictions, above 0. Their authors: 4 for ER-KD on CIFAR-100; for EA-KD 3 on
             CIFAR-100, where their code has 100 in the place of ln 100, and 2 on ImageNet.
+
+    Examples:
+        >>> batch = SampleBatch(torch.zeros(1, 4), torch.zeros(1, 4), torch.tensor([0]))
+        >>> EntropyWeighting()(batch)  # ln 4
+        tensor([1.3863])
+        >>> EntropyWeighting(student=True)(batch)
+        tensor([1.3863])
     """
 
     def __init__(self, student: bool = False, tau: float = 1.0) -> None:
@@ -62,6 +73,11 @@ class DisagreementWeighting(SampleWeighting):
 
     Args:
         beta: Exponent, at least 0.
+
+    Examples:
+        >>> teacher = torch.tensor([[3.0]]).log()  # a probability of 0.75
+        >>> DisagreementWeighting()(SampleBatch(torch.zeros(1, 1), teacher, torch.tensor([[1.0]])))
+        tensor([[0.2500]])
     """
     per_class = True
 
@@ -88,6 +104,11 @@ class ProductWeighting(SampleWeighting):
 
     Raises:
         ValueError: If there is none.
+
+    Examples:
+        >>> weighting = ProductWeighting([dict(type='WTTMWeighting', tau=2.0), dict(type='EntropyWeighting')])
+        >>> weighting(SampleBatch(torch.zeros(1, 4), torch.zeros(1, 4), torch.tensor([0])))  # 2 ln 4
+        tensor([2.7726])
     """
 
     def __init__(self, factors: list) -> None:

@@ -29,6 +29,11 @@ class WSLWeighting(SampleWeighting):
     Raises:
         ValueError: If a file comes with a temperature, or one of the numbers is out of range.
         CacheError: If the file is missing or damaged.
+
+    Examples:
+        >>> student, teacher = torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log()
+        >>> WSLWeighting()(SampleBatch(student, teacher, torch.tensor([0])))  # 1 - exp(-ln 2 / ln 4/3)
+        tensor([0.9101])
     """
 
     table: Tensor
@@ -100,6 +105,11 @@ class WSLWeighting(SampleWeighting):
 class LabelFreeWSLWeighting(SampleWeighting):
     r"""The paper's weight with the teacher's most likely class in the label's place, for labels that may be wrong
     (as PaddleClas' WSLLoss with ``use_target_as_gt``).
+
+    Examples:
+        >>> student, teacher = torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log()
+        >>> LabelFreeWSLWeighting()(SampleBatch(student, teacher, torch.tensor([1])))  # as if the label were 0
+        tensor([0.9101])
     """
 
     def forward(self, batch: SampleBatch) -> Tensor:
