@@ -11,13 +11,25 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from mmwsl.engine import runs
-from mmwsl.engine.comparison import CACHE, Metric, Plan, draw, metric_of, plan, table, train_all, warning
+from mmwsl.engine.comparison import (
+    CACHE,
+    Metric,
+    Plan,
+    draw,
+    metric_of,
+    on_validation_data,
+    plan,
+    table,
+    train_all,
+    warning,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = ROOT / 'tools/train.py'
@@ -40,10 +52,10 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def ask_teacher(planned: Plan, tool: str, *arguments: str) -> None:
-    """Run a tool on the distillation with its teacher; end with the tool's last line if it fails."""
-    command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / tool), str(planned.taught), *arguments,
-               *(['--cfg-options', *planned.teaching] if planned.teaching else [])]
+def ask_teacher(tool: str, config: Path, options: Sequence[str], *arguments: str) -> None:
+    """Run a tool on a distillation with its teacher; end with the tool's last line if it fails."""
+    command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / tool), str(config), *arguments,
+               *(['--cfg-options', *options] if options else [])]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f'tools/{tool} failed: {done.stdout.strip().splitlines()[-1]}')
@@ -54,8 +66,8 @@ def score_of_teacher(planned: Plan, metric: Metric, out: Path) -> float:
     if planned.teacher_ckpt is None:
         return metric.scores(runs.scalars(planned.teacher.work_dir))[-1]
     found = out / 'teacher.json'
-    ask_teacher(planned, 'test.py', '--teacher', '--out', str(found), '--out-item', 'metrics', '--work-dir',
-                str(out / 'teacher_test'))
+    ask_teacher('test.py', *on_validation_data(planned.taught, planned.teaching, out), '--teacher', '--out', str(found),
+                '--out-item', 'metrics', '--work-dir', str(out / 'teacher_test'))
     return metric.factor * json.loads(found.read_text())[metric.key]
 
 
@@ -67,7 +79,8 @@ def train(planned: Plan, args: argparse.Namespace) -> dict[str, list[list[dict]]
         train_all(TRAIN, [planned.teacher], 1, cores, tell)
     if args.views:
         tell(f'Keeping what the teacher says of {args.views} views of each image ...')
-        ask_teacher(planned, 'cache_teacher.py', '--views', str(args.views), '--out', str(args.out / CACHE))
+        ask_teacher('cache_teacher.py', planned.taught, planned.teaching, '--views', str(args.views), '--out',
+                    str(args.out / CACHE))
     tell(f'Training {len(planned.arms)} x {len(args.seeds)} students, {args.jobs} at a time: '
          f'{", ".join(planned.arms)} ...')
     students = [run for arm in planned.arms.values() for run in arm]

@@ -136,6 +136,13 @@ def plan(paths: Sequence[Path], out: Path, seeds: Sequence[int], options: Sequen
 _ALONE = "model = dict(_delete_=True, **_base_.model.{})"
 
 
+def on_validation_data(config: Path, options: Sequence[str], out: Path) -> tuple[Path, list[str]]:
+    """Return a config, written to ``out``, and settings with which a test is one of the validation data."""
+    same = 'test_dataloader = dict(_delete_=True, **_base_.val_dataloader)\ntest_evaluator = _base_.val_evaluator'
+    own = [option.replace('val_', 'test_', 1) for option in options if option.startswith('val_')]
+    return _derived(out, config, 'on_validation_data', same), [*options, *own]
+
+
 def _cache_options(cache: Path) -> tuple[str, ...]:
     folder, dataset = os.path.relpath(cache), 'train_dataloader.dataset'
     return f'model.teacher_cache={folder}', f'{dataset}.type=mmwsl.CachedViews', f'{dataset}.cache={folder}'

@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 from mmwsl.engine import runs
 from tests.tiny import ROOT, load_tool
@@ -53,13 +54,15 @@ def test_a_teacher_that_is_there_is_tested_and_asked_for_its_views(compare, monk
     monkeypatch.setattr(subprocess, 'run', run)
     Path('checkpoints').mkdir()
     Path('checkpoints/digits_teacher.pth').touch()
-    trained = compare('--out', 'out', '--views', '3', '--cfg-options', 'train_cfg.max_epochs=2')
+    trained = compare('--out', 'out', '--views', '3', '--cfg-options', 'val_dataloader.batch_size=2')
     assert trained == ['alone_seed0', 'kd_seed0', 'wsl_digits_seed0']
-    options = ['--cfg-options', 'train_cfg.max_epochs=2']
+    options = ['--cfg-options', 'val_dataloader.batch_size=2']
     assert asked == [
         [str(ROOT / 'tools/cache_teacher.py'), str(CONFIG), '--views', '3', '--out', 'out/teacher_cache', *options],
-        [str(ROOT / 'tools/test.py'), str(CONFIG), '--teacher', '--out', 'out/teacher.json', '--out-item', 'metrics',
-         '--work-dir', 'out/teacher_test', *options]]
+        [str(ROOT / 'tools/test.py'), 'out/configs/on_validation_data.py', '--teacher', '--out', 'out/teacher.json',
+         '--out-item', 'metrics', '--work-dir', 'out/teacher_test', *options, 'test_dataloader.batch_size=2']]
+    cfg = Config.fromfile('out/configs/on_validation_data.py')
+    assert cfg.test_dataloader == cfg.val_dataloader and cfg.test_evaluator == cfg.val_evaluator
     assert 'The teacher (49.00) is no better than the student alone (50.00)' in capsys.readouterr().out
 
 
