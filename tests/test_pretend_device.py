@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.hooks import LoggerHook
 from mmengine.registry import DATASETS
@@ -22,7 +23,7 @@ from mmwsl.models.weightings import ShuffledWeighting
 from tests.caches import cached, live, make_cache
 from tests.pretend_device import DataDependentOutputException, pretend, why_not
 from tests.test_models.test_losses.references import LOSSES, PAIRS, WEIGHTINGS, teacher_losses
-from tests.tiny import PREPROCESSOR, Graphs, batch, build, distillation, network, save_teacher
+from tests.tiny import PREPROCESSOR, ROOT, Graphs, batch, build, distillation, network, save_teacher
 
 pytestmark = [
     pytest.mark.skipif(bool(why_not()), reason=why_not()),
@@ -243,6 +244,43 @@ def test_dataset_on_the_device_copies_two_pinned_lists_of_numbers(monkeypatch):
             } == {'cuda'}
     assert_nothing_waits(device.copies)
     assert [shape for shape, _, _ in device.copies] == [(4, ), (3, 4)]
+
+
+# ---- what a step of ResNet-56 -> ResNet-20 takes, and MMRazor's
+
+def pair(name, **changes):
+    """The networks of a config, without weights; with the algorithm of another on demand."""
+    cfg = Config.fromfile(ROOT / f'configs/{name}.py')
+    model = {**cfg.model, 'data_preprocessor': cfg.data_preprocessor, **changes}
+    return build({**model, 'teacher_ckpt': None} if 'teacher' in model else model)
+
+
+def of_mmrazor():
+    model = Config.fromfile(ROOT / 'configs/mmrazor_r56_r20_cifar100_8e.py').model
+    return pair('wsl_r56_r20_cifar100', type=model.type, distiller=model.distiller, teacher_norm_eval=True)
+
+
+STEPS = {
+    'student alone': (lambda: pair('vanilla/r20_cifar100'), 109, 2),
+    'WSL, teacher in eval mode': (lambda: pair('wsl_r56_r20_cifar100', teacher_norm_eval=True), 332, 0),
+    'WSL, teacher with batch statistics': (lambda: pair('wsl_r56_r20_cifar100'), 389, 0),
+    "MMRazor's SingleTeacherDistill with WSLD": (of_mmrazor, 346, 2),
+}
+
+
+@pytest.mark.parametrize('name', STEPS)
+def test_operations_and_copies_of_a_step_are_those_of_the_page(name, monkeypatch):
+    make, operations, waits = STEPS[name]
+    model, data = make(), batch(64, channels=3, classes=100)
+    data['inputs'] = torch.zeros(64, 3, 32, 32, dtype=torch.uint8)
+    model.train()
+    with on_device(monkeypatch) as device:
+        device.to_cuda(model)
+        first_step(device, model, data)
+        step(device, model, data)
+    found = sum(not (pinned and goes_on) for _, pinned, goes_on in device.copies)
+    assert (device.operations.total(), len(device.copies), found) == (operations, 2, waits)
+    assert f'| {name} | {operations} | 2 | {waits} |' in (ROOT / 'docs/gpu.md').read_text()
 
 
 # ---- which form of a teacher is taken

@@ -87,6 +87,15 @@ def test_table_of_the_step_is_that_of_its_benchmark():
     assert f'Against MMRazor with the hook, WSL in eval mode takes {with_hook:.2f} of the time' in README
 
 
+def test_the_page_tells_of_the_tests_that_a_gpu_ran():
+    found = benchmark('gpu_tests')
+    page = (ROOT / 'docs/gpu.md').read_text()
+    counts = {kind: len(found[kind]) for kind in ('passed', 'failed', 'skipped')}
+    assert f'an {found["card"].removeprefix("NVIDIA ")} passed {counts["passed"]} of the tests for GPUs' in page
+    assert found['collected'] - sum(counts.values()) == 11 and 'Eleven did not\nfinish' in page
+    assert counts['failed'] == 4 and 'Four failed' in page
+
+
 def test_python_example_runs():
     import torch
     scope = dict(student=torch.randn(4, 10), teacher=torch.randn(4, 10), target=torch.arange(4))

@@ -234,6 +234,17 @@ def test_halved_weights_give_what_autocast_gives():
         assert theirs.grad.any() and torch.equal(ours.grad, theirs.grad)
 
 
+def test_an_epoch_may_be_shorter_than_the_steps_before_a_graph_is_recorded(config, tmp_path):
+    init_default_scope('mmpretrain')
+    cfg = config('alone', alone=True)
+    batches = Batches(Runner.build_dataloader(cfg.train_dataloader, seed=0))
+    together = Together([Member(cfg, tmp_path, 4, torch.device('cpu'))], {0: batches})
+    batches.begin(batches.drawn(0))
+    for size in (170, 90):  # 3 steps of each take 780 images, and there are 600: a GPU fails there for good
+        together.warm_up(size)
+    assert together.members[0].step_number == 6
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_cuda_graphs_train_as_eager_steps_do(config, tmp_path):

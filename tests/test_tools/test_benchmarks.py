@@ -40,7 +40,7 @@ def checkout(tmp_path):
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
+def loss_tool(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / 'tools/benchmarks')
     return load_tool('benchmarks/loss')
 
@@ -55,54 +55,54 @@ def ours():
     return {name: module for name, module in sys.modules.items() if name.startswith('mmwsl')}
 
 
-def test_another_version_is_loaded_beside_this_one(benchmark, checkout):
+def test_another_version_is_loaded_beside_this_one(loss_tool, checkout):
     before = ours()
-    version, loss = benchmark.loss_of(checkout)
+    version, loss = loss_tool.loss_of(checkout)
     assert version == '0.0.9'
     assert loss(tau=3.0)(torch.tensor([[1.0, 3.0]]), None, None) == 12.0
     assert ours() == before and sys.modules['mmwsl.models.losses'] is losses
 
 
-def test_a_version_that_fails_to_load_leaves_this_one_in_place(benchmark, checkout):
+def test_a_version_that_fails_to_load_leaves_this_one_in_place(loss_tool, checkout):
     (checkout / 'mmwsl/models/losses/functional.py').write_text('raise ImportError("its own fault")')
     before = ours()
     with pytest.raises(ImportError, match='its own fault'):
-        benchmark.loss_of(checkout)
+        loss_tool.loss_of(checkout)
     assert ours() == before
 
 
-def test_a_baseline_that_is_no_checkout_is_refused(benchmark, tmp_path):
+def test_a_baseline_that_is_no_checkout_is_refused(loss_tool, tmp_path):
     with pytest.raises(FileNotFoundError, match=r'tree of mmwsl, got .*\. Make one with git worktree add'):
-        benchmark.loss_of(tmp_path)
+        loss_tool.loss_of(tmp_path)
 
 
 @pytest.mark.parametrize('shape', [(4, 5), (2, 5, 3)], ids=str)
-def test_every_contestant_steps_once_a_round(benchmark, checkout, shape):
-    times, memory, first = benchmark.measure(shape, 'float32', settings(baseline=checkout))
+def test_every_contestant_steps_once_a_round(loss_tool, checkout, shape):
+    times, memory, first = loss_tool.measure(shape, 'float32', settings(baseline=checkout))
     assert list(times) == list(memory) == list(first) == ['WSLLoss', 'plain KD', 'WSLD (mmrazor)', 'WSLLoss 0.0.9']
     assert all(len(values) == 2 for values in times.values())
 
 
-def test_a_peer_without_dense_logits_is_given_each_pixel_as_a_sample(benchmark):
+def test_a_peer_without_dense_logits_is_given_each_pixel_as_a_sample(loss_tool):
     preds_S, preds_T, target = torch.randn(2, 5, 3, 4), torch.randn(2, 5, 3, 4), torch.randint(5, (2, 3, 4))
-    loss = benchmark.CONTESTANTS['WSLD (mmrazor)'](preds_S.shape)
+    loss = loss_tool.CONTESTANTS['WSLD (mmrazor)'](preds_S.shape)
     values = [[loss(preds_S[n, :, i, j][None], preds_T[n, :, i, j][None], target[n, i, j][None])
                for i in range(3) for j in range(4)] for n in range(2)]
     torch.testing.assert_close(loss(preds_S, preds_T, target), torch.tensor(values).mean())
 
 
-def test_rounds_go_on_for_the_seconds_asked_for(benchmark, monkeypatch):
+def test_rounds_go_on_for_the_seconds_asked_for(loss_tool, monkeypatch):
     clock = iter([9.0] * 6 + [0.25] * 10)  # warming up, two contestants and three rounds, is not counted
-    monkeypatch.setattr(benchmark, 'seconds', lambda *_: next(clock))
-    times, _, first = benchmark.measure((4, 5), 'float32', settings(contestants=['WSLLoss', 'plain KD'], seconds=1.0))
+    monkeypatch.setattr(loss_tool, 'seconds', lambda *_: next(clock))
+    times, _, first = loss_tool.measure((4, 5), 'float32', settings(contestants=['WSLLoss', 'plain KD'], seconds=1.0))
     assert times == {'WSLLoss': [0.25] * 4, 'plain KD': [0.25] * 4}
     assert first == {'WSLLoss': 9.0, 'plain KD': 9.0}
 
 
-def test_the_share_is_of_what_has_to_move(benchmark, monkeypatch):
+def test_the_share_is_of_what_has_to_move(loss_tool, monkeypatch):
     # 4 x 5 logits of 4 bytes, two read and one written: 240 bytes in 2 s, where a copy moves 1,200 bytes a second
-    monkeypatch.setattr(benchmark, 'ProcessPoolExecutor', lambda *_, **__: contextlib.nullcontext(Pool()))
-    row = benchmark.measured_row((4, 5), 'float32', settings(), 1200.0)
+    monkeypatch.setattr(loss_tool, 'ProcessPoolExecutor', lambda *_, **__: contextlib.nullcontext(Pool()))
+    row = loss_tool.measured_row((4, 5), 'float32', settings(), 1200.0)
     assert row['share of copy bandwidth'] == {'WSLLoss': 0.1}
     assert row['seconds of the first step'] == {'WSLLoss': 7.0}
 
@@ -117,39 +117,39 @@ class Pool:
         return {'WSLLoss': [2.0, 2.0, 3.0]}, {'WSLLoss': 3.0}, {'WSLLoss': 7.0}
 
 
-def test_the_bandwidth_counts_what_is_read_and_written(benchmark, monkeypatch):
+def test_the_bandwidth_counts_what_is_read_and_written(loss_tool, monkeypatch):
     clock = iter(range(100))  # a copy takes a second
-    monkeypatch.setattr(benchmark, 'COPIED', 400)
-    monkeypatch.setattr(benchmark.time, 'perf_counter', lambda: next(clock))
-    assert benchmark.copy_bandwidth('cpu') == 800
+    monkeypatch.setattr(loss_tool, 'COPIED', 400)
+    monkeypatch.setattr(loss_tool.time, 'perf_counter', lambda: next(clock))
+    assert loss_tool.copy_bandwidth('cpu') == 800
 
 
-def test_what_torch_compiles_joins_after_a_first_look_at_all_rows(benchmark, monkeypatch, tmp_path):
+def test_what_torch_compiles_joins_after_a_first_look_at_all_rows(loss_tool, monkeypatch, tmp_path):
     def row(shape, dtype, args, bandwidth):
         on_disk.append(json.loads((tmp_path / 'loss.json').read_text())['rows'] if on_disk else [])
         return {'shape': list(shape), 'milliseconds': dict.fromkeys(args.contestants, 1.0)}
     on_disk = []
     for name, stub in (('measured_row', row), ('print_row', lambda row: None), ('draw', lambda *args: None),
                        ('copy_bandwidth', lambda device: 1.0)):
-        monkeypatch.setattr(benchmark, name, stub)
+        monkeypatch.setattr(loss_tool, name, stub)
     monkeypatch.setattr('sys.argv', ['loss.py', '--device', 'cpu', '--processes', '0', '--out', str(tmp_path),
                                      '--shapes', '2x3', '4x3', '--contestants', 'WSLLoss', 'WSLLoss compiled'])
-    benchmark.main()
+    loss_tool.main()
     on_disk.append(json.loads((tmp_path / 'loss.json').read_text())['rows'])
     assert [[(row['shape'][0], len(row['milliseconds'])) for row in rows] for rows in on_disk] == [
         [], [(2, 1)], [(2, 1), (4, 1)], [(2, 2), (4, 1)], [(2, 2), (4, 2)]]
 
 
 @pytest.mark.parametrize(('device', 'takes_part'), [('cpu', False), ('cuda', True)])
-def test_the_kernel_takes_part_on_a_gpu(benchmark, monkeypatch, device, takes_part):
+def test_the_kernel_takes_part_on_a_gpu(loss_tool, monkeypatch, device, takes_part):
     monkeypatch.setattr('sys.argv', ['loss.py', '--device', device])
-    assert (benchmark.KERNEL in benchmark.parse_args().contestants) == takes_part
+    assert (loss_tool.KERNEL in loss_tool.parse_args().contestants) == takes_part
 
 
-def test_ratios_are_of_steps_in_the_same_round(benchmark, capsys):
+def test_ratios_are_of_steps_in_the_same_round(loss_tool, capsys):
     # 2, 1 and 3; the medians alone would give 4 / 3
-    assert benchmark.paired_ratio([2.0, 4.0, 9.0], [1.0, 4.0, 3.0]) == 2.0
-    benchmark.print_row({'shape': [64, 100], 'dtype': 'float32', 'memory / logits': {'WSLLoss': 3.1, 'old': 3.0},
+    assert loss_tool.paired_ratio([2.0, 4.0, 9.0], [1.0, 4.0, 3.0]) == 2.0
+    loss_tool.print_row({'shape': [64, 100], 'dtype': 'float32', 'memory / logits': {'WSLLoss': 3.1, 'old': 3.0},
                          'share of copy bandwidth': {'WSLLoss': 0.25, 'old': 0.5},
                          'milliseconds': {'WSLLoss': 0.4, 'old': 0.39}, 'WSLLoss / other': {'old': [1.0, 1.2, 0.9]}})
     printed = [' '.join(line.split()) for line in capsys.readouterr().out.splitlines()]

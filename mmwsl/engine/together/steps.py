@@ -59,6 +59,13 @@ class Together:
             if stream is not None:
                 torch.cuda.current_stream().wait_stream(stream)
 
+    def warm_up(self, size: int) -> None:
+        """Take a few steps of a size of batch, all on the epoch's first images: it may be shorter than that."""
+        for step in range(_WARM_UP):
+            for batches in self.batches.values():
+                batches.position.zero_()
+            self.step(size, logs=step % 2 == 0)
+
     def record(self, drawn: dict[int, Tensor]) -> None:
         """Record a step of each size of batch as a CUDA graph. What the steps before it trained is undone."""
         for seed, batches in self.batches.items():
@@ -67,8 +74,7 @@ class Together:
         beside = torch.cuda.Stream()
         for size in sorted(set(self.sizes), reverse=True):
             with _beside(beside):
-                for step in range(_WARM_UP):
-                    self.step(size, logs=step % 2 == 0)
+                self.warm_up(size)
             torch.cuda.current_stream().wait_stream(beside)
             torch.cuda.synchronize()
             for logs in (False, True):
