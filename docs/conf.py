@@ -64,7 +64,7 @@ ELSEWHERE = {
 }
 INCLUDE = re.compile(r'<!-- include: (\S+?)(?:#(.+?))? -->.*?<!-- end -->', re.DOTALL)
 COLON = '\ue000'  # a character that nobody writes
-LINK = re.compile(r'(?<=\]\()(?!https?:|#)([^)#\s]+)')
+LINK = re.compile(r'(?<=\]\()(?!https?:|#)([^)#\s]+)(#[^)\s]+)?')
 
 
 # -------------------------------------------------------------------------------------------------- pages and links
@@ -78,14 +78,25 @@ def page_of(path: Path) -> str | None:
     return ELSEWHERE.get(name) or (ELSEWHERE['results'] if name.startswith('results/') and path.is_dir() else None)
 
 
+def page_with(path: Path, anchor: str) -> str | None:
+    """The page that takes in the section of a file with this anchor."""
+    for page in DOCS.glob('*.md'):
+        for origin, heading in INCLUDE.findall(page.read_text()):
+            if (DOCS / origin).resolve() == path and anchor == f'#{heading.lower().replace(" ", "-")}':
+                return page.stem
+    return None
+
+
 def relinked(text: str, origin: Path, page: Path) -> str:
     """Markdown of a file as a page holds it: links are relative to that page, and stay on the site if they can."""
     def relink(link: re.Match) -> str:
-        target = (origin.parent / link[1]).resolve()
+        target, anchor = (origin.parent / link[1]).resolve(), link[2] or ''
         if not target.exists() or DOCS in target.parents:
-            return os.path.relpath(target, page.parent)
+            return os.path.relpath(target, page.parent) + anchor
+        if shown := page_with(target, anchor):
+            return os.path.relpath(DOCS / f'{shown}.md', page.parent)
         shown = page_of(target)
-        return os.path.relpath(DOCS / f'{shown}.md' if shown else target, page.parent)
+        return os.path.relpath(DOCS / f'{shown}.md' if shown else target, page.parent) + anchor
     return LINK.sub(relink, text)
 
 
