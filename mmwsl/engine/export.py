@@ -156,10 +156,12 @@ def build_strictly(cfg: Config, weights: dict[str, Tensor], classes: Sequence[st
         ExportError: If the network is no classifier of mmpretrain's.
         ValueError: If weights are missing, left over or of another shape, or classes and their names differ in number.
     """
+    with MODELS.switch_scope_and_registry(cfg.model.get('_scope_') or 'mmpretrain') as registry:
+        kind = registry.get(str(cfg.model.type))
+    if kind is None or not issubclass(kind, BaseClassifier):
+        raise ExportError(f"it is a {cfg.model.type}, and mmpretrain's inferencer predicts with its own classifiers")
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         network = MODELS.build(copy.deepcopy(cfg.model))  # it is changed
-    if not isinstance(network, BaseClassifier):
-        raise ExportError(f"it is a {type(network).__name__}, and mmpretrain's inferencer predicts with classifiers")
     load_weights(network, weights, source, 'Give the config that it was trained with by --config')
     network.eval()
     predicted = predicted_classes(network)

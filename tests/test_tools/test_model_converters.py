@@ -274,10 +274,11 @@ def students():
     return found
 
 
-def save_run(folder, model, dataset, preprocessor, channels=3, names=NAMES, **meta):
+def save_run(folder, model, dataset, preprocessor, channels=3, names=NAMES, kind='ImageClassifier', **meta):
     """A distillation's checkpoint as mmengine writes it, of a config with these test images."""
     architecture = network(4, classes=6)
     architecture['backbone']['in_channels'] = channels
+    architecture['type'] = kind
     cfg = Config(dict(model=dict(type='mmwsl.WSLDistill', architecture=architecture, teacher=network(2, classes=6)),
                       data_preprocessor=dict(type='ClsDataPreprocessor', **preprocessor),
                       test_dataloader=dict(dataset=dataset)))
@@ -366,8 +367,11 @@ def test_student_that_mmpretrain_would_load_in_part_is_refused(students, tmp_pat
     (dict(cfg="model = dict(type=print('run'))"), 'no config in its checkpoint: give --config'),
     (dict(cfg=None), 'no config in its checkpoint: give --config'),
     (dict(dataset=dict(type='Stars', pipeline=[dict(type='PackInputs')])), 'come from Stars, and how a file'),
-], ids=['a program', 'a call', 'none', 'unknown images'])
+    (dict(kind='mmengine.ToyModel'), 'it is a mmengine.ToyModel, and'),
+    (dict(kind='EncoderDecoder'), 'a EncoderDecoder'),
+], ids=['a program', 'a call', 'none', 'unknown images', 'unknown network', 'a segmentor'])
 def test_student_without_a_config_is_exported_alone(students, tmp_path, capsys, changes, reason):
+    changes = dict(changes)
     dataset = changes.pop('dataset', CIFAR)
     export.main(save_run(tmp_path, students[3], dataset, COLOURS, **changes))
     assert reason in (said := capsys.readouterr().out) and not said.startswith('run')
