@@ -77,19 +77,19 @@ def ready_the_stack() -> None:
     import_quietly()
 
 
-def import_quietly() -> None:
-    """Import mmpretrain without two lines that are printed for parts that nobody asked for.
+def import_quietly(*modules: str) -> None:
+    """Import modules, by default those of mmpretrain, without lines that are printed for parts that nobody asked for.
 
-    Symptom: ``Could not import OneDL`` (onedl-mmpretrain prints what it meant to log at level DEBUG) and ``UserWarning:
+    Symptom: ``Could not import OneDL`` (OneDL's forks print what they meant to log at level DEBUG) and ``UserWarning:
     Fail to import ``MultiScaleDeformableAttention``` (mmcv-lite, which has no operators). Upstream: a logger's name in
     that call, and a warning when the attention is built.
     """
     printed = io.StringIO()
     with warnings.catch_warnings(), redirect_stdout(printed):
         warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
-        for module in ('mmcv.cnn.bricks.transformer', 'mmpretrain.datasets'):
+        for module in modules or ('mmcv.cnn.bricks.transformer', 'mmpretrain.datasets'):
             importlib.import_module(module)
-    other = [line for line in printed.getvalue().splitlines() if line != 'Could not import OneDL']
+    other = [line for line in printed.getvalue().splitlines() if not line.startswith('Could not import OneDL')]
     if other:
         print(*other, sep='\n')
 

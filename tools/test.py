@@ -11,6 +11,7 @@ from typing import Any
 import mmengine
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
+from mmengine.logging import MMLogger
 from mmengine.model import BaseTTAModel, is_model_wrapper
 
 from mmwsl.analysis.predict import choose_network
@@ -98,6 +99,8 @@ def network_of(model: Any) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
+    if not args.verbose:
+        console.quiet(MMLogger.get_current_instance())
     cfg = read_config(args.config)
     merge_options(cfg, args.cfg_options)  # before the model is chosen, since they may concern it
     args.cfg_options = None

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 
 from mmwsl.engine import (
     add_hooks,
@@ -63,6 +64,8 @@ def apply_training_options(cfg: Config, args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
+    if not args.verbose:
+        console.quiet(MMLogger.get_current_instance())
     cfg = read_config(args.config)
     apply_training_options(cfg, args)
     prepare_run(cfg, args, ('train_dataloader', 'val_dataloader'))

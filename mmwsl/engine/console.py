@@ -1,9 +1,10 @@
 """What a run shows on the console, which is little: its log file has everything."""
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from mmengine.config import Config
@@ -66,10 +67,10 @@ def tell(logger: logging.Logger, text: str) -> None:
 
 def show(logger: Any, text: str) -> None:
     """Show a text on the console of the first process, if it is quiet, and keep it out of the log file."""
+    record = logging.makeLogRecord({'msg': text, 'levelno': logging.INFO, 'levelname': 'INFO', _MARK: True})
     for handler in _on_console(logger) if is_quiet(logger) else ():
-        if handler.level <= logging.INFO:
-            handler.stream.write(f'{text}\n')
-            handler.flush()
+        if record.levelno >= handler.level:
+            handler.handle(record)  # which survives a console that is closed
 
 
 def _on_console(logger: Any) -> list[Any]:
@@ -87,11 +88,14 @@ def build_runner(cfg: Config, verbose: bool = False) -> Runner:
     kind = RUNNERS.get(cfg.runner_type) if 'runner_type' in cfg else Runner
     if verbose or kind is None:  # the registry says what it does not know
         return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    quiet(MMLogger.get_current_instance())
 
     class Quiet(kind):  # type: ignore[misc, valid-type]
         def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
             return quiet(super().build_logger(*args, **kwargs))
+
+        def load_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
+            with redirect_stdout(io.StringIO()):  # mmengine prints the path
+                return super().load_checkpoint(*args, **kwargs)
 
     Quiet.__name__ = kind.__name__
     runner = Quiet.from_cfg(cfg)

@@ -19,7 +19,7 @@ from mmengine.config import Config, DictAction
 from mmengine.hub import get_config
 from mmengine.logging import print_log
 
-from mmwsl.compat import distribute_without_cuda
+from mmwsl.compat import distribute_without_cuda, import_quietly
 from mmwsl.engine.config_checks import merge_options, warn_of_schedule, warn_of_unread_keys
 from mmwsl.engine.data_checks import check_data, is_first_process
 from mmwsl.utils.data import collate_for, set_dataloader_defaults
@@ -52,15 +52,17 @@ def read_config(path: str) -> Config:
         ModuleNotFoundError: If the package is not installed.
     """
     package, separator, _ = path.partition('::')
-    if not separator:
-        if not Path(path).exists():
-            close = difflib.get_close_matches(path, map(str, Path(path).parent.glob('*.*')), n=1)
-            raise FileNotFoundError(f'there is no config {path}. ' + (
-                f'Did you mean {close[0]}?' if close else 'configs/README.md lists those of this project'))
-        return Config.fromfile(path)
-    if importlib.util.find_spec(package) is None:  # mmengine would install it
+    if not separator and not Path(path).exists():
+        close = difflib.get_close_matches(path, map(str, Path(path).parent.glob('*.*')), n=1)
+        raise FileNotFoundError(f'there is no config {path}. ' + (
+            f'Did you mean {close[0]}?' if close else 'configs/README.md lists those of this project'))
+    if separator and importlib.util.find_spec(package) is None:  # mmengine would install it
         raise ModuleNotFoundError(f'{path} is a config of {package}, which is not installed')
-    return get_config(path)
+    cfg = get_config(path) if separator else Config.fromfile(path)
+    for package in ('mmdet', 'mmseg'):  # that a registry would import, with lines that mean nothing
+        if package in f'{cfg.get("default_scope")} {cfg.get("model")}' and importlib.util.find_spec(package):
+            import_quietly(f'{package}.datasets')
+    return cfg
 
 
 def _setting(text: str) -> str:

@@ -71,7 +71,8 @@ def _length(runner: Runner) -> str:
     done = f', of which {runner.iter:,} steps are done' if runner.iter else ''
     if isinstance(runner.train_loop, IterBasedTrainLoop):
         return f'{runner.max_iters:,} steps{done}'
-    return f'{runner.max_epochs} epochs of {len(runner.train_dataloader):,} steps{done}'
+    epochs = '1 epoch' if runner.max_epochs == 1 else f'{runner.max_epochs} epochs'
+    return f'{epochs} of {len(runner.train_dataloader):,} steps{done}'
 
 
 def _machine() -> str:

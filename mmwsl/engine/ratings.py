@@ -110,13 +110,14 @@ def _quiet() -> Iterator[None]:
 def chosen_figure(results: Mapping[str, Any], runner: Runner) -> str | None:
     """Return the name of the figure that counts: the one that ``save_best`` names, else mIoU, mAP or the F1 score, else
     the first number; None if there is no number."""
-    numbers = [name for name, value in results.items() if _is_number(value)]
+    numbers = [name for name, value in results.items() if is_number(value)]
     best = next((hook.save_best for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
     wanted = [name for name in ([best] if isinstance(best, str) else best or []) if name in numbers]
     return next(iter([*wanted, *(name for end in _NAMES for name in numbers if name.endswith(end)), *numbers]), None)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a metric's result is one finite number."""
     try:
         return math.isfinite(float(value))
     except (TypeError, ValueError, RuntimeError):  # a text, a list, a tensor of several

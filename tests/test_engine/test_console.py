@@ -1,9 +1,10 @@
 import io
 
 import pytest
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 
-from mmwsl.engine import add_hooks, console
+from mmwsl.engine import add_hooks, add_progress, console
 from mmwsl.engine.overview import legend
 from tests.tiny import build, digits_config, distillation
 
@@ -122,3 +123,16 @@ def test_the_legend_tells_what_cannot_reach_0():
     text = legend(model, ['loss', 'distill.loss_wsl', 'distill.loss_dkd', 'distill.kl'])
     assert '2.25 * weight * 4^2 * cross-entropy with the teacher at tau: large, and never 0' in text
     assert 'loss_dkd' not in text and text.count('\n') == 2
+
+
+def test_a_test_shows_how_far_it_is_once_and_then_all_figures(console_of_a_run):
+    _, runner = console_of_a_run
+    cfg = Config(dict(custom_hooks=[dict(type='EMAHook')]))
+    for _ in range(2):  # a config that a run has written has the hook
+        add_progress(cfg)
+        assert cfg.custom_hooks == [dict(type='EMAHook'), dict(type='mmwsl.ProgressHook')]
+    stream = runner.logger.handlers[0].stream = io.StringIO()
+    runner.test()
+    lines = [line for line in stream.getvalue().splitlines() if not line.startswith('Warning')]
+    assert lines[0] == 'Testing on 1,197 images.' and lines[-1].startswith('Epoch(test) [3/3]    accuracy/top1: ')
+    assert len(lines) == 2

@@ -55,4 +55,4 @@ def _classes(model: Any) -> int | None:
 def _growth(model: Any) -> float:
     """How many times the gradient of the labels that of labels and soft labels together may be."""
     losses = getattr(getattr(model, 'distiller', None), 'distill_losses', {}).values()
-    return 1 + sum(getattr(loss, 'loss_weight', 0) * getattr(loss, 'tau', 1) for loss in losses)
+    return 1 + sum(loss.loss_weight * loss.tau for loss in losses if hasattr(loss, 'tau'))

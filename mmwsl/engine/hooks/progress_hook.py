@@ -12,9 +12,11 @@ from rich.progress import Progress
 
 from mmwsl.engine import console
 from mmwsl.engine.overview import legend
+from mmwsl.engine.ratings import chosen_figure, is_number
 from mmwsl.registry import HOOKS
 from mmwsl.utils.checkpoint import unwrapped_model
 
+_FIGURES = 3  # of a validation
 _TIMED = 10  # steps from which the run's length is first estimated, and as many before them
 
 
@@ -69,9 +71,12 @@ class ProgressHook(Hook):
         console.show(runner.logger, '  '.join(cells))
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
-        numbers = [f'{name} {value:.4g}' for name, value in (metrics or {}).items() if isinstance(value, int | float)]
+        numbers = {name: float(value) for name, value in (metrics or {}).items() if is_number(value)}
+        counts = chosen_figure(numbers, runner)  # first, and few others: mmdet has a dozen
+        names = sorted(numbers, key=lambda name: name != counts)[:_FIGURES]
+        shown = ', '.join(f'{name} {numbers[name]:.4g}' for name in names)
         moment = f'step {runner.iter}' if _counts_iterations(runner) else f'epoch {runner.epoch}'
-        console.show(runner.logger, f'validation after {moment}: {", ".join(numbers)}')
+        console.show(runner.logger, f'validation after {moment}: {shown}')
 
     def before_test_epoch(self, runner: Runner) -> None:
         console.show(runner.logger, f'Testing on {len(runner.test_dataloader.dataset):,} images.')  # type: ignore[arg-type]

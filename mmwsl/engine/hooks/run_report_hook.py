@@ -54,7 +54,8 @@ class RunReportHook(Hook):
     def after_train(self, runner: Runner) -> None:
         unit, length = ('iteration', runner.iter) if _counts_iterations(runner) else ('epoch', runner.epoch)
         took = timedelta(seconds=round(time.monotonic() - self.start))
-        lines = [f'\nDone: {length} {unit}s, {runner.iter - self.begun_at:,} steps in {took}.']
+        several = 's' if length > 1 else ''
+        lines = [f'\nDone: {length} {unit}{several}, {runner.iter - self.begun_at:,} steps in {took}.']
         result = self._result(runner, unit, length)
         if result is not None:
             result.save(Path(runner.work_dir))
