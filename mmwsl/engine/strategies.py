@@ -87,8 +87,17 @@ def _check_deepspeed() -> None:
 
 
 def _say_to_deepspeed(cfg: Config) -> None:
-    """Use the optimiser wrapper that DeepSpeed's engine needs, which clips and accumulates itself."""
+    """Use the optimiser wrapper that DeepSpeed's engine needs, which clips and accumulates itself.
+
+    Raises:
+        ValueError: If gradients are accumulated in shards, which gave other weights (DeepSpeed 0.17.6 on a CPU).
+    """
     wrapper = cfg.optim_wrapper
+    stage = cfg.strategy.get('zero_optimization', {}).get('stage', 0)
+    if wrapper.get('accumulative_counts', 1) > 1 and stage > 1:
+        raise ValueError(f'optim_wrapper.accumulative_counts={wrapper.accumulative_counts} ends with wrong weights '
+                         f"under DeepSpeed's ZeRO {stage}: add --cfg-options strategy.zero_optimization.stage=1, or "
+                         'use --strategy fsdp2')
     cfg.optim_wrapper = ConfigDict(type='DeepSpeedOptimWrapper', **{
         key: wrapper[key] for key in ('optimizer', 'constructor', 'paramwise_cfg') if key in wrapper})
     cfg.strategy.setdefault('train_micro_batch_size_per_gpu', cfg.train_dataloader.batch_size)
