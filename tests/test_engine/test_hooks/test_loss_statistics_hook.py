@@ -14,7 +14,8 @@ from mmwsl.models.losses import Call
 from tests.tiny import ROOT, digits_config, distillation
 
 HOOK = dict(type='mmwsl.LossStatisticsHook')
-ALWAYS = [dict(type=f'mmwsl.{name}') for name in ('CheckResumeHook', 'ExactResumeHook', 'FiniteLossHook')]
+ALWAYS = [dict(type=f'mmwsl.{name}') for name in (
+    'CheckResumeHook', 'StopOnSignalHook', 'ExactResumeHook', 'FiniteLossHook')]
 # the log processor means what matches, here statistics as well: so it looks back over its window
 MEANS = dict(type='LogProcessor', window_size=10, mean_pattern=r'.*(loss|wsl_weight).*')
 
