@@ -1,11 +1,13 @@
 """Sharded training through mmengine's FlexibleRunner: which strategy, and what it needs to train a student."""
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from mmengine._strategy import DDPStrategy
+from mmengine._strategy import DeepSpeedStrategy as MMEngineDeepSpeedStrategy
 from mmengine._strategy import FSDPStrategy as MMEngineFSDPStrategy
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
@@ -21,7 +23,7 @@ CHOICES: dict[str, dict[str, Any]] = {
         type='MMFullyShardedDataParallel', use_orig_params=True,
         auto_wrap_policy=dict(type='torch.distributed.fsdp.wrap.size_based_auto_wrap_policy', min_num_params=10**6))),
     'fsdp2': dict(type='mmwsl.FullyShardStrategy'),
-    'deepspeed': dict(type='DeepSpeedStrategy', zero_optimization=dict(stage=2),
+    'deepspeed': dict(type='mmwsl.DeepSpeedStrategy', zero_optimization=dict(stage=2),
                       config=dict(zero_allow_untested_optimizer=True)),  # SGD is none that it has tested
 }
 """What ``tools/train.py --strategy`` puts into a config."""
@@ -41,6 +43,7 @@ def prepare_strategy(cfg: Config) -> None:
 
     Raises:
         ValueError: If there is no launcher, or the strategy would train something else than the config says.
+        ImportError: If DeepSpeed is not installed, or another than mmengine knows.
     """
     if not cfg.get('strategy'):
         return
@@ -56,6 +59,8 @@ def prepare_strategy(cfg: Config) -> None:
         cfg.strategy.setdefault('model_wrapper', dict(type='MMFullyShardedDataParallel', use_orig_params=True))
         shard_without_cuda(cfg.strategy)
     if kind == 'DeepSpeedStrategy':
+        _check_deepspeed()
+        cfg.strategy.type = 'mmwsl.DeepSpeedStrategy'
         _say_to_deepspeed(cfg)
 
 
@@ -72,11 +77,30 @@ def _check_fsdp(cfg: Config) -> None:
         raise ValueError("strategy.skip_init_weights=True would empty the teacher's weights, too: leave it out")
 
 
+def _check_deepspeed() -> None:
+    """Raise ImportError without a DeepSpeed that mmengine (0.10.12) can import."""
+    if importlib.util.find_spec('deepspeed') is None:
+        raise ImportError("DeepSpeed is not installed: pip install 'deepspeed<=0.17.6'")
+    if importlib.util.find_spec('deepspeed.runtime.fp16.onebit') is None:
+        raise ImportError('mmengine imports deepspeed.runtime.fp16.onebit, which this DeepSpeed does not have any '
+                          "more: pip install 'deepspeed<=0.17.6'")
+
+
 def _say_to_deepspeed(cfg: Config) -> None:
-    """Use the optimiser wrapper that DeepSpeed's engine needs, which clips and accumulates itself."""
+    """Use the optimiser wrapper that DeepSpeed's engine needs, which clips and accumulates itself.
+
+    Raises:
+        ValueError: If gradients are accumulated in shards, which gave other weights (DeepSpeed 0.17.6 on a CPU).
+    """
     wrapper = cfg.optim_wrapper
+    stage = cfg.strategy.get('zero_optimization', {}).get('stage', 0)
+    if wrapper.get('accumulative_counts', 1) > 1 and stage > 1:
+        raise ValueError(f'optim_wrapper.accumulative_counts={wrapper.accumulative_counts} ends with wrong weights '
+                         f"under DeepSpeed's ZeRO {stage}: add --cfg-options strategy.zero_optimization.stage=1, or "
+                         'use --strategy fsdp2')
     cfg.optim_wrapper = ConfigDict(type='DeepSpeedOptimWrapper', **{
         key: wrapper[key] for key in ('optimizer', 'constructor', 'paramwise_cfg') if key in wrapper})
+    cfg.strategy.setdefault('train_micro_batch_size_per_gpu', cfg.train_dataloader.batch_size)
     if count := wrapper.get('accumulative_counts'):
         cfg.strategy.setdefault('gradient_accumulation_steps', count)
     if clip := wrapper.get('clip_grad'):
@@ -94,6 +118,27 @@ class FSDPStrategy(MMEngineFSDPStrategy):
         optimizer = self.optim_wrapper.optimizer
         self.optim_wrapper.load_state_dict(FullyShardedDataParallel.optim_state_dict_to_load(
             self.model, optimizer, state_dict))
+
+
+@STRATEGIES.register_module()
+class DeepSpeedStrategy(MMEngineDeepSpeedStrategy):
+    """mmengine's DeepSpeedStrategy, which tells hooks of its checkpoints; it takes the place of that one as well."""
+
+    def save_checkpoint(self, filename: str, *, extra_ckpt: dict | None = None,
+                        callback: Callable[[dict], Any] | None = None, **kwargs: Any) -> None:
+        """Save a folder with a file for each process; hooks may add to what is not a shard."""
+        told = {**(extra_ckpt or {}), 'optimizer': {}}
+        if callback is not None:
+            callback(told)
+        del told['optimizer']
+        super().save_checkpoint(filename, extra_ckpt=told, **kwargs)
+
+    def resume(self, filename: str, *, callback: Callable[[dict], Any] | None = None, **kwargs: Any) -> dict:
+        """Resume from such a folder, and hand hooks what is not a shard."""
+        checkpoint = super().resume(filename, **kwargs)
+        if callback is not None:  # DeepSpeed has loaded the model strictly
+            callback({**checkpoint, 'optimizer': {}, 'state_dict': self.model.state_dict()})
+        return checkpoint
 
 
 @STRATEGIES.register_module()

@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import signal
 
@@ -27,6 +28,9 @@ randomness = dict(seed=3)
 custom_hooks = [dict(type='mmwsl.EpochSeedHook'), dict(type='mmwsl.CheckTeacherHook', min_score=0)] + {hooks}
 """
 SPIED = {}
+SHARDED = {'fsdp': False, 'fsdp2': True}  # and whether it clips gradients
+if importlib.util.find_spec('deepspeed'):
+    SHARDED['deepspeed'] = True
 
 
 @HOOKS.register_module()
@@ -63,7 +67,10 @@ def config(folder, name, batch, clip=None, hooks=()):
 
 
 def weights(folder, name, epoch=2):
-    return torch.load(folder / name / f'epoch_{epoch}.pth', weights_only=False)['state_dict']
+    path, key = folder / name / f'epoch_{epoch}.pth', 'state_dict'
+    if path.is_dir():  # DeepSpeed's
+        path, key = path / 'mp_rank_00_model_states.pt', 'module'
+    return torch.load(path, weights_only=False)[key]
 
 
 def _train_on_two(rank, folder):
@@ -86,12 +93,14 @@ def _train_on_two(rank, folder):
         (folder / f'status_{rank}').write_text(str(ended.code))
     distributed.destroy_process_group()
     train('stopped', config(folder, 'resumed_of_two', 14, hooks=stopping), '--resume')
-    for name, path in (('fsdp', config(folder, 'of_two', 14)), ('fsdp2', config(folder, 'clip_of_two', 14, clip))):
+    for name, clipped in SHARDED.items():
+        path = config(folder, f'{name}_of_two', 14, clip if clipped else None)
         options = ('--strategy', name)
-        if name == 'fsdp2':
-            options += ('--cfg-options', 'strategy.min_num_params=2000')
+        options += {'fsdp2': ('--cfg-options', 'strategy.min_num_params=2000'),
+                    'deepspeed': ('--cfg-options', 'strategy.zero_optimization.stage=1')}.get(name, ())
         train(name, path, *options)
-        train(f'{name}_resumed', path, '--resume', str(folder / name / 'epoch_1.pth'), *options)
+        if name != 'deepspeed':  # mmengine registers its optimisers each time, and a name can be registered once
+            train(f'{name}_resumed', path, '--resume', str(folder / name / 'epoch_1.pth'), *options)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='two processes on a CPU')
@@ -104,7 +113,8 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path, plain_con
         not torch.equal(value, weights(tmp_path, 'one_clipped')[key])
         for key, value in weights(tmp_path, 'one').items())  # it does clip
     torch.multiprocessing.start_processes(_train_on_two, (tmp_path, ), nprocs=2, start_method='fork')
-    for name, reference in (('ddp', 'one'), ('fsdp', 'one'), ('fsdp2', 'one_clipped')):
+    for name, clipped in {'ddp': False, **SHARDED}.items():
+        reference = 'one_clipped' if clipped else 'one'
         assert len(weights(tmp_path, name)) == STUDENT and all('architecture' in key for key in weights(tmp_path, name))
         torch.testing.assert_close(dict(weights(tmp_path, name)), dict(weights(tmp_path, reference)), rtol=1e-5,
                                    atol=1e-5)
@@ -165,14 +175,28 @@ def test_a_config_may_set_a_strategy_itself():
     assert own.strategy == ConfigDict(CHOICES['deepspeed'])
 
 
-def test_deepspeed_accumulates_and_clips_itself():
-    cfg = Config(dict(launcher='pytorch', optim_wrapper=dict(
+def test_deepspeed_accumulates_and_clips_itself(monkeypatch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
+    cfg = Config(dict(launcher='pytorch', train_dataloader=dict(batch_size=7), optim_wrapper=dict(
         type='AmpOptimWrapper', optimizer=dict(type='SGD', lr=1), accumulative_counts=4, clip_grad=dict(max_norm=5))))
     choose_strategy(cfg, 'deepspeed')
+    with pytest.raises(ValueError, match='=4 ends with wrong weights .* ZeRO 2: .*stage=1'):
+        prepare_strategy(cfg)
+    cfg.strategy.zero_optimization = dict(stage=1)
     prepare_strategy(cfg)
     assert cfg.optim_wrapper == dict(type='DeepSpeedOptimWrapper', optimizer=dict(type='SGD', lr=1))
-    assert cfg.strategy == dict(CHOICES['deepspeed'], gradient_accumulation_steps=4, gradient_clipping=5,
-                                bf16=dict(enabled=True))
+    assert cfg.strategy == dict(CHOICES['deepspeed'], zero_optimization=dict(stage=1), gradient_accumulation_steps=4,
+                                train_micro_batch_size_per_gpu=7, gradient_clipping=5, bf16=dict(enabled=True))
+
+
+@pytest.mark.parametrize('installed, words', [
+    ((), 'DeepSpeed is not installed'), (('deepspeed', ), 'does not have any more')])
+def test_a_deepspeed_that_mmengine_does_not_know_is_refused(monkeypatch, installed, words):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name if name in installed else None)
+    cfg = sharded_config()
+    choose_strategy(cfg, 'deepspeed')
+    with pytest.raises(ImportError, match=f"{words}.*pip install 'deepspeed<=0.17.6'"):
+        prepare_strategy(cfg)
 
 
 def test_units_are_called_by_somebody_and_hold_enough():

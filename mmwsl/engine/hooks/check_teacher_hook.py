@@ -230,8 +230,9 @@ def _check_finite(logits: Any) -> None:
 
 def _compares_alike(runner: Runner, model: Any, batch: dict, classes: int) -> bool:
     """Whether teacher and student predict the same classes; where connectors join them, they need not."""
-    # by way of the wrapper, which gathers what is sharded
-    student = runner.model(batch['inputs'], batch['data_samples'], mode='tensor')
+    # by way of the wrapper, which gathers what is sharded; DeepSpeed's cannot be called, and gathers part by part
+    network = runner.model if callable(runner.model) else model
+    student = network(batch['inputs'], batch['data_samples'], mode='tensor')
     if not isinstance(student, Tensor) or student.dim() != 2 or student.shape[1] == classes:
         return True
     if len(getattr(getattr(model, 'distiller', None), 'connectors', ())):

@@ -15,7 +15,7 @@ from tests.tiny import ROOT, digits_config, distillation
 
 HOOK = dict(type='mmwsl.LossStatisticsHook')
 ALWAYS = [dict(type=f'mmwsl.{name}') for name in (
-    'CheckResumeHook', 'ExactResumeHook', 'FiniteLossHook', 'RunReportHook', 'ProgressHook')]
+    'CheckResumeHook', 'StopOnSignalHook', 'ExactResumeHook', 'FiniteLossHook', 'RunReportHook', 'ProgressHook')]
 OF_TEACHERS = [dict(type='mmwsl.HardLossHook')]
 # the log processor means what matches, here statistics as well: so it looks back over its window
 MEANS = dict(type='LogProcessor', window_size=10, mean_pattern=r'.*(loss|wsl_weight).*')
