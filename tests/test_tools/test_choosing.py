@@ -19,7 +19,7 @@ def run(config, seed, top1, options=(), **settings):
 def test_page_is_what_the_results_give(choosing):
     text = choosing.PAGE.read_text()
     assert choosing.page(choosing.Runs(choosing.read_runs())) == text, 'out of step: run tools/results/choosing.py'
-    assert text.count('written by tools/results/choosing.py') == 6
+    assert text.count('written by tools/results/choosing.py') == 11
 
 
 def test_every_config_that_is_asked_for_exists(choosing):
@@ -28,6 +28,28 @@ def test_every_config_that_is_asked_for_exists(choosing):
         assert data.grid in stems
         for pair, suffix in ((data.pair, ''), (data.weak_pair, ''), (data.pair, '_noise')):
             assert set(data.configs(pair, suffix).values()) <= stems
+
+
+def test_every_method_that_is_asked_for_has_a_config(choosing):
+    stems = {path.stem for path in (ROOT / 'configs').rglob('*.py')}
+    questions = sys.modules['questions']
+    methods = [*questions.STEP, *questions.LOSSES, *questions.TEACHER_LOSS, *questions.WRONG,
+               *(questions.Method('', config) for pair in questions.WEIGHT.values() for config in pair)]
+    assert {method.name(pair) for method in methods for pair in (questions.DIGITS, questions.CIFAR)} <= stems
+
+
+def test_gaps_are_paired_on_one_kind_of_machine_alone(choosing):
+    """2, 3 and 7 ahead in pairs: 4 on average, with a standard error of sqrt(7 / 3)."""
+    questions = sys.modules['questions']
+
+    def runs(*top1, gpu=None):
+        return {seed: dict(top1=value, best=value, machine=dict(gpu=gpu)) for seed, value in enumerate(top1)}
+    assert questions.gap(runs(12.0, 23.0, 37.0), runs(10.0, 20.0, 30.0)) == '+4.00 ± 1.53'
+    # variances of 157 and 100
+    assert questions.gap(runs(12.0, 23.0, 37.0, gpu='H200'), runs(10.0, 20.0, 30.0)) == '+4.00 ± 9.26, unpaired'
+    assert questions.gap(runs(1.0), runs(2.0, 3.0)) == ''
+    assert questions.last_and_best({0: dict(top1=1.0, best=2.0), 1: dict(top1=3.0, best=3.0)}) == (
+        '2.00 ± 1.41 (best 2.50; 2)')
 
 
 def test_grid_holds_runs_of_that_setting_and_no_others(choosing):

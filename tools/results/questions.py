@@ -11,6 +11,7 @@ from mmwsl.utils.text import table
 
 HALF = {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'bfloat16'}
 KD, WSL = ('model.distiller.distill_losses.' + name for name in ('loss_kd.loss_weight', 'loss_wsl.weighting'))
+LARGER = {'model.distiller.distill_losses.loss_wsl.loss_weight': '3.4'}
 NOISE = 'train_dataloader.dataset.dataset.pipeline.0.prob'
 FEW = {'train_dataloader.dataset.dataset.indices': '10000'}
 DIGITS, CIFAR = 'digits', 'r56_r20_cifar100_8e'
@@ -59,6 +60,8 @@ TEACHER_LOSS = (
     KD_PLAIN, WSL_PAPER,
     Method('WSL, L_t out of fold', 'wsl-oof_{}'),
     Method('the same weights in random order', 'wsl-oof-random_{}'),
+    Method('WSL, L_t out of fold, CE + 3.4 w H', 'wsl-oof_{}', LARGER),
+    Method('the same weights in random order, CE + 3.4 w H', 'wsl-oof-random_{}', LARGER),
     Method('WSL, losses divided by their means', 'wsl-free_{}'),
     Method("the teacher's entropy as weight", 'kd-entropy_{}'),
 )
