@@ -25,6 +25,7 @@ STACK = [
     'torchvision',  # mmpretrain imports it
     'numpy',  # records and views; mmengine needs it too
     'scipy',  # the bias-variance decomposition, a calibrated temperature
+    'pillow',  # looks into files of images; torchvision's transforms need it too
     'rich',  # the progress bar of a teacher cache; mmengine needs it too
     'filelock>=3.30',  # one process in a work dir or a teacher cache; 3.30 brought lock_descriptor
 ]

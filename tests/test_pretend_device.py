@@ -335,7 +335,7 @@ def test_the_teachers_check_reads_nothing_but_what_it_has_copied_to_the_cpu(kind
             monkeypatch.setattr(FakeTensor, name, read(value), raising=False)
         monkeypatch.setattr(check_teacher_hook, '_check_finite', lambda logits: None)
         monkeypatch.setattr(check_teacher_hook, 'some_batches', lambda *_: [loaded(device, data)])
-        runner = SimpleNamespace(val_loop=SimpleNamespace(dataloader=None))
+        runner = SimpleNamespace(model=model, val_loop=SimpleNamespace(dataloader=None))
         with torch.no_grad():
             score = CheckTeacherHook()._score(runner, model)
     assert score == (0.75, 4, 10)

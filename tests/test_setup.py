@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from tests.tiny import ROOT
 
 # What is imported by another name than it is installed by.
-DISTRIBUTIONS = {'sklearn': 'scikit-learn', 'mmcv': 'mmcv-lite'}
+DISTRIBUTIONS = {'sklearn': 'scikit-learn', 'mmcv': 'mmcv-lite', 'PIL': 'pillow'}
 
 
 def test_configs_and_tools_travel_where_mim_looks(tmp_path):
@@ -74,7 +74,7 @@ def imported(tree):
 
 
 def test_what_the_package_imports_it_asks_for(required):
-    brought = {**{extra: names(required[extra]) for extra in ('demo', 'triton', 'onnx')},
+    brought = {**{extra: names(required[extra]) for extra in ('demo', 'triton', 'onnx', 'timm')},
                '': names(required[''] + required['openmmlab'])}
     found = {pair for path in (ROOT / 'mmwsl').rglob('*.py') for pair in imported(ast.parse(path.read_text()))}
     foreign = {(name, extra) for name, extra in found if name not in {'mmwsl', *sys.stdlib_module_names}}

@@ -97,7 +97,7 @@ class Session:
             log.write(f'==== {part.name}: {shlex.join(part.command)}\n'.encode())
             log.flush()
             process = subprocess.Popen(part.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
-                                       env=self.environment, start_new_session=True)
+                                       env=self.environment, start_new_session=True, preexec_fn=hear_interrupts)
             try:
                 while process.poll() is None and (left := self.left() - until) > 0:
                     with suppress(subprocess.TimeoutExpired):
@@ -109,6 +109,11 @@ class Session:
 
     def save(self) -> None:
         write_whole(self.out / 'status.json', json.dumps(self.status, indent=1))
+
+
+def hear_interrupts() -> None:
+    """Undo what a shell does to a job in its background, which then ignores SIGINT, and so does all that it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def end(process: subprocess.Popen, interrupted: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmwsl.compat import from_extra
 from mmwsl.engine import runs
 from mmwsl.engine.runs import roughly
 from mmwsl.utils.files import whole_file
@@ -294,9 +295,10 @@ def warning(metric: Metric, teacher: float, logs: Mapping[str, Sequence[Sequence
 
 def draw(metric: Metric, teacher: float, logs: Mapping[str, Sequence[Sequence[Mapping]]], path: Path) -> None:
     """Draw the arms' scores over the epochs and, if a run logged them, WSL's mean weights."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
+    with from_extra('demo'):
+        import matplotlib
+        matplotlib.use('Agg')
+        from matplotlib import pyplot as plt
     weighted = {arm: of_arm for arm, of_arm in logs.items() if any(_weights(log)[0] for log in of_arm)}
     figure, axes = plt.subplots(1, 1 + bool(weighted), figsize=(5 + 5 * bool(weighted), 4), layout='constrained',
                                 squeeze=False)

@@ -17,6 +17,7 @@ from mmpretrain.structures import DataSample
 from torch import nn
 
 import mmwsl.models  # noqa: F401  registers the parts
+from mmwsl.compat import from_extra
 from mmwsl.utils.checkpoint import read_weights
 from mmwsl.utils.text import first_of
 
@@ -67,8 +68,9 @@ def _of_the_hub(name: str) -> dict | None:
 
 def _of_timm(name: str) -> dict | None:
     try:
-        import timm
-    except ImportError:  # an extra
+        with from_extra('timm'):
+            import timm
+    except ImportError:
         return None
     return dict(type='TimmClassifier', model_name=name, num_classes=0) if timm.is_model(name) else None
 
@@ -79,10 +81,11 @@ def _known(pixels: int, bases: Path) -> Iterator[str]:
     yield from (stem.removesuffix(suffix) for stem in stems if stem.endswith('_cifar') == (pixels == 32))
     yield from mmpretrain.list_models(task='Image Classification')
     try:
-        import timm
-        yield from timm.list_models()
+        with from_extra('timm'):
+            import timm
     except ImportError:
-        pass
+        return
+    yield from timm.list_models()
 
 
 def _for_classes(network: dict, classes: int) -> dict:

@@ -56,7 +56,7 @@ def test_however_resume_is_asked_for_it_is_the_newest_that_opens(folder, monkeyp
     (folder / 'last_checkpoint').write_text('')
     train, started, runner = load_tool('train'), [], SimpleNamespace(train=lambda: None)
     config = str(ROOT / 'configs/vanilla/digits_student.py')
-    monkeypatch.setattr(train.Runner, 'from_cfg', lambda cfg: started.append(cfg) or runner)
+    monkeypatch.setattr(train.console, 'build_runner', lambda cfg, verbose: started.append(cfg) or runner)
     monkeypatch.setattr('sys.argv', ['train.py', config, '--work-dir', str(folder), *way])
     train.main()
     assert started[0].resume is True and started[0].load_from == str(folder / 'epoch_2.pth')

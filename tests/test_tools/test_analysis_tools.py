@@ -271,7 +271,7 @@ def test_images_of_files_are_shown(tmp_path):
 
 @pytest.mark.parametrize('call, error, message', [
     (lambda: regularization_samples.epoch_of(ROOT / 'last.pth'), ValueError, 'should say its epoch.*got last.pth'),
-    (lambda: regularization_samples.config_of(ROOT / 'docs'), FileNotFoundError, 'it has no config'),
+    (lambda: regularization_samples.config_of(ROOT / 'requirements'), FileNotFoundError, 'it has no config'),
     (lambda: regularization_samples.temperature(Config.fromfile(STUDENT)), ValueError, 'give --checkpoints and --taus'),
 ])
 def test_what_cannot_be_analysed(call, error, message):

@@ -190,7 +190,7 @@ def test_runs_that_train_together_are_kept_as_others_are(tmp_path):
 
 
 def test_failure_shows_what_the_run_said(tmp_path):
-    with pytest.raises(RuntimeError, match=r'no_such_config.*status 1(?s:.*)No such file'):
+    with pytest.raises(RuntimeError, match=r'no_such_config.*status 1(?s:.*)there is no config'):
         runs.train(ROOT / 'tools/train.py', Path('no_such_config.py'), tmp_path)
     assert json.loads((tmp_path / 'run.json').read_text())['finished'] is False
 

@@ -51,6 +51,8 @@ class Call:
         if self.batch.has_classes:
             values['regularization_share'] = self.batch.is_regularization
         means = self.batch.means(values)
+        if 'regularization_share' in means:
+            means['regularization_share'] = means['regularization_share'].float()  # of a count, also of float64 logits
         statistics = {'kl': means.pop('kl').clamp(min=0)} if kl is not None else {}  # rounding may leave -1e-7
         statistics.update(wsl_weight=means.pop('wsl_weight'), **_percentiles(self.weight, kept), **means)
         if isinstance(self.batch, BernoulliBatch):

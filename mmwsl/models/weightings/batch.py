@@ -129,7 +129,7 @@ class SampleBatch:
         if None in found:
             raise ValueError("an image has no sample_idx: keep 'sample_idx' among meta_keys of PackInputs (it is by "
                              'default), and take a dataset of mmengine or mmpretrain')
-        if isinstance(found[0], Tensor):  # of batches made on the device
+        if found and isinstance(found[0], Tensor):  # of batches made on the device
             return torch.stack(found)
         return to_device(torch.tensor(found, dtype=torch.int64), self.kept.device)
 
