@@ -8,7 +8,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from catalogue import ROOT, Seeds, difference, each, mean_and_spread, read_runs, telling_options
-from questions import KD_PLAIN, LOSSES, STEP, TEACHER_LOSS, Found, methods_table, weight_table, wrong_table
+from questions import (
+    KD_PLAIN,
+    LOSSES,
+    STEP,
+    TEACHER_LOSS,
+    Found,
+    draw_methods,
+    methods_table,
+    weight_table,
+    wrong_table,
+)
 
 from mmwsl.utils import whole_file
 from mmwsl.utils.text import table, with_table
@@ -178,7 +188,8 @@ def page(runs: Runs) -> str:
 
 
 def draw(runs: Runs) -> None:
-    """choosing_grid.png and choosing_noise.png, a panel for each dataset that has runs."""
+    """choosing_methods.png; choosing_grid.png and choosing_noise.png, a panel for each dataset that has runs."""
+    draw_methods(Found(runs.runs), PICTURES / 'choosing_methods.png')
     panel('choosing_grid.png', 'temperature tau', [
         (data.title, TAUS, {f'loss_weight {weight}': [cells[tau, weight] for tau in TAUS] for weight in WEIGHTS})
         for data in DATA for cells in [grid(runs, data)]])
