@@ -41,7 +41,7 @@ ALONE = Method('alone', '{}', alone=True)
 
 STEP = (
     ALONE, FIELDS,
-    Method('the same, learning rate x 3', 'kd-hinton_{}', {'optim_wrapper.optimizer.lr': '0.3'}),
+    Method("the field's KD, learning rate x 3", 'kd-hinton_{}', {'optim_wrapper.optimizer.lr': '0.3'}),
     Method('0.1 CE + 9 KL', 'kd-hinton_{}', {KD: '9'}),
     Method('CE + 0.9 KL', 'kd_{}', {KD: '0.9'}),
     KD_PLAIN,
@@ -60,9 +60,9 @@ LOSSES = (
 TEACHER_LOSS = (
     KD_PLAIN, WSL_PAPER,
     Method('WSL, L_t out of fold', 'wsl-oof_{}'),
-    Method('the same weights in random order', 'wsl-oof-random_{}'),
+    Method('WSL, L_t out of fold, in random order', 'wsl-oof-random_{}'),
     Method('WSL, L_t out of fold, CE + 3.4 w H', 'wsl-oof_{}', LARGER),
-    Method('the same weights in random order, CE + 3.4 w H', 'wsl-oof-random_{}', LARGER),
+    Method('WSL, L_t out of fold, in random order, CE + 3.4 w H', 'wsl-oof-random_{}', LARGER),
     Method('WSL, losses divided by their means', 'wsl-free_{}'),
     Method("the teacher's entropy as weight", 'kd-entropy_{}'),
 )
@@ -164,7 +164,7 @@ def draw_methods(found: Found, path: Path) -> None:
         ax.plot(top1, [place] * len(top1), 'o', markerfacecolor='none', color='tab:blue')
         ax.plot([mean, mean], [place - 0.3, place + 0.3], color='tab:blue', linewidth=2)
     ax.set_yticks(range(len(rows)), [label for _, label, _ in rows])
-    ax.set(xlabel='top-1 of the student on the test set, %',
-           title='ResNet-56 -> ResNet-20 on CIFAR-100, 8 epochs: rings are runs, bars their means')
+    ax.set(xlabel='top-1 of the student on the test set, %: each run (ring) and their mean (bar)',
+           title='ResNet-56 -> ResNet-20, CIFAR-100, 8 epochs')
     figure.savefig(path, dpi=100)
 
