@@ -133,6 +133,8 @@ def test_pictures_show_what_is_complete(choosing, tmp_path, monkeypatch):
             for config in digits.configs(digits.pair, suffix).values()]
     choosing.draw(choosing.Runs(runs))
     assert [path.name for path in tmp_path.iterdir()] == ['choosing_noise.png']
+    choosing.draw(choosing.Runs([run('kd_r56_r20_cifar100_8e', 0, 58.0), run('dkd_r56_r20_cifar100_8e', 0, 59.0)]))
+    assert (tmp_path / 'choosing_methods.png').exists()
 
 
 def test_longer_runs_are_told_apart_from_those_in_float32(choosing):

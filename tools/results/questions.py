@@ -151,7 +151,9 @@ def gap(first: Seeds, second: Seeds) -> str:
 
 
 def draw_methods(found: Found, path: Path) -> None:
-    """Draw what each method reaches on CIFAR-100, a ring for each run and a bar for their mean."""
+    """Draw what each method reaches on CIFAR-100, a ring for each run and a bar for their mean, if KD has been run."""
+    if not found.of(KD_PLAIN, CIFAR):
+        return
     import matplotlib
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
