@@ -69,6 +69,7 @@ def ready_the_stack() -> None:
     YAML files data.
     """
     make_torchvision_importable()
+    leave_multimodal_networks_out()
     make_dense_packages_importable()
     let_mmcls_mean_mmpretrain()
     make_mmrazor_importable()
@@ -122,6 +123,30 @@ def make_torchvision_importable() -> None:
                       stacklevel=2)
 
 
+def leave_multimodal_networks_out() -> None:
+    """Import mmpretrain without its multimodal networks, where Transformers no longer has what they are derived from.
+
+    Symptom: ``TypeError: NoneType takes no arguments`` from ``import mmpretrain``, with pycocotools and transformers
+    5.17 or 5.24. Their names are then registered as they are without Transformers: each says what it needs. Upstream:
+    networks that are defined only if their base class is there.
+    """
+    if not (_is_installed('transformers') and _is_installed('pycocotools')) or 'mmpretrain' in sys.modules:
+        return
+    try:
+        importlib.import_module('transformers.pytorch_utils').find_pruneable_heads_and_indices  # noqa: B018
+    except (ImportError, AttributeError):
+        package = importlib.util.find_spec('mmpretrain')
+        assert package is not None and package.submodule_search_locations
+        name = 'mmpretrain.utils.dependency'
+        spec = importlib.util.spec_from_file_location(
+            name, Path(package.submodule_search_locations[0]) / 'utils/dependency.py')
+        assert spec is not None and spec.loader is not None
+        module: Any = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        module.WITH_MULTIMODAL = False
+        sys.modules[name] = module
+
+
 def make_dense_packages_importable() -> None:
     """Import mmdet and mmseg without mmcv's compiled operators, and find mmseg's configs.
 
@@ -134,6 +159,10 @@ def make_dense_packages_importable() -> None:
     if installed and importlib.util.find_spec('mmcv._ext') is None:
         sys.modules['mmcv._ext'] = _NoOperators()
         _forget_modules('mmcv.ops')
+        layers: Any = sys.modules.get('mmcv.cnn.bricks.transformer')
+        if layers is not None and not hasattr(layers, 'MultiScaleDeformableAttention'):  # imported before this
+            layers.MultiScaleDeformableAttention = importlib.import_module(
+                'mmcv.ops.multi_scale_deform_attn').MultiScaleDeformableAttention
     from mmengine.config.utils import MODULE2PACKAGE
     for name in installed:
         distributions = packages_distributions().get(name, [])

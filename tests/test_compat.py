@@ -926,3 +926,20 @@ def test_an_old_loop_throws_no_loaded_batches_away():
     next(loop.dataloader_iterator)
     compat.restart_batches(loop)
     assert [next(loop.dataloader_iterator) for _ in range(5)] == [None, None, None, 'x', 'y']
+
+
+def test_a_transformers_without_what_mmpretrain_derives_from_is_no_error(tmp_path):
+    """Stand-ins for transformers 5, where pytorch_utils has lost functions, and pycocotools."""
+    for name, number in (('transformers', '5.17.0'), ('pycocotools', '2.0.11')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / '__init__.py').touch()
+        (tmp_path / f'{name}-{number}.dist-info').mkdir()
+        (tmp_path / f'{name}-{number}.dist-info/METADATA').write_text(
+            f'Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n')
+    (tmp_path / 'transformers/pytorch_utils.py').touch()
+    code = ('import mmwsl.registry\nfrom mmpretrain.registry import MODELS\nprint(MODELS.get("ImageClassifier"))\n'
+            'MODELS.build(dict(type="BlipVQA"))')
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONPATH': f'{ROOT}:{tmp_path}'})
+    assert 'mmpretrain.models.classifiers.image.ImageClassifier' in done.stdout, done.stderr
+    assert 'requires extra multi-modal dependencies' in done.stderr
