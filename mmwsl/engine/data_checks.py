@@ -17,7 +17,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmpretrain import datasets
 
 from mmwsl.datasets.views import seeded_generators
-from mmwsl.utils.data import unwrapped
+from mmwsl.utils.data import dataset_chain, unwrapped
 from mmwsl.utils.text import first_of
 
 _CIFAR = {  # folder, its files, archive
@@ -43,10 +43,9 @@ def check_data(cfg: Config, dataloaders: tuple[str, ...]) -> None:
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     for field in dataloaders:
         dataset = (cfg.get(field) or {}).get('dataset')
-        while isinstance(dataset, dict) and isinstance(dataset.get('dataset'), dict):  # wrappers
-            dataset = dataset['dataset']
         if not isinstance(dataset, dict):
             continue
+        dataset = dataset_chain(dataset)[-1]
         name = str(dataset.get('type')).rpartition('.')[2]
         if name in _CIFAR:
             _check_cifar(name, dataset, field)

@@ -22,6 +22,7 @@ from mmwsl.analysis.predict import network_config
 from mmwsl.compat import from_extra
 from mmwsl.engine.hooks.check_labels_hook import predicted_classes
 from mmwsl.utils.checkpoint import load_weights
+from mmwsl.utils.data import dataset_chain
 from mmwsl.utils.files import whole_file
 
 _MADE_BY = '# Predicts with the student in the file of the same name; written by convert_kd_ckpt_to_student.py.'
@@ -89,7 +90,8 @@ def inference_config(cfg: Config) -> Config:
     network = network_config(cfg)
     if 'TimmClassifier' in str(network.get('type')):
         network.pretrained = False  # nothing is to be downloaded
-    dataset = _innermost((cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}).get('dataset') or {})
+    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
+    dataset = dataset_chain(loader.get('dataset') or {})[-1]
     pipeline, preprocessor = _from_files(dataset, network.get('data_preprocessor') or ConfigDict())
     network.data_preprocessor = preprocessor
     # without names in the checkpoint mmpretrain takes those of the dataset's type: CustomDataset has none
@@ -106,12 +108,6 @@ def inference_config(cfg: Config) -> Config:
 def needs_mmwsl(cfg: Mapping[str, Any]) -> bool:
     """Whether a config names a type that only mmwsl registers or makes importable."""
     return bool(re.search(r"'type': '(mmwsl|mmrazor|mmcls)\.", str(dict(cfg))))
-
-
-def _innermost(dataset: ConfigDict) -> ConfigDict:
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    return dataset
 
 
 def _from_files(dataset: ConfigDict, preprocessor: ConfigDict) -> tuple[list[Any], ConfigDict]:

@@ -67,9 +67,14 @@ def _data(runner: Runner) -> str:
     return f'{len(loader.dataset):,} images{validated}{f", {classes} classes" if classes else ""}; {batch} in a batch'
 
 
+def counts_iterations(runner: Runner) -> bool:
+    """Whether a run is by iterations, not by epochs."""
+    return isinstance(runner.train_loop, IterBasedTrainLoop)
+
+
 def _length(runner: Runner) -> str:
     done = f', of which {runner.iter:,} steps are done' if runner.iter else ''
-    if isinstance(runner.train_loop, IterBasedTrainLoop):
+    if counts_iterations(runner):
         return f'{runner.max_iters:,} steps{done}'
     epochs = '1 epoch' if runner.max_epochs == 1 else f'{runner.max_epochs} epochs'
     return f'{epochs} of {len(runner.train_dataloader):,} steps{done}'

@@ -24,6 +24,7 @@ from mmwsl.datasets.fold import Fold
 from mmwsl.engine.cache_building import collate
 from mmwsl.functional import hard_loss
 from mmwsl.utils.checkpoint import load_network
+from mmwsl.utils.data import dataset_chain
 
 _VIEWS = ('SeededViews', 'CachedViews', 'DeviceDataset')
 
@@ -93,20 +94,12 @@ def calibrate(cfg: Config, checkpoints: Sequence[str], fold: int | None = None) 
 def _images(cfg: Config) -> _Images:
     """Also refuses what no file of losses can serve."""
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    chain = _chain(cfg.train_dataloader.dataset)
+    chain = dataset_chain(cfg.train_dataloader.dataset)
     _refuse_mixing(cfg, chain)
     dataset = DATASETS.build(copy.deepcopy(chain[-1]))
     labels, fingerprint = training_set(dataset)
     dataset.pipeline = Compose(_validation_pipeline(cfg))
     return _Images(dataset, torch.from_numpy(labels), fingerprint)
-
-
-def _chain(dataset: Mapping) -> list[Mapping]:
-    """Configs of a dataset and of what it wraps, the outermost first."""
-    chain = [dataset]
-    while isinstance(chain[-1].get('dataset'), Mapping):
-        chain.append(chain[-1]['dataset'])
-    return chain
 
 
 def _name(config: Mapping) -> str:
@@ -127,7 +120,7 @@ def _refuse_mixing(cfg: Config, chain: Sequence[Mapping]) -> None:
 
 def _validation_pipeline(cfg: Config) -> Sequence[Any]:
     loader = cfg.get('val_dataloader') or {}
-    pipeline = _chain(loader.get('dataset') or {})[-1].get('pipeline')
+    pipeline = dataset_chain(loader.get('dataset') or {})[-1].get('pipeline')
     if not pipeline:
         raise ValueError('images are asked through the validation pipeline, and this config has none: give it '
                          'val_dataloader=dict(dataset=dict(pipeline=[...]))')
@@ -145,7 +138,7 @@ def _network(cfg: Config, checkpoints: Sequence[str]) -> tuple[Config, list[str]
 
 def _folding(cfg: Config, dataset: Any, count: int | None) -> dict[str, int]:
     """Number of folds and their seed, of the Fold in the config or, without one, of ``count`` folds."""
-    wrappers = [config for config in _chain(cfg.train_dataloader.dataset)[:-1] if _name(config) not in _VIEWS]
+    wrappers = [config for config in dataset_chain(cfg.train_dataloader.dataset)[:-1] if _name(config) not in _VIEWS]
     names = [_name(config) for config in wrappers]
     if names not in ([], ['Fold']):
         raise ValueError('folds are of the training set itself, and may stand in mmwsl.SeededViews or '
@@ -181,7 +174,7 @@ def _answers(cfg: Config, checkpoints: Sequence[str], parts: Sequence[Any]) -> I
 
 def _dataloader(dataset: Any, loader: Mapping) -> DataLoader:
     """As validation's, but of images that do not lie on the device."""
-    on_device = 'DeviceDataset' in map(_name, _chain(loader['dataset']))
+    on_device = 'DeviceDataset' in map(_name, dataset_chain(loader['dataset']))
     return DataLoader(dataset, loader['batch_size'], num_workers=loader.get('num_workers', 0),
                       collate_fn=collate({} if on_device else loader))
 

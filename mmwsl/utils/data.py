@@ -12,6 +12,14 @@ from torch import Tensor
 _STACKING = ('mmseg.', 'mmdet.', 'SegDataPreProcessor', 'DetDataPreprocessor')
 
 
+def dataset_chain(dataset: Mapping) -> list[Any]:
+    """Return the configs of a dataset and of what it wraps, the outermost first."""
+    chain = [dataset]
+    while isinstance(chain[-1].get('dataset'), Mapping):
+        chain.append(chain[-1]['dataset'])
+    return chain
+
+
 def single_labels(data_samples: Any) -> Tensor | None:
     """Class of each sample, on the CPU, (N, ); None unless each has exactly one."""
     labels = [getattr(sample, 'gt_label', None) for sample in data_samples or [None]]

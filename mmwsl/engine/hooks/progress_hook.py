@@ -7,11 +7,11 @@ from datetime import timedelta
 from typing import Any
 
 from mmengine.hooks import Hook, LoggerHook
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from rich.progress import Progress
 
 from mmwsl.engine import console
-from mmwsl.engine.overview import legend
+from mmwsl.engine.overview import counts_iterations, legend
 from mmwsl.engine.ratings import chosen_figure, is_number
 from mmwsl.registry import HOOKS
 from mmwsl.utils.checkpoint import unwrapped_model
@@ -63,7 +63,7 @@ class ProgressHook(Hook):
         if not self.columns:
             self.columns = [name for name in figures if _is_shown(name)]
             console.show(runner.logger, f'\n{legend(unwrapped_model(runner.model), self.columns)}\n')
-            head = [f'{"step" if _counts_iterations(runner) else "epoch step":>16}', *self.columns, 'lr', 'left']
+            head = [f'{"step" if counts_iterations(runner) else "epoch step":>16}', *self.columns, 'lr', 'left']
             console.show(runner.logger, '  '.join([f'{name:>8}' for name in head]))
         cells = [f'{_place(runner, batch_idx):>16}', *(
             f'{figures.get(name, float("nan")):>{max(8, len(name))}.4g}' for name in self.columns),
@@ -75,7 +75,7 @@ class ProgressHook(Hook):
         counts = chosen_figure(numbers, runner)  # first, and few others: mmdet has a dozen
         names = sorted(numbers, key=lambda name: name != counts)[:_FIGURES]
         shown = ', '.join(f'{name} {numbers[name]:.4g}' for name in names)
-        moment = f'step {runner.iter}' if _counts_iterations(runner) else f'epoch {runner.epoch}'
+        moment = f'step {runner.iter}' if counts_iterations(runner) else f'epoch {runner.epoch}'
         console.show(runner.logger, f'validation after {moment}: {shown}')
 
     def before_test_epoch(self, runner: Runner) -> None:
@@ -89,10 +89,6 @@ class ProgressHook(Hook):
         if batch_idx + 1 == len(runner.test_dataloader):
             self.bar.stop()
             console.unquiet(runner.logger)  # tables of metrics, and the figures
-
-
-def _counts_iterations(runner: Runner) -> bool:
-    return isinstance(runner.train_loop, IterBasedTrainLoop)
 
 
 def _figures(runner: Runner) -> dict[str, float]:
@@ -113,7 +109,7 @@ def _is_shown(name: str) -> bool:
 
 
 def _place(runner: Runner, batch_idx: int) -> str:
-    if _counts_iterations(runner):
+    if counts_iterations(runner):
         return f'{runner.iter + 1}/{runner.max_iters}'
     return f'{runner.epoch + 1}/{runner.max_epochs} {batch_idx + 1}/{len(runner.train_dataloader)}'
 

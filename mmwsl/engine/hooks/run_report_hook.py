@@ -9,11 +9,11 @@ from typing import Any
 
 from mmengine.dist import get_world_size, is_main_process, master_only
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import Runner
 
 from mmwsl.engine import console, gain
 from mmwsl.engine.hooks.check_teacher_hook import CheckTeacherHook
-from mmwsl.engine.overview import overview
+from mmwsl.engine.overview import counts_iterations, overview
 from mmwsl.engine.ratings import Figure, chosen_figure
 from mmwsl.registry import HOOKS
 from mmwsl.utils.files import shown
@@ -46,13 +46,13 @@ class RunReportHook(Hook):
         name = figures.get('name') or chosen_figure(metrics or {}, runner)
         if name is None or name not in (metrics or {}):
             return
-        moment = runner.iter if _counts_iterations(runner) else runner.epoch
+        moment = runner.iter if counts_iterations(runner) else runner.epoch
         values = {**figures.get('values', {}), moment: float(metrics[name])}  # type: ignore[index]
         runner.message_hub.update_info(_FIGURES, dict(name=name, values=values))
 
     @master_only
     def after_train(self, runner: Runner) -> None:
-        unit, length = ('iteration', runner.iter) if _counts_iterations(runner) else ('epoch', runner.epoch)
+        unit, length = ('iteration', runner.iter) if counts_iterations(runner) else ('epoch', runner.epoch)
         took = timedelta(seconds=round(time.monotonic() - self.start))
         several = 's' if length > 1 else ''
         lines = [f'\nDone: {length} {unit}{several}, {runner.iter - self.begun_at:,} steps in {took}.']
@@ -75,10 +75,6 @@ class RunReportHook(Hook):
             setup=gain.setup(runner.cfg, get_world_size()), taught=bool(runner.cfg.model.get('distiller')),
             seed=runner.seed, name=figures['name'], last=values[max(values)], best=values[best], best_at=best,
             length=length, unit=unit)
-
-
-def _counts_iterations(runner: Runner) -> bool:
-    return isinstance(runner.train_loop, IterBasedTrainLoop)
 
 
 def _checkpoints(runner: Runner) -> CheckpointHook | None:

@@ -12,6 +12,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import Tensor, nn
 
+from mmwsl.utils.data import dataset_chain
+
 # Hooks that change nothing of what is trained. What the checks among them look at is looked at here, too.
 _WATCHING = ('EpochSeedHook', 'CheckTeacherHook', 'CheckLabelsHook', 'CheckResumeHook', 'ExactResumeHook',
              'FiniteLossHook', 'LossStatisticsHook', 'LateScalarsHook', 'ChannelsLastHook')
@@ -80,9 +82,7 @@ def put_on_device(cfg: Config) -> None:
         loader = cfg[f'{split}_dataloader']
         if not _is(loader.dataset, 'DeviceDataset'):
             dataset = loader.dataset.dataset if _is(loader.dataset, 'SeededViews') else loader.dataset
-            innermost = dataset
-            while 'pipeline' not in innermost:  # of a Fold or a Resample
-                innermost = innermost.dataset
+            innermost = dataset_chain(dataset)[-1]  # of a Fold or a Resample
             settings = _views(innermost.pipeline, f'{split}_dataloader')
             innermost.pipeline = [*(each for each in innermost.pipeline if _is(each, 'LabelNoise')),
                                   dict(type='PackInputs')]
