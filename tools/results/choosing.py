@@ -9,8 +9,12 @@ from dataclasses import dataclass
 
 from catalogue import ROOT, Seeds, difference, each, mean_and_spread, read_runs, telling_options
 from questions import (
+    FEW,
+    HALF,
+    KD,
     KD_PLAIN,
     LOSSES,
+    NOISE,
     STEP,
     TEACHER_LOSS,
     Found,
@@ -28,9 +32,8 @@ PICTURES = ROOT / 'docs/pictures'
 TAUS, WEIGHTS = ('1', '2', '4', '8'), ('0.5', '1', '2.25', '4')
 SCALES = ('0.9', '2.25', '4.5', '9')
 LOSS = 'model.distiller.distill_losses.loss_wsl'
-NOISE = 'train_dataloader.dataset.dataset.pipeline.0.prob'
 LONGER = frozenset({'train_cfg.max_epochs': '40', 'param_scheduler.milestones': '[25,30,35]',
-                    'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'bfloat16'}.items())
+                    **HALF}.items())
 NOISES = ('0', '0.2', '0.4')
 ARMS = {'alone': 'Alone', 'kd': 'Plain soft labels', 'wsl': 'Weighted soft labels'}
 EMPTY = 'not run yet'
@@ -58,7 +61,7 @@ DATA = (
          'wsl_digits'),
     Data('CIFAR-100, 10,000 images', 'r20_cifar100_8e', 'r56_r20_cifar100_8e', 'r20_r20_cifar100_8e', 'ResNet-56',
          'ResNet-20, as the student', 'wsl_r56_r20_cifar100_8e_eval_cached',
-         (('train_dataloader.dataset.dataset.indices', '10000'), )),
+         tuple(FEW.items())),
 )
 
 
@@ -140,8 +143,7 @@ def random_table(runs: Runs) -> str:
 
 def scale_table(runs: Runs) -> str:
     """How much plain soft labels gain by the weight of their loss alone, against the lowest."""
-    weight = 'model.distiller.distill_losses.loss_kd.loss_weight'
-    cells = {alpha: runs.of('kd_r56_r20_cifar100_8e', DATA[1], **{weight: alpha}) for alpha in SCALES}
+    cells = {alpha: runs.of('kd_r56_r20_cifar100_8e', DATA[1], **{KD: alpha}) for alpha in SCALES}
     lowest = cells[SCALES[0]]
     return table(('`loss_weight`', 'Top-1', f'Minus {SCALES[0]}', 'Each run'), [
         (alpha, cell(seeds), difference(seeds, lowest) if seeds is not lowest else '', each(seeds.values()))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from catalogue import Seeds, paired
+from catalogue import Seeds, difference, mean_and_spread
 
 from mmwsl.utils.text import table
 
@@ -132,9 +132,8 @@ def last_and_best(seeds: Seeds) -> str:
     """Mean and standard deviation of the last epoch, and the mean of the best; the number of runs."""
     if not seeds:
         return ''
-    last, best = ([run[key] for run in seeds.values()] for key in ('top1', 'best'))
-    spread = f' ± {statistics.stdev(last):.2f}' if len(last) > 1 else ''
-    return f'{statistics.mean(last):.2f}{spread} (best {statistics.mean(best):.2f}; {len(last)})'
+    runs = list(seeds.values())
+    return f'{mean_and_spread(runs)} (best {statistics.mean(run["best"] for run in runs):.2f}; {len(runs)})'
 
 
 def gap(first: Seeds, second: Seeds) -> str:
@@ -142,9 +141,8 @@ def gap(first: Seeds, second: Seeds) -> str:
     if min(len(first), len(second)) < 2:
         return ''
     kinds = {run['machine'].get('gpu') for run in (*first.values(), *second.values())}
-    pairs = paired(first, second)
-    if len(kinds) == 1 and len(pairs) > 1:
-        return f'{statistics.mean(pairs):+.2f} ± {statistics.stdev(pairs) / len(pairs)**0.5:.2f}'
+    if len(kinds) == 1 and len(first.keys() & second.keys()) > 1:
+        return difference(first, second)
     ours, theirs = ([run['top1'] for run in seeds.values()] for seeds in (first, second))
     error = (statistics.variance(ours) / len(ours) + statistics.variance(theirs) / len(theirs))**0.5
     return f'{statistics.mean(ours) - statistics.mean(theirs):+.2f} ± {error:.2f}, unpaired'
