@@ -86,6 +86,7 @@ gpu: $(if $(WHEELS),,$(INSTALLED))
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
 docs: $(SITE)

@@ -1,4 +1,5 @@
 """The package, with configs and tools inside it as ``mmwsl/.mim``, where OpenMIM looks for them."""
+
 import shutil
 from pathlib import Path
 
@@ -33,8 +34,10 @@ STACK = [
 DENSE = {
     'dense': ['onedl-mmsegmentation>=1.4.2', 'onedl-mmdetection>=3.5.1'],
     'dense-openmmlab': [
-        'mmsegmentation>=1.2.2', 'mmdet>=3.3.0',
-        'ftfy', 'regex',  # mmsegmentation imports them and leaves them to its own extras
+        'mmsegmentation>=1.2.2',
+        'mmdet>=3.3.0',
+        'ftfy',
+        'regex',  # mmsegmentation imports them and leaves them to its own extras
     ],
 }
 TIMM = [

@@ -16,13 +16,18 @@ model = dict(
         type='mmrazor.ConfigurableDistiller',
         student_recorders=dict(
             fc=dict(type='mmrazor.ModuleOutputs', source='head.fc'),
-            targets=dict(type='mmrazor.ModuleInputs', source='head.loss_module')),
+            targets=dict(type='mmrazor.ModuleInputs', source='head.loss_module'),
+        ),
         teacher_recorders=dict(fc=dict(type='mmrazor.ModuleOutputs', source='head.fc')),
         distill_losses=dict(loss_wsld=dict(type='mmrazor.WSLD', tau=4.0, loss_weight=2.25, num_classes=100)),
         loss_forward_mappings=dict(
             loss_wsld=dict(
                 student=dict(recorder='fc', from_student=True),
                 teacher=dict(recorder='fc', from_student=False),
-                gt_labels=dict(recorder='targets', from_student=True, data_idx=1)))))
+                gt_labels=dict(recorder='targets', from_student=True, data_idx=1),
+            )
+        ),
+    ),
+)
 
 custom_hooks = [*_base_.custom_hooks, dict(type='mmwsl.ChannelsLastHook')]

@@ -12,4 +12,5 @@ model = dict(
     teacher=_base_.digits_teacher,
     teacher_ckpt='checkpoints/digits_teacher.pth',
     teacher_norm_eval=False,
-    distiller=_base_.wsl)
+    distiller=_base_.wsl,
+)

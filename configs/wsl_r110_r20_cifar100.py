@@ -13,4 +13,5 @@ model = dict(
     teacher=_base_.resnet110,
     teacher_ckpt='checkpoints/resnet110_cifar100.pth',
     teacher_norm_eval=False,  # batch statistics, as in the authors' code
-    distiller=_base_.wsl)
+    distiller=_base_.wsl,
+)

@@ -13,4 +13,5 @@ model = dict(
     teacher=_base_.resnet32x4,
     teacher_ckpt='checkpoints/resnet32x4_cifar100.pth',
     teacher_norm_eval=False,  # batch statistics, as in the authors' code
-    distiller=_base_.wsl)
+    distiller=_base_.wsl,
+)

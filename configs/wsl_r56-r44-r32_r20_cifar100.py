@@ -19,6 +19,8 @@ model = dict(
             'checkpoints/resnet56_cifar100.pth',
             'checkpoints/resnet44_cifar100.pth',
             'checkpoints/resnet32_cifar100.pth',
-        ]),
+        ],
+    ),
     teacher_norm_eval=False,  # batch statistics, as in the authors' code
-    distiller=_base_.wsl)
+    distiller=_base_.wsl,
+)

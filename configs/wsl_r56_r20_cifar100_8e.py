@@ -13,6 +13,7 @@ model = dict(
     teacher=_base_.resnet56,
     teacher_ckpt='checkpoints/resnet56_cifar100.pth',
     teacher_norm_eval=False,  # batch statistics, as in the authors' code
-    distiller=_base_.wsl)
+    distiller=_base_.wsl,
+)
 
 custom_hooks = [*_base_.custom_hooks, dict(type='mmwsl.ChannelsLastHook')]

@@ -3,5 +3,6 @@ _base_ = 'wsl_r56_r20_cifar100_8e_eval.py'
 # made by: tools/cache_teacher.py configs/wsl_r56_r20_cifar100_8e_eval.py --views 8
 # With a view for each epoch, seed 0 trains the student of the live config.
 model = dict(teacher_cache='work_dirs/wsl_r56_r20_cifar100_8e_eval/teacher_cache')
-train_dataloader = dict(dataset=dict(
-    type='mmwsl.CachedViews', cache='work_dirs/wsl_r56_r20_cifar100_8e_eval/teacher_cache'))
+train_dataloader = dict(
+    dataset=dict(type='mmwsl.CachedViews', cache='work_dirs/wsl_r56_r20_cifar100_8e_eval/teacher_cache')
+)

@@ -12,4 +12,5 @@ model = dict(
     architecture=_base_.resnet18,
     teacher=_base_.swin_tiny,
     teacher_ckpt='checkpoints/swin_tiny_in1k.pth',
-    distiller=_base_.wsl)
+    distiller=_base_.wsl,
+)

@@ -13,4 +13,5 @@ model = dict(
     teacher=_base_.vgg13,
     teacher_ckpt='checkpoints/vgg13_cifar100.pth',
     teacher_norm_eval=False,  # batch statistics, as in the authors' code
-    distiller=_base_.wsl)
+    distiller=_base_.wsl,
+)

@@ -13,4 +13,5 @@ model = dict(
     teacher=_base_.wrn40_2,
     teacher_ckpt='checkpoints/wrn40-2_cifar100.pth',
     teacher_norm_eval=False,  # batch statistics, as in the authors' code
-    distiller=_base_.wsl)
+    distiller=_base_.wsl,
+)

@@ -4,6 +4,7 @@ Pages are Markdown that reads well on GitHub, too. What only a site can do is do
 file outside docs/ in place of a block ``include``, links to code lead to the reference, and a page of code becomes a
 notebook.
 """
+
 import ast
 import contextlib
 import importlib
@@ -55,11 +56,21 @@ napoleon_google_docstring, napoleon_numpy_docstring = True, False
 
 # a room of the package, and the page that documents it; the longest name that fits counts
 API = {
-    'functional': 'functional', 'models/losses': 'losses', 'models/weightings': 'weightings', 'models': 'models',
-    'datasets': 'data', 'cache': 'data', 'analysis': 'analysis', 'engine': 'engine', '': 'utils',
+    'functional': 'functional',
+    'models/losses': 'losses',
+    'models/weightings': 'weightings',
+    'models': 'models',
+    'datasets': 'data',
+    'cache': 'data',
+    'analysis': 'analysis',
+    'engine': 'engine',
+    '': 'utils',
 }
 ELSEWHERE = {
-    'README.md': 'index', 'configs/README.md': 'configs', 'results/README.md': 'runs', 'results/QUEUE.md': 'runs',
+    'README.md': 'index',
+    'configs/README.md': 'configs',
+    'results/README.md': 'runs',
+    'results/QUEUE.md': 'runs',
     'results': 'results',
 }
 INCLUDE = re.compile(r'<!-- include: (\S+?)(?:#(.+?))? -->.*?<!-- end -->', re.DOTALL)
@@ -68,6 +79,7 @@ LINK = re.compile(r'(?<=\]\()(?!https?:|#)([^)#\s]+)(#[^)\s]+)?')
 
 
 # -------------------------------------------------------------------------------------------------- pages and links
+
 
 def page_of(path: Path) -> str | None:
     """The page, without suffix, that shows what is at a path of the repository."""
@@ -89,6 +101,7 @@ def page_with(path: Path, anchor: str) -> str | None:
 
 def relinked(text: str, origin: Path, page: Path) -> str:
     """Markdown of a file as a page holds it: links are relative to that page, and stay on the site if they can."""
+
     def relink(link: re.Match) -> str:
         target, anchor = (origin.parent / link[1]).resolve(), link[2] or ''
         if not target.exists() or DOCS in target.parents:
@@ -97,6 +110,7 @@ def relinked(text: str, origin: Path, page: Path) -> str:
             return os.path.relpath(DOCS / f'{shown}.md', page.parent)
         shown = page_of(target)
         return os.path.relpath(DOCS / f'{shown}.md' if shown else target, page.parent) + anchor
+
     return LINK.sub(relink, text)
 
 
@@ -135,6 +149,7 @@ def table_of_tools() -> str:
 
 
 # --------------------------------------------------------------------------------------------------------- docstrings
+
 
 def origin_of(item: Any) -> str:
     """Name of the module that defines an object, or nothing."""
@@ -225,6 +240,7 @@ def check_names(app: Any, env: Any) -> None:
 
 
 # -------------------------------------------------------------------------------------------------- math and notebook
+
 
 def write_math(writer: Any, node: Any) -> None:
     writer.body.append(tex2mathml(node.astext(), as_block=node.tagname == 'math_block'))

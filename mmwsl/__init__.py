@@ -3,6 +3,7 @@
 This module imports nothing: :mod:`mmwsl.functional` needs torch alone. Importing :mod:`mmwsl.registry`, or any module
 above it, makes mmpretrain and mmrazor importable and mmengine's checkpoints safe to load.
 """
+
 from mmwsl.version import __version__
 
 __all__ = ['__version__']

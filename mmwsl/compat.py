@@ -4,6 +4,7 @@ Importing this module, and so :mod:`mmwsl.registry` and all above it, calls them
 works, and each docstring names the symptom, the versions in which it was seen, and what has to happen upstream before
 the function can be deleted.
 """
+
 from __future__ import annotations
 
 import datetime
@@ -32,11 +33,16 @@ from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any
 from urllib.parse import urlparse
 
-if _missing := [name for name in ('mmengine', 'mmcv', 'mmpretrain', 'mmrazor', 'joblib', 'torchvision', 'scipy')
-                if importlib.util.find_spec(name) is None]:
-    raise ImportError(f'mmwsl needs {", ".join(_missing)} (only mmwsl.functional works without), missing here. '
-                      'Install one of two sets, never one over the other: mmwsl[onedl] (the maintained forks) or '
-                      "mmwsl[openmmlab] (OpenMMLab's own releases)")
+if _missing := [
+    name
+    for name in ('mmengine', 'mmcv', 'mmpretrain', 'mmrazor', 'joblib', 'torchvision', 'scipy')
+    if importlib.util.find_spec(name) is None
+]:
+    raise ImportError(
+        f'mmwsl needs {", ".join(_missing)} (only mmwsl.functional works without), missing here. '
+        'Install one of two sets, never one over the other: mmwsl[onedl] (the maintained forks) or '
+        "mmwsl[openmmlab] (OpenMMLab's own releases)"
+    )
 
 import mmcv
 import mmengine.config.config as mmengine_config
@@ -116,11 +122,13 @@ def make_torchvision_importable() -> None:
                 library.define(schema)
         _libraries.append(library)
         importlib.import_module('torchvision')
-        warnings.warn(f'torchvision {version("torchvision")} was built for another torch than {torch.__version__}, '
-                      'which is here. mmwsl works all the same; `import mmpretrain` in a script without mmwsl stops at '
-                      f'"{error}". Install both from one index: pip install --force-reinstall --no-deps --index-url '
-                      'INDEX torch torchvision, or in a clone: make clean, then make install TORCH_INDEX=INDEX',
-                      stacklevel=2)
+        warnings.warn(
+            f'torchvision {version("torchvision")} was built for another torch than {torch.__version__}, '
+            'which is here. mmwsl works all the same; `import mmpretrain` in a script without mmwsl stops at '
+            f'"{error}". Install both from one index: pip install --force-reinstall --no-deps --index-url '
+            'INDEX torch torchvision, or in a clone: make clean, then make install TORCH_INDEX=INDEX',
+            stacklevel=2,
+        )
 
 
 def leave_multimodal_networks_out() -> None:
@@ -139,7 +147,8 @@ def leave_multimodal_networks_out() -> None:
         assert package is not None and package.submodule_search_locations
         name = 'mmpretrain.utils.dependency'
         spec = importlib.util.spec_from_file_location(
-            name, Path(package.submodule_search_locations[0]) / 'utils/dependency.py')
+            name, Path(package.submodule_search_locations[0]) / 'utils/dependency.py'
+        )
         assert spec is not None and spec.loader is not None
         module: Any = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -162,8 +171,10 @@ def make_dense_packages_importable() -> None:
         layers: Any = sys.modules.get('mmcv.cnn.bricks.transformer')
         if layers is not None and not hasattr(layers, 'MultiScaleDeformableAttention'):  # imported before this
             layers.MultiScaleDeformableAttention = importlib.import_module(
-                'mmcv.ops.multi_scale_deform_attn').MultiScaleDeformableAttention
+                'mmcv.ops.multi_scale_deform_attn'
+            ).MultiScaleDeformableAttention
     from mmengine.config.utils import MODULE2PACKAGE
+
     for name in installed:
         distributions = packages_distributions().get(name, [])
         if distributions and MODULE2PACKAGE.get(name) not in distributions:
@@ -206,8 +217,10 @@ _INSTEAD = {  # of an operator that is not built
 
 def _say_not_compiled(operator: str, *args: Any, **kwargs: Any) -> Any:
     instead = next((words for name, words in _INSTEAD.items() if operator.startswith(name)), '')
-    raise NotImplementedError(f"mmcv's operator {operator!r} is not built here. Build mmcv with its operators "
-                              f'(docs/dense.md has the command){", " if instead else ""}{instead}')
+    raise NotImplementedError(
+        f"mmcv's operator {operator!r} is not built here. Build mmcv with its operators "
+        f'(docs/dense.md has the command){", " if instead else ""}{instead}'
+    )
 
 
 def nms(bboxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, offset: int = 0) -> torch.Tensor:
@@ -245,8 +258,12 @@ MMCLS_NAMES = {  # registered, by registry
     'VISUALIZERS': {'ClsVisualizer': 'UniversalVisualizer'},
 }
 MMCLS_OBJECTS = {  # imported
-    'ClsDataSample': 'DataSample', 'ClsVisualizer': 'UniversalVisualizer', 'LinearReduction': 'LinearNeck',
-    'PackClsInputs': 'PackInputs', 'ToNumpy': 'PILToNumpy', 'ToPIL': 'NumpyToPIL',
+    'ClsDataSample': 'DataSample',
+    'ClsVisualizer': 'UniversalVisualizer',
+    'LinearReduction': 'LinearNeck',
+    'PackClsInputs': 'PackInputs',
+    'ToNumpy': 'PILToNumpy',
+    'ToPIL': 'NumpyToPIL',
 }
 MMCLS_MODULES = {
     'apis.inference': 'apis',
@@ -273,8 +290,7 @@ MMCLS_CONFIGS = {
     'swin_transformer/swin-large_8xb8_cub_384px.py': 'swin_transformer/swin-large_8xb8_cub-384px.py',
     'vision_transformer/vit-base-p16_ft-4xb544-ipu_in1k.py': 'vision_transformer/vit-base-p16_4xb544-ipu_in1k.py',
     'vision_transformer/vit-base-p16_ft-64xb64_in1k-384.py': 'vision_transformer/vit-base-p16_64xb64_in1k-384px.py',
-    'vision_transformer/vit-base-p16_pt-32xb128-mae_in1k-224.py':
-        'vision_transformer/vit-base-p16_32xb128-mae_in1k.py',
+    'vision_transformer/vit-base-p16_pt-32xb128-mae_in1k-224.py': 'vision_transformer/vit-base-p16_32xb128-mae_in1k.py',
     'vision_transformer/vit-base-p16_pt-64xb64_in1k-224.py': 'vision_transformer/vit-base-p16_64xb64_in1k.py',
     'vision_transformer/vit-base-p32_ft-64xb64_in1k-384.py': 'vision_transformer/vit-base-p32_64xb64_in1k-384px.py',
     'vision_transformer/vit-base-p32_pt-64xb64_in1k-224.py': 'vision_transformer/vit-base-p32_64xb64_in1k.py',
@@ -354,11 +370,13 @@ def _with_patch_tokens(head: type) -> type:
     Symptom: ``not enough values to unpack (expected 3, got 2)`` from mmrazor's DeiTClsHead (1.0.0), since mmpretrain's
     backbone leaves the patch tokens out, which the head does not use.
     """
+
     def call(self: Any, feats: Any, *args: Any, **kwargs: Any) -> Any:
         *others, last = feats
         tokens = (None, *last) if isinstance(last, tuple | list) and len(last) == 2 else last
         return head.__call__(self, (*others, tokens), *args, **kwargs)
-    return type(head.__name__, (head, ), {'__call__': call, '__module__': head.__module__})
+
+    return type(head.__name__, (head,), {'__call__': call, '__module__': head.__module__})
 
 
 def _in_mmpretrain(name: str) -> str:
@@ -425,6 +443,7 @@ def _mmcv_as_mmrazor_expects() -> Iterator[None]:
     """
     version = mmcv.__version__
     from mmengine.utils import digit_version
+
     if digit_version(version) <= digit_version(_MMRAZOR_NEWEST_MMCV):
         yield
         return
@@ -457,8 +476,10 @@ class _NoQuantization:
     """Says why it cannot be used, when it is."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        raise ImportError(f'mmrazor 1.0.0 cannot quantize with torch {torch.__version__}: its quantization package '
-                          'needs torch 1.13. Distillation, pruning and search are not affected.')
+        raise ImportError(
+            f'mmrazor 1.0.0 cannot quantize with torch {torch.__version__}: its quantization package '
+            'needs torch 1.13. Distillation, pruning and search are not affected.'
+        )
 
 
 def _forget_modules(package: str) -> None:
@@ -507,13 +528,17 @@ class _WeightsOnlyTorch(types.ModuleType):
         compare_checksums(f)
         return _only_weights(functools.partial(torch.load, f, map_location=map_location), f)
 
-    def load_url(self, url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True,
-                 **_: Any) -> Any:
+    def load_url(
+        self, url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True, **_: Any
+    ) -> Any:
         file = downloaded(url, model_dir, progress)
         compare_checksums(file)
-        return _only_weights(functools.partial(  # reads the file that is there, also in torch's old format
-            torch.hub.load_state_dict_from_url, url, str(file.parent), map_location, progress, file_name=file.name),
-            file)
+        return _only_weights(
+            functools.partial(  # reads the file that is there, also in torch's old format
+                torch.hub.load_state_dict_from_url, url, str(file.parent), map_location, progress, file_name=file.name
+            ),
+            file,
+        )
 
 
 def downloaded(url: str, folder: str | Path | None = None, progress: bool = False) -> Path:
@@ -529,8 +554,9 @@ def downloaded(url: str, folder: str | Path | None = None, progress: bool = Fals
             torch.hub.download_url_to_file(url, str(file), progress=progress)
         except OSError as error:  # URLError among them
             name = PurePosixPath(urlparse(url).path).name
-            raise FileNotFoundError(f'{url} was not downloaded ({error}). Without a network, copy {name} here as '
-                                    f'{file}') from error
+            raise FileNotFoundError(
+                f'{url} was not downloaded ({error}). Without a network, copy {name} here as {file}'
+            ) from error
     return file
 
 
@@ -580,8 +606,10 @@ def compare_checksums(file: Any) -> None:
         if hasattr(file, 'seek'):
             file.seek(start)
     if misfit is not None:
-        raise RuntimeError(f'{file} was not loaded: it is damaged (the checksum of {misfit} does not fit). Take '
-                           'another copy of it; a run resumes from an older checkpoint with --resume CKPT')
+        raise RuntimeError(
+            f'{file} was not loaded: it is damaged (the checksum of {misfit} does not fit). Take '
+            'another copy of it; a run resumes from an older checkpoint with --resume CKPT'
+        )
 
 
 _SafeLoader: Any = getattr(mmengine_yaml.yaml, 'CSafeLoader', mmengine_yaml.yaml.SafeLoader)  # in C ten times as fast
@@ -594,8 +622,10 @@ class _DataLoader(_SafeLoader):
         return tuple(self.construct_sequence(node, deep=True))
 
     def refuse(self, suffix: str, node: Any) -> Any:
-        raise ValueError(f'!!python/{suffix} was not read, because it could run code{node.start_mark}. A YAML file '
-                         'holds values; write what needs Python as a .py config')
+        raise ValueError(
+            f'!!python/{suffix} was not read, because it could run code{node.start_mark}. A YAML file '
+            'holds values; write what needs Python as a .py config'
+        )
 
 
 _DataLoader.add_constructor('tag:yaml.org,2002:python/tuple', _DataLoader.tuple_of)
@@ -628,18 +658,23 @@ def _only_weights(load: Callable[..., Any], source: Any) -> Any:
             raise UnsafeCheckpointError(
                 f'{source} was not loaded: it is damaged, or holds more than weights and what mmengine stores, and '
                 f'reading that could run code. Where you trust it, save its weights alone, '
-                f'e.g. torch.save(checkpoint["state_dict"], ...) (or "model"). torch says: {error}') from error
+                f'e.g. torch.save(checkpoint["state_dict"], ...) (or "model"). torch says: {error}'
+            ) from error
         except (EOFError, RuntimeError, OSError) as error:
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek past the end is
                 raise
             if 'TorchScript' in str(error):
-                raise UnsafeCheckpointError(f'{source} is a TorchScript archive, which is a program and no checkpoint: '
-                                            'load it with torch.jit.load and save its state_dict()') from error
+                raise UnsafeCheckpointError(
+                    f'{source} is a TorchScript archive, which is a program and no checkpoint: '
+                    'load it with torch.jit.load and save its state_dict()'
+                ) from error
             if 'memory' in str(error) or _opens(load):
                 raise  # the file is whole: no memory, or a device that is not there
-            raise RuntimeError(f'{source} was not loaded: it is damaged, perhaps cut short. Take another copy of '
-                               'it (delete it, if it was downloaded); a run resumes from an older checkpoint with '
-                               f'--resume CKPT. torch says: {error}') from error
+            raise RuntimeError(
+                f'{source} was not loaded: it is damaged, perhaps cut short. Take another copy of '
+                'it (delete it, if it was downloaded); a run resumes from an older checkpoint with '
+                f'--resume CKPT. torch says: {error}'
+            ) from error
 
 
 def _without_code(checkpoint: Any) -> Any:
@@ -663,10 +698,21 @@ def _stored_by_mmengine() -> list[Any]:
     a dataset's metainfo or a hook's state holds. None of them does anything when it is made."""
     core = np._core if hasattr(np, '_core') else np.core  # numpy 2 renamed it
     return [
-        HistoryBuffer, OneCycleParamScheduler, ConfigDict,
-        PurePosixPath, PureWindowsPath, PosixPath, WindowsPath, datetime.date, datetime.datetime, datetime.timedelta,
+        HistoryBuffer,
+        OneCycleParamScheduler,
+        ConfigDict,
+        PurePosixPath,
+        PureWindowsPath,
+        PosixPath,
+        WindowsPath,
+        datetime.date,
+        datetime.datetime,
+        datetime.timedelta,
         frozenset,
-        np.ndarray, np.dtype, core.multiarray._reconstruct, core.multiarray.scalar,
+        np.ndarray,
+        np.dtype,
+        core.multiarray._reconstruct,
+        core.multiarray.scalar,
         (core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
         (core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
         *{type(np.dtype(code)) for code in np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?SU'},
@@ -752,8 +798,10 @@ def shard_without_cuda(strategy: ConfigDict) -> None:
     strategy.model_wrapper.setdefault('device_id', 'cpu')
     if strategy.state_dict_cfg == 'full':
         strategy.state_dict_cfg = dict(
-            state_dict_type='FULL_STATE_DICT', state_dict_config=dict(type='FullStateDictConfig', rank0_only=True),
-            optim_state_dict_config=dict(type='FullOptimStateDictConfig', rank0_only=True))
+            state_dict_type='FULL_STATE_DICT',
+            state_dict_config=dict(type='FullStateDictConfig', rank0_only=True),
+            optim_state_dict_config=dict(type='FullOptimStateDictConfig', rank0_only=True),
+        )
 
 
 def _name_the_processes(launcher: str) -> None:

@@ -15,6 +15,7 @@ class scores of the logits' shape (label smoothing, mixup, cutmix). Results have
 function says otherwise, in float32 for half-precision logits and in the logits' own precision otherwise. Losses have a
 gradient for the student alone, weights have none.
 """
+
 from __future__ import annotations
 
 import math
@@ -30,8 +31,9 @@ _CORRELATION_EPSILON = 1e-8  # DIST's authors'
 EPSILON = 1e-7  # the authors': keeps the ratio finite where the teacher's loss is 0
 
 
-def wsl_loss(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 2.0,
-             ignore_index: int = IGNORE_INDEX) -> Tensor:
+def wsl_loss(
+    preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 2.0, ignore_index: int = IGNORE_INDEX
+) -> Tensor:
     r"""Distillation loss of each target, weighted: :math:`w \cdot \tau^2 H`.
 
     Args:
@@ -112,7 +114,7 @@ def soft_cross_entropy(preds_S: Tensor, preds_T: Tensor, tau: float = 2.0) -> Te
     check_logits(preds_S, preds_T)
     check_temperature(tau)
     soft_labels = F.softmax(at_least_float32(preds_T.detach()) / tau, dim=1)
-    return -tau**2 * (soft_labels * F.log_softmax(at_least_float32(preds_S) / tau, dim=1)).sum(1)
+    return -(tau**2) * (soft_labels * F.log_softmax(at_least_float32(preds_S) / tau, dim=1)).sum(1)
 
 
 def hard_loss(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
@@ -158,8 +160,9 @@ def at_target(values: Tensor, target: Tensor) -> Tensor:
     return values.gather(1, target.unsqueeze(1)).squeeze(1)
 
 
-def bias_and_variance_gradients(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 2.0,
-                                ignore_index: int = IGNORE_INDEX) -> tuple[Tensor, Tensor]:
+def bias_and_variance_gradients(
+    preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 2.0, ignore_index: int = IGNORE_INDEX
+) -> tuple[Tensor, Tensor]:
     r"""Gradients a and b at the true class's logit (Sec. 3 of the paper).
 
     :math:`a = \partial L_{ce} / \partial z_y = p_{s,1} - 1` reduces bias, and
@@ -202,8 +205,9 @@ def bias_and_variance_gradients(preds_S: Tensor, preds_T: Tensor, target: Tensor
 # ---- other losses of one value per target
 
 
-def dkd_loss(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 4.0, alpha: float = 1.0,
-             beta: float = 8.0) -> Tensor:
+def dkd_loss(
+    preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 4.0, alpha: float = 1.0, beta: float = 8.0
+) -> Tensor:
     r"""Decoupled distillation, :math:`\tau^2 (\alpha \, TCKD + \beta \, NCKD)` (Zhao et al., CVPR 2022, 2203.08679).
 
     TCKD is the KL divergence between (true class, all others), NCKD that among the others, both at temperature tau.
@@ -510,8 +514,10 @@ def _without(values: Tensor, target: Tensor) -> Tensor:
 
 def _probabilities(preds_S: Tensor, preds_T: Tensor, tau: float) -> tuple[Tensor, Tensor]:
     check_choice(preds_S.shape[1])
-    return (F.softmax(at_least_float32(preds_S) / tau, dim=1),
-            F.softmax(at_least_float32(preds_T.detach()) / tau, dim=1))
+    return (
+        F.softmax(at_least_float32(preds_S) / tau, dim=1),
+        F.softmax(at_least_float32(preds_T.detach()) / tau, dim=1),
+    )
 
 
 def _correlation(first: Tensor, second: Tensor, dim: int, mask: Tensor | float = 1.0) -> Tensor:
@@ -525,8 +531,7 @@ def _correlation(first: Tensor, second: Tensor, dim: int, mask: Tensor | float =
 
 
 def without_ignored(preds: Tensor, kept: Tensor) -> Tensor:
-    """Logits with 0 where the target does not count, so that what is not finite there reaches no loss. Shape: as preds.
-    """
+    """Logits with 0 where the target does not count, so that NaN and infinity there reach no loss. Shape: as preds."""
     return torch.where(kept.unsqueeze(1), preds, torch.zeros((), dtype=preds.dtype, device=preds.device))
 
 
@@ -556,15 +561,19 @@ def check_logits(preds_S: Tensor, preds_T: Tensor) -> None:
         if preds.dim() < 2:
             raise ValueError(f'{name} should have shape (N, C) or (N, C, *), got {tuple(preds.shape)}')
     if preds_S.shape[1] != preds_T.shape[1]:
-        raise ValueError(f'student and teacher should predict the same classes, got {preds_S.shape[1]} from the '
-                         f'student and {preds_T.shape[1]} from the teacher')
+        raise ValueError(
+            f'student and teacher should predict the same classes, got {preds_S.shape[1]} from the '
+            f'student and {preds_T.shape[1]} from the teacher'
+        )
     if preds_S.shape != preds_T.shape:
-        raise ValueError(f'preds_S and preds_T should have the same shape, got {tuple(preds_S.shape)} and '
-                         f'{tuple(preds_T.shape)}')
+        raise ValueError(
+            f'preds_S and preds_T should have the same shape, got {tuple(preds_S.shape)} and {tuple(preds_T.shape)}'
+        )
 
 
-def check_target(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX, background: bool = False,
-                 later: bool = True) -> None:
+def check_target(
+    preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX, background: bool = False, later: bool = True
+) -> None:
     """Raise TypeError or ValueError unless target holds indices, or scores, of the logits' classes.
 
     CUDA itself reports an index out of range, later, so that nothing waits for it here.
@@ -578,16 +587,20 @@ def check_target(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX
     """
     if target.is_floating_point():
         if target.shape != preds.shape:
-            raise ValueError(f'class scores should have the shape of the logits, {tuple(preds.shape)}, got '
-                             f'{tuple(target.shape)}')
+            raise ValueError(
+                f'class scores should have the shape of the logits, {tuple(preds.shape)}, got {tuple(target.shape)}'
+            )
         return
     if target.dtype != torch.int64:
-        raise TypeError(f'target should hold class indices (int64) or class scores (floating point), got '
-                        f'{target.dtype}')
+        raise TypeError(
+            f'target should hold class indices (int64) or class scores (floating point), got {target.dtype}'
+        )
     expected = (preds.shape[0], *preds.shape[2:])
     if tuple(target.shape) != expected:
-        raise ValueError(f'class indices should have shape {expected} for logits of shape {tuple(preds.shape)}, got '
-                         f'{tuple(target.shape)}')
+        raise ValueError(
+            f'class indices should have shape {expected} for logits of shape {tuple(preds.shape)}, got '
+            f'{tuple(target.shape)}'
+        )
     indices = preds.shape[1] + background
     if not may_read_values(target):
         if later:
@@ -597,8 +610,10 @@ def check_target(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX
         return
     valid = ((target >= 0) & (target < indices)) | (target == ignore_index)
     if not valid.all():
-        raise ValueError(f'class indices should lie in [0, {indices}) or be ignore_index={ignore_index}, got '
-                         f'{target[~valid][0].item()}')
+        raise ValueError(
+            f'class indices should lie in [0, {indices}) or be ignore_index={ignore_index}, got '
+            f'{target[~valid][0].item()}'
+        )
 
 
 def assert_classes(target: Tensor, classes: int, ignore_index: int = IGNORE_INDEX) -> None:
@@ -609,8 +624,9 @@ def assert_classes(target: Tensor, classes: int, ignore_index: int = IGNORE_INDE
         classes: How many there are.
         ignore_index: For the message.
     """
-    torch._assert_async((target.clamp(0, classes - 1) == target).all(),
-                        f'a class index is not in [0, {classes}) and not {ignore_index}')
+    torch._assert_async(
+        (target.clamp(0, classes - 1) == target).all(), f'a class index is not in [0, {classes}) and not {ignore_index}'
+    )
 
 
 def _all_below(target: Tensor, num_classes: int) -> bool:
@@ -632,8 +648,10 @@ def check_single_label(target: Tensor) -> None:
     if not may_read_values(target):
         torch._assert_async(valid, message)
     elif not valid:  # nor may one be NaN
-        raise ValueError(f'{message}, got sums from {smallest.item():.4g} to {largest.item():.4g}. Weighted soft '
-                         'labels are for one label per target, not for a multi-label head')
+        raise ValueError(
+            f'{message}, got sums from {smallest.item():.4g} to {largest.item():.4g}. Weighted soft '
+            'labels are for one label per target, not for a multi-label head'
+        )
 
 
 def check_label_scores(target: Tensor) -> None:
@@ -648,15 +666,19 @@ def check_label_scores(target: Tensor) -> None:
     if not may_read_values(target):
         torch._assert_async(valid, 'label scores should lie in [0, 1]')
     elif not valid:
-        raise ValueError(f'label scores should lie in [0, 1], got {lowest.item():.4g} to {highest.item():.4g}: name '
-                         'each label of an image once, and leave out what is neither right nor wrong')
+        raise ValueError(
+            f'label scores should lie in [0, 1], got {lowest.item():.4g} to {highest.item():.4g}: name '
+            'each label of an image once, and leave out what is neither right nor wrong'
+        )
 
 
 def check_choice(classes: int) -> None:
     """Raise ValueError unless there are several classes to choose from."""
     if classes < 2:
-        raise ValueError(f'relations among classes need at least 2 of them, got {classes}. One logit is a yes or no: '
-                         "take loss=dict(type='BernoulliKD') for it")
+        raise ValueError(
+            f'relations among classes need at least 2 of them, got {classes}. One logit is a yes or no: '
+            "take loss=dict(type='BernoulliKD') for it"
+        )
 
 
 def check_temperature(tau: float) -> None:

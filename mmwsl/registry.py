@@ -2,6 +2,7 @@
 
 A child of mmrazor's or mmpretrain's registries would not be found from the root.
 """
+
 import mmwsl.compat  # noqa: F401, I001  readies the stack, so it comes first
 
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS

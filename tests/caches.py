@@ -1,4 +1,5 @@
 """Small teacher caches for the tests: augmented digits and a tiny teacher."""
+
 import copy
 
 from mmwsl.engine.cache_building import build_cache

@@ -3,6 +3,7 @@
 They show a tensor on the wrong device and a value that is read back (either raises), the operations that are dispatched
 and the copies from the CPU. They show no number, no speed and no race.
 """
+
 import ctypes
 import functools
 import os
@@ -22,7 +23,7 @@ __all__ = ['DataDependentOutputException', 'Device', 'pretend', 'why_not']
 
 # A build without CUDA aborts where a CUDA tensor needs a gradient, because nothing can switch devices.
 # Of no device, or a backward pass would start a thread for it, after which no forked process can run another pass.
-_GUARD = r'''
+_GUARD = r"""
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 static struct Guard : c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> {
   c10::DeviceIndex deviceCount() const noexcept override { return 0; }
@@ -30,11 +31,29 @@ static struct Guard : c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> {
 static struct Registration {
   Registration() { c10::impl::device_guard_impl_registry[static_cast<size_t>(c10::DeviceType::CUDA)].store(&guard); }
 } registration;
-'''
+"""
 # launch nothing
-_FREE = ('prim::', 'promote_types', 'empty', 'new_empty', 'scalar_tensor', 'view', '_unsafe_view', 'select', 'slice',
-         'unsqueeze', 'squeeze', 'expand', 'detach', 'alias', 'permute', 'transpose', 'split', 'unbind', 'as_strided')
-
+_FREE = (
+    'prim::',
+    'promote_types',
+    'empty',
+    'new_empty',
+    'scalar_tensor',
+    'view',
+    '_unsafe_view',
+    'select',
+    'slice',
+    'unsqueeze',
+    'squeeze',
+    'expand',
+    'detach',
+    'alias',
+    'permute',
+    'transpose',
+    'split',
+    'unbind',
+    'as_strided',
+)
 
 
 @functools.cache
@@ -47,8 +66,23 @@ def why_not() -> str:
         return 'needs a C++ compiler (g++, or CXX) to build a device guard'
     root, folder = Path(torch.__file__).parent, Path(tempfile.mkdtemp())
     (folder / 'guard.cpp').write_text(_GUARD)
-    built = subprocess.run([compiler, '-shared', '-fPIC', '-std=c++20', f'-I{root}/include', 'guard.cpp',
-                            f'-L{root}/lib', '-lc10', '-o', 'guard.so'], cwd=folder, capture_output=True, text=True)
+    built = subprocess.run(
+        [
+            compiler,
+            '-shared',
+            '-fPIC',
+            '-std=c++20',
+            f'-I{root}/include',
+            'guard.cpp',
+            f'-L{root}/lib',
+            '-lc10',
+            '-o',
+            'guard.so',
+        ],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
     if built.returncode:
         return f'{compiler} cannot build a device guard: {built.stderr[-300:]}'
     ctypes.CDLL(str(folder / 'guard.so'))
@@ -84,7 +118,7 @@ class Device(TorchDispatchMode):
     def _note(self, result, source, args, kwargs):
         if source.device.type == 'cpu' and result.device.type == 'cuda':
             pinned = any(source.untyped_storage()._cdata == other.untyped_storage()._cdata for other in self._pinned)
-            self.copies.append((tuple(source.shape), pinned, bool(kwargs.get('non_blocking') or args[2:3] == (True, ))))
+            self.copies.append((tuple(source.shape), pinned, bool(kwargs.get('non_blocking') or args[2:3] == (True,))))
 
     def pinned(self, tensor):
         """The tensor in pinned memory, as a dataloader makes it."""
@@ -114,7 +148,7 @@ def pretend(monkeypatch, counts=True):
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
-        with FakeTensorMode() as fake, (Device(fake) if counts else nullcontext()) as counting:
+        with FakeTensorMode() as fake, Device(fake) if counts else nullcontext() as counting:
             device = counting or Device(fake)
             # a copied tensor would bring a mode of its own
             monkeypatch.setattr(FakeTensorMode, '__deepcopy__', lambda mode, memo: mode, raising=False)

@@ -2,12 +2,12 @@
 
 ``Weights`` makes up each tensor under its published key when a forward pass first asks for it.
 """
+
 import torch
 import torch.nn.functional as F
 
 
 class Weights(dict):
-
     def __init__(self, seed=0):
         super().__init__()
         self.generator = torch.Generator().manual_seed(seed)
@@ -19,20 +19,21 @@ class Weights(dict):
 
     def conv(self, key, x, out, kernel=3, stride=1, groups=1, bias=False):
         fan_in = x.shape[1] // groups * kernel**2
-        weight = self.draw(f'{key}.weight', out, x.shape[1] // groups, kernel, kernel, scale=(2 / fan_in)**0.5)
+        weight = self.draw(f'{key}.weight', out, x.shape[1] // groups, kernel, kernel, scale=(2 / fan_in) ** 0.5)
         offset = self.draw(f'{key}.bias', out, scale=0.1) if bias else None
         return F.conv2d(x, weight, offset, stride, kernel // 2, groups=groups)
 
     def bn(self, key, x):
         self.setdefault(f'{key}.num_batches_tracked', torch.tensor(7))
         mean, beta = (self.draw(f'{key}.{name}', x.shape[1], scale=0.1) for name in ('running_mean', 'bias'))
-        variance, gamma = (self.draw(f'{key}.{name}', x.shape[1], around=1.0, scale=0.1).abs_()
-                           for name in ('running_var', 'weight'))
+        variance, gamma = (
+            self.draw(f'{key}.{name}', x.shape[1], around=1.0, scale=0.1).abs_() for name in ('running_var', 'weight')
+        )
         return F.batch_norm(x, mean, variance, gamma, beta)
 
     def linear(self, key, x, classes=100):
         x = x.mean((2, 3)) if x.dim() == 4 else x
-        weight = self.draw(f'{key}.weight', classes, x.shape[1], scale=x.shape[1]**-0.5)
+        weight = self.draw(f'{key}.weight', classes, x.shape[1], scale=x.shape[1] ** -0.5)
         return F.linear(x, weight, self.draw(f'{key}.bias', classes))
 
 
@@ -55,7 +56,7 @@ def resnet(w, x, blocks, stem, channels, kernels=(3, 3), shortcut='downsample', 
                 out = w.bn(f'{key}.bn{number}', w.conv(f'{key}.conv{number}', out, wide * width, kernel, strides))
             if same.shape != out.shape and shortcut == 'pad':
                 same = torch.zeros_like(out)
-                same[:, width // 4:-width // 4] = x[:, :, ::2, ::2]
+                same[:, width // 4 : -width // 4] = x[:, :, ::2, ::2]
             elif same.shape != out.shape:
                 same = w.bn(f'{key}.{shortcut}.1', w.conv(f'{key}.{shortcut}.0', same, out.shape[1], 1, stride))
             x = (out + same).relu()
@@ -167,12 +168,21 @@ def round_to_eight(channels):
 
 def mobilenet_v2(w, x, factor):
     """Of chenyaofo: stride 2 in the third, fourth and sixth stage alone."""
+
     def relu6(y):
         return y.clamp(0, 6)
+
     x = relu6(w.bn('features.0.1', w.conv('features.0.0', x, round_to_eight(32 * factor))))
     number = 1
-    for expansion, width, depth, stride in ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
-                                            (6, 160, 3, 2), (6, 320, 1, 1)):
+    for expansion, width, depth, stride in (
+        (1, 16, 1, 1),
+        (6, 24, 2, 1),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ):
         for index in range(depth):
             key, out, hidden, place = f'features.{number}.conv', x, expansion * x.shape[1], 0
             if expansion > 1:
@@ -206,9 +216,12 @@ def shufflenet_v2_of_torchvision(w, x, widths):
 
 def repvgg(w, x, blocks, widths, classes=100):
     def block(key, x, width, stride):
-        out = sum(w.bn(f'{key}.{name}.bn', w.conv(f'{key}.{name}.conv', x, width, kernel, stride))
-                  for name, kernel in (('rbr_dense', 3), ('rbr_1x1', 1)))
+        out = sum(
+            w.bn(f'{key}.{name}.bn', w.conv(f'{key}.{name}.conv', x, width, kernel, stride))
+            for name, kernel in (('rbr_dense', 3), ('rbr_1x1', 1))
+        )
         return (out + w.bn(f'{key}.rbr_identity', x) if x.shape == out.shape else out).relu()
+
     x = block('stage0', x, min(64, widths[0]), 1)
     for stage, (depth, width) in enumerate(zip(blocks, widths), start=1):
         for index in range(depth):
@@ -221,8 +234,10 @@ NETWORKS = {
     'r20': ('ResNet (', lambda w, x: resnet(w, x, (3, 3, 3), 16, (16, 32, 64))),
     'r110': ('ResNet (', lambda w, x: resnet(w, x, (18, 18, 18), 16, (16, 32, 64))),
     'r8x4': ('ResNet (', lambda w, x: resnet(w, x, (1, 1, 1), 32, (64, 128, 256))),
-    'r50': ('ResNet (kuangliu, akamaster; ResNet50', lambda w, x: resnet(
-        w, x, (3, 4, 6, 3), 64, (64, 128, 256, 512), (1, 3, 1), 'shortcut', 'linear')),
+    'r50': (
+        'ResNet (kuangliu, akamaster; ResNet50',
+        lambda w, x: resnet(w, x, (3, 4, 6, 3), 64, (64, 128, 256, 512), (1, 3, 1), 'shortcut', 'linear'),
+    ),
     'wrn16-2': ('WideResNet', lambda w, x: wide_resnet(w, x, 16, 2)),
     'wrn40-1': ('WideResNet', lambda w, x: wide_resnet(w, x, 40, 1)),
     'wrn40-2': ('WideResNet', lambda w, x: wide_resnet(w, x, 40, 2)),
@@ -234,22 +249,46 @@ NETWORKS = {
 }
 # those without a config: layout, network here, and forward pass
 ELSEWHERE = {
-    'akamaster ResNet-20, option A': ('ResNet (kuangliu, akamaster', 'CIFARResNet', lambda w, x: resnet(
-        w, x, (3, 3, 3), 16, (16, 32, 64), shortcut='pad', classifier='linear')),
-    'kuangliu ResNet-18': ('ResNet (kuangliu', 'ResNet_CIFAR', lambda w, x: resnet(
-        w, x, (2, 2, 2, 2), 64, (64, 128, 256, 512), shortcut='shortcut', classifier='linear')),
-    'weiaicunzai ResNet-18': ('ResNet (weiaicunzai', 'ResNet_CIFAR', lambda w, x: resnet_of_weiaicunzai(
-        w, x, (2, 2, 2, 2), (3, 3))),
-    'weiaicunzai ResNet-50': ('ResNet (weiaicunzai', 'ResNet_CIFAR', lambda w, x: resnet_of_weiaicunzai(
-        w, x, (3, 4, 6, 3), (1, 3, 1))),
+    'akamaster ResNet-20, option A': (
+        'ResNet (kuangliu, akamaster',
+        'CIFARResNet',
+        lambda w, x: resnet(w, x, (3, 3, 3), 16, (16, 32, 64), shortcut='pad', classifier='linear'),
+    ),
+    'kuangliu ResNet-18': (
+        'ResNet (kuangliu',
+        'ResNet_CIFAR',
+        lambda w, x: resnet(w, x, (2, 2, 2, 2), 64, (64, 128, 256, 512), shortcut='shortcut', classifier='linear'),
+    ),
+    'weiaicunzai ResNet-18': (
+        'ResNet (weiaicunzai',
+        'ResNet_CIFAR',
+        lambda w, x: resnet_of_weiaicunzai(w, x, (2, 2, 2, 2), (3, 3)),
+    ),
+    'weiaicunzai ResNet-50': (
+        'ResNet (weiaicunzai',
+        'ResNet_CIFAR',
+        lambda w, x: resnet_of_weiaicunzai(w, x, (3, 4, 6, 3), (1, 3, 1)),
+    ),
     'chenyaofo VGG-16': ('VGG (chenyaofo', 'VGG', lambda w, x: vgg_in_one_row(w, x, (2, 2, 3, 3, 3), 512)),
     'kuangliu VGG-11': ('VGG (chenyaofo, kuangliu', 'VGG', lambda w, x: vgg_in_one_row(w, x, (1, 1, 2, 2, 2), 0)),
-    'chenyaofo MobileNetV2 x0.75': ('MobileNetV2 (chenyaofo', 'SmallImageMobileNetV2',
-                                    lambda w, x: mobilenet_v2(w, x, 0.75)),
-    'chenyaofo MobileNetV2 x1.4': ('MobileNetV2 (chenyaofo', 'SmallImageMobileNetV2',
-                                   lambda w, x: mobilenet_v2(w, x, 1.4)),
-    'chenyaofo ShuffleNetV2 x0.5': ('ShuffleNetV2 (chenyaofo', 'SmallImageShuffleNetV2',
-                                    lambda w, x: shufflenet_v2_of_torchvision(w, x, (48, 96, 192))),
-    'chenyaofo RepVGG-A0': ('RepVGG', 'SmallImageRepVGG', lambda w, x: repvgg(
-        w, x, (2, 4, 14, 1), (48, 96, 192, 1280))),
+    'chenyaofo MobileNetV2 x0.75': (
+        'MobileNetV2 (chenyaofo',
+        'SmallImageMobileNetV2',
+        lambda w, x: mobilenet_v2(w, x, 0.75),
+    ),
+    'chenyaofo MobileNetV2 x1.4': (
+        'MobileNetV2 (chenyaofo',
+        'SmallImageMobileNetV2',
+        lambda w, x: mobilenet_v2(w, x, 1.4),
+    ),
+    'chenyaofo ShuffleNetV2 x0.5': (
+        'ShuffleNetV2 (chenyaofo',
+        'SmallImageShuffleNetV2',
+        lambda w, x: shufflenet_v2_of_torchvision(w, x, (48, 96, 192)),
+    ),
+    'chenyaofo RepVGG-A0': (
+        'RepVGG',
+        'SmallImageRepVGG',
+        lambda w, x: repvgg(w, x, (2, 4, 14, 1), (48, 96, 192, 1280)),
+    ),
 }

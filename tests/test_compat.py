@@ -41,7 +41,7 @@ QUANTIZATION = 'mmrazor.structures.quantization'
 
 # compat.py is loaded by itself: importing mmwsl would already have called every workaround. nullcontext stands for a
 # function that does nothing as well as for a context manager that does nothing.
-WITHOUT_AND_WITH = '''
+WITHOUT_AND_WITH = """
 import contextlib, importlib.util, json
 
 spec = importlib.util.spec_from_file_location('compat', {path!r})
@@ -60,9 +60,9 @@ workaround, compat.{name} = compat.{name}, contextlib.nullcontext
 without = attempt()
 compat.{name} = workaround
 print(json.dumps([without, attempt()]))
-'''
+"""
 
-RESOLVE = '''
+RESOLVE = """
 import json, sys
 from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS
 
@@ -71,10 +71,10 @@ for registry, name in ((HOOKS, 'EpochSeedHook'), (DATASETS, 'SeededViews'), (DAT
                        (DATA_SAMPLERS, 'ViewSampler')):
     found.append(getattr(registry.get('mmwsl.' + name), '__name__', None))
 print(json.dumps(found))
-'''
+"""
 
 
-WITHOUT_PACKAGES = '''
+WITHOUT_PACKAGES = """
 import json, sys
 
 messages = []
@@ -87,7 +87,7 @@ for missing in {cases!r}:
     for name in missing:
         del sys.modules[name]
 print(json.dumps([messages, 'torch' in sys.modules]))
-'''
+"""
 
 
 STATE = '''
@@ -129,14 +129,22 @@ def in_a_fresh_process(script):
 
 # ---------------------------------------------------------------------------------------------------------- imports
 
-@pytest.mark.parametrize('name, module, symptom', [
-    ('make_torchvision_importable', 'mmpretrain.datasets', 'RuntimeError: operator torchvision::nms does not exist'),
-    ('_mmcv_as_mmrazor_expects', 'mmrazor', 'is used but incompatible'),
-    ('_stand_in_for_quantization', 'mmrazor.models', 'ImportError: `torch>=1.13` is not installed properly'),
-], ids=['torchvision', 'mmcv', 'quantization'])
+
+@pytest.mark.parametrize(
+    'name, module, symptom',
+    [
+        (
+            'make_torchvision_importable',
+            'mmpretrain.datasets',
+            'RuntimeError: operator torchvision::nms does not exist',
+        ),
+        ('_mmcv_as_mmrazor_expects', 'mmrazor', 'is used but incompatible'),
+        ('_stand_in_for_quantization', 'mmrazor.models', 'ImportError: `torch>=1.13` is not installed properly'),
+    ],
+    ids=['torchvision', 'mmcv', 'quantization'],
+)
 def test_import_fails_without_the_workaround_and_works_with_it(name, module, symptom):
-    without, with_it = in_a_fresh_process(
-        WITHOUT_AND_WITH.format(path=compat.__file__, name=name, module=module))
+    without, with_it = in_a_fresh_process(WITHOUT_AND_WITH.format(path=compat.__file__, name=name, module=module))
     assert with_it == 'works'
     if without == 'works':
         pytest.skip(f'{module} imports here without {name}')
@@ -153,12 +161,19 @@ def test_the_registry_changes_how_mmengine_reads_and_loads_and_nothing_else():
 
 
 def test_a_missing_stack_names_the_extras_before_anything_is_imported():
-    cases = [['mmengine', 'mmcv', 'mmpretrain', 'mmrazor', 'joblib', 'torchvision', 'scipy'], ['mmrazor'], ['joblib'],
-             ['mmpretrain']]
+    cases = [
+        ['mmengine', 'mmcv', 'mmpretrain', 'mmrazor', 'joblib', 'torchvision', 'scipy'],
+        ['mmrazor'],
+        ['joblib'],
+        ['mmpretrain'],
+    ]
     messages, imported = in_a_fresh_process(WITHOUT_PACKAGES.format(cases=cases))
     assert [message.partition(' (')[0] for message in messages] == [
-        'mmwsl needs mmengine, mmcv, mmpretrain, mmrazor, joblib, torchvision, scipy', 'mmwsl needs mmrazor',
-        'mmwsl needs joblib', 'mmwsl needs mmpretrain']
+        'mmwsl needs mmengine, mmcv, mmpretrain, mmrazor, joblib, torchvision, scipy',
+        'mmwsl needs mmrazor',
+        'mmwsl needs joblib',
+        'mmwsl needs mmpretrain',
+    ]
     for message in messages:
         assert 'mmwsl[onedl]' in message and 'mmwsl[openmmlab]' in message
     assert not imported
@@ -180,9 +195,15 @@ def test_mmengine_finds_mmwsl_by_itself():
 
 
 @pytest.mark.parametrize('package', ['mmengine', 'mmpretrain', 'mmrazor'])
-@pytest.mark.parametrize('registry, name', [
-    ('DATASETS', 'SeededViews'), ('DATASETS', 'Digits'), ('DATA_SAMPLERS', 'ViewSampler'), ('HOOKS', 'EpochSeedHook'),
-])
+@pytest.mark.parametrize(
+    'registry, name',
+    [
+        ('DATASETS', 'SeededViews'),
+        ('DATASETS', 'Digits'),
+        ('DATA_SAMPLERS', 'ViewSampler'),
+        ('HOOKS', 'EpochSeedHook'),
+    ],
+)
 def test_names_resolve_from_every_scope(package, registry, name):
     root = importlib.import_module(f'{package}.registry')
     assert getattr(root, registry).get(f'mmwsl.{name}').__name__ == name
@@ -190,8 +211,10 @@ def test_names_resolve_from_every_scope(package, registry, name):
 
 # ------------------------------------------------------------------------------------------------------------ mmcls
 
-@pytest.mark.parametrize('kind, old, new', [
-    (kind, old, new) for kind, names in compat.MMCLS_NAMES.items() for old, new in names.items()])
+
+@pytest.mark.parametrize(
+    'kind, old, new', [(kind, old, new) for kind, names in compat.MMCLS_NAMES.items() for old, new in names.items()]
+)
 def test_a_name_of_mmcls_is_found_from_each_scope(kind, old, new):
     registries = importlib.import_module('mmpretrain.registry')
     modern = getattr(registries, kind).get(new)
@@ -214,15 +237,20 @@ def test_a_name_of_mmcls_that_is_a_users_own_stays_so(monkeypatch):
 @pytest.mark.parametrize('old, new', compat.MMCLS_OBJECTS.items())
 def test_an_object_of_mmcls_is_imported_under_its_old_name(old, new):
     home = {'ClsDataSample': 'structures', 'ClsVisualizer': 'visualization', 'LinearReduction': 'models.necks'}.get(
-        old, 'datasets.transforms.formatting')
+        old, 'datasets.transforms.formatting'
+    )
     found = getattr(importlib.import_module(f'mmcls.{home}'), old)
     assert found is getattr(importlib.import_module(f'mmpretrain.{home}'), new)
 
 
 @pytest.mark.parametrize('old, new', compat.MMCLS_MODULES.items())
 def test_a_module_of_mmcls_is_found(old, new):
-    name = {'apis': 'inference_model', 'models.necks.linear_neck': 'LinearNeck', 'structures.data_sample': 'DataSample',
-            'visualization.visualizer': 'UniversalVisualizer'}[new]
+    name = {
+        'apis': 'inference_model',
+        'models.necks.linear_neck': 'LinearNeck',
+        'structures.data_sample': 'DataSample',
+        'visualization.visualizer': 'UniversalVisualizer',
+    }[new]
     modern = getattr(importlib.import_module(f'mmpretrain.{new}'), name)
     assert getattr(importlib.import_module(f'mmcls.{old}'), name) is modern
 
@@ -261,17 +289,23 @@ def test_mmrazors_classes_that_derive_from_mmcls_can_be_built():
     tokens = torch.randn(2, 4), torch.randn(2, 4)
     expected = head.layers.head(tokens[0])
     for last in (tokens, [torch.randn(2, 16, 4), *tokens]):
-        torch.testing.assert_close(head((last, )), expected, rtol=0, atol=0)
+        torch.testing.assert_close(head((last,)), expected, rtol=0, atol=0)
     assert [value is tokens[1] for value in recorded] == [True, True]
     packed = TRANSFORMS.build(dict(type='mmrazor.PackCRDClsInputs')).transform(
-        dict(img=np.zeros((2, 2, 3), np.uint8), gt_label=1, sample_idx=7, contrast_sample_idxs=np.array([7, 3])))
+        dict(img=np.zeros((2, 2, 3), np.uint8), gt_label=1, sample_idx=7, contrast_sample_idxs=np.array([7, 3]))
+    )
     assert packed['data_samples'].contrast_sample_idxs.tolist() == [7, 3]
 
 
 def test_a_classifier_within_a_model_of_mmrazor_has_its_preprocessor():
     with MMRAZOR_MODELS.switch_scope_and_registry('mmrazor') as registry:
-        built = registry.build(dict(type='mmcls.ImageClassifier', backbone=dict(type='mmcls.LeNet5'),
-                                    data_preprocessor=dict(mean=[7.0], std=[1.0])))
+        built = registry.build(
+            dict(
+                type='mmcls.ImageClassifier',
+                backbone=dict(type='mmcls.LeNet5'),
+                data_preprocessor=dict(mean=[7.0], std=[1.0]),
+            )
+        )
     assert type(built.data_preprocessor).__name__ == 'ClsDataPreprocessor'
     assert built.data_preprocessor.mean.item() == 7
 
@@ -279,13 +313,18 @@ def test_a_classifier_within_a_model_of_mmrazor_has_its_preprocessor():
 def test_a_download_that_fails_names_the_place_for_the_file(monkeypatch, tmp_path):
     def unreachable(*_, **__):
         raise urllib.error.URLError('no route to host')
+
     monkeypatch.setattr(torch.hub, 'download_url_to_file', unreachable)
     url = 'https://download.openmmlab.com/mmclassification/v0/resnet/resnet34_8xb32_in1k_20210831-f257d4e6.pth'
     place = compat.kept_download(url, tmp_path)
-    for load in (partial(compat.downloaded, url, tmp_path),
-                 partial(mmengine_checkpoint.load_url, url, model_dir=str(tmp_path))):
-        with pytest.raises(FileNotFoundError, match='no route to host.*copy resnet34_8xb32_in1k_20210831-f257d4e6.pth '
-                           f'here as {re.escape(str(place))}'):
+    for load in (
+        partial(compat.downloaded, url, tmp_path),
+        partial(mmengine_checkpoint.load_url, url, model_dir=str(tmp_path)),
+    ):
+        with pytest.raises(
+            FileNotFoundError,
+            match=f'no route to host.*copy resnet34_8xb32_in1k_20210831-f257d4e6.pth here as {re.escape(str(place))}',
+        ):
             load()
     torch.save(dict(state_dict={}), place)
     assert compat.downloaded(url, tmp_path) == place
@@ -293,15 +332,18 @@ def test_a_download_that_fails_names_the_place_for_the_file(monkeypatch, tmp_pat
 
 # ------------------------------------------------------------------------------------------------------ torchvision
 
+
 @pytest.fixture
 def fake_torchvision(monkeypatch, tmp_path):
     """Put a package of one file in torchvision's place."""
+
     def put(source):
         for name in [name for name in sys.modules if name.split('.')[0] == 'torchvision']:
             monkeypatch.delitem(sys.modules, name)
         (tmp_path / 'torchvision.py').write_text(source)
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.setattr(compat, '_libraries', [])
+
     return put
 
 
@@ -348,9 +390,16 @@ def test_mmcv_keeps_its_version():
     assert mmcv.__version__ == mmcv.version.__version__
 
 
-@pytest.mark.parametrize('real, shown', [
-    ('2.0.0', '2.0.0'), ('2.1.0', '2.1.0'), ('2.2.0', '2.1.0'), ('2.3.6', '2.1.0'), ('2.10.0', '2.1.0'),
-])
+@pytest.mark.parametrize(
+    'real, shown',
+    [
+        ('2.0.0', '2.0.0'),
+        ('2.1.0', '2.1.0'),
+        ('2.2.0', '2.1.0'),
+        ('2.3.6', '2.1.0'),
+        ('2.10.0', '2.1.0'),
+    ],
+)
 def test_mmrazor_sees_an_mmcv_that_it_accepts(monkeypatch, real, shown):
     monkeypatch.setattr(mmcv, '__version__', real)
     with compat._mmcv_as_mmrazor_expects():
@@ -389,8 +438,8 @@ def test_quantizing_says_why_it_cannot():
 
 # ------------------------------------------------------------------------------------------------------ checkpoints
 
-class Tiny(BaseModel):
 
+class Tiny(BaseModel):
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(2, 1)
@@ -402,13 +451,23 @@ class Tiny(BaseModel):
 def tiny_runner(work_dir, max_epochs=1, **kwargs):
     """A run of 4 iterations an epoch. The scope is the project's: mmengine remembers it after the run."""
     return Runner(
-        model=Tiny(), work_dir=str(work_dir), experiment_name=Path(work_dir).name, default_scope='mmpretrain',
+        model=Tiny(),
+        work_dir=str(work_dir),
+        experiment_name=Path(work_dir).name,
+        default_scope='mmpretrain',
         train_dataloader=dict(
-            dataset=[dict(inputs=torch.tensor([i, 1.])) for i in range(8)], batch_size=2, num_workers=0,
-            sampler=dict(type='DefaultSampler', shuffle=True), collate_fn=dict(type='default_collate')),
+            dataset=[dict(inputs=torch.tensor([i, 1.0])) for i in range(8)],
+            batch_size=2,
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=True),
+            collate_fn=dict(type='default_collate'),
+        ),
         train_cfg=dict(by_epoch=True, max_epochs=max_epochs),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)), log_level='ERROR', **kwargs)
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
+        log_level='ERROR',
+        **kwargs,
+    )
 
 
 @pytest.fixture(scope='module')
@@ -502,15 +561,19 @@ def test_the_harm_above_is_real(tmp_path, harm):
     assert (tmp_path / 'marker').exists()
 
 
-@pytest.mark.parametrize('trick', [
-    Payload(getattr, HistoryBuffer, '__init__'),
-    Payload(getattr, HistoryBuffer, 'register_statistics'),
-    Payload(getattr, HistoryBuffer, '__subclasses__'),
-    Payload(getattr, Payload(getattr, HistoryBuffer, 'mean'), '__globals__'),
-    Payload(getattr, np.ndarray, 'max'),
-    Payload(getattr, dict, 'current'),
-    Payload(getattr, 'text', 'min'),
-], ids=['init', 'register', 'subclasses', 'globals', 'ndarray', 'dict', 'text'])
+@pytest.mark.parametrize(
+    'trick',
+    [
+        Payload(getattr, HistoryBuffer, '__init__'),
+        Payload(getattr, HistoryBuffer, 'register_statistics'),
+        Payload(getattr, HistoryBuffer, '__subclasses__'),
+        Payload(getattr, Payload(getattr, HistoryBuffer, 'mean'), '__globals__'),
+        Payload(getattr, np.ndarray, 'max'),
+        Payload(getattr, dict, 'current'),
+        Payload(getattr, 'text', 'min'),
+    ],
+    ids=['init', 'register', 'subclasses', 'globals', 'ndarray', 'dict', 'text'],
+)
 def test_refuses_getattr_on_anything_but_a_statistic(tmp_path, trick):
     path = tmp_path / 'trick.pth'
     torch.save(dict(state_dict={}, extra=trick), path)
@@ -530,7 +593,7 @@ def test_a_truncated_file_is_an_error_and_runs_nothing(tmp_path, form, kept):
     path, marker = tmp_path / 'cut.pth', tmp_path / 'marker'
     SAVE[form](dict(extra=HARM['os.mkdir'](marker), weight=torch.zeros(1000).tolist()), path)
     content = path.read_bytes()
-    path.write_bytes(content[:int(kept * len(content))])
+    path.write_bytes(content[: int(kept * len(content))])
     with pytest.raises(RuntimeError, match='was not loaded'):
         load(path)
     assert not marker.exists()
@@ -539,7 +602,7 @@ def test_a_truncated_file_is_an_error_and_runs_nothing(tmp_path, form, kept):
 @pytest.mark.parametrize('form', ['zip', 'legacy'])
 def test_a_truncated_good_file_is_an_error(tmp_path, form):
     path = tmp_path / 'cut.pth'
-    SAVE[form](dict(state_dict=Tiny().state_dict(), history=HistoryBuffer([1.], [1])), path)
+    SAVE[form](dict(state_dict=Tiny().state_dict(), history=HistoryBuffer([1.0], [1])), path)
     content = path.read_bytes()
     for length in (0, len(content) // 2):
         path.write_bytes(content[:length])
@@ -653,8 +716,9 @@ def test_a_download_that_runs_code_is_refused(harmful, trained, tmp_path):
     fetched = mmengine_checkpoint.load_url(trained.as_uri(), model_dir=str(tmp_path / 'cache'), progress=False)
     assert 'state_dict' in fetched
     with pytest.raises(compat.UnsafeCheckpointError, match='harmful.pth'):
-        mmengine_checkpoint.load_url(harmful.as_uri(), model_dir=str(tmp_path / 'cache'), progress=False,
-                                     weights_only=False)
+        mmengine_checkpoint.load_url(
+            harmful.as_uri(), model_dir=str(tmp_path / 'cache'), progress=False, weights_only=False
+        )
     assert not (tmp_path / 'harm').exists()
 
 
@@ -663,8 +727,10 @@ def test_files_of_one_name_at_two_addresses_are_two(tmp_path):
         (tmp_path / str(number)).mkdir()
         torch.save(dict(number=number), tmp_path / f'{number}/model.pth')
     cache = str(tmp_path / 'cache')
-    found = [mmengine_checkpoint.load_url((tmp_path / f'{number}/model.pth').as_uri(), model_dir=cache, progress=False)
-             for number in (1, 2, 1)]
+    found = [
+        mmengine_checkpoint.load_url((tmp_path / f'{number}/model.pth').as_uri(), model_dir=cache, progress=False)
+        for number in (1, 2, 1)
+    ]
     assert [one['number'] for one in found] == [1, 2, 1]
     assert len(list((tmp_path / 'cache').iterdir())) == 2
 
@@ -751,11 +817,19 @@ def test_checkpoints_are_unusable_or_unsafe_without_the_workaround(monkeypatch, 
 
 # ------------------------------------------------------------------------------------------------ several processes
 
+
 @pytest.fixture
 def one_process(monkeypatch):
     """What a launcher tells a process that is alone. Port 0: the system picks one that is free."""
-    told = dict(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='127.0.0.1', MASTER_PORT='0',
-                OMP_NUM_THREADS='1', MKL_NUM_THREADS='1')  # mmengine would set the last two for good
+    told = dict(
+        RANK='0',
+        WORLD_SIZE='1',
+        LOCAL_RANK='0',
+        MASTER_ADDR='127.0.0.1',
+        MASTER_PORT='0',
+        OMP_NUM_THREADS='1',
+        MKL_NUM_THREADS='1',
+    )  # mmengine would set the last two for good
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
@@ -770,7 +844,8 @@ def test_starts_gloo_and_names_no_device(one_process):
     assert distributed.get_backend() == 'gloo'
     assert distributed.get_world_size() == 1
     assert cfg.model_wrapper_cfg == dict(
-        type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=False, device_ids=None)
+        type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=False, device_ids=None
+    )
 
 
 def test_passes_on_find_unused_parameters(one_process):
@@ -803,9 +878,15 @@ def test_asks_slurm_for_the_rank(one_process, monkeypatch):
     assert (os.environ['RANK'], os.environ['WORLD_SIZE']) == ('0', '1')
 
 
-@pytest.mark.parametrize('cfg, cuda', [
-    (dict(launcher='none'), False), (dict(), False), (dict(launcher='pytorch'), True),
-], ids=['launcher none', 'no launcher', 'cuda'])
+@pytest.mark.parametrize(
+    'cfg, cuda',
+    [
+        (dict(launcher='none'), False),
+        (dict(), False),
+        (dict(launcher='pytorch'), True),
+    ],
+    ids=['launcher none', 'no launcher', 'cuda'],
+)
 def test_does_nothing_where_nothing_is_needed(one_process, monkeypatch, cfg, cuda):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda)
     after = ConfigDict(cfg)
@@ -831,8 +912,10 @@ def test_a_distributed_run_fails_without_the_workaround_and_works_with_it(one_pr
     assert (tmp_path / 'both' / 'epoch_1.pth').exists()
 
 
-@pytest.mark.parametrize('launcher, rank, size', [
-    ('slurm', 'SLURM_PROCID', 'SLURM_NTASKS'), ('mpi', 'OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE')])
+@pytest.mark.parametrize(
+    'launcher, rank, size',
+    [('slurm', 'SLURM_PROCID', 'SLURM_NTASKS'), ('mpi', 'OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE')],
+)
 def test_other_launchers_name_their_processes(monkeypatch, launcher, rank, size):
     # a copy, so that what is set is forgotten with the test
     monkeypatch.setattr(compat.os, 'environ', {rank: '3', size: '8', 'SLURM_NODELIST': 'node[1-2]'})
@@ -843,9 +926,16 @@ def test_other_launchers_name_their_processes(monkeypatch, launcher, rank, size)
     assert environment == dict(RANK='3', WORLD_SIZE='8', MASTER_PORT='29500', MASTER_ADDR=address)
 
 
-@pytest.mark.parametrize('stored', [
-    ConfigDict(palette=[[1, 2, 3]], nested=ConfigDict(classes=('a', 'b'))), Path('data/mine'), frozenset({1}),
-    datetime.datetime(2026, 1, 2)], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    'stored',
+    [
+        ConfigDict(palette=[[1, 2, 3]], nested=ConfigDict(classes=('a', 'b'))),
+        Path('data/mine'),
+        frozenset({1}),
+        datetime.datetime(2026, 1, 2),
+    ],
+    ids=lambda value: type(value).__name__,
+)
 def test_data_that_a_dataset_stores_beside_weights_is_read(tmp_path, stored):
     torch.save(dict(state_dict={}, meta=dict(dataset_meta=dict(mine=stored))), tmp_path / 'a.pth')
     assert load(tmp_path / 'a.pth')['meta']['dataset_meta']['mine'] == stored
@@ -863,6 +953,7 @@ def test_no_memory_is_no_damage(tmp_path, monkeypatch):
 
     def full(*args, **kwargs):
         raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB')
+
     monkeypatch.setattr(torch, 'load', full)
     with pytest.raises(RuntimeError, match='^CUDA out of memory'):
         load(tmp_path / 'a.pth')
@@ -876,9 +967,17 @@ def test_a_torchscript_archive_is_named(tmp_path):
 
 # ------------------------------------------------------------------------------------------- YAML and stored configs
 
-@pytest.mark.parametrize('text', ["!!python/object/apply:os.mkdir ['{}']", "!!python/object/new:os.mkdir ['{}']",
-                                  '!!python/name:os.mkdir', '!!python/module:os',
-                                  '!!python/object:types.SimpleNamespace {{}}'])
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        "!!python/object/apply:os.mkdir ['{}']",
+        "!!python/object/new:os.mkdir ['{}']",
+        '!!python/name:os.mkdir',
+        '!!python/module:os',
+        '!!python/object:types.SimpleNamespace {{}}',
+    ],
+)
 @pytest.mark.parametrize('place', ['config', 'base', 'load'])
 def test_yaml_runs_no_code(tmp_path, text, place):
     marker, path = tmp_path / 'marker', tmp_path / 'a.yml'
@@ -935,11 +1034,19 @@ def test_a_transformers_without_what_mmpretrain_derives_from_is_no_error(tmp_pat
         (tmp_path / name / '__init__.py').touch()
         (tmp_path / f'{name}-{number}.dist-info').mkdir()
         (tmp_path / f'{name}-{number}.dist-info/METADATA').write_text(
-            f'Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n')
+            f'Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n'
+        )
     (tmp_path / 'transformers/pytorch_utils.py').touch()
-    code = ('import mmwsl.registry\nfrom mmpretrain.registry import MODELS\nprint(MODELS.get("ImageClassifier"))\n'
-            'MODELS.build(dict(type="BlipVQA"))')
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, 'PYTHONPATH': f'{ROOT}:{tmp_path}'})
+    code = (
+        'import mmwsl.registry\nfrom mmpretrain.registry import MODELS\nprint(MODELS.get("ImageClassifier"))\n'
+        'MODELS.build(dict(type="BlipVQA"))'
+    )
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': f'{ROOT}:{tmp_path}'},
+    )
     assert 'mmpretrain.models.classifiers.image.ImageClassifier' in done.stdout, done.stderr
     assert 'requires extra multi-modal dependencies' in done.stderr

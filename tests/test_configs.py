@@ -1,4 +1,5 @@
 """Every config: what it builds, and that it trains."""
+
 import functools
 import math
 
@@ -16,18 +17,25 @@ from tests.tiny import ROOT, build
 
 CONFIGS = ROOT / 'configs'
 # detection and segmentation need packages of their own: tests/test_dense/test_configs.py
-FILES = sorted(path for path in CONFIGS.rglob('*.py')
-               if not {'_base_', 'det', 'seg'} & set(path.relative_to(CONFIGS).parts))
-DISTILLED = sorted(path.stem for path in FILES if path.stem.startswith(('wsl_', 'kd_')) and 'digits' not in path.stem
-                   and not path.stem.endswith(('_cached', '_device')))
+FILES = sorted(
+    path for path in CONFIGS.rglob('*.py') if not {'_base_', 'det', 'seg'} & set(path.relative_to(CONFIGS).parts)
+)
+DISTILLED = sorted(
+    path.stem
+    for path in FILES
+    if path.stem.startswith(('wsl_', 'kd_'))
+    and 'digits' not in path.stem
+    and not path.stem.endswith(('_cached', '_device'))
+)
 # by their usual recipe; what else a name ends in is a variant of one
 PAIRS = [name for name in DISTILLED if name.endswith(('_in1k', '_cifar100', '_cifar10'))]
 
 # other methods than weighted and plain soft labels, and those of them with WSL's weights
 METHODS = ('kd-hinton', 'kd-ls', 'dkd', 'nkd', 'dist', 'wttm')
 OTHERS = sorted(path.stem for path in FILES if path.stem.startswith(tuple(f'{method}_' for method in METHODS)))
-WEIGHTED = sorted(path.stem for path in FILES if path.stem.startswith(('wsl-hinton_', 'wsl-dkd_', 'wsl-nkd_',
-                                                                       'wsl-dist_')))
+WEIGHTED = sorted(
+    path.stem for path in FILES if path.stem.startswith(('wsl-hinton_', 'wsl-dkd_', 'wsl-nkd_', 'wsl-dist_'))
+)
 
 # parameters with 100 classes, and what the backbone makes of a 32x32 image
 CIFAR_NETWORKS = {
@@ -77,7 +85,7 @@ def image_batch(cfg, size):
     side = 32 if 'cifar' in cfg.filename else 224
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (size, 3, side, side), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(0, cfg.data_preprocessor.num_classes, (size, ), generator=generator)
+    labels = torch.randint(0, cfg.data_preprocessor.num_classes, (size,), generator=generator)
     return dict(inputs=images, data_samples=[DataSample().set_gt_label(label) for label in labels])
 
 
@@ -121,7 +129,7 @@ def test_control_differs_in_the_distiller_alone(name):
     for cfg in (control, pair):
         cfg.pop('kd', None), cfg.pop('wsl', None)
     assert control == pair
-    (kd, ), (wsl, ) = (loss.values() for loss in losses)
+    (kd,), (wsl,) = (loss.values() for loss in losses)
     assert (kd['type'], wsl['type']) == ('mmrazor.KLDivergence', 'mmwsl.WSLLoss')
     assert (kd['tau'], kd['loss_weight']) == (wsl['tau'], wsl['loss_weight'])
 
@@ -163,14 +171,16 @@ def test_learning_rate_is_the_recipes(name):
     assert load(name).optim_wrapper.optimizer.lr == expected
 
 
-@pytest.mark.parametrize('name', [
-    name for name in (*DISTILLED, *OTHERS, *WEIGHTED) if 'r56' in name and name.endswith(('_8e', '_8e_eval'))])
+@pytest.mark.parametrize(
+    'name', [name for name in (*DISTILLED, *OTHERS, *WEIGHTED) if 'r56' in name and name.endswith(('_8e', '_8e_eval'))]
+)
 def test_short_schedule_changes_nothing_but_the_recipe(name):
     """Schedule, batch size, the warm-up of DKD and, where the name says so, the teacher's BatchNorm."""
     short, usual = load(name).to_dict(), load(name.partition('_8e')[0]).to_dict()
     if 'dkd' in name:
-        assert [cfg['model']['distiller']['distill_losses']['loss_dkd'].pop('warmup_epochs')
-                for cfg in (short, usual)] == [0, 20]
+        assert [
+            cfg['model']['distiller']['distill_losses']['loss_dkd'].pop('warmup_epochs') for cfg in (short, usual)
+        ] == [0, 20]
         short.pop('dkd'), usual.pop('dkd')
     for cfg in (short, usual):
         for field in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'auto_scale_lr', 'wsl', 'kd'):
@@ -194,9 +204,13 @@ def test_noise_is_all_that_differs(name):
     assert noisy == clean
 
 
-@pytest.mark.parametrize('name, usual, student', [
-    ('wsl_r20_r20_cifar100_8e', 'wsl_r56_r20_cifar100_8e', 'resnet20'),
-    ('wsl_digits_student_student', 'wsl_digits', 'digits_student')])
+@pytest.mark.parametrize(
+    'name, usual, student',
+    [
+        ('wsl_r20_r20_cifar100_8e', 'wsl_r56_r20_cifar100_8e', 'resnet20'),
+        ('wsl_digits_student_student', 'wsl_digits', 'digits_student'),
+    ],
+)
 def test_student_that_is_its_own_teacher(name, usual, student):
     itself, usual = load(name).to_dict(), load(usual).to_dict()
     assert itself['model'].pop('teacher') == itself['model']['architecture'] == itself[student]
@@ -229,7 +243,7 @@ def build_scheduler(optimizer, cfg, epoch_length):
 
 
 def distill_loss(cfg):
-    loss, = cfg['model']['distiller']['distill_losses'].values()
+    (loss,) = cfg['model']['distiller']['distill_losses'].values()
     return loss
 
 
@@ -251,8 +265,9 @@ def test_method_is_all_in_which_it_differs_from_weighted_soft_labels(name):
 
 @pytest.mark.parametrize('name', WEIGHTED)
 def test_weights_are_all_in_which_a_method_with_them_differs(name):
-    weighted, plain = (load(stem).to_dict() for stem in (name, name.replace('wsl-hinton', 'kd-hinton').replace(
-        'wsl-', '')))
+    weighted, plain = (
+        load(stem).to_dict() for stem in (name, name.replace('wsl-hinton', 'kd-hinton').replace('wsl-', ''))
+    )
     assert distill_loss(weighted).pop('weighting') == dict(type='WSLWeighting')
     assert weighted == plain
 
@@ -271,8 +286,9 @@ def others(logits, target):
 
 def dkd(student, teacher, target, tau, beta):
     true_S, true_T = ((logits / tau).softmax(1).gather(1, target[:, None]) for logits in (student, teacher))
-    binary = F.kl_div(torch.cat((true_S, 1 - true_S), 1).log(), torch.cat((true_T, 1 - true_T), 1),
-                      reduction='batchmean')
+    binary = F.kl_div(
+        torch.cat((true_S, 1 - true_S), 1).log(), torch.cat((true_T, 1 - true_T), 1), reduction='batchmean'
+    )
     return tau**2 * binary + beta * kl(others(student, target), others(teacher, target), tau)
 
 
@@ -283,12 +299,14 @@ def nkd(student, teacher, target, tau, gamma):
 
 def dist(student, teacher, tau):
     probs_S, probs_T = (student / tau).softmax(1), (teacher / tau).softmax(1)
-    return tau**2 * sum(1 - F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)).mean()
-                        for a, b in ((probs_S, probs_T), (probs_S.T, probs_T.T)))
+    return tau**2 * sum(
+        1 - F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)).mean()
+        for a, b in ((probs_S, probs_T), (probs_S.T, probs_T.T))
+    )
 
 
 def wttm(student, teacher, gamma):
-    powers = teacher.softmax(1)**gamma
+    powers = teacher.softmax(1) ** gamma
     total = powers.sum(1, keepdim=True)
     return (total * F.kl_div(student.log_softmax(1), powers / total, reduction='none')).sum(1).mean()
 
@@ -329,7 +347,7 @@ def test_method_minimises_what_its_authors_do(name, in_epoch):
     in_epoch(19)  # the first after DKD's warm-up
     cfg = load(name)
     weight, objective = OBJECTIVES[name]
-    student, teacher, target = 3 * torch.randn(8, 10), 3 * torch.randn(8, 10), torch.randint(10, (8, ))
+    student, teacher, target = 3 * torch.randn(8, 10), 3 * torch.randn(8, 10), torch.randint(10, (8,))
     found = gradient(MODELS.build(distill_loss(cfg)), student, teacher, target)
     torch.testing.assert_close(found, gradient(objective, student, teacher, target), rtol=1e-4, atol=1e-6)
     assert cfg.model.get('student_loss_weight', 1) == weight
@@ -337,7 +355,7 @@ def test_method_minimises_what_its_authors_do(name, in_epoch):
 
 def test_dkd_warms_up_in_twenty_epochs(in_epoch):
     loss = MODELS.build(distill_loss(load('dkd_r56_r20_cifar100')))
-    args = torch.randn(8, 10), torch.randn(8, 10), torch.randint(10, (8, ))
+    args = torch.randn(8, 10), torch.randn(8, 10), torch.randint(10, (8,))
     values = []
     for epoch in (0, 9, 19, 239):
         in_epoch(epoch)
@@ -353,8 +371,15 @@ def shared_networks(images):
 
 def with_shared_networks(cfg):
     teacher, student = shared_networks(str(cfg.data_preprocessor))
-    return build({'data_preprocessor': cfg.data_preprocessor, **cfg.model, 'architecture': student,
-                  'teacher': teacher, 'teacher_ckpt': None})
+    return build(
+        {
+            'data_preprocessor': cfg.data_preprocessor,
+            **cfg.model,
+            'architecture': student,
+            'teacher': teacher,
+            'teacher_ckpt': None,
+        }
+    )
 
 
 @pytest.mark.parametrize('name', [*OTHERS, *WEIGHTED])
@@ -382,11 +407,18 @@ def test_method_takes_two_steps(name):
 
 # ---- several labels
 
+
 def several_labels(name, **settings):
     cfg = load(f'{name}_digits-multi')
-    cfg.merge_from_dict(dict(
-        train_cfg=dict(max_epochs=1), train_dataloader=dict(dataset=dict(dataset=dict(scenes=20))),
-        val_dataloader=dict(dataset=dict(scenes=20)), default_hooks=dict(logger=dict(interval=1)), **settings))
+    cfg.merge_from_dict(
+        dict(
+            train_cfg=dict(max_epochs=1),
+            train_dataloader=dict(dataset=dict(dataset=dict(scenes=20))),
+            val_dataloader=dict(dataset=dict(scenes=20)),
+            default_hooks=dict(logger=dict(interval=1)),
+            **settings,
+        )
+    )
     return cfg
 
 
@@ -423,6 +455,6 @@ def test_a_teacher_of_several_labels_may_have_a_least_score(tmp_path, multi_teac
 
 def test_pairs_of_several_labels_differ_in_the_weighting_alone():
     control, pair = (load(f'{name}_digits-multi').to_dict() for name in ('kd', 'wsl'))
-    (kd, ), (wsl, ) = (cfg['model'].pop('distiller')['distill_losses'].values() for cfg in (control, pair))
+    (kd,), (wsl,) = (cfg['model'].pop('distiller')['distill_losses'].values() for cfg in (control, pair))
     assert control == pair
     assert wsl == {**kd, 'weighting': dict(type='WSLWeighting')}

@@ -1,4 +1,5 @@
 """The site's pages and the examples in docstrings, as they stand."""
+
 import doctest
 import importlib
 import math
@@ -29,8 +30,11 @@ def blocks(name):
 
 # ---------------------------------------------------------------------------------------------------------- docstrings
 
-WITH_EXAMPLES = sorted('.'.join(path.relative_to(ROOT).with_suffix('').parts) for path in (ROOT / 'mmwsl').rglob('*.py')
-                       if '>>> ' in path.read_text())
+WITH_EXAMPLES = sorted(
+    '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+    for path in (ROOT / 'mmwsl').rglob('*.py')
+    if '>>> ' in path.read_text()
+)
 
 
 @pytest.mark.parametrize('name', WITH_EXAMPLES)
@@ -41,15 +45,24 @@ def test_examples_in_docstrings(name):
 
 def test_each_loss_and_weight_has_an_example():
     parts = [getattr(room, name) for room in (losses, weightings) for name in room.__all__]
-    parts = [part for part in parts if isinstance(part, type) and issubclass(
-        part, (SampleLoss, SampleWeighting, WeightedLoss)) and part not in (SampleLoss, SampleWeighting)]
-    parts += [part for name, part in vars(functional).items()
-              if re.search('(?<!without)_(loss|weight)$', name) and not name.startswith('_')]
+    parts = [
+        part
+        for part in parts
+        if isinstance(part, type)
+        and issubclass(part, (SampleLoss, SampleWeighting, WeightedLoss))
+        and part not in (SampleLoss, SampleWeighting)
+    ]
+    parts += [
+        part
+        for name, part in vars(functional).items()
+        if re.search('(?<!without)_(loss|weight)$', name) and not name.startswith('_')
+    ]
     assert len(parts) > 25
     assert [part.__name__ for part in parts if '>>> ' not in part.__doc__] == []
 
 
 # --------------------------------------------------------------------------------------------------------------- pages
+
 
 @pytest.mark.slow
 def test_the_notebook_trains_and_draws(tmp_path, monkeypatch):
@@ -80,7 +93,8 @@ def test_own_loop_runs():
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
     # ln 2 of the hard loss, and twice w times the soft one, ln 2 as well
     assert scope['train_step'](student, teacher, optimizer, images, labels, tau=1.0, alpha=2.0) == pytest.approx(
-        math.log(2) * (1 + 2 * 0.910133), abs=1e-5)
+        math.log(2) * (1 + 2 * 0.910133), abs=1e-5
+    )
     assert student.weight.abs().sum() > 0
     preds, truth = torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 255]]])
     # one pixel counts: w = 1 - 1/e, and tau^2 ln 2
@@ -94,7 +108,9 @@ def test_several_teachers_are_one(tmp_path):
     (tmp_path / 'two.py').write_text(block)
     model = Config.fromfile(tmp_path / 'two.py').model
     assert model.teacher_ckpt is None and model.teacher.ckpts == [
-        'checkpoints/resnet56_cifar100.pth', 'checkpoints/resnet44_cifar100.pth']
+        'checkpoints/resnet56_cifar100.pth',
+        'checkpoints/resnet44_cifar100.pth',
+    ]
     assert [member.backbone.depth for member in model.teacher.models] == [56, 44]
     init_default_scope('mmpretrain')
     assert len(MODELS.build({**model.teacher, 'ckpts': None}).members) == 2
@@ -113,10 +129,18 @@ def test_table_of_saturated_weights():
 def of_sigmoids():
     head = dict(type='mmpretrain.MultiLabelLinearClsHead', num_classes=10, in_channels=8)
     return distillation(
-        architecture={**network(2), 'head': head}, teacher={**network(2), 'head': head},
+        architecture={**network(2), 'head': head},
+        teacher={**network(2), 'head': head},
         data_preprocessor={**PREPROCESSOR, 'to_onehot': True},
-        distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(loss_wsl=dict(
-            type='mmwsl.WeightedLoss', loss=dict(type='BernoulliKD'), weighting=dict(type='WSLWeighting')))))
+        distiller=dict(
+            type='mmwsl.WSLDistiller',
+            distill_losses=dict(
+                loss_wsl=dict(
+                    type='mmwsl.WeightedLoss', loss=dict(type='BernoulliKD'), weighting=dict(type='WSLWeighting')
+                )
+            ),
+        ),
+    )
 
 
 @pytest.mark.parametrize('config', [distillation(), of_sigmoids()], ids=['softmax', 'sigmoids'])

@@ -38,9 +38,11 @@ def gradient(loss, preds, upstream=None):
 
 # ---- numbers worked out by hand
 
+
 @pytest.mark.parametrize('teacher_loss', [0.2, 0.7, 3.0])
-@pytest.mark.parametrize('ratio, expected', [(0.1, 0.095), (0.5, 0.393), (1, 0.632), (2, 0.865), (3, 0.950),
-                                             (5, 0.993)])
+@pytest.mark.parametrize(
+    'ratio, expected', [(0.1, 0.095), (0.5, 0.393), (1, 0.632), (2, 0.865), (3, 0.950), (5, 0.993)]
+)
 def test_weight_depends_on_the_ratio_of_the_losses(ratio, expected, teacher_loss):
     preds_S, preds_T, target = logits_losing(ratio * teacher_loss), logits_losing(teacher_loss), torch.tensor([0])
     weight = functional.wsl_weight(preds_S, preds_T, target).item()
@@ -92,6 +94,7 @@ def test_hard_loss_of_class_scores_worked_by_hand():
 
 # ---- gradients
 
+
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('tau', [0.5, 1.0, 4.0])
 def test_gradient_with_the_weight_held_fixed(monkeypatch, shape, tau):
@@ -99,8 +102,9 @@ def test_gradient_with_the_weight_held_fixed(monkeypatch, shape, tau):
     weight = functional.wsl_weight(preds_S, preds_T, target)
     # A numerical gradient moves the logits, and the weight with them unless it is a constant.
     monkeypatch.setattr(functional, 'wsl_weight', lambda *args: weight)
-    assert torch.autograd.gradcheck(lambda preds: functional.wsl_loss(preds, preds_T, target, tau),
-                                    preds_S.requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda preds: functional.wsl_loss(preds, preds_T, target, tau), preds_S.requires_grad_()
+    )
 
 
 @pytest.mark.parametrize('soft', [False, True])
@@ -131,13 +135,18 @@ def test_a_student_equal_to_its_teacher_gets_no_gradient():
     preds, _, target = example()
     student = preds.clone().requires_grad_()
     # The ratio of equal losses is 1, so this is no trivial zero: every weight is 1 - 1 / e.
-    torch.testing.assert_close(functional.wsl_weight(preds, preds, target),
-                               torch.full((6, ), 1 - math.exp(-1), dtype=torch.float64), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        functional.wsl_weight(preds, preds, target),
+        torch.full((6,), 1 - math.exp(-1), dtype=torch.float64),
+        rtol=1e-5,
+        atol=0,
+    )
     loss = functional.wsl_loss(student, preds, target)
     torch.testing.assert_close(gradient(loss.sum(), student), torch.zeros_like(preds))
 
 
 # ---- invariances
+
 
 @pytest.mark.parametrize('soft', [False, True])
 @pytest.mark.parametrize('shape', SHAPES)
@@ -159,8 +168,10 @@ def test_the_order_of_the_classes_does_not_matter(shape, soft):
     if soft:
         target = soft_target(preds_S)
         renamed = target[:, order]
-    torch.testing.assert_close(functional.wsl_loss(preds_S[:, order], preds_T[:, order], renamed),
-                               functional.wsl_loss(preds_S, preds_T, target))
+    torch.testing.assert_close(
+        functional.wsl_loss(preds_S[:, order], preds_T[:, order], renamed),
+        functional.wsl_loss(preds_S, preds_T, target),
+    )
 
 
 def test_a_dense_target_is_a_batch_of_targets():
@@ -174,15 +185,17 @@ def test_a_dense_target_is_a_batch_of_targets():
 def test_one_hot_scores_equal_indices(shape):
     preds_S, preds_T, target = example(shape)
     one_hot = F.one_hot(target, shape[1]).movedim(-1, 1).double()
-    torch.testing.assert_close(functional.wsl_loss(preds_S, preds_T, one_hot),
-                               functional.wsl_loss(preds_S, preds_T, target))
+    torch.testing.assert_close(
+        functional.wsl_loss(preds_S, preds_T, one_hot), functional.wsl_loss(preds_S, preds_T, target)
+    )
 
 
 def test_the_weight_does_not_depend_on_the_temperature():
     preds_S, preds_T, target = example()
     for tau in (0.5, 1.0, 4.0):
-        weight = (functional.wsl_loss(preds_S, preds_T, target, tau) /
-                  functional.soft_cross_entropy(preds_S, preds_T, tau))
+        weight = functional.wsl_loss(preds_S, preds_T, target, tau) / functional.soft_cross_entropy(
+            preds_S, preds_T, tau
+        )
         torch.testing.assert_close(weight, functional.wsl_weight(preds_S, preds_T, target))
 
 
@@ -202,8 +215,7 @@ def test_finite_logits_have_a_finite_loss(student, teacher, label, tau):
 
 
 @reproducible
-@given(student=finite_logits, teacher=finite_logits,
-       scores=st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3))
+@given(student=finite_logits, teacher=finite_logits, scores=st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3))
 def test_finite_logits_and_class_scores_have_a_finite_loss(student, teacher, scores):
     preds_S, preds_T, target = torch.tensor([student]), torch.tensor([teacher]), torch.tensor([scores])
     assert 0 <= functional.wsl_weight(preds_S, preds_T, target).item() <= 1
@@ -212,9 +224,17 @@ def test_finite_logits_and_class_scores_have_a_finite_loss(student, teacher, sco
 
 # ---- precision
 
+
 @pytest.mark.parametrize('soft', [False, True])
-@pytest.mark.parametrize('dtype, expected', [(torch.float16, torch.float32), (torch.bfloat16, torch.float32),
-                                             (torch.float32, torch.float32), (torch.float64, torch.float64)])
+@pytest.mark.parametrize(
+    'dtype, expected',
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
 def test_half_precision_is_computed_in_float32(dtype, expected, soft):
     preds_S, preds_T, target = example(dtype=dtype)
     target = soft_target(preds_S) if soft else target
@@ -227,8 +247,11 @@ def test_half_precision_is_computed_in_float32(dtype, expected, soft):
         assert result.dtype == expected
         assert torch.equal(result, function(*exact))
     if not soft:
-        for result, wanted in zip(functional.bias_and_variance_gradients(preds_S, preds_T, target),
-                                  functional.bias_and_variance_gradients(*exact), strict=True):
+        for result, wanted in zip(
+            functional.bias_and_variance_gradients(preds_S, preds_T, target),
+            functional.bias_and_variance_gradients(*exact),
+            strict=True,
+        ):
             assert result.dtype == expected
             assert torch.equal(result, wanted)
 
@@ -242,6 +265,7 @@ def test_a_teacher_in_half_precision():
 
 # ---- ignored targets
 
+
 @pytest.mark.parametrize('ignore_index', [-100, 255, 1])
 def test_ignored_targets_lose_0(ignore_index):
     preds_S, preds_T, target = example()
@@ -251,8 +275,10 @@ def test_ignored_targets_lose_0(ignore_index):
     for function in (functional.wsl_weight, functional.wsl_loss):
         result = function(preds_S, preds_T, ignoring, ignore_index=ignore_index)
         assert torch.equal(result, torch.where(kept, function(preds_S, preds_T, target), 0))
-    assert torch.equal(functional.hard_loss(preds_S, ignoring, ignore_index),
-                       torch.where(kept, functional.hard_loss(preds_S, target), 0))
+    assert torch.equal(
+        functional.hard_loss(preds_S, ignoring, ignore_index),
+        torch.where(kept, functional.hard_loss(preds_S, target), 0),
+    )
     assert torch.equal(functional.kept_targets(ignoring, ignore_index), kept)
 
 
@@ -263,6 +289,7 @@ def test_class_scores_are_all_kept():
 
 # ---- bias and variance
 
+
 @pytest.mark.parametrize('tau', [0.5, 1.0, 2.0, 4.0])
 @pytest.mark.parametrize('shape', SHAPES)
 def test_bias_and_variance_gradients_are_those_of_autograd(shape, tau):
@@ -270,8 +297,7 @@ def test_bias_and_variance_gradients_are_those_of_autograd(shape, tau):
     preds_S.requires_grad_()
     hard = F.cross_entropy(preds_S, target, reduction='sum')
     soft = tau**2 * F.kl_div((preds_S / tau).log_softmax(1), (preds_T / tau).softmax(1), reduction='sum')
-    at_true_class = [gradient(loss, preds_S).gather(1, target.unsqueeze(1)).squeeze(1)
-                     for loss in (hard, soft - hard)]
+    at_true_class = [gradient(loss, preds_S).gather(1, target.unsqueeze(1)).squeeze(1) for loss in (hard, soft - hard)]
     a, b = functional.bias_and_variance_gradients(preds_S, preds_T, target, tau)
     torch.testing.assert_close(a, at_true_class[0])
     torch.testing.assert_close(b, at_true_class[1])
@@ -290,6 +316,7 @@ def test_bias_and_variance_gradients_beside_ignored_targets(ignore_index):
 
 
 # ---- the weight alone
+
 
 def mse(preds_S, preds_T):
     return F.mse_loss(preds_S, preds_T, reduction='none').mean(1)
@@ -330,48 +357,75 @@ BAD_LOGITS = [
     (LOGITS, LOGITS.int(), TypeError, r'preds_T should be floating-point logits, got torch\.int32'),
     (LOGITS[0], LOGITS, ValueError, r'preds_S should have shape \(N, C\) or \(N, C, \*\), got \(5,\)$'),
     (LOGITS, LOGITS[0], ValueError, r'preds_T should have shape \(N, C\) or \(N, C, \*\), got \(5,\)$'),
-    (LOGITS, torch.zeros(4, 7), ValueError,
-     'should predict the same classes, got 5 from the student and 7 from the teacher$'),
-    (LOGITS, torch.zeros(3, 5), ValueError,
-     r'preds_S and preds_T should have the same shape, got \(4, 5\) and \(3, 5\)$'),
+    (
+        LOGITS,
+        torch.zeros(4, 7),
+        ValueError,
+        'should predict the same classes, got 5 from the student and 7 from the teacher$',
+    ),
+    (
+        LOGITS,
+        torch.zeros(3, 5),
+        ValueError,
+        r'preds_S and preds_T should have the same shape, got \(4, 5\) and \(3, 5\)$',
+    ),
     (DENSE, DENSE[..., :2], ValueError, r'should have the same shape, got \(4, 5, 3\) and \(4, 5, 2\)$'),
     (LOGITS, DENSE, ValueError, r'should have the same shape, got \(4, 5\) and \(4, 5, 3\)$'),
 ]
 BAD_TARGETS = [
-    (LOGITS, LABELS.int(), TypeError,
-     r'class indices \(int64\) or class scores \(floating point\), got torch\.int32$'),
+    (LOGITS, LABELS.int(), TypeError, r'class indices \(int64\) or class scores \(floating point\), got torch\.int32$'),
     (LOGITS, LABELS.bool(), TypeError, r'got torch\.bool$'),
-    (LOGITS, LABELS[:3], ValueError,
-     r'class indices should have shape \(4,\) for logits of shape \(4, 5\), got \(3,\)$'),
+    (
+        LOGITS,
+        LABELS[:3],
+        ValueError,
+        r'class indices should have shape \(4,\) for logits of shape \(4, 5\), got \(3,\)$',
+    ),
     (LOGITS, LABELS.unsqueeze(1), ValueError, r'should have shape \(4,\) for .* got \(4, 1\)$'),
-    (DENSE, LABELS, ValueError,
-     r'class indices should have shape \(4, 3\) for logits of shape \(4, 5, 3\), got \(4,\)$'),
+    (
+        DENSE,
+        LABELS,
+        ValueError,
+        r'class indices should have shape \(4, 3\) for logits of shape \(4, 5, 3\), got \(4,\)$',
+    ),
     (LOGITS, LABELS.double(), ValueError, r'class scores should have the shape of the logits, \(4, 5\), got \(4,\)$'),
     (LOGITS, torch.zeros(4, 6), ValueError, r'shape of the logits, \(4, 5\), got \(4, 6\)$'),
     (DENSE, LOGITS, ValueError, r'shape of the logits, \(4, 5, 3\), got \(4, 5\)$'),
-    (LOGITS, torch.tensor([0, 5, 0, 7]), ValueError,
-     r'class indices should lie in \[0, 5\) or be ignore_index=-100, got 5$'),
+    (
+        LOGITS,
+        torch.tensor([0, 5, 0, 7]),
+        ValueError,
+        r'class indices should lie in \[0, 5\) or be ignore_index=-100, got 5$',
+    ),
     (LOGITS, torch.tensor([0, -1, 0, 0]), ValueError, r'should lie in \[0, 5\) or be ignore_index=-100, got -1$'),
     (LOGITS, torch.tensor([0, -100, 255, 0]), ValueError, 'got 255$'),
 ]
 
 
-@pytest.mark.parametrize('function', [
-    lambda preds_S, preds_T: functional.wsl_loss(preds_S, preds_T, LABELS),
-    lambda preds_S, preds_T: functional.wsl_weight(preds_S, preds_T, LABELS),
-    functional.soft_cross_entropy,
-], ids=['wsl_loss', 'wsl_weight', 'soft_cross_entropy'])
+@pytest.mark.parametrize(
+    'function',
+    [
+        lambda preds_S, preds_T: functional.wsl_loss(preds_S, preds_T, LABELS),
+        lambda preds_S, preds_T: functional.wsl_weight(preds_S, preds_T, LABELS),
+        functional.soft_cross_entropy,
+    ],
+    ids=['wsl_loss', 'wsl_weight', 'soft_cross_entropy'],
+)
 @pytest.mark.parametrize('preds_S, preds_T, error, message', BAD_LOGITS)
 def test_logits_that_do_not_belong_together(function, preds_S, preds_T, error, message):
     with pytest.raises(error, match=message):
         function(preds_S, preds_T)
 
 
-@pytest.mark.parametrize('function', [
-    lambda preds, target: functional.wsl_loss(preds, preds, target),
-    lambda preds, target: functional.wsl_weight(preds, preds, target),
-    functional.hard_loss,
-], ids=['wsl_loss', 'wsl_weight', 'hard_loss'])
+@pytest.mark.parametrize(
+    'function',
+    [
+        lambda preds, target: functional.wsl_loss(preds, preds, target),
+        lambda preds, target: functional.wsl_weight(preds, preds, target),
+        functional.hard_loss,
+    ],
+    ids=['wsl_loss', 'wsl_weight', 'hard_loss'],
+)
 @pytest.mark.parametrize('preds, target, error, message', BAD_TARGETS)
 def test_targets_that_do_not_belong_to_the_logits(function, preds, target, error, message):
     with pytest.raises(error, match=message):
@@ -397,7 +451,7 @@ def test_off_the_cpu_indices_are_checked_by_the_device(monkeypatch, ignore_index
     monkeypatch.setattr(torch, '_assert_async', lambda *args: checks.append(args))
     # A meta tensor has no values: to read one, as a synchronising check does, raises.
     functional.check_target(LOGITS.to('meta'), LABELS.to('meta'), ignore_index)
-    (condition, message), = checks
+    ((condition, message),) = checks
     assert condition.is_meta and condition.dtype == torch.bool and condition.shape == ()
     assert message == f'a class index is not in [0, 5) and not {ignore_index}'
 

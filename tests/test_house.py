@@ -1,4 +1,5 @@
 """The rules of the house: who imports whom, who patches, and that every module readies the stack."""
+
 import ast
 import graphlib
 import importlib
@@ -15,10 +16,24 @@ import pytest
 from tests.tiny import ROOT
 
 # From the ground up: a module imports from its own floor and from those below. The longest name that fits counts.
-FLOORS = ('mmwsl.version', 'mmwsl.functional', 'mmwsl.compat', 'mmwsl.registry', 'mmwsl.utils', 'mmwsl.cache',
-          'mmwsl.datasets', 'mmwsl.models.backbones', 'mmwsl.models.weightings', 'mmwsl.models.losses',
-          'mmwsl.models.teachers', 'mmwsl.models.distillers', 'mmwsl.models.algorithms', 'mmwsl.models',
-          'mmwsl.analysis', 'mmwsl.engine')
+FLOORS = (
+    'mmwsl.version',
+    'mmwsl.functional',
+    'mmwsl.compat',
+    'mmwsl.registry',
+    'mmwsl.utils',
+    'mmwsl.cache',
+    'mmwsl.datasets',
+    'mmwsl.models.backbones',
+    'mmwsl.models.weightings',
+    'mmwsl.models.losses',
+    'mmwsl.models.teachers',
+    'mmwsl.models.distillers',
+    'mmwsl.models.algorithms',
+    'mmwsl.models',
+    'mmwsl.analysis',
+    'mmwsl.engine',
+)
 EXTRAS = {'mmwsl.models.losses.kernel': 'triton'}  # modules that need a package beyond the stack
 GROUND = {'mmwsl', 'mmwsl.version', 'mmwsl.functional'}  # modules that need no stack
 MOVED = {
@@ -72,6 +87,7 @@ GRAPH = {name: of_the_house(imports(tree)) - {name} for name, tree in TREES.item
 
 # ----------------------------------------------------------------------------------------------------------- floors
 
+
 def floor(name):
     if name == 'mmwsl':
         return 0
@@ -80,18 +96,34 @@ def floor(name):
     return FLOORS.index(max(rooms, key=len))
 
 
-@pytest.mark.parametrize('lower, higher', pairwise((
-    'mmwsl', 'mmwsl.functional', 'mmwsl.compat', 'mmwsl.registry', 'mmwsl.utils.files', 'mmwsl.cache', 'mmwsl.datasets',
-    'mmwsl.models.losses.fused', 'mmwsl.models.teachers', 'mmwsl.models', 'mmwsl.analysis.records',
-    'mmwsl.engine.hooks')))
+@pytest.mark.parametrize(
+    'lower, higher',
+    pairwise(
+        (
+            'mmwsl',
+            'mmwsl.functional',
+            'mmwsl.compat',
+            'mmwsl.registry',
+            'mmwsl.utils.files',
+            'mmwsl.cache',
+            'mmwsl.datasets',
+            'mmwsl.models.losses.fused',
+            'mmwsl.models.teachers',
+            'mmwsl.models',
+            'mmwsl.analysis.records',
+            'mmwsl.engine.hooks',
+        )
+    ),
+)
 def test_floors_are_in_order(lower, higher):
     assert floor(lower) < floor(higher)
 
 
 def test_no_arrow_to_a_higher_floor():
     assert GRAPH['mmwsl.registry'] == {'mmwsl.compat'}  # arrows are seen
-    assert [f'{name} -> {target}' for name, targets in GRAPH.items() for target in targets
-            if floor(name) < floor(target)] == []
+    assert [
+        f'{name} -> {target}' for name, targets in GRAPH.items() for target in targets if floor(name) < floor(target)
+    ] == []
 
 
 def test_no_circle():
@@ -103,22 +135,25 @@ def test_nothing_uses_an_old_name():
     assert [f'{name} -> {target}' for name, targets in GRAPH.items() for target in targets & set(MOVED)] == []
 
 
-@pytest.mark.parametrize('code, found', [
-    ('import mmwsl.engine', {'mmwsl.engine'}),
-    ('from mmwsl import functional', {'mmwsl.functional'}),
-    ('from mmwsl.models.losses import WSLLoss', {'mmwsl.models.losses'}),
-    ('def late():\n    from mmwsl.utils import data', {'mmwsl.utils.data'}),
-    ('importlib.import_module("mmwsl.engine")', {'mmwsl.engine'}),
-    ('def __getattr__(name):\n    """Moved to the engine."""\n    import_module("mmwsl.engine")', set()),
-    ('"""Moved to another room."""\nfrom mmwsl.engine import *', set()),
-])
+@pytest.mark.parametrize(
+    'code, found',
+    [
+        ('import mmwsl.engine', {'mmwsl.engine'}),
+        ('from mmwsl import functional', {'mmwsl.functional'}),
+        ('from mmwsl.models.losses import WSLLoss', {'mmwsl.models.losses'}),
+        ('def late():\n    from mmwsl.utils import data', {'mmwsl.utils.data'}),
+        ('importlib.import_module("mmwsl.engine")', {'mmwsl.engine'}),
+        ('def __getattr__(name):\n    """Moved to the engine."""\n    import_module("mmwsl.engine")', set()),
+        ('"""Moved to another room."""\nfrom mmwsl.engine import *', set()),
+    ],
+)
 def test_imports_are_seen(code, found):
     assert set(imports(ast.parse(code))) == found
 
 
 # ---------------------------------------------------------------------------------------------------- torch and alone
 
-ALONE = '''
+ALONE = """
 import json, math, sys
 
 stack = ('mmengine', 'mmcv', 'mmpretrain', 'mmrazor', 'torchvision', 'scipy', 'rich', 'filelock', 'timm', 'sklearn')
@@ -130,7 +165,7 @@ from mmwsl.functional import wsl_loss
 loss = wsl_loss(torch.zeros(1, 2), torch.tensor([[math.log(3), 0]]), torch.tensor([0]), tau=1)
 untouched = torch.load is load and set(torch.serialization.get_safe_globals()) == classes
 print(json.dumps([loss.item(), untouched, 'mmwsl.compat' in sys.modules]))
-'''
+"""
 
 
 def test_the_ground_floor_needs_torch_alone():
@@ -148,6 +183,7 @@ def test_the_equations_work_without_the_stack():
 
 # ---------------------------------------------------------------------------------------------------------- patches
 
+
 def root(node):
     """The name that a chain of attributes and items begins with."""
     while isinstance(node, (ast.Attribute, ast.Subscript)):
@@ -159,8 +195,9 @@ def bound_elsewhere(tree):
     """Names that a module imports from outside the house."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.asname or alias.name.split('.')[0] for alias in node.names
-                        if not of_the_house([alias.name]))
+            yield from (
+                alias.asname or alias.name.split('.')[0] for alias in node.names if not of_the_house([alias.name])
+            )
         elif isinstance(node, ast.ImportFrom) and not of_the_house([node.module]):
             yield from (alias.asname or alias.name for alias in node.names)
 
@@ -181,12 +218,17 @@ def patches(tree):
             if isinstance(getattr(target, 'ctx', None), ast.Load):
                 continue
             if (isinstance(target, ast.Attribute) and root(target) in names) or (
-                    isinstance(target, ast.Subscript) and ast.unparse(target.value) == 'sys.modules'):
+                isinstance(target, ast.Subscript) and ast.unparse(target.value) == 'sys.modules'
+            ):
                 yield ast.unparse(node)
         if isinstance(node, ast.Call):
             function = ast.unparse(node.func)
             if (function in ('setattr', 'delattr') and root(node.args[0]) in names) or function in (
-                    'sys.modules.update', 'sys.modules.pop', 'sys.modules.setdefault', 'sys.modules.clear'):
+                'sys.modules.update',
+                'sys.modules.pop',
+                'sys.modules.setdefault',
+                'sys.modules.clear',
+            ):
                 yield ast.unparse(node)
 
 
@@ -195,19 +237,34 @@ def test_only_compat_patches():
     assert set(found) == {'mmwsl.compat'}, found
 
 
-@pytest.mark.parametrize('code', [
-    'import torch\ntorch.load = print', 'import torch\ntorch.nn.Module.forward += 1',
-    'import torch.nn as nn\nnn.x, y = 1, 2', 'from mmengine.runner import Runner\nRunner.train = print',
-    'from mmengine.runner import Runner\ndel Runner.train', 'import torch\ndef f():\n    setattr(torch, "load", print)',
-    'import sys\nsys.modules["a"] = None', 'import sys\ndel sys.modules["a"]', 'import sys\nsys.modules.pop("a")'])
+@pytest.mark.parametrize(
+    'code',
+    [
+        'import torch\ntorch.load = print',
+        'import torch\ntorch.nn.Module.forward += 1',
+        'import torch.nn as nn\nnn.x, y = 1, 2',
+        'from mmengine.runner import Runner\nRunner.train = print',
+        'from mmengine.runner import Runner\ndel Runner.train',
+        'import torch\ndef f():\n    setattr(torch, "load", print)',
+        'import sys\nsys.modules["a"] = None',
+        'import sys\ndel sys.modules["a"]',
+        'import sys\nsys.modules.pop("a")',
+    ],
+)
 def test_patches_are_seen(code):
     assert len(list(patches(ast.parse(code)))) == 1
 
 
-@pytest.mark.parametrize('code', [
-    'import torch\nx = torch.zeros(1)\nx.grad = None', 'import os\nos.environ["A"] = "1"',
-    'from mmwsl.models import WSLLoss\nWSLLoss.tau = 1', 'import torch\nnets[torch.float] = 1',
-    'import torch\ndata[0].to = torch.load'])
+@pytest.mark.parametrize(
+    'code',
+    [
+        'import torch\nx = torch.zeros(1)\nx.grad = None',
+        'import os\nos.environ["A"] = "1"',
+        'from mmwsl.models import WSLLoss\nWSLLoss.tau = 1',
+        'import torch\nnets[torch.float] = 1',
+        'import torch\ndata[0].to = torch.load',
+    ],
+)
 def test_other_assignments_are_no_patches(code):
     assert list(patches(ast.parse(code))) == []
 
@@ -216,7 +273,7 @@ def test_other_assignments_are_no_patches(code):
 
 # The parent has the whole stack imported, by the workarounds that need no mmwsl, but mmengine's loader as it is. Each
 # child imports one module and hands mmengine the file.
-EACH_ALONE = '''
+EACH_ALONE = """
 import importlib, importlib.util, json, os, sys
 path, harm, names = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 spec = importlib.util.spec_from_file_location('alone', importlib.util.find_spec('mmwsl').origin.replace(
@@ -260,7 +317,7 @@ def in_a_child(name):
 
 told = {name: in_a_child(name) for name in names}
 print(json.dumps([told, checkpoint.torch is torch, [name for name in sys.modules if name.startswith('mmwsl')]]))
-'''
+"""
 
 
 class Harm:
@@ -270,15 +327,20 @@ class Harm:
         self.folder = str(folder)
 
     def __reduce__(self):
-        return os.mkdir, (self.folder, )
+        return os.mkdir, (self.folder,)
 
 
 def test_each_module_alone_refuses_a_file_that_runs_code(tmp_path):
     path, harm = tmp_path / 'harmful.pth', tmp_path / 'harm'
     names = [name for name in TREES if name not in EXTRAS or importlib.util.find_spec(EXTRAS[name])]
     path.write_bytes(pickle.dumps(dict(state_dict={}, extra=Harm(harm)), protocol=2))
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', EACH_ALONE, path, harm, json.dumps(names)],
-                          cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', EACH_ALONE, path, harm, json.dumps(names)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     told, untouched, imported = json.loads(done.stdout.splitlines()[-1])
     assert untouched and imported == []  # so each child began with a loader as mmengine has it
     refused = ['UnsafeCheckpointError', 'UnsafeCheckpointError', False]
@@ -289,12 +351,14 @@ def test_rooms_ready_the_stack_before_they_import_of_it():
     for name, tree in TREES.items():
         if name.count('.') != 1 or name in GROUND or name == 'mmwsl.compat' or moved(tree):
             continue
-        first = next(found for node in tree.body for found in imports(node)
-                     if of_the_house([found]) or foreign([found]))
+        first = next(
+            found for node in tree.body for found in imports(node) if of_the_house([found]) or foreign([found])
+        )
         assert first == 'mmwsl.compat', f'{name} imports {first} first'
 
 
 # -------------------------------------------------------------------------------------------------------- old names
+
 
 @pytest.mark.parametrize('old, new', MOVED.items())
 def test_an_old_module_warns_and_has_the_new_objects(old, new, monkeypatch):
@@ -302,14 +366,18 @@ def test_an_old_module_warns_and_has_the_new_objects(old, new, monkeypatch):
     monkeypatch.delitem(sys.modules, old, raising=False)
     with pytest.warns(FutureWarning, match=rf'{old} has moved to {new}; the old name ends with 0\.3'):
         shim = importlib.import_module(old)
-    public = {name: value for name, value in vars(importlib.import_module(new)).items()
-              if not name.startswith('_') and name in getattr(importlib.import_module(new), '__all__', [name])}
+    public = {
+        name: value
+        for name, value in vars(importlib.import_module(new)).items()
+        if not name.startswith('_') and name in getattr(importlib.import_module(new), '__all__', [name])
+    }
     assert len(public) > 1
     assert [name for name, value in public.items() if getattr(shim, name) is not value] == []
 
 
 def test_old_names_of_utils_warn_and_are_the_new_objects():
     from mmwsl import engine, utils
+
     for name in utils._IN_ENGINE:
         with pytest.warns(FutureWarning, match=rf'mmwsl\.utils\.{name} has moved to mmwsl\.engine\.{name}'):
             assert getattr(utils, name) is getattr(engine, name)

@@ -1,4 +1,5 @@
 """docs/own_parts.md, as it stands."""
+
 import math
 import os
 import re
@@ -46,6 +47,7 @@ def test_the_trial_runs(files, capsys):
 
 def test_values_worked_by_hand(files):
     import my_parts
+
     # student (1/2, 1/4, 1/4), teacher (3/4, 1/8, 1/8): KL = 1/2 ln 2/3 + 1/2 ln 2, margin = 5/8
     student, teacher = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.75, 0.125, 0.125]]).log()
     loss = WeightedLoss(my_parts.ReverseKL(), my_parts.MarginWeighting())
@@ -58,7 +60,15 @@ def test_the_command_trains(files):
     (files / 'checkpoints').mkdir()
     save_teacher(files / 'checkpoints/digits_teacher.pth', cfg.model.teacher)
     assert 'PYTHONPATH=. python tools/train.py my_digits.py' in PAGE
-    done = tool('train.py', 'my_digits.py', '--no-validate', '--cfg-options', 'train_cfg.max_epochs=1',
-                'default_hooks.logger.interval=1', 'custom_hooks.1.min_accuracy=0', cwd=files,
-                env={**os.environ, 'PYTHONPATH': f'.:{ROOT}'})
+    done = tool(
+        'train.py',
+        'my_digits.py',
+        '--no-validate',
+        '--cfg-options',
+        'train_cfg.max_epochs=1',
+        'default_hooks.logger.interval=1',
+        'custom_hooks.1.min_accuracy=0',
+        cwd=files,
+        env={**os.environ, 'PYTHONPATH': f'.:{ROOT}'},
+    )
     assert 'distill.wsl_weight' in done.stdout and (files / 'work_dirs/my_digits/epoch_1.pth').exists()

@@ -1,4 +1,5 @@
 """A step on a GPU: everything is there, nothing is read back, and nothing comes from memory that is not pinned."""
+
 import copy
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -104,6 +105,7 @@ def assert_nothing_waits(copies):
 
 # ---- the pretence itself
 
+
 def test_wrong_devices_and_values_read_back_raise(device):
     there, here = torch.ones(2, device='cuda', requires_grad=True), torch.ones(2)
     with pytest.raises(RuntimeError, match='different devices|two devices'):
@@ -124,6 +126,7 @@ def test_copies_are_told_apart(device):
 
 # ---- a step
 
+
 @pytest.mark.parametrize('dtype', [None, torch.float16, torch.bfloat16], ids=['float32', 'float16', 'bfloat16'])
 @pytest.mark.parametrize('kind', TEACHERS)
 def test_step_is_on_the_device_and_waits_for_nothing(kind, dtype, monkeypatch):
@@ -136,7 +139,7 @@ def test_step_is_on_the_device_and_waits_for_nothing(kind, dtype, monkeypatch):
         logged = step(device, model, data, dtype)
     assert {value.device.type for value in logged.values()} == {'cuda'}
     assert_nothing_waits(device.copies)
-    assert [shape for shape, _, _ in device.copies] == [(4, ), (4, 1, 8, 8)]  # labels and images
+    assert [shape for shape, _, _ in device.copies] == [(4,), (4, 1, 8, 8)]  # labels and images
 
 
 @pytest.mark.parametrize('kind', TEACHERS)
@@ -208,8 +211,8 @@ def test_step_with_a_cached_teacher_waits_for_nothing(tmp_path, monkeypatch, rec
         first_step(device, model, data)
         step(device, model, data)
     assert_nothing_waits(device.copies)
-    of_records = [(4, 10)] if record == 'float32' else [(4, 10), (4, )]
-    assert [shape for shape, _, _ in device.copies] == [(4, ), (4, 1, 8, 8), *of_records]
+    of_records = [(4, 10)] if record == 'float32' else [(4, 10), (4,)]
+    assert [shape for shape, _, _ in device.copies] == [(4,), (4, 1, 8, 8), *of_records]
 
 
 @pytest.mark.parametrize('record', ['float32', 'float16'])
@@ -227,12 +230,12 @@ def test_mixed_labels_are_made_on_the_device(monkeypatch):
         first_step(device, model, data)
         step(device, model, data)
     assert_nothing_waits(device.copies)  # but for the permutation, by which mmpretrain's Mixup indexes from the CPU
-    assert [shape for shape, _, _ in device.copies] == [(4, ), (4, 1, 8, 8)]
+    assert [shape for shape, _, _ in device.copies] == [(4,), (4, 1, 8, 8)]
 
 
 def test_dataset_on_the_device_copies_two_pinned_lists_of_numbers(monkeypatch):
     images = [dict(inputs=image, data_samples=sample) for image, sample in zip(*batch(9).values(), strict=True)]
-    plain = type('Images', (list, ), {'metainfo': {}})(images)
+    plain = type('Images', (list,), {'metainfo': {}})(images)
     dataset = DeviceDataset(plain, padding=1, flip_prob=0.5, device='cpu')
     from_numpy = torch.from_numpy
     with on_device(monkeypatch) as device:
@@ -240,13 +243,15 @@ def test_dataset_on_the_device_copies_two_pinned_lists_of_numbers(monkeypatch):
         monkeypatch.setattr(torch, 'from_numpy', lambda array: device.tensor(from_numpy(array)))
         device.clear()
         found = dataset.__getitems__([View(place, 1, 99) for place in range(4)])
-    assert {tensor.device.type for tensor in (found['inputs'], *(sample.gt_label for sample in found['data_samples']))
-            } == {'cuda'}
+    assert {
+        tensor.device.type for tensor in (found['inputs'], *(sample.gt_label for sample in found['data_samples']))
+    } == {'cuda'}
     assert_nothing_waits(device.copies)
-    assert [shape for shape, _, _ in device.copies] == [(4, ), (3, 4)]
+    assert [shape for shape, _, _ in device.copies] == [(4,), (3, 4)]
 
 
 # ---- what a step of ResNet-56 -> ResNet-20 takes, and MMRazor's
+
 
 def pair(name, **changes):
     """The networks of a config, without weights; with the algorithm of another on demand."""
@@ -285,6 +290,7 @@ def test_operations_and_copies_of_a_step_are_those_of_the_page(name, monkeypatch
 
 # ---- which form of a teacher is taken
 
+
 def norms(network):
     return [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
 
@@ -300,8 +306,11 @@ def test_the_fastest_form_is_taken_and_may_be_the_teacher_itself(monkeypatch, fo
     model, data = build(distillation()), batch(4)
     model.train()
     with on_device(monkeypatch) as device:
-        monkeypatch.setattr(fast, '_milliseconds', lambda network, _: 1.0 + (bool(norms(network)) == folded) + (
-            is_channels_last(network) != channels_last))
+        monkeypatch.setattr(
+            fast,
+            '_milliseconds',
+            lambda network, _: 1.0 + (bool(norms(network)) == folded) + (is_channels_last(network) != channels_last),
+        )
         device.to_cuda(model)
         first_step(device, model, data)
         found = [(not norms(network), is_channels_last(network)) for network in networks]
@@ -325,7 +334,9 @@ def test_the_teachers_check_reads_nothing_but_what_it_has_copied_to_the_cpu(kind
         def stub(tensor):
             assert tensor.device.type == 'cpu'
             return value
+
         return stub
+
     model, data = build(distillation(**TEACHERS[kind])), batch(4)
     model.eval()
     with on_device(monkeypatch) as device:
@@ -343,6 +354,7 @@ def test_the_teachers_check_reads_nothing_but_what_it_has_copied_to_the_cpu(kind
 
 # ---- losses and weightings
 
+
 @pytest.fixture
 def _drawn(monkeypatch):
     """A build without CUDA has no generator for it but torch's own."""
@@ -350,14 +362,18 @@ def _drawn(monkeypatch):
 
 
 CONFIGS = [(LOSSES[loss].config, WEIGHTINGS[weighting].config) for loss, weighting in PAIRS]
-CONFIGS += [(LOSSES['SoftCrossEntropy'].config, config) for config in (
-    dict(type='ShuffledWeighting'), dict(type='MeanWeighting'), dict(type='RegularizationWeighting'))]
+CONFIGS += [
+    (LOSSES['SoftCrossEntropy'].config, config)
+    for config in (dict(type='ShuffledWeighting'), dict(type='MeanWeighting'), dict(type='RegularizationWeighting'))
+]
 
 
 @pytest.mark.usefixtures('_drawn')
-@pytest.mark.parametrize(('dtype', 'shape'), [
-    (torch.float32, (4, 10)), (torch.float32, (2, 10, 3, 3)),
-    (torch.float16, (4, 10)), (torch.bfloat16, (4, 10))], ids=str)
+@pytest.mark.parametrize(
+    ('dtype', 'shape'),
+    [(torch.float32, (4, 10)), (torch.float32, (2, 10, 3, 3)), (torch.float16, (4, 10)), (torch.bfloat16, (4, 10))],
+    ids=str,
+)
 def test_losses_under_weightings_read_nothing_and_copy_nothing(dtype, shape, monkeypatch):
     teacher_losses(monkeypatch)
     samples = [SimpleNamespace(metainfo=dict(sample_idx=0)) for _ in range(shape[0])]
@@ -376,8 +392,10 @@ def test_losses_under_weightings_read_nothing_and_copy_nothing(dtype, shape, mon
     assert_nothing_waits(device.copies)
 
 
-@pytest.mark.parametrize(('compile', 'name', 'terms'), [
-    (False, '_SoftTermsBackward', 4), pytest.param('triton', '_KernelTermsBackward', 5, marks=NEEDS_TRITON)])
+@pytest.mark.parametrize(
+    ('compile', 'name', 'terms'),
+    [(False, '_SoftTermsBackward', 4), pytest.param('triton', '_KernelTermsBackward', 5, marks=NEEDS_TRITON)],
+)
 def test_gradient_of_the_loss_is_on_the_device(device, compile, name, terms):
     preds = torch.randn(4, 10, device='cuda', requires_grad=True)
     loss = WSLLoss(compile=compile)(preds, preds.detach(), torch.zeros(4, dtype=torch.int64, device='cuda'))
@@ -419,12 +437,23 @@ def test_operations_of_a_loss(device, compile, operations):
 
 # ---- hooks
 
+
 def runner_with(model, steps=4, interval=2):
-    hub = SimpleNamespace(scalars=[], update_info=lambda *_: None,
-                          update_scalar=lambda name, value: hub.scalars.append((name, value)))
-    loader = type('Loader', (list, ), {'dataset': None})(range(steps))
-    return SimpleNamespace(model=model, hooks=[LoggerHook(interval=interval)], train_loop=None, epoch=0, iter=0,
-                           max_epochs=1, max_iters=steps, train_dataloader=loader, message_hub=hub)
+    hub = SimpleNamespace(
+        scalars=[], update_info=lambda *_: None, update_scalar=lambda name, value: hub.scalars.append((name, value))
+    )
+    loader = type('Loader', (list,), {'dataset': None})(range(steps))
+    return SimpleNamespace(
+        model=model,
+        hooks=[LoggerHook(interval=interval)],
+        train_loop=None,
+        epoch=0,
+        iter=0,
+        max_epochs=1,
+        max_iters=steps,
+        train_dataloader=loader,
+        message_hub=hub,
+    )
 
 
 def test_scalars_are_read_at_the_loggers_turn_alone(monkeypatch):

@@ -73,9 +73,19 @@ def test_table_of_the_loss_is_that_of_its_benchmark():
 
 def test_table_of_the_step_is_that_of_its_benchmark():
     times = benchmark('train_step')['milliseconds']
-    arms = ['bare', 'vanilla', 'vanilla, device', 'wsl, eval', 'wsl, every option', 'wsl, batch statistics', 'cached',
-            'mmrazor', 'mmrazor, channels last', 'teacher']
-    table = README[README.index('| student alone, bare PyTorch loop'):].split('\n\n')[0].splitlines()
+    arms = [
+        'bare',
+        'vanilla',
+        'vanilla, device',
+        'wsl, eval',
+        'wsl, every option',
+        'wsl, batch statistics',
+        'cached',
+        'mmrazor',
+        'mmrazor, channels last',
+        'teacher',
+    ]
+    table = README[README.index('| student alone, bare PyTorch loop') :].split('\n\n')[0].splitlines()
     for arm, row in zip(arms, table, strict=True):
         _, milliseconds, beyond, ratio = (cell.strip() for cell in row.strip('|').split('|'))
         assert milliseconds == f'{times[arm]:.0f}'
@@ -98,6 +108,7 @@ def test_the_page_tells_of_the_tests_that_a_gpu_ran():
 
 def test_python_example_runs():
     import torch
+
     scope = dict(student=torch.randn(4, 10), teacher=torch.randn(4, 10), target=torch.arange(4))
     exec(next(block for block in BLOCKS if 'wsl_weight' in block), scope)
     assert scope['loss'] > 0
@@ -136,20 +147,29 @@ def test_tables_of_bias_and_variance_are_those_of_the_campaigns(campaign):
         prefix, sign = ('difference_', '+') if found['error']['difference_value'] else ('', '')
         cells = []
         for quantity, places in decimals.items():
-            value, low, high = (f'{float(found[quantity][prefix + name]):{sign}.{places}f}'
-                                for name in ('value', 'low', 'high'))
+            value, low, high = (
+                f'{float(found[quantity][prefix + name]):{sign}.{places}f}' for name in ('value', 'low', 'high')
+            )
             cells.append(f'{value} ({low} to {high})')
         assert f'| {" | ".join(cells)} |' in page, arm
 
 
 def test_sizes_of_a_cache_are_those_of_its_format():
     page = (ROOT / 'docs/teacher_cache.md').read_text()
-    for top_k, dtype in ((None, 'float32'), (None, 'float16'), (5, 'float16'), (10, 'float32'), (10, 'float16'),
-                         (25, 'float32'), (25, 'float16')):
-        cifar, imagenet = (RecordFormat(classes, top_k, dtype, (4.0, )).layout.itemsize
-                           for classes in (100, 1000))
-        assert (f'| {f"top {top_k}" if top_k else "all"}, {dtype} | {cifar:,}; {imagenet:,} | '
-                f'{cifar * 50_000 * 240 / 1e9:.2f} GB | {imagenet * 1_281_167 * 100 / 1e9:.2f} GB | here |') in page
+    for top_k, dtype in (
+        (None, 'float32'),
+        (None, 'float16'),
+        (5, 'float16'),
+        (10, 'float32'),
+        (10, 'float16'),
+        (25, 'float32'),
+        (25, 'float16'),
+    ):
+        cifar, imagenet = (RecordFormat(classes, top_k, dtype, (4.0,)).layout.itemsize for classes in (100, 1000))
+        assert (
+            f'| {f"top {top_k}" if top_k else "all"}, {dtype} | {cifar:,}; {imagenet:,} | '
+            f'{cifar * 50_000 * 240 / 1e9:.2f} GB | {imagenet * 1_281_167 * 100 / 1e9:.2f} GB | here |'
+        ) in page
 
 
 @pytest.mark.parametrize('page', ['README.md', 'docs/choosing.md'])

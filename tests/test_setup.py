@@ -1,4 +1,5 @@
 """What a wheel brings along for OpenMIM, and what it needs."""
+
 import ast
 import re
 import subprocess
@@ -17,11 +18,14 @@ DISTRIBUTIONS = {'sklearn': 'scikit-learn', 'mmcv': 'mmcv-lite', 'PIL': 'pillow'
 
 
 def test_configs_and_tools_travel_where_mim_looks(tmp_path):
-    subprocess.run([sys.executable, '-W', 'ignore', 'setup.py', '--quiet', 'build_py', '--build-lib', str(tmp_path)],
-                   cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, '-W', 'ignore', 'setup.py', '--quiet', 'build_py', '--build-lib', str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+    )
     for package in ('mmwsl', '_mmwsl_mim'):  # import's and, before mmwsl-*.dist-info in order, onedl-mim's
         mim = tmp_path / package / '.mim'
-        metafile, = yaml.safe_load((mim / 'model-index.yml').read_text())['Import']
+        (metafile,) = yaml.safe_load((mim / 'model-index.yml').read_text())['Import']
         for model in yaml.safe_load((mim / metafile).read_text())['Models']:
             assert (mim / model['Config']).exists()
         assert Config.fromfile(mim / 'configs/wsl_digits.py').model.type == 'mmwsl.WSLDistill'
@@ -33,8 +37,12 @@ def test_configs_and_tools_travel_where_mim_looks(tmp_path):
 def required(tmp_path_factory):
     """Requirements by extra; '' without one."""
     folder = tmp_path_factory.mktemp('metadata')
-    subprocess.run([sys.executable, '-W', 'ignore', 'setup.py', '--quiet', 'egg_info', '--egg-base', str(folder)],
-                   cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, '-W', 'ignore', 'setup.py', '--quiet', 'egg_info', '--egg-base', str(folder)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
     found = {}
     for line in Distribution.at(folder / 'mmwsl.egg-info').requires:
         requirement, _, marker = line.partition(';')
@@ -53,7 +61,13 @@ def test_without_an_extra_torch_is_all_that_is_needed(required):
 
 def test_two_sets_differ_in_who_releases_them(required):
     assert names(required['onedl']) ^ names(required['openmmlab']) == {
-        'onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain', 'mmengine', 'mmcv-lite', 'mmpretrain'}
+        'onedl-mmengine',
+        'onedl-mmcv',
+        'onedl-mmpretrain',
+        'mmengine',
+        'mmcv-lite',
+        'mmpretrain',
+    }
 
 
 def test_the_tests_have_the_extras_that_they_use(required):
@@ -74,8 +88,10 @@ def imported(tree):
 
 
 def test_what_the_package_imports_it_asks_for(required):
-    brought = {**{extra: names(required[extra]) for extra in ('demo', 'triton', 'onnx', 'timm')},
-               '': names(required[''] + required['openmmlab'])}
+    brought = {
+        **{extra: names(required[extra]) for extra in ('demo', 'triton', 'onnx', 'timm')},
+        '': names(required[''] + required['openmmlab']),
+    }
     found = {pair for path in (ROOT / 'mmwsl').rglob('*.py') for pair in imported(ast.parse(path.read_text()))}
     foreign = {(name, extra) for name, extra in found if name not in {'mmwsl', *sys.stdlib_module_names}}
     assert {('torch', ''), ('mmcv', ''), ('sklearn', 'demo')} < foreign
@@ -84,8 +100,10 @@ def test_what_the_package_imports_it_asks_for(required):
 
 def pins(text):
     """Version by name, as pip compares names."""
-    return {re.sub('[-_.]+', '-', name).lower(): version
-            for name, version in re.findall(r'^([\w.-]+)==([^\s;\\]+)', text, re.M)}
+    return {
+        re.sub('[-_.]+', '-', name).lower(): version
+        for name, version in re.findall(r'^([\w.-]+)==([^\s;\\]+)', text, re.M)
+    }
 
 
 @pytest.mark.parametrize('name', ['onedl', 'openmmlab', 'onedl-dense', 'openmmlab-dense'])
@@ -100,8 +118,8 @@ def test_each_pin_but_torchs_has_its_hashes(name):
 
 def test_triton_is_pinned_with_its_hashes_and_asked_for_by_its_extra_alone(required):
     hashed = (ROOT / 'requirements/triton.txt').read_text()
-    (name, version), = pins(hashed).items()
-    wanted, = required['triton']
+    ((name, version),) = pins(hashed).items()
+    (wanted,) = required['triton']
     assert name == Requirement(wanted).name == 'triton' and version in Requirement(wanted).specifier
     assert_hashes_alone(hashed)
     assert [extra for extra in required if 'triton' in names(required[extra])] == ['triton']  # it is a large download
@@ -118,6 +136,7 @@ def assert_hashes_alone(text):
 
 # -------------------------------------------------------------------------------------------------------- for joiners
 
+
 def test_the_readme_names_each_extra(required):
     install = (ROOT / 'README.md').read_text().split('## Install')[1].split('\n## ')[0]
     named = {name for row in re.findall(r'(?m)^\| (`.*?) \|', install) for name in re.findall('`(.*?)`', row)}
@@ -128,17 +147,20 @@ def test_public_ci_runs_what_the_makefile_has(required):
     workflow = yaml.safe_load((ROOT / '.github/workflows/ci.yml').read_text())
     targets = set(re.findall(r'(?m)^([a-z-]+):', (ROOT / 'Makefile').read_text()))
     steps = [step.get('run', '') for job in workflow['jobs'].values() for step in job['steps']]
-    assert {'lint', 'install', 'test', 'docs'} <= {found[1] for step in steps if (
-        found := re.match('make ([a-z-]+)', step))} <= targets
+    assert (
+        {'lint', 'install', 'test', 'docs'}
+        <= {found[1] for step in steps if (found := re.match('make ([a-z-]+)', step))}
+        <= targets
+    )
     rows = workflow['jobs']['test']['strategy']['matrix']['include']
     assert {row['stack'] for row in rows} == {'onedl', 'openmmlab'}
-    oldest, = (row['packages'].split()[0] for row in rows if row['torch'] == 'oldest')
+    (oldest,) = (row['packages'].split()[0] for row in rows if row['torch'] == 'oldest')
     assert Requirement(required[''][0]).specifier.contains(oldest.removeprefix('torch=='))
     assert oldest.startswith(required[''][0].replace('>=', '=='))
 
 
 def test_pre_commit_has_the_ruff_that_is_pinned():
     hooks = yaml.safe_load((ROOT / '.pre-commit-config.yaml').read_text())['repos']
-    ruff, = (repo['rev'] for repo in hooks if 'ruff' in repo['repo'])
+    (ruff,) = (repo['rev'] for repo in hooks if 'ruff' in repo['repo'])
     for name in ('onedl', 'openmmlab'):
         assert f'ruff=={ruff.removeprefix("v")}' in (ROOT / f'requirements/{name}.txt').read_text()

@@ -1,4 +1,5 @@
 """Small networks, data and runs for the tests."""
+
 import importlib.util
 import os
 import socket
@@ -19,17 +20,29 @@ PREPROCESSOR = dict(type='mmpretrain.ClsDataPreprocessor', mean=[4.9], std=[6.0]
 def network(channels=4, classes=10, depth=8, **kwargs):
     """A classifier for images of one channel."""
     return dict(
-        type='ImageClassifier', _scope_='mmpretrain',
-        backbone=dict(type='mmwsl.CIFARResNet', depth=depth, in_channels=1, stem_channels=channels,
-                      base_channels=channels),
+        type='ImageClassifier',
+        _scope_='mmpretrain',
+        backbone=dict(
+            type='mmwsl.CIFARResNet', depth=depth, in_channels=1, stem_channels=channels, base_channels=channels
+        ),
         neck=dict(type='GlobalAveragePooling'),
-        head=dict(type='LinearClsHead', num_classes=classes, in_channels=4 * channels), **kwargs)
+        head=dict(type='LinearClsHead', num_classes=classes, in_channels=4 * channels),
+        **kwargs,
+    )
 
 
 def distillation(**kwargs):
     """A WSLDistill over two of them, with an untrained teacher."""
-    return {**dict(type='mmwsl.WSLDistill', architecture=network(2), teacher=network(4),
-                   data_preprocessor=PREPROCESSOR, distiller=dict(type='mmwsl.WSLDistiller')), **kwargs}
+    return {
+        **dict(
+            type='mmwsl.WSLDistill',
+            architecture=network(2),
+            teacher=network(4),
+            data_preprocessor=PREPROCESSOR,
+            distiller=dict(type='mmwsl.WSLDistiller'),
+        ),
+        **kwargs,
+    }
 
 
 def build(cfg):
@@ -43,7 +56,7 @@ def batch(size=6, seed=0, channels=1, classes=10):
     """What a dataloader hands to ``train_step``: uint8 images and their labels."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 17, (size, channels, 8, 8), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(0, classes, (size, ), generator=generator)
+    labels = torch.randint(0, classes, (size,), generator=generator)
     return dict(inputs=images, data_samples=[DataSample().set_gt_label(label) for label in labels])
 
 
@@ -61,12 +74,17 @@ def save_teacher(path, cfg=None, seed=1):
 def digits_config(work_dir, model, epochs=1, checkpoint=None, **kwargs):
     """A short run on the digits."""
     cfg = Config.fromfile(ROOT / 'configs/vanilla/digits_student.py')
-    cfg.merge_from_dict(dict(
-        # mmengine keeps loggers by name and second: runs within one second would share a log
-        work_dir=str(work_dir), experiment_name=str(work_dir).replace('/', '_'), train_cfg=dict(max_epochs=epochs),
-        randomness=dict(seed=0),
-        train_dataloader=dict(batch_size=100),
-        default_hooks=dict(logger=dict(interval=1), checkpoint=checkpoint or {})))
+    cfg.merge_from_dict(
+        dict(
+            # mmengine keeps loggers by name and second: runs within one second would share a log
+            work_dir=str(work_dir),
+            experiment_name=str(work_dir).replace('/', '_'),
+            train_cfg=dict(max_epochs=epochs),
+            randomness=dict(seed=0),
+            train_dataloader=dict(batch_size=100),
+            default_hooks=dict(logger=dict(interval=1), checkpoint=checkpoint or {}),
+        )
+    )
     cfg.merge_from_dict(kwargs)
     cfg.model = model
     return cfg
@@ -74,10 +92,14 @@ def digits_config(work_dir, model, epochs=1, checkpoint=None, **kwargs):
 
 def on_device(**kwargs):
     """What swapping the base with the datasets changes in a config on the digits."""
+
     def loader(split):
         dataset = dict(type='mmwsl.Digits', split=split, pipeline=[dict(type='PackInputs')])
-        return dict(collate_fn=dict(type='mmwsl.already_collated', _delete_=True),
-                    dataset=dict(type='mmwsl.DeviceDataset', dataset=dataset, _delete_=True))
+        return dict(
+            collate_fn=dict(type='mmwsl.already_collated', _delete_=True),
+            dataset=dict(type='mmwsl.DeviceDataset', dataset=dataset, _delete_=True),
+        )
+
     return dict(train_dataloader=loader('train'), val_dataloader=loader('test'), **kwargs)
 
 
@@ -102,6 +124,7 @@ class Graphs:
         def run(*args):
             self.runs += 1
             return graph(*args)
+
         return run
 
     def compile(self, model):
@@ -128,9 +151,15 @@ def free_port():
 
 def launch(script, *args, **env):
     """Run tools/dist_*.sh as a user does, on a port that nobody uses, and return what it said."""
-    done = subprocess.run(['bash', f'tools/{script}', *map(str, args)], cwd=ROOT, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True, check=False,
-                          env={**os.environ, 'PYTHON': sys.executable, 'PORT': free_port(), **env})
+    done = subprocess.run(
+        ['bash', f'tools/{script}', *map(str, args)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        env={**os.environ, 'PYTHON': sys.executable, 'PORT': free_port(), **env},
+    )
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout
 

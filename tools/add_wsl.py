@@ -1,4 +1,5 @@
 """Print or write the few lines of a config that add weighted soft labels to a distillation of MMRazor."""
+
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
@@ -32,10 +33,14 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config of a distillation of MMRazor, or mmrazor::distill/mmcls/...')
     parser.add_argument('--out', help='file to write; default: the lines are printed')
-    parser.add_argument('--beside', action='store_true', help='keep the losses of logits that the config has; without '
-                        'it they are replaced')
-    parser.add_argument('--tau', type=float, help="temperature; default: the replaced loss's if it means the same, "
-                        'or 2')
+    parser.add_argument(
+        '--beside',
+        action='store_true',
+        help='keep the losses of logits that the config has; without it they are replaced',
+    )
+    parser.add_argument(
+        '--tau', type=float, help="temperature; default: the replaced loss's if it means the same, or 2"
+    )
     parser.add_argument('--loss-weight', type=float, help="default: the replaced loss's if it means the same, or 2.5")
     return parser.parse_args()
 
@@ -54,8 +59,9 @@ def fragment(cfg: Config, base: str, beside: bool = False, **settings: float | N
     """
     check(cfg)
     distiller = cfg.model.distiller
-    replaced = [] if beside else [
-        name for name, loss in distiller.distill_losses.items() if _kind(loss) in LOGIT_LOSSES]
+    replaced = (
+        [] if beside else [name for name, loss in distiller.distill_losses.items() if _kind(loss) in LOGIT_LOSSES]
+    )
     recorders, labels = _labels(cfg)
     losses, mappings = {}, {}
     for name in replaced:
@@ -66,8 +72,11 @@ def fragment(cfg: Config, base: str, beside: bool = False, **settings: float | N
         mappings['loss_wsl'], recorders = _adding(cfg, recorders, labels)
     mappings = {name: mapping for name, mapping in mappings.items() if mapping}
     parts = {**recorders, 'distill_losses': losses, **({'loss_forward_mappings': mappings} if mappings else {})}
-    lines = '\n'.join(line for place, (key, part) in enumerate(parts.items(), 1)
-                      for line in _lines(key, part, '))' if place == len(parts) else ',', INDENT))
+    lines = '\n'.join(
+        line
+        for place, (key, part) in enumerate(parts.items(), 1)
+        for line in _lines(key, part, '))' if place == len(parts) else ',', INDENT)
+    )
     return f'_base_ = {base!r}\nmodel = dict(distiller=dict(\n{lines}\n'
 
 
@@ -92,8 +101,9 @@ def _loss(cfg: Config, replaced: dict, settings: dict[str, float | None]) -> dic
     if kind in SAME_SCALE and replaced.get('reduction', SAME_SCALE[kind]) == SAME_SCALE[kind]:
         kept = {'tau': replaced.get('tau', 1.0), 'loss_weight': replaced.get('loss_weight', 1.0)}
     given = {key: value for key, value in settings.items() if value is not None}
-    return dict(type='mmwsl.WSLLoss', **{**PAPER, **kept, **given},
-                **({} if has_labels(cfg) else dict(weighting='label_free')))
+    return dict(
+        type='mmwsl.WSLLoss', **{**PAPER, **kept, **given}, **({} if has_labels(cfg) else dict(weighting='label_free'))
+    )
 
 
 def has_labels(cfg: Config) -> bool:
@@ -101,13 +111,20 @@ def has_labels(cfg: Config) -> bool:
     the teacher's class."""
     student = network_config(cfg)
     mixed = (student.get('data_preprocessor') or {}).get('batch_augments') or (student.get('train_cfg') or {}).get(
-        'augments')
+        'augments'
+    )
     return not mixed and 'generator' not in cfg.model
 
 
 def _recorder(recorders: dict | None, kind: str, fits: Any) -> str | None:
-    return next((name for name, recorder in (recorders or {}).items()
-                 if recorder.type.rpartition('.')[2] == kind and fits(recorder.source)), None)
+    return next(
+        (
+            name
+            for name, recorder in (recorders or {}).items()
+            if recorder.type.rpartition('.')[2] == kind and fits(recorder.source)
+        ),
+        None,
+    )
 
 
 def _labels(cfg: Config) -> tuple[dict, dict]:
@@ -115,12 +132,15 @@ def _labels(cfg: Config) -> tuple[dict, dict]:
     for side in ('student', 'teacher'):  # a self-distillation's teacher is the student
         if side == 'teacher' and cfg.model.get('teacher'):
             continue
-        found = _recorder(cfg.model.distiller.get(f'{side}_recorders'), 'ModuleInputs',
-                          lambda source: source == 'head.loss_module')
+        found = _recorder(
+            cfg.model.distiller.get(f'{side}_recorders'), 'ModuleInputs', lambda source: source == 'head.loss_module'
+        )
         if found:
             return {}, dict(recorder=found, from_student=side == 'student', data_idx=1)
-    return ({'student_recorders': {LABELS: dict(type='ModuleInputs', source='head.loss_module')}},
-            dict(recorder=LABELS, from_student=True, data_idx=1))
+    return (
+        {'student_recorders': {LABELS: dict(type='ModuleInputs', source='head.loss_module')}},
+        dict(recorder=LABELS, from_student=True, data_idx=1),
+    )
 
 
 def _replacing(distiller: dict, name: str, labels: dict) -> dict:
@@ -138,12 +158,16 @@ def _adding(cfg: Config, recorders: dict, labels: dict) -> tuple[dict, dict]:
     """The mapping of a further loss, and all recorders to add: the student's logits are what its own loss is given."""
     teachers = cfg.model.get('teachers')
     source = f'{next(iter(teachers))}.head' if teachers else 'head'
-    teacher = _recorder(cfg.model.distiller.get('teacher_recorders'), 'ModuleOutputs',
-                        lambda found: found in (source, f'{source}.fc'))
+    teacher = _recorder(
+        cfg.model.distiller.get('teacher_recorders'), 'ModuleOutputs', lambda found: found in (source, f'{source}.fc')
+    )
     if teacher is None:
         recorders = {**recorders, 'teacher_recorders': {LOGITS: dict(type='ModuleOutputs', source=source)}}
-    return dict(preds_S={**labels, 'data_idx': 0}, preds_T=dict(recorder=teacher or LOGITS, from_student=False),
-                gt_labels=labels), recorders
+    return dict(
+        preds_S={**labels, 'data_idx': 0},
+        preds_T=dict(recorder=teacher or LOGITS, from_student=False),
+        gt_labels=labels,
+    ), recorders
 
 
 def _lines(key: str, value: Any, end: str, indent: str = '') -> Iterator[str]:

@@ -4,6 +4,7 @@ Give the folder that tools/new_pair.py wrote, a distillation alone, whose studen
 compared with it, or several configs. The teacher is trained first if the file that teacher_ckpt names is not there.
 The same command goes on where it was stopped. Figures are those of the last epoch.
 """
+
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
@@ -41,10 +42,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('configs', nargs='+', type=Path, metavar='CONFIG', help='a config, or a folder of configs')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
     parser.add_argument('--jobs', type=int, help='runs at a time; default: 1 on a GPU, otherwise a core each, up to 4')
-    parser.add_argument('--views', type=int, metavar='V', help='ask the teacher once for V views of each training '
-                        'image, and teach with these: KD and WSL are then about as fast as the student alone')
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='for every run, as in '
-                        'tools/train.py')
+    parser.add_argument(
+        '--views',
+        type=int,
+        metavar='V',
+        help='ask the teacher once for V views of each training '
+        'image, and teach with these: KD and WSL are then about as fast as the student alone',
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='for every run, as in tools/train.py'
+    )
     parser.add_argument('--out', type=Path, help='folder for the runs; default: work_dirs/<name of the first CONFIG>')
     args = parser.parse_args()
     args.out = args.out or Path('work_dirs') / args.configs[0].resolve().stem
@@ -54,8 +61,15 @@ def parse_args() -> argparse.Namespace:
 
 def ask_teacher(tool: str, config: Path, options: Sequence[str], *arguments: str) -> None:
     """Run a tool on a distillation with its teacher; end with the tool's last line if it fails."""
-    command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / tool), str(config), *arguments,
-               *(['--cfg-options', *options] if options else [])]
+    command = [
+        sys.executable,
+        '-W',
+        'ignore',
+        str(ROOT / 'tools' / tool),
+        str(config),
+        *arguments,
+        *(['--cfg-options', *options] if options else []),
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f'tools/{tool} failed: {done.stdout.strip().splitlines()[-1]}')
@@ -66,8 +80,17 @@ def score_of_teacher(planned: Plan, metric: Metric, out: Path) -> float:
     if planned.teacher_ckpt is None:
         return metric.scores(runs.scalars(planned.teacher.work_dir))[-1]
     found = out / 'teacher.json'
-    ask_teacher('test.py', *on_validation_data(planned.taught, planned.teaching, out), '--teacher', '--out', str(found),
-                '--out-item', 'metrics', '--work-dir', str(out / 'teacher_test'))
+    ask_teacher(
+        'test.py',
+        *on_validation_data(planned.taught, planned.teaching, out),
+        '--teacher',
+        '--out',
+        str(found),
+        '--out-item',
+        'metrics',
+        '--work-dir',
+        str(out / 'teacher_test'),
+    )
     return metric.factor * json.loads(found.read_text())[metric.key]
 
 
@@ -79,10 +102,19 @@ def train(planned: Plan, args: argparse.Namespace) -> dict[str, list[list[dict]]
         train_all(TRAIN, [planned.teacher], 1, cores, tell)
     if args.views:
         tell(f'Keeping what the teacher says of {args.views} views of each image ...')
-        ask_teacher('cache_teacher.py', planned.taught, planned.teaching, '--views', str(args.views), '--out',
-                    str(args.out / CACHE))
-    tell(f'Training {len(planned.arms)} x {len(args.seeds)} students, {args.jobs} at a time: '
-         f'{", ".join(planned.arms)} ...')
+        ask_teacher(
+            'cache_teacher.py',
+            planned.taught,
+            planned.teaching,
+            '--views',
+            str(args.views),
+            '--out',
+            str(args.out / CACHE),
+        )
+    tell(
+        f'Training {len(planned.arms)} x {len(args.seeds)} students, {args.jobs} at a time: '
+        f'{", ".join(planned.arms)} ...'
+    )
     students = [run for arm in planned.arms.values() for run in arm]
     logs = iter(train_all(TRAIN, students, args.jobs, max(1, cores // args.jobs), tell))
     return {arm: [next(logs) for _ in of_arm] for arm, of_arm in planned.arms.items()}

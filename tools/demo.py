@@ -4,6 +4,7 @@ Trains a teacher, then the same student alone, with plain soft labels and with w
 through tools/train.py and the configs of this repository. Prints a table and draws a picture. --task seg, multi and det
 do so on scenes of digits: a class for each pixel, several labels of an image, boxes.
 """
+
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
@@ -32,6 +33,7 @@ tell = partial(print, flush=True)
 @dataclass(frozen=True)
 class Task:
     """What a demo trains, and how it is scored."""
+
     teacher: str
     arms: dict[str, str]
     metric: Metric
@@ -41,18 +43,42 @@ class Task:
 
 
 TASKS = {
-    'cls': Task('vanilla/digits_teacher', {ALONE: 'vanilla/digits_student', PLAIN: 'kd_digits', WEIGHTED: 'wsl_digits'},
-                Metric('accuracy/top1', 'top-1 on 1,197 test digits, %'), 5),
-    'seg': Task('seg/teacher_digits-seg', {
-        ALONE: 'seg/student_digits-seg', PLAIN: 'seg/kd_digits-seg', WEIGHTED: 'seg/wsl_digits-seg',
-        "MMRazor's CWD": 'seg/cwd_digits-seg'}, Metric('mIoU', 'mIoU on 300 test scenes, %'), 3, package='mmseg'),
-    'multi': Task('multi/teacher_digits-multi', {
-        ALONE: 'multi/student_digits-multi', PLAIN: 'multi/kd_digits-multi', WEIGHTED: 'multi/wsl_digits-multi'},
-                  Metric('multi-label/mAP', 'mAP on 300 test scenes, %'), 3),
-    'det': Task('det/teacher_digits-det', {
-        ALONE: 'det/student_digits-det', PLAIN: 'det/kd_digits-det', WEIGHTED: 'det/wsl_digits-det',
-        'WSL without |p_s - p_t|': 'det/wsl-plain_digits-det'},
-                Metric('coco/bbox_mAP', 'mAP on 300 test scenes, %', 100.0), 3, package='mmdet'),
+    'cls': Task(
+        'vanilla/digits_teacher',
+        {ALONE: 'vanilla/digits_student', PLAIN: 'kd_digits', WEIGHTED: 'wsl_digits'},
+        Metric('accuracy/top1', 'top-1 on 1,197 test digits, %'),
+        5,
+    ),
+    'seg': Task(
+        'seg/teacher_digits-seg',
+        {
+            ALONE: 'seg/student_digits-seg',
+            PLAIN: 'seg/kd_digits-seg',
+            WEIGHTED: 'seg/wsl_digits-seg',
+            "MMRazor's CWD": 'seg/cwd_digits-seg',
+        },
+        Metric('mIoU', 'mIoU on 300 test scenes, %'),
+        3,
+        package='mmseg',
+    ),
+    'multi': Task(
+        'multi/teacher_digits-multi',
+        {ALONE: 'multi/student_digits-multi', PLAIN: 'multi/kd_digits-multi', WEIGHTED: 'multi/wsl_digits-multi'},
+        Metric('multi-label/mAP', 'mAP on 300 test scenes, %'),
+        3,
+    ),
+    'det': Task(
+        'det/teacher_digits-det',
+        {
+            ALONE: 'det/student_digits-det',
+            PLAIN: 'det/kd_digits-det',
+            WEIGHTED: 'det/wsl_digits-det',
+            'WSL without |p_s - p_t|': 'det/wsl-plain_digits-det',
+        },
+        Metric('coco/bbox_mAP', 'mAP on 300 test scenes, %', 100.0),
+        3,
+        package='mmdet',
+    ),
 }
 
 
@@ -61,15 +87,21 @@ def run_all(task: Task, out: Path, seeds: int, jobs: int) -> tuple[float, dict[s
     for record in out.glob('*/run.json'):  # an earlier demo's
         shutil.rmtree(record.parent)
     print('Training the teacher ...', flush=True)
-    teacher = Trained(path_of(task.teacher), out / 'teacher', ('randomness.seed=0', ))
-    log, = train_all(TRAIN, [teacher], 1, THREADS, tell)
-    options = ('default_hooks.logger.interval=12', )  # on the digits once an epoch
+    teacher = Trained(path_of(task.teacher), out / 'teacher', ('randomness.seed=0',))
+    (log,) = train_all(TRAIN, [teacher], 1, THREADS, tell)
+    options = ('default_hooks.logger.interval=12',)  # on the digits once an epoch
     # relative, since mmengine drops white space from settings and splits them at commas
     checkpoint = f'model.teacher_ckpt={os.path.relpath(teacher.last_checkpoint)}'
     print(f'Training {len(task.arms)} x {seeds} students, {jobs} at a time ...', flush=True)
-    planned = [Trained(path_of(config), work_dir_of(config, seed, out), (
-        f'randomness.seed={seed}', *options, *([] if arm == ALONE else [checkpoint])))
-        for arm, config in task.arms.items() for seed in range(seeds)]
+    planned = [
+        Trained(
+            path_of(config),
+            work_dir_of(config, seed, out),
+            (f'randomness.seed={seed}', *options, *([] if arm == ALONE else [checkpoint])),
+        )
+        for arm, config in task.arms.items()
+        for seed in range(seeds)
+    ]
     logs = iter(train_all(TRAIN, planned, jobs, THREADS, tell))
     return task.metric.scores(log)[-1], {arm: [next(logs) for _ in range(seeds)] for arm in task.arms}
 
@@ -89,8 +121,10 @@ def last_checkpoint(config: str, work_dir: Path) -> Path:
 def draw_scenes(task: Task, out: Path, path: Path) -> None:
     """Some test scenes with what is in them, and what the teacher and each arm of seed 0 find there."""
     import matplotlib
+
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
+
     MMLogger.get_current_instance().setLevel('WARNING')  # no line for each checkpoint
     found = {'Teacher': predicted(task.teacher, last_checkpoint(task.teacher, out / 'teacher'))}
     for arm, config in task.arms.items():  # a student is the same network, whoever taught it
@@ -114,8 +148,10 @@ def predicted(config: str, checkpoint: Path) -> list[tuple[Any, Any]]:
     items = [dataset[i] for i in range(SHOWN)]
     collate = FUNCTIONS.get(cfg.val_dataloader.collate_fn.type)
     model.eval()
-    return [(item['inputs'].float().mean(0), sample) for item, sample in
-            zip(items, model.test_step(collate(items)), strict=True)]
+    return [
+        (item['inputs'].float().mean(0), sample)
+        for item, sample in zip(items, model.test_step(collate(items)), strict=True)
+    ]
 
 
 def show(ax: Any, scene: tuple[Any, Any], side: str, title: str) -> None:
@@ -125,8 +161,9 @@ def show(ax: Any, scene: tuple[Any, Any], side: str, title: str) -> None:
     ax.set(xticks=[], yticks=[])
     ax.set_title(title, fontsize='small')
     if f'{side}sem_seg' in sample:
-        ax.imshow(sample.get(f'{side}sem_seg').data[0], cmap='tab20', vmin=0, vmax=19, alpha=0.75,
-                  interpolation='nearest')
+        ax.imshow(
+            sample.get(f'{side}sem_seg').data[0], cmap='tab20', vmin=0, vmax=19, alpha=0.75, interpolation='nearest'
+        )
     elif f'{side}instances' in sample:
         found = sample.get(f'{side}instances')
         sure = found[found.scores > 0.3] if 'scores' in found else found
@@ -134,14 +171,19 @@ def show(ax: Any, scene: tuple[Any, Any], side: str, title: str) -> None:
             ax.plot([left, right, right, left, left], [top, top, bottom, bottom, top], color=f'C{label}', linewidth=1)
             ax.text(left, top, str(label), color=f'C{label}', fontsize='x-small', verticalalignment='bottom')
     else:
-        ax.set_xlabel(' '.join(str(label) for label in sorted(sample.get(f'{side}label').tolist())) or 'none',
-                      fontsize='small')
+        ax.set_xlabel(
+            ' '.join(str(label) for label in sorted(sample.get(f'{side}label').tolist())) or 'none', fontsize='small'
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--task', choices=TASKS, default='cls', help='cls: which digit; the others are of scenes of '
-                        'digits, and seg and det need the extra dense')
+    parser.add_argument(
+        '--task',
+        choices=TASKS,
+        default='cls',
+        help='cls: which digit; the others are of scenes of digits, and seg and det need the extra dense',
+    )
     parser.add_argument('--seeds', type=int, help='runs of each arm; default: 5, of the other tasks 3')
     parser.add_argument('--jobs', type=int, default=min(4, os.cpu_count() or 1), help='runs at a time')
     parser.add_argument('--out', type=Path, help='default: work_dirs/demo, or work_dirs/demo_TASK')

@@ -12,6 +12,7 @@ most.
 Nothing is downloaded. With --wheels the stack is installed from a folder into the work dir, for a machine that has
 torch and no network; nothing else is installed. --rehearse does the same at tiny sizes on the CPU.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -37,8 +38,18 @@ EPOCHS = 40  # 12 runs of them took an H100 five minutes
 PARTS = ('tests', 'loss', 'step', 'runs')
 WORKERS = 8  # of the tests
 TEACHER = 'chenyaofo_cifar100_resnet56.pth'
-STACK = ('torch', 'triton', 'torchvision', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain', 'mmengine', 'mmcv-lite',
-         'mmpretrain', 'mmrazor')
+STACK = (
+    'torch',
+    'triton',
+    'torchvision',
+    'onedl-mmengine',
+    'onedl-mmcv',
+    'onedl-mmpretrain',
+    'mmengine',
+    'mmcv-lite',
+    'mmpretrain',
+    'mmrazor',
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,7 @@ class Session:
         left: How many of them are left.
         environment: Of the parts.
     """
+
     out: Path
     limit: float
     left: Callable[[], float]
@@ -96,8 +108,15 @@ class Session:
         with (self.out / part.log).open('ab') as log:
             log.write(f'==== {part.name}: {shlex.join(part.command)}\n'.encode())
             log.flush()
-            process = subprocess.Popen(part.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
-                                       env=self.environment, start_new_session=True, preexec_fn=hear_interrupts)
+            process = subprocess.Popen(
+                part.command,
+                cwd=ROOT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                start_new_session=True,
+                preexec_fn=hear_interrupts,
+            )
             try:
                 while process.poll() is None and (left := self.left() - until) > 0:
                     with suppress(subprocess.TimeoutExpired):
@@ -143,22 +162,40 @@ def parts_of(args: argparse.Namespace) -> list[Part]:
     parts = [
         cuda_tests(args),
         loss_benchmark(args),
-        Part('teacher', python('tools/model_converters/import_teacher.py', str(teacher), str(imported_teacher(args))),
-             worth=0.1, needs=(teacher, )),
+        Part(
+            'teacher',
+            python('tools/model_converters/import_teacher.py', str(teacher), str(imported_teacher(args))),
+            worth=0.1,
+            needs=(teacher,),
+        ),
         step_benchmark(args),
         sweep(args),
     ]
     if {'step', 'runs'} & set(chosen):
         chosen = {'teacher': None, **chosen}
-    return [*([installation(args)] if args.wheels else []),
-            *(replace(part, worth=(chosen[part.name] or part.worth * args.seconds) / args.seconds)
-              for part in parts if part.name in chosen)]
+    return [
+        *([installation(args)] if args.wheels else []),
+        *(
+            replace(part, worth=(chosen[part.name] or part.worth * args.seconds) / args.seconds)
+            for part in parts
+            if part.name in chosen
+        ),
+    ]
 
 
 def installation(args: argparse.Namespace) -> Part:
     files = sorted(map(str, args.wheels.glob('*.whl')))
-    return Part('wheels', [*python('-m', 'pip', '--disable-pip-version-check', 'install', '--quiet', '--no-index'),
-                           '--no-deps', '--target', str(site(args)), *files], worth=0.3)
+    return Part(
+        'wheels',
+        [
+            *python('-m', 'pip', '--disable-pip-version-check', 'install', '--quiet', '--no-index'),
+            '--no-deps',
+            '--target',
+            str(site(args)),
+            *files,
+        ],
+        worth=0.3,
+    )
 
 
 def cuda_tests(args: argparse.Namespace) -> Part:
@@ -167,21 +204,66 @@ def cuda_tests(args: argparse.Namespace) -> Part:
     workers = [f'--numprocesses={WORKERS}'] if find_spec('xdist') else []
     if args.rehearse:
         files, workers = [ROOT / 'tests/test_models/test_losses/test_wsl_loss.py'], []  # they skip there
-    return Part('tests', [*python('-m', 'pytest', '-k', 'cuda', '-m', 'not slow', '-p', 'no:cacheprovider',
-                                  '--continue-on-collection-errors', '--verbose', '--tb=short', '-rfE'), *workers,
-                          *(str(path.relative_to(ROOT)) for path in files)],
-                worth=0.4, log='tests.txt', interrupted=True)
+    return Part(
+        'tests',
+        [
+            *python(
+                '-m',
+                'pytest',
+                '-k',
+                'cuda',
+                '-m',
+                'not slow',
+                '-p',
+                'no:cacheprovider',
+                '--continue-on-collection-errors',
+                '--verbose',
+                '--tb=short',
+                '-rfE',
+            ),
+            *workers,
+            *(str(path.relative_to(ROOT)) for path in files),
+        ],
+        worth=0.4,
+        log='tests.txt',
+        interrupted=True,
+    )
 
 
 def loss_benchmark(args: argparse.Namespace) -> Part:
     # each row compiles kernels: about 20 seconds
-    sizes = ['--device', 'cuda', '--seconds', '0.2', '--rounds', '20', '--shapes', '256x1000', '16384x1000',
-             '8x150x512x512', '64x100', '8x19x128x128']
+    sizes = [
+        '--device',
+        'cuda',
+        '--seconds',
+        '0.2',
+        '--rounds',
+        '20',
+        '--shapes',
+        '256x1000',
+        '16384x1000',
+        '8x150x512x512',
+        '64x100',
+        '8x19x128x128',
+    ]
     if args.rehearse:
         kernel = ['WSLLoss triton'] if find_spec('triton') else []  # without a GPU it is the same as WSLLoss
         sizes = ['--shapes', '8x10', '--contestants', 'WSLLoss', 'plain KD', *kernel, '--rounds', '3', '--seconds', '0']
-    return Part('loss', [*python('tools/benchmarks/loss.py'), '--out', str(args.out), '--processes', '0',
-                         '--dtype', 'float32', 'bfloat16', *sizes], worth=0.4)
+    return Part(
+        'loss',
+        [
+            *python('tools/benchmarks/loss.py'),
+            '--out',
+            str(args.out),
+            '--processes',
+            '0',
+            '--dtype',
+            'float32',
+            'bfloat16',
+            *sizes,
+        ],
+        worth=0.4,
+    )
 
 
 def step_benchmark(args: argparse.Namespace) -> Part:
@@ -190,9 +272,13 @@ def step_benchmark(args: argparse.Namespace) -> Part:
     if args.rehearse:
         sizes = ['--steps', '7', '--groups', 'plain', 'device']  # the first five are not counted
     where = ['--teacher', str(imported_teacher(args)), '--out', str(out)]
-    return Part('step', [*python('tools/benchmarks/train_step.py'), '--rounds', '1', *sizes, *where],
-                worth=0.35, needs=(args.teachers / TEACHER, ),
-                collect=partial(collect_steps, out, args.out))
+    return Part(
+        'step',
+        [*python('tools/benchmarks/train_step.py'), '--rounds', '1', *sizes, *where],
+        worth=0.35,
+        needs=(args.teachers / TEACHER,),
+        collect=partial(collect_steps, out, args.out),
+    )
 
 
 def collect_steps(work: Path, out: Path) -> None:
@@ -216,11 +302,25 @@ def sweep(args: argparse.Namespace) -> Part:
         settings, seeds = ['train_cfg.max_epochs=1'], [0]
         if not all(path.exists() for path in needs):
             configs, options, needs = [ROOT / 'configs/vanilla/digits_student.py'], ['train_cfg.val_interval=1'], ()
-    return Part('runs', [*python('tools/sweep.py', *map(str, configs)), '--together', '--seeds', *map(str, seeds),
-                         *(word for setting in settings for word in ('--set', setting.replace(' ', ''))),
-                         '--work-dir', str(args.work / 'sweep'), '--results', str(args.work / 'results'),
-                         '--cfg-options', *options],
-                worth=1.0, needs=needs, collect=partial(collect_runs, args.work / 'sweep', args.out))
+    return Part(
+        'runs',
+        [
+            *python('tools/sweep.py', *map(str, configs)),
+            '--together',
+            '--seeds',
+            *map(str, seeds),
+            *(word for setting in settings for word in ('--set', setting.replace(' ', ''))),
+            '--work-dir',
+            str(args.work / 'sweep'),
+            '--results',
+            str(args.work / 'results'),
+            '--cfg-options',
+            *options,
+        ],
+        worth=1.0,
+        needs=needs,
+        collect=partial(collect_runs, args.work / 'sweep', args.out),
+    )
 
 
 def taught(args: argparse.Namespace) -> list[Path]:
@@ -229,8 +329,11 @@ def taught(args: argparse.Namespace) -> list[Path]:
     for name in ('kd-hinton', 'kd', 'wsl'):
         paths.append(args.work / f'configs/{name}_r56_r20_cifar100.py')
         paths[-1].parent.mkdir(parents=True, exist_ok=True)
-        write_whole(paths[-1], f"_base_ = [{str(ROOT / 'configs' / paths[-1].name)!r}]\n"
-                               f'model = dict(teacher_ckpt={str(imported_teacher(args))!r})\n')
+        write_whole(
+            paths[-1],
+            f'_base_ = [{str(ROOT / "configs" / paths[-1].name)!r}]\n'
+            f'model = dict(teacher_ckpt={str(imported_teacher(args))!r})\n',
+        )
     return paths
 
 
@@ -272,8 +375,10 @@ def card() -> str:
     code = 'import torch; print(torch.cuda.get_device_name())'
     asked = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=False)
     if asked.returncode:
-        raise SystemExit(f'torch sees no GPU here ({asked.stderr.strip().splitlines()[-1]}). --rehearse (make gpu '
-                         'REHEARSE=1) does the same at tiny sizes on the CPU')
+        raise SystemExit(
+            f'torch sees no GPU here ({asked.stderr.strip().splitlines()[-1]}). --rehearse (make gpu '
+            'REHEARSE=1) does the same at tiny sizes on the CPU'
+        )
     return asked.stdout.strip()
 
 
@@ -292,8 +397,14 @@ def part_named(text: str) -> tuple[str, float | None]:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seconds', type=float, default=540, help='the limit, from the start of this program')
-    parser.add_argument('--parts', nargs='+', type=part_named, default=[(name, None) for name in PARTS], metavar='PART',
-                        help=f'of {", ".join(PARTS)}; default: all. PART=SECONDS: for so long at most')
+    parser.add_argument(
+        '--parts',
+        nargs='+',
+        type=part_named,
+        default=[(name, None) for name in PARTS],
+        metavar='PART',
+        help=f'of {", ".join(PARTS)}; default: all. PART=SECONDS: for so long at most',
+    )
     parser.add_argument('--out', type=Path, default=Path('work_dirs/gpu/results'), help='folder for the results')
     parser.add_argument('--work', type=Path, help='folder for all else; default: work_dirs/gpu')
     parser.add_argument('--data', type=Path, default=Path('data/cifar100'), help='folder with cifar-100-python')
@@ -315,8 +426,12 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     limit = args.seconds - GRACE
     session = Session(args.out, limit, lambda: limit - (time.monotonic() - started), environment_of(args))
-    session.status = {'card': 'none, a rehearsal' if args.rehearse else card(), 'seconds': args.seconds,
-                      'versions': versions(args), 'parts': []}
+    session.status = {
+        'card': 'none, a rehearsal' if args.rehearse else card(),
+        'seconds': args.seconds,
+        'versions': versions(args),
+        'parts': [],
+    }
     for part in parts_of(args):
         session.carry_out(part)
         print(' '.join(map(str, session.status['parts'][-1].values())), flush=True)

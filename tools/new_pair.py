@@ -3,6 +3,7 @@
 The folder has train/<class>/<image> and val/<class>/<image> (or valid, validation, test), or <class>/<image>, which is
 then split. It is only read. A network is one of configs/_base_/models, mmpretrain's or timm's, by its name.
 """
+
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
@@ -22,15 +23,30 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--data', type=Path, required=True, help='the folder of images')
     parser.add_argument('--teacher', required=True, metavar='NAME', help='e.g. resnet34, vit-base-p16, timm:resnet18')
     parser.add_argument('--student', required=True, metavar='NAME')
-    parser.add_argument('--teacher-ckpt', metavar='FILE', help='a teacher that knows these classes already; otherwise '
-                        'it is trained on them')
-    parser.add_argument('--teacher-start', metavar='FILE', help='file or URL of weights, of other classes, with which '
-                        "the teacher's training begins")
+    parser.add_argument(
+        '--teacher-ckpt',
+        metavar='FILE',
+        help='a teacher that knows these classes already; otherwise it is trained on them',
+    )
+    parser.add_argument(
+        '--teacher-start',
+        metavar='FILE',
+        help="file or URL of weights, of other classes, with which the teacher's training begins",
+    )
     parser.add_argument('--student-start', metavar='FILE', help="the same for the student's")
-    parser.add_argument('--pixels', type=int, choices=[32, 224], help='edge at which images are read; default: 32 if '
-                        'their shorter edges are up to 64 pixels, otherwise 224')
-    parser.add_argument('--minutes', type=float, default=60, help='what teacher, student alone, KD and WSL together '
-                        'may take on this machine, about; fewer minutes, fewer epochs (default: %(default)g)')
+    parser.add_argument(
+        '--pixels',
+        type=int,
+        choices=[32, 224],
+        help='edge at which images are read; default: 32 if their shorter edges are up to 64 pixels, otherwise 224',
+    )
+    parser.add_argument(
+        '--minutes',
+        type=float,
+        default=60,
+        help='what teacher, student alone, KD and WSL together '
+        'may take on this machine, about; fewer minutes, fewer epochs (default: %(default)g)',
+    )
     parser.add_argument('--out', type=Path, help='folder for the configs; default: configs/<name of the data>')
     args = parser.parse_args()
     if args.teacher_ckpt and args.teacher_start:
@@ -50,14 +66,23 @@ def main() -> None:
     print(folder.describe())
     pixels, bases = args.pixels or pixels_for(folder), ROOT / 'configs/_base_/models'
     print(f'Trying {args.teacher} and {args.student} on {pixels} x {pixels} pixels ...', flush=True)
-    teacher, student = (get_network(name, folder, pixels, bases, start) for name, start in (
-        (args.teacher, args.teacher_start), (args.student, args.student_start)))
+    teacher, student = (
+        get_network(name, folder, pixels, bases, start)
+        for name, start in ((args.teacher, args.teacher_start), (args.student, args.student_start))
+    )
     made = recipe(folder, pixels, teacher, student, args.minutes)
     files = write_pair(args.out, ROOT / 'configs', folder, made, teacher, student, args.teacher_ckpt)
-    print(f'  {made.epochs} epochs, {made.batch} images a step. About, on this machine: ' + ', '.join(
-        f'{run} {roughly(seconds)}' for run, seconds in (
-            ('teacher', made.seconds['teacher']), ('student alone', made.seconds['student']),
-            ('KD or WSL', made.seconds['kd']))))
+    print(
+        f'  {made.epochs} epochs, {made.batch} images a step. About, on this machine: '
+        + ', '.join(
+            f'{run} {roughly(seconds)}'
+            for run, seconds in (
+                ('teacher', made.seconds['teacher']),
+                ('student alone', made.seconds['student']),
+                ('KD or WSL', made.seconds['kd']),
+            )
+        )
+    )
     print('Written: ' + ' '.join(str(file) for file in files))
     tools = shlex.quote(str(Path(sys.argv[0]).parent))
     print(f'\nLook at {args.out}/wsl.py, and then:')

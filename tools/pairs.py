@@ -1,4 +1,5 @@
 """Write docs/pairs.md: which weighting goes with which loss. Each pair is tried, so the page says what is so."""
+
 import mmwsl.registry  # noqa: I001  readies the stack, so it comes first
 
 import argparse
@@ -21,8 +22,11 @@ from mmwsl.utils.text import table
 PAGE = Path(__file__).resolve().parent.parent / 'docs/pairs.md'
 # what a part cannot be built without, and settings that decide where it is defined
 NEEDED = {'ProductWeighting': dict(factors=[dict(type='WSLWeighting'), dict(type='EntropyWeighting')])}
-SETTINGS = {'BernoulliKD': [dict(per_class=False)], 'DIST': [dict(beta=0)],
-            'WSLWeighting': [dict(teacher_losses='FILE')]}
+SETTINGS = {
+    'BernoulliKD': [dict(per_class=False)],
+    'DIST': [dict(beta=0)],
+    'WSLWeighting': [dict(teacher_losses='FILE')],
+}
 PROSE = """# Which weighting goes with which loss
 
 Written by `tools/pairs.py`, which tries each pair of parts in the registry; run it again after adding one.
@@ -37,8 +41,11 @@ weighting=dict(type='WSLWeighting'))` among `model.distiller.distill_losses`. Bo
 
 def parts(kind: type) -> dict[str, dict[str, Any]]:
     """Configs of all registered losses, or weightings, of this project, by what the page calls them."""
-    names = sorted(name for name, part in MODELS.module_dict.items()
-                   if isinstance(part, type) and issubclass(part, kind) and part.__module__.startswith('mmwsl.'))
+    names = sorted(
+        name
+        for name, part in MODELS.module_dict.items()
+        if isinstance(part, type) and issubclass(part, kind) and part.__module__.startswith('mmwsl.')
+    )
     found = {}
     for name in names:
         found[f'`{name}`'] = dict(type=name, **NEEDED.get(name, {}))
@@ -63,8 +70,10 @@ def page() -> str:
         refusals = [[why_not(loss, weighting) for loss in losses.values()] for weighting in weightings.values()]
         notes = list(dict.fromkeys(refusal for row in refusals for refusal in row if refusal))
         cells = [[f'no ({notes.index(refusal) + 1})' if refusal else 'yes' for refusal in row] for row in refusals]
-        rows = [(name, *row, _one_class(build_weighting(weighting)))
-                for (name, weighting), row in zip(weightings.items(), cells, strict=True)]
+        rows = [
+            (name, *row, _one_class(build_weighting(weighting)))
+            for (name, weighting), row in zip(weightings.items(), cells, strict=True)
+        ]
         built = [build_loss(loss) for loss in losses.values()]
     rows.append(('*one class for each image (no mixup)*', *map(_one_class, built), ''))
     rows.append(('*head of the student*', *('sigmoids' if loss.for_sigmoids else 'softmax' for loss in built), ''))

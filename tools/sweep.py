@@ -4,6 +4,7 @@ A sweep that was killed goes on where it stopped when the same command is given 
 work dir is not repeated. A result of the same command is replaced, one of another is not.
 All configs are run with the first seed, then all with the second. The project's tables are made by tools/results/.
 """
+
 import mmwsl.registry  # noqa: I001  readies the stack, so it comes first
 
 import argparse
@@ -65,11 +66,14 @@ def plan(configs: list[Path], settings: list[str], seeds: list[int]) -> list[Run
     for setting in settings:
         key, equals, values = setting.partition('=')
         if not (key and equals and values) or ' ' in setting:
-            raise ValueError('--set takes KEY=VALUE1,VALUE2 without white space (a list as [1,2]), got '
-                             f'{setting!r}')
+            raise ValueError(f'--set takes KEY=VALUE1,VALUE2 without white space (a list as [1,2]), got {setting!r}')
         choices.append([(key, value) for value in split(values)])
-    planned = [Run(config, combination, seed) for seed in seeds for config in configs
-               for combination in itertools.product(*choices)]
+    planned = [
+        Run(config, combination, seed)
+        for seed in seeds
+        for config in configs
+        for combination in itertools.product(*choices)
+    ]
     names = [run.name for run in planned]
     if len(set(names)) < len(names):
         raise ValueError(f'these runs would have the same name: {sorted({n for n in names if names.count(n) > 1})}')
@@ -145,9 +149,14 @@ def carry_out_on_slurm(planned: list[Run], args: argparse.Namespace, cluster: st
 
     executor = submitit.AutoExecutor(folder=args.work_dir / 'slurm', cluster=cluster)
     own = dict(option.split('=', 1) for option in args.slurm_options)
-    executor.update_parameters(**{
-        'name': 'sweep', 'cpus_per_task': args.threads, 'slurm_partition': args.slurm,
-        **{key: int(value) if value.isdigit() else value for key, value in own.items()}})
+    executor.update_parameters(
+        **{
+            'name': 'sweep',
+            'cpus_per_task': args.threads,
+            'slurm_partition': args.slurm,
+            **{key: int(value) if value.isdigit() else value for key, value in own.items()},
+        }
+    )
     jobs = executor.map_array(OnSlurm(), planned, [args] * len(planned))
     print(f'{len(jobs)} jobs, {jobs[0].job_id} and so on; their output is in {args.work_dir / "slurm"}', flush=True)
     return (job.result() for job in jobs)
@@ -158,8 +167,10 @@ def check_results(planned: list[Run], args: argparse.Namespace) -> None:
     kept = {run['name']: run['options'] for run in KeptRuns(args.results).all()}
     for run in planned:
         if kept.get(run.name, args.cfg_options) != args.cfg_options:
-            raise ValueError(f'{args.results} keeps the result of {run.name} with the options {kept[run.name]}, not '
-                             f'{args.cfg_options}: choose other --results, or delete its line in runs.jsonl there')
+            raise ValueError(
+                f'{args.results} keeps the result of {run.name} with the options {kept[run.name]}, not '
+                f'{args.cfg_options}: choose other --results, or delete its line in runs.jsonl there'
+            )
 
 
 def keep(run: Run, work_dir: Path, args: argparse.Namespace) -> dict:
@@ -174,19 +185,34 @@ def keep(run: Run, work_dir: Path, args: argparse.Namespace) -> dict:
     check_last_epoch(log, work_dir, epochs)
     top1 = top1_of_each_epoch(log, epochs)
     best = max(value for value in top1 if value is not None)
-    return KeptRuns(args.results).keep(dict(
-        name=run.name, config=run.config.stem, settings=dict(run.settings), seed=run.seed, top1=top1[-1], best=best,
-        best_epoch=top1.index(best) + 1, top1_of_each_epoch=top1, started=runs.started(work_dir),
-        seconds=round(runs.seconds(work_dir)), options=args.cfg_options, machine=machine(args)), log,
-        config.read_text())
+    return KeptRuns(args.results).keep(
+        dict(
+            name=run.name,
+            config=run.config.stem,
+            settings=dict(run.settings),
+            seed=run.seed,
+            top1=top1[-1],
+            best=best,
+            best_epoch=top1.index(best) + 1,
+            top1_of_each_epoch=top1,
+            started=runs.started(work_dir),
+            seconds=round(runs.seconds(work_dir)),
+            options=args.cfg_options,
+            machine=machine(args),
+        ),
+        log,
+        config.read_text(),
+    )
 
 
 def check_last_epoch(log: list[dict], work_dir: Path, epochs: int) -> None:
     """Raise RuntimeError for a run of 0.1.0 that was killed within its last validation, which was not repeated then."""
     validated = max((line['step'] for line in log if 'accuracy/top1' in line), default=0)
     if validated != epochs:
-        raise RuntimeError(f'the last validation in {work_dir} is of epoch {validated}, not {epochs}. Delete '
-                           'run.json there and give the same command again, which repeats the validation')
+        raise RuntimeError(
+            f'the last validation in {work_dir} is of epoch {validated}, not {epochs}. Delete '
+            'run.json there and give the same command again, which repeats the validation'
+        )
 
 
 def top1_of_each_epoch(log: list[dict], epochs: int) -> list[float | None]:
@@ -197,29 +223,58 @@ def top1_of_each_epoch(log: list[dict], epochs: int) -> list[float | None]:
 
 def machine(args: argparse.Namespace) -> dict:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return dict(processor=platform.machine(), gpu=gpu, threads=args.threads, jobs=args.jobs,
-                python=platform.python_version(), mmwsl=mmwsl.__version__,
-                **{name: version(name) for name in ('torch', 'mmrazor')})
+    return dict(
+        processor=platform.machine(),
+        gpu=gpu,
+        threads=args.threads,
+        jobs=args.jobs,
+        python=platform.python_version(),
+        mmwsl=mmwsl.__version__,
+        **{name: version(name) for name in ('torch', 'mmrazor')},
+    )
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('configs', nargs='+', type=Path)
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
-    parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE1,VALUE2', dest='settings',
-                        help='run every config with each of these values, a list in brackets; may be given '
-                        'several times')
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
-                        help='for every run, as in tools/train.py; tables show a run only where these say no more than '
-                        'where files lie, how they are read and what is logged')
+    parser.add_argument(
+        '--set',
+        action='append',
+        default=[],
+        metavar='KEY=VALUE1,VALUE2',
+        dest='settings',
+        help='run every config with each of these values, a list in brackets; may be given several times',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='for every run, as in tools/train.py; tables show a run only where these say no more than '
+        'where files lie, how they are read and what is logged',
+    )
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
-    parser.add_argument('--together', action='store_true', help='all runs in one process, step by step: a GPU trains '
-                        'small networks alongside one another, and runs of one seed share their teacher')
-    parser.add_argument('--slurm', metavar='PARTITION', help='hand each run to Slurm, as one array of jobs (needs '
-                        'mmwsl[slurm]); a job that is preempted or runs out of time is queued again and continues')
-    parser.add_argument('--slurm-options', nargs='+', default=[], metavar='KEY=VALUE',
-                        help="of submitit's update_parameters, e.g. timeout_min=240 gpus_per_node=1 "
-                        'slurm_array_parallelism=8 slurm_qos=low')
+    parser.add_argument(
+        '--together',
+        action='store_true',
+        help='all runs in one process, step by step: a GPU trains '
+        'small networks alongside one another, and runs of one seed share their teacher',
+    )
+    parser.add_argument(
+        '--slurm',
+        metavar='PARTITION',
+        help='hand each run to Slurm, as one array of jobs (needs '
+        'mmwsl[slurm]); a job that is preempted or runs out of time is queued again and continues',
+    )
+    parser.add_argument(
+        '--slurm-options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help="of submitit's update_parameters, e.g. timeout_min=240 gpus_per_node=1 "
+        'slurm_array_parallelism=8 slurm_qos=low',
+    )
     parser.add_argument('--threads', type=int, help='of each run, on a CPU; default: all cores, shared out to the jobs')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/sweep'), help='a folder for each run in here')
     parser.add_argument('--results', type=Path, default=Path('results'))
@@ -235,11 +290,19 @@ def main() -> None:
         Config.fromfile(config)  # a mistake in the last config must not wait for the runs before it
     check_results(planned, args)
     with ThreadPoolExecutor(args.jobs) as pool:
-        results = (carry_out_together(planned, args) if args.together else carry_out_on_slurm(planned, args)
-                   if args.slurm else pool.map(lambda run: carry_out(run, args), planned))
+        results = (
+            carry_out_together(planned, args)
+            if args.together
+            else carry_out_on_slurm(planned, args)
+            if args.slurm
+            else pool.map(lambda run: carry_out(run, args), planned)
+        )
         for number, result in enumerate(results, 1):
-            print(f'{number}/{len(planned)} {planned[number - 1].name}: top-1 {result["top1"]:.2f} %, '
-                  f'{result["seconds"] / 60:.0f} min', flush=True)
+            print(
+                f'{number}/{len(planned)} {planned[number - 1].name}: top-1 {result["top1"]:.2f} %, '
+                f'{result["seconds"] / 60:.0f} min',
+                flush=True,
+            )
 
 
 if __name__ == '__main__':

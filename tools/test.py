@@ -1,4 +1,5 @@
 """Test a checkpoint: of a distillation (its student), of a network alone, or of a config's teacher."""
+
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
@@ -34,8 +35,12 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = launcher_parser(__doc__)
     parser.add_argument('checkpoint', nargs='?', help='checkpoint file; with --teacher, the default is teacher_ckpt')
     parser.add_argument('--teacher', action='store_true', help="test the config's teacher instead of its student")
-    parser.add_argument('--tta', action='store_true', help="average over transforms of each image: the config's "
-                        'tta_model and tta_pipeline, or mean class scores of the image and its mirror image')
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help="average over transforms of each image: the config's "
+        'tta_model and tta_pipeline, or mean class scores of the image and its mirror image',
+    )
     parser.add_argument('--out', help='file for the results: .pkl, or .json for metrics')
     parser.add_argument('--out-item', choices=['metrics', 'pred'], help='what --out takes; default: pred')
     parser.add_argument('--verbose', action='store_true', help="show mmengine's whole log, which is in its file, too")
@@ -80,13 +85,16 @@ def set_tta_pipeline(cfg: Config) -> None:
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         if dataset.type == 'mmwsl.DeviceDataset':
-            raise ValueError('--tta transforms each image when it is read, and the images of a mmwsl.DeviceDataset are '
-                             "kept on the device: give the dataset alone in test_dataloader, with collate_fn="
-                             "dict(type='default_collate')")
+            raise ValueError(
+                '--tta transforms each image when it is read, and the images of a mmwsl.DeviceDataset are '
+                'kept on the device: give the dataset alone in test_dataloader, with collate_fn='
+                "dict(type='default_collate')"
+            )
         dataset = dataset.dataset
     *loading, packing = copy.deepcopy(dataset.pipeline)
-    mirrored = dict(type='TestTimeAug', transforms=[
-        [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)], [packing]])
+    mirrored = dict(
+        type='TestTimeAug', transforms=[[dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)], [packing]]
+    )
     dataset.pipeline = cfg.get('tta_pipeline') or [*loading, mirrored]
 
 
@@ -109,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cfg.load_from, cfg.resume = None, False  # how training began; mmengine would load it over the checkpoint
     if args.amp:
         cfg.test_cfg.fp16 = True
-    prepare_run(cfg, args, ('test_dataloader', ))
+    prepare_run(cfg, args, ('test_dataloader',))
     add_progress(cfg)
     if not args.work_dir:  # mmengine writes the config there, without teacher, and must not replace the run's
         cfg.work_dir = f'{cfg.work_dir}/test'
@@ -119,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_labels(runner.test_loop.dataloader.dataset, predicted_classes(network_of(runner.model)), 'test_dataloader')
     if args.out and args.out_item != 'metrics':
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
-    with explained_data(cfg, ('test_dataloader', )):
+    with explained_data(cfg, ('test_dataloader',)):
         metrics = runner.test()
     if args.out and args.out_item == 'metrics':
         mmengine.dump(metrics, args.out)

@@ -1,4 +1,5 @@
 """Train a config: a student with its teacher, or a network alone."""
+
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
@@ -27,13 +28,24 @@ from mmwsl.engine.strategies import CHOICES
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = launcher_parser(__doc__)
-    parser.add_argument('--resume', nargs='?', const='auto', metavar='CKPT',
-                        help='go on from a checkpoint; without a value, from the latest in the work dir, if any')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CKPT',
+        help='go on from a checkpoint; without a value, from the latest in the work dir, if any',
+    )
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
-    parser.add_argument('--auto-scale-lr', action='store_true',
-                        help='scale the learning rate with the batch size of all processes together')
-    parser.add_argument('--strategy', choices=sorted(CHOICES),
-                        help='shard the student over the processes (docs/scale.md says which one serves whom)')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate with the batch size of all processes together',
+    )
+    parser.add_argument(
+        '--strategy',
+        choices=sorted(CHOICES),
+        help='shard the student over the processes (docs/scale.md says which one serves whom)',
+    )
     parser.add_argument('--no-persistent-workers', action='store_true', help='make workers anew for each epoch')
     parser.add_argument('--verbose', action='store_true', help="show mmengine's whole log, which is in its file, too")
     return parser.parse_args(arguments)
@@ -51,8 +63,10 @@ def apply_training_options(cfg: Config, args: argparse.Namespace) -> None:
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise ValueError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: the batch '
-                             'size for which its learning rate was chosen')
+            raise ValueError(
+                '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: the batch '
+                'size for which its learning rate was chosen'
+            )
         cfg.auto_scale_lr.enable = True
     if args.strategy:
         choose_strategy(cfg, args.strategy)

@@ -3,6 +3,7 @@
 Nothing is downloaded: the teachers' weights are random, and the images a few of noise. --write puts the table into
 docs/mmrazor.md.
 """
+
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
@@ -44,29 +45,39 @@ _TRANSFER = {f'model.distiller.connectors.loss_s4_{side}feat.out_channel': 8 for
 SMALLER = {  # settings that belong together, by config
     'crd_neck_r50_r18_8xb16_cifar10': {
         'model.distiller.distill_losses.loss_crd.neg_num': 2,
-        'model.distiller.distill_losses.loss_crd.sample_n': IMAGES},
+        'model.distiller.distill_losses.loss_crd.sample_n': IMAGES,
+    },
     'deit-base_regnety160_pt-16xb64_in1k': {
-        'model.architecture.backbone.arch': 'deit-tiny', 'model.architecture.backbone.img_size': 16,
-        'model.architecture.head.in_channels': 192, 'model.teacher.backbone.model_name': 'regnety_002',
-        'model.teacher.backbone.pretrained': False, 'model.teacher.head.in_channels': 368},
+        'model.architecture.backbone.arch': 'deit-tiny',
+        'model.architecture.backbone.img_size': 16,
+        'model.architecture.head.in_channels': 192,
+        'model.teacher.backbone.model_name': 'regnety_002',
+        'model.teacher.backbone.pretrained': False,
+        'model.teacher.head.in_channels': 368,
+    },
     'factor-transfer_backbone_resnet50_resnet18_8xb16_cifar10_pretrain': _TRANSFER,
     'factor-transfer_backbone_resnet50_resnet18_8xb16_cifar10_train': _TRANSFER,
 }
 NOTES = {  # what a user has to know, by config
-    'abloss_logits_resnet50_resnet18_8xb32_in1k':
-        'its `pretrain_checkpoint` is to be set: the last checkpoint of `abloss_pretrain_...`',
+    'abloss_logits_resnet50_resnet18_8xb32_in1k': (
+        'its `pretrain_checkpoint` is to be set: the last checkpoint of `abloss_pretrain_...`'
+    ),
     'crd_neck_r50_r18_8xb16_cifar10': 'its `teacher_ckpt` is a file in the working directory, by the name there',
-    'deit-base_regnety160_pt-16xb64_in1k':
+    'deit-base_regnety160_pt-16xb64_in1k': (
         "timm's default weights changed: give `model.teacher.backbone.model_name=regnety_160.deit_in1k`; images are "
-        "mixed, so the weight looks at the teacher's class",
+        "mixed, so the weight looks at the teacher's class"
+    ),
 }
-GENERATED = ("needs a launcher, as in MMRazor: `tools/dist_train.sh CONFIG 1`; images have no labels, so the weight "
-             "looks at the teacher's class")
+GENERATED = (
+    'needs a launcher, as in MMRazor: `tools/dist_train.sh CONFIG 1`; images have no labels, so the weight '
+    "looks at the teacher's class"
+)
 
 
 @dataclass
 class Row:
     """What was found of a config."""
+
     config: Path
     found: dict[str, bool] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
@@ -83,16 +94,23 @@ class Noise(BaseDataset):
 
     def __init__(self, classes: int, size: int, pipeline: Iterable, test_mode: bool = False) -> None:
         self.size = size
-        super().__init__(ann_file='', metainfo=dict(classes=[str(index) for index in range(classes)]),
-                         pipeline=pipeline, test_mode=test_mode, serialize_data=False)
+        super().__init__(
+            ann_file='',
+            metainfo=dict(classes=[str(index) for index in range(classes)]),
+            pipeline=pipeline,
+            test_mode=test_mode,
+            serialize_data=False,
+        )
 
     def load_data_list(self) -> list[dict]:
         drawn = np.random.RandomState(0).randint(256, size=(IMAGES, self.size, self.size, 3), dtype=np.uint8)
         paths = [str(Path(f'{self.size}-{index}.png').resolve()) for index in range(IMAGES)]
         for path, image in zip(paths, drawn, strict=True):
             cv2.imwrite(path, image)
-        return [dict(img=image, img_path=path, gt_label=index, sample_idx=index)
-                for index, (path, image) in enumerate(zip(paths, drawn, strict=True))]
+        return [
+            dict(img=image, img_path=path, gt_label=index, sample_idx=index)
+            for index, (path, image) in enumerate(zip(paths, drawn, strict=True))
+        ]
 
 
 def parse_args() -> argparse.Namespace:
@@ -153,8 +171,9 @@ def write_small(path: Path, folder: Path) -> None:
     cfg.param_scheduler = None
     by_epoch = cfg.train_cfg.get('by_epoch', True)
     cfg.train_cfg = dict(by_epoch=True, max_epochs=1) if by_epoch else dict(by_epoch=False, max_iters=2, val_interval=2)
-    cfg.merge_from_dict({'default_hooks.logger.interval': 1, 'default_hooks.checkpoint.interval': 1,
-                         **SMALLER.get(path.stem, {})})
+    cfg.merge_from_dict(
+        {'default_hooks.logger.interval': 1, 'default_hooks.checkpoint.interval': 1, **SMALLER.get(path.stem, {})}
+    )
     write_weights(cfg)
     cfg.dump(folder / path.name)
 
@@ -187,8 +206,11 @@ def write_weights(cfg: Config) -> None:
     """Put random weights wherever a config loads some from."""
     init_default_scope('mmpretrain')
     model = cfg.model
-    teachers = [(model.teacher, model.get('teacher_ckpt'))] if 'teacher' in model else [
-        (teacher.build_cfg, teacher.get('ckpt_path')) for teacher in model.get('teachers', {}).values()]
+    teachers = (
+        [(model.teacher, model.get('teacher_ckpt'))]
+        if 'teacher' in model
+        else [(teacher.build_cfg, teacher.get('ckpt_path')) for teacher in model.get('teachers', {}).values()]
+    )
     for network, checkpoint in teachers:
         if checkpoint:
             put(checkpoint, network)
@@ -197,8 +219,10 @@ def write_weights(cfg: Config) -> None:
         head = network.get('head', {})
         if 'init_cfg' in head:
             shape = (head.num_classes, head.in_channels)
-            torch.save({'head.fc.weight': torch.zeros(shape), 'head.fc.bias': torch.zeros(shape[0])},
-                       place(head.init_cfg.checkpoint))
+            torch.save(
+                {'head.fc.weight': torch.zeros(shape), 'head.fc.bias': torch.zeros(shape[0])},
+                place(head.init_cfg.checkpoint),
+            )
     if 'init_cfg' in model:
         put(model.init_cfg.checkpoint, ConfigDict({key: value for key, value in model.items() if key != 'init_cfg'}))
 
@@ -229,8 +253,18 @@ def train_small(path: Path, folder: Path, steps: int) -> None:
     cfg, resumes = Config.fromfile(folder / path.name), steps > 2
     length = f'max_epochs={steps // 2}' if cfg.train_cfg.by_epoch else f'max_iters={steps}'
     work_dir = folder / 'run'  # where a run writes its config
-    train([str(folder / path.name), '--work-dir', str(work_dir), *(['--resume'] if resumes else []), *launcher(cfg),
-           '--cfg-options', f'train_cfg.{length}', *(UNSAVED if resumes else [])])
+    train(
+        [
+            str(folder / path.name),
+            '--work-dir',
+            str(work_dir),
+            *(['--resume'] if resumes else []),
+            *launcher(cfg),
+            '--cfg-options',
+            f'train_cfg.{length}',
+            *(UNSAVED if resumes else []),
+        ]
+    )
     found = [line['step'] for line in logged(work_dir)]
     if found != list(range(1, steps + 1)):
         raise RuntimeError(f'the steps are {found}, of {steps}')
@@ -241,8 +275,17 @@ def train_with_wsl(path: Path, folder: Path) -> None:
     cfg = Config.fromfile(folder / path.name)
     with_wsl = folder / f'{path.stem}_wsl.py'  # mmengine keeps visualizers by the config's name and the second
     with_wsl.write_text(fragment(cfg, path.name))
-    train([str(with_wsl), '--work-dir', str(folder / 'with_wsl'), '--no-validate', *launcher(cfg),
-           '--cfg-options', *UNSAVED])
+    train(
+        [
+            str(with_wsl),
+            '--work-dir',
+            str(folder / 'with_wsl'),
+            '--no-validate',
+            *launcher(cfg),
+            '--cfg-options',
+            *UNSAVED,
+        ]
+    )
     weights = [line.get('distill.wsl_weight') for line in logged(folder / 'with_wsl')]
     if len(weights) != 2 or not all(weight is not None and 0 <= weight <= 1 for weight in weights):
         raise RuntimeError(f'no weights of two steps are logged: {weights}')
@@ -250,8 +293,11 @@ def train_with_wsl(path: Path, folder: Path) -> None:
 
 def logged(work_dir: Path) -> list[dict]:
     """What a work dir's runs logged of training steps, in order."""
-    lines = [json.loads(line) for path in sorted(work_dir.glob('*/vis_data/scalars.json'))
-             for line in path.read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for path in sorted(work_dir.glob('*/vis_data/scalars.json'))
+        for line in path.read_text().splitlines()
+    ]
     return [line for line in lines if any('loss' in key for key in line)]
 
 

@@ -2,5 +2,10 @@
 # of 3.65 nats over the first batches: the loss_weight gives the weights the scale of wsl_..., 2.25.
 _base_ = '../wsl_r56_r20_cifar100_8e.py'
 
-model = dict(distiller=dict(distill_losses=dict(loss_wsl=dict(
-    weighting=dict(type='mmwsl.EntropyWeighting', tau=4.0), loss_weight=2.25 / 3.65))))
+model = dict(
+    distiller=dict(
+        distill_losses=dict(
+            loss_wsl=dict(weighting=dict(type='mmwsl.EntropyWeighting', tau=4.0), loss_weight=2.25 / 3.65)
+        )
+    )
+)

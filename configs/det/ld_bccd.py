@@ -3,8 +3,7 @@ _base_ = ['student_bccd.py']
 
 model = dict(
     type='KnowledgeDistillationSingleStageDetector',
-    bbox_head=dict(
-        type='LDHead',
-        loss_ld=dict(type='KnowledgeDistillationKLDivLoss', loss_weight=0.25, T=10)),
+    bbox_head=dict(type='LDHead', loss_ld=dict(type='KnowledgeDistillationKLDivLoss', loss_weight=0.25, T=10)),
     teacher_config='configs/det/teacher_bccd.py',
-    teacher_ckpt='checkpoints/bccd_teacher.pth')
+    teacher_ckpt='checkpoints/bccd_teacher.pth',
+)

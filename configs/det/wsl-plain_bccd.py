@@ -1,5 +1,4 @@
 # WSL's weight alone.
 _base_ = ['wsl_bccd.py']
 
-model = dict(distiller=dict(distill_losses=dict(loss_wsl=dict(
-    weighting=dict(_delete_=True, type='WSLWeighting')))))
+model = dict(distiller=dict(distill_losses=dict(loss_wsl=dict(weighting=dict(_delete_=True, type='WSLWeighting')))))

@@ -6,4 +6,5 @@ model = dict(
     architecture=_base_.bccd_student,
     teacher=_base_.bccd_teacher,
     teacher_ckpt='checkpoints/bccd_teacher.pth',
-    distiller=_base_.wsl_det)
+    distiller=_base_.wsl_det,
+)

@@ -6,4 +6,5 @@ model = dict(
     architecture=_base_.digits_det_student,
     teacher=_base_.digits_det_teacher,
     teacher_ckpt='checkpoints/digits-det_teacher.pth',
-    distiller=_base_.wsl_det)
+    distiller=_base_.wsl_det,
+)

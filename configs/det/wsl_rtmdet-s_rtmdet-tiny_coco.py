@@ -9,7 +9,9 @@ model = dict(
     architecture=dict(cfg_path='mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py', pretrained=False),
     teacher=dict(cfg_path='mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py', pretrained=False),
     teacher_ckpt='https://download.openmmlab.com/mmdetection/v3.0/rtmdet/rtmdet_s_8xb32-300e_coco/'
-                 'rtmdet_s_8xb32-300e_coco_20220905_161602-387a891e.pth',
+    'rtmdet_s_8xb32-300e_coco_20220905_161602-387a891e.pth',
     data_preprocessor=dict(
-        type='DetDataPreprocessor', mean=[103.53, 116.28, 123.675], std=[57.375, 57.12, 58.395], bgr_to_rgb=False),
-    distiller=dict(type='mmwsl.WSLDistiller'))
+        type='DetDataPreprocessor', mean=[103.53, 116.28, 123.675], std=[57.375, 57.12, 58.395], bgr_to_rgb=False
+    ),
+    distiller=dict(type='mmwsl.WSLDistiller'),
+)

@@ -10,5 +10,8 @@ model = dict(
         type='mmwsl.WSLDistiller',
         distill_losses=dict(
             loss_wsl=dict(
-                type='mmwsl.WeightedLoss', loss=dict(type='BernoulliKD', tau=2.0),
-                weighting=dict(type='WSLWeighting')))))
+                type='mmwsl.WeightedLoss', loss=dict(type='BernoulliKD', tau=2.0), weighting=dict(type='WSLWeighting')
+            )
+        ),
+    ),
+)

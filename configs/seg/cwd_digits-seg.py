@@ -2,7 +2,11 @@
 # Its authors: temperature 1, weight 5.
 _base_ = ['wsl_digits-seg.py']
 
-model = dict(distiller=dict(
-    resolution='logits',
-    distill_losses=dict(_delete_=True, loss_cwd=dict(
-        type='mmrazor.ChannelWiseDivergence', tau=1.0, loss_weight=5.0))))
+model = dict(
+    distiller=dict(
+        resolution='logits',
+        distill_losses=dict(
+            _delete_=True, loss_cwd=dict(type='mmrazor.ChannelWiseDivergence', tau=1.0, loss_weight=5.0)
+        ),
+    )
+)

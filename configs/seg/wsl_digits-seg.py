@@ -9,4 +9,6 @@ model = dict(
     distiller=dict(
         type='mmwsl.WSLDistiller',
         # 1 / tau^2: with more, so small a network falls behind the one that learns alone
-        distill_losses=dict(loss_wsl=dict(type='mmwsl.WSLLoss', tau=2.0, loss_weight=0.25))))
+        distill_losses=dict(loss_wsl=dict(type='mmwsl.WSLLoss', tau=2.0, loss_weight=0.25)),
+    ),
+)

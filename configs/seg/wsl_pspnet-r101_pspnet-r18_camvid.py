@@ -9,5 +9,6 @@ model = dict(
     teacher_ckpt='checkpoints/pspnet-r101_camvid.pth',
     data_preprocessor=_base_.data_preprocessor,
     distiller=dict(
-        type='mmwsl.WSLDistiller',
-        distill_losses=dict(loss_wsl=dict(type='mmwsl.WSLLoss', tau=2.0, loss_weight=1.0))))
+        type='mmwsl.WSLDistiller', distill_losses=dict(loss_wsl=dict(type='mmwsl.WSLLoss', tau=2.0, loss_weight=1.0))
+    ),
+)

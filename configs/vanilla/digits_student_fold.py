@@ -1,5 +1,8 @@
 # For an L_t out of fold: as r20_cifar100_15e_fold.py, on the digits.
 _base_ = 'digits_student.py'
 
-train_dataloader = dict(dataset=dict(dataset=dict(
-    _delete_=True, type='mmwsl.Fold', fold=0, folds=5, dataset=_base_.train_dataloader.dataset.dataset)))
+train_dataloader = dict(
+    dataset=dict(
+        dataset=dict(_delete_=True, type='mmwsl.Fold', fold=0, folds=5, dataset=_base_.train_dataloader.dataset.dataset)
+    )
+)

@@ -9,5 +9,5 @@ model = _base_.digits_teacher
 train_cfg = dict(max_epochs=30)
 # a teacher has the time for more than the 600 images themselves
 train_dataloader = dict(
-    dataset=dict(
-        dataset=dict(pipeline=[dict(type='RandomCrop', crop_size=8, padding=1), dict(type='PackInputs')])))
+    dataset=dict(dataset=dict(pipeline=[dict(type='RandomCrop', crop_size=8, padding=1), dict(type='PackInputs')]))
+)

@@ -1,7 +1,10 @@
 # The same where a fifth of the training labels is wrong.
 _base_ = 'r20_cifar100_8e_noise.py'
 
-train_dataloader = dict(dataset=dict(dataset=dict(
-    _delete_=True, type='mmwsl.Fold', fold=0, folds=5, dataset=_base_.train_dataloader.dataset.dataset)))
+train_dataloader = dict(
+    dataset=dict(
+        dataset=dict(_delete_=True, type='mmwsl.Fold', fold=0, folds=5, dataset=_base_.train_dataloader.dataset.dataset)
+    )
+)
 train_cfg = dict(max_epochs=15)
 _base_.param_scheduler[-1].T_max = 15

@@ -15,6 +15,7 @@ bias first, variance second. Variance is -log Z, since log f_bar and the mean of
 With few models their mean follows them, and the split puts too little into variance, and as much too much into bias: to
 first order, variance / K. :func:`pseudo_values` take that out.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -28,6 +29,7 @@ FEWEST_MODELS = 5
 
 class Decomposition(NamedTuple):
     """In nats; bias and variance sum up to the loss."""
+
     bias: np.ndarray
     variance: np.ndarray
     loss: np.ndarray
@@ -35,6 +37,7 @@ class Decomposition(NamedTuple):
 
 class Interval(NamedTuple):
     """An estimate with the ends of its interval, which are NaN where there are too few models for one."""
+
     value: float
     low: float
     high: float
@@ -137,12 +140,15 @@ def _losses(log_probs: np.ndarray, target: np.ndarray) -> np.ndarray:
 def _checked(log_probs: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     log_probs, target = np.asarray(log_probs, np.float64), np.asarray(target)
     if log_probs.ndim != 3 or 0 in log_probs.shape or target.shape != log_probs.shape[1:2]:
-        raise ValueError('log_probs should have shape (K, N, C) and target (N, ), got '
-                         f'{log_probs.shape} and {target.shape}')
+        raise ValueError(
+            f'log_probs should have shape (K, N, C) and target (N, ), got {log_probs.shape} and {target.shape}'
+        )
     if target.min() < 0 or target.max() >= log_probs.shape[2]:
         raise ValueError(f'target should lie in [0, {log_probs.shape[2]}), got {target.min()} to {target.max()}')
     sums = logsumexp(log_probs, axis=-1, keepdims=True)
     if not np.abs(sums).max() < 1e-3:  # not: it may be NaN
-        raise ValueError('log_probs should be the logarithms of probabilities that sum up to 1, but a sum is '
-                         f'exp({np.abs(sums).max():.3g}). Apply log_softmax to logits')
+        raise ValueError(
+            'log_probs should be the logarithms of probabilities that sum up to 1, but a sum is '
+            f'exp({np.abs(sums).max():.3g}). Apply log_softmax to logits'
+        )
     return log_probs - sums, target  # what float32 rounded off would be taken for variance

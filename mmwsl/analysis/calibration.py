@@ -1,4 +1,5 @@
 """The temperature at which a classifier's probabilities fit images that it was not trained on."""
+
 from __future__ import annotations
 
 import math
@@ -15,6 +16,7 @@ _ROWS = 8192  # in float64 at a time
 
 class Calibration(NamedTuple):
     """A temperature, and what it does to the mean loss of the images that it was fitted on."""
+
     tau: float
     before: float
     """Mean loss at temperature 1, in nats."""
@@ -40,8 +42,10 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> Calibration:
     sharpest, softest = (_slope(logits, labels, tau) for tau in _RANGE)
     if softest >= 0 or sharpest <= 0:
         reason = 'knows no more of them than chance' if softest >= 0 else 'makes no error on them'
-        raise ValueError(f'no temperature in {list(_RANGE)} is the best for {len(labels)} held-out images: the network '
-                         f'{reason}. Fit on more images (--folds), or look at the checkpoint with tools/test.py')
+        raise ValueError(
+            f'no temperature in {list(_RANGE)} is the best for {len(labels)} held-out images: the network '
+            f'{reason}. Fit on more images (--folds), or look at the checkpoint with tools/test.py'
+        )
     # of the logarithm, so that small and large temperatures are found alike
     tau = math.exp(brentq(lambda log_tau: _slope(logits, labels, math.exp(log_tau)), *map(math.log, _RANGE), xtol=1e-9))
     return Calibration(tau, _mean_loss(logits, labels, 1.0), _mean_loss(logits, labels, tau), len(labels))

@@ -1,4 +1,5 @@
 """Networks and images of a config, outside a run."""
+
 from __future__ import annotations
 
 import copy
@@ -168,8 +169,9 @@ def true_classes(data_samples: list[Any]) -> Tensor:
     return labels
 
 
-def records_of_checkpoints(cfg: Config, checkpoints: dict[int, str],
-                           taus: list[float]) -> dict[float, dict[int, np.ndarray]]:
+def records_of_checkpoints(
+    cfg: Config, checkpoints: dict[int, str], taus: list[float]
+) -> dict[float, dict[int, np.ndarray]]:
     """Records of a distillation's training set as each checkpoint would have made them, on the same views.
 
     Views, batches and the teacher's mode are those of training's first epoch with seed 0; students are in eval mode.
@@ -186,12 +188,15 @@ def records_of_checkpoints(cfg: Config, checkpoints: dict[int, str],
         ValueError: If the config has no teacher or an inexact cache, or a checkpoint does not fit its student.
     """
     if 'teacher' not in cfg.model:
-        raise ValueError(f'regularization samples are those of a teacher, and this config has none: its model is a '
-                         f'{cfg.model.type}')
+        raise ValueError(
+            f'regularization samples are those of a teacher, and this config has none: its model is a {cfg.model.type}'
+        )
     model = build_model(cfg)
     if isinstance(model.teacher, CachedTeacher) and not model.teacher.cache.manifest.record.is_exact:
-        raise ValueError(f"the records in {cfg.model.teacher_cache} do not hold the teacher's exact logits, which "
-                         'other temperatures and the weight need: give the config without teacher_cache')
+        raise ValueError(
+            f"the records in {cfg.model.teacher_cache} do not hold the teacher's exact logits, which "
+            'other temperatures and the weight need: give the config without teacher_cache'
+        )
     model.frozen_teacher.train()
     students = {epoch: copy.deepcopy(model.student) for epoch in checkpoints}
     for epoch, path in checkpoints.items():
@@ -204,5 +209,7 @@ def records_of_checkpoints(cfg: Config, checkpoints: dict[int, str],
             preds_S = {epoch: student(inputs, data_samples, mode='tensor') for epoch, student in students.items()}
         for tau, epoch in itertools.product(taus, students):
             parts[tau][epoch].append(records_of_logits(index, preds_S[epoch], preds_T, target, tau))
-    return {tau: {epoch: np.sort(np.concatenate(some), order='index') for epoch, some in by_epoch.items()}
-            for tau, by_epoch in parts.items()}
+    return {
+        tau: {epoch: np.sort(np.concatenate(some), order='index') for epoch, some in by_epoch.items()}
+        for tau, by_epoch in parts.items()
+    }

@@ -1,4 +1,5 @@
 """Records of single samples: what the loss knew of each in one epoch."""
+
 from __future__ import annotations
 
 import re
@@ -37,12 +38,16 @@ def read_records(work_dir: str | Path) -> dict[int, np.ndarray]:
         FileNotFoundError: If the run has none.
         ValueError: If a file holds something else.
     """
-    files = {int(found[1]): path for path in (Path(work_dir) / FOLDER).glob('epoch_*.npy')
-             if (found := re.fullmatch(r'epoch_(\d+)\.npy', path.name))}
+    files = {
+        int(found[1]): path
+        for path in (Path(work_dir) / FOLDER).glob('epoch_*.npy')
+        if (found := re.fullmatch(r'epoch_(\d+)\.npy', path.name))
+    }
     if not files:
         raise FileNotFoundError(
             f'{work_dir} has no {FOLDER}/epoch_N.npy. Train with --cfg-options '
-            'default_hooks.sample_records.type=mmwsl.SampleRecordHook, or analyse a config with --checkpoints')
+            'default_hooks.sample_records.type=mmwsl.SampleRecordHook, or analyse a config with --checkpoints'
+        )
     return {epoch: _read(files[epoch]) for epoch in sorted(files)}
 
 
@@ -54,8 +59,10 @@ def sample_indices(data_samples: list[Any]) -> list[int]:
     """
     indices = [sample.metainfo.get('sample_idx') for sample in data_samples]
     if None in indices:
-        raise ValueError("the samples have no index: let PackInputs have 'sample_idx' among its meta_keys (it has by "
-                         'default), and the dataset be one of mmengine or mmpretrain')
+        raise ValueError(
+            "the samples have no index: let PackInputs have 'sample_idx' among its meta_keys (it has by "
+            'default), and the dataset be one of mmengine or mmpretrain'
+        )
     return indices
 
 

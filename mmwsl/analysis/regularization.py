@@ -1,4 +1,5 @@
 """Regularization samples: those whose soft label reduces variance more than bias (arXiv 2102.00650, Sec. 3)."""
+
 from __future__ import annotations
 
 import functools
@@ -14,6 +15,7 @@ from mmwsl.analysis.records import RECORD
 
 class Flow(NamedTuple):
     """Shares of the samples that two epochs have in common; they sum up to 1."""
+
     stay: float
     """Regularization samples in both."""
     enter: float
@@ -72,8 +74,9 @@ def flow(before: np.ndarray, after: np.ndarray) -> Flow:
     """
     _, first, second = np.intersect1d(before['index'], after['index'], return_indices=True)
     if len(first) == 0:
-        raise ValueError(f'two epochs with {len(before)} and {len(after)} records have no sample in common: are they '
-                         'of one run?')
+        raise ValueError(
+            f'two epochs with {len(before)} and {len(after)} records have no sample in common: are they of one run?'
+        )
     was, now = _members(before)[first], _members(after)[second]
     return Flow(*(float(part.mean()) for part in (was & now, ~was & now, was & ~now, ~was & ~now)))
 
@@ -101,8 +104,10 @@ def is_regularization(records: np.ndarray) -> np.ndarray:
 def _members(records: np.ndarray) -> np.ndarray:
     """As :func:`is_regularization`, for records of which each is known to be in the set or not."""
     if np.isnan(records['b']).any():
-        raise ValueError('samples of mixed classes (mixup, cutmix) are neither inside nor outside the set of '
-                         'regularization samples: record a run without batch_augments')
+        raise ValueError(
+            'samples of mixed classes (mixup, cutmix) are neither inside nor outside the set of '
+            'regularization samples: record a run without batch_augments'
+        )
     return is_regularization(records)
 
 
@@ -123,9 +128,16 @@ def records_of_logits(index: list[int], preds_S: Tensor, preds_T: Tensor, target
         TypeError, ValueError: As of :func:`functional.wsl_loss`.
     """
     a, b = functional.bias_and_variance_gradients(preds_S, preds_T, target, tau)
-    return records_of_terms(index, dict(
-        w=functional.wsl_weight(preds_S, preds_T, target), L_s=functional.hard_loss(preds_S, target),
-        L_t=functional.hard_loss(preds_T, target), a=a, b=b))
+    return records_of_terms(
+        index,
+        dict(
+            w=functional.wsl_weight(preds_S, preds_T, target),
+            L_s=functional.hard_loss(preds_S, target),
+            L_t=functional.hard_loss(preds_T, target),
+            a=a,
+            b=b,
+        ),
+    )
 
 
 def _mean(members: np.ndarray, records: np.ndarray) -> float:

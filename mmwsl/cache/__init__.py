@@ -3,6 +3,7 @@
 ``records`` says what is kept of one answer, ``store`` how records lie on disk and are read, ``fingerprint`` what they
 belong to, ``build`` how they are made. ``teacher_losses`` is a file of its own: one number for each image.
 """
+
 import mmwsl.compat  # noqa: F401  readies the stack
 from mmwsl.cache.records import RecordFormat
 from mmwsl.cache.store import CacheError, TeacherCache, TeacherRecord

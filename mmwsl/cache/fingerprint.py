@@ -1,4 +1,5 @@
 """What a cache belongs to: the teacher, the images and their pipeline, wherever they lie on disk."""
+
 from __future__ import annotations
 
 import hashlib
@@ -21,16 +22,21 @@ _SETTINGS = ('mean', 'std', 'to_rgb', '_channel_conversion', 'pad_size_divisor',
 _MIXING = ('mixup', 'cutmix', 'mosaic')
 
 
-def teacher_fingerprint(teacher: Mapping, teacher_ckpt: str | None, teacher_norm_eval: bool,
-                        data_preprocessor: nn.Module) -> dict[str, Any]:
+def teacher_fingerprint(
+    teacher: Mapping, teacher_ckpt: str | None, teacher_norm_eval: bool, data_preprocessor: nn.Module
+) -> dict[str, Any]:
     """Of a teacher, from its config: the network does not have to be built.
 
     Returns:
         Fields by name. ``weights`` is None where there is no file to compare.
     """
     preprocessor = {name: _plain(getattr(data_preprocessor, name, None)) for name in _SETTINGS}
-    return dict(config=_plain(teacher), weights=_weights_of_files(teacher, teacher_ckpt),
-                teacher_norm_eval=teacher_norm_eval, data_preprocessor=preprocessor)
+    return dict(
+        config=_plain(teacher),
+        weights=_weights_of_files(teacher, teacher_ckpt),
+        teacher_norm_eval=teacher_norm_eval,
+        data_preprocessor=preprocessor,
+    )
 
 
 def teacher_files(teacher: Any, teacher_ckpt: str | None) -> list[str]:
@@ -57,8 +63,10 @@ def data_fingerprint(config: Mapping, dataset: Any) -> dict[str, Any]:
     """
     refuse_mixing(config.get('pipeline', ()))
     if not hasattr(dataset, 'get_data_info'):
-        raise ValueError(f'a teacher is cached for a dataset of mmengine or mmpretrain, got {config.get("type")}: take '
-                         'it out, and let mmwsl.SeededViews draw the views')
+        raise ValueError(
+            f'a teacher is cached for a dataset of mmengine or mmpretrain, got {config.get("type")}: take '
+            'it out, and let mmwsl.SeededViews draw the views'
+        )
     labels, images = hashlib.sha256(), hashlib.sha256()
     for info in _infos(dataset):
         labels.update(np.asarray(info.get('gt_label', ()), np.int64).tobytes())
@@ -75,11 +83,15 @@ def innermost(dataset: Any) -> Any:
     while hasattr(dataset, 'dataset'):
         dataset = dataset.dataset
     if hasattr(dataset, 'datasets'):
-        raise ValueError(f'an image is found by its sample_idx, and a {type(dataset).__name__} gives the same one to '
-                         'an image of each part: put the images into one dataset')
+        raise ValueError(
+            f'an image is found by its sample_idx, and a {type(dataset).__name__} gives the same one to '
+            'an image of each part: put the images into one dataset'
+        )
     if not hasattr(dataset, 'get_data_info'):
-        raise ValueError("an image is known by get_data_info(), which mmengine's and mmpretrain's datasets have, and a "
-                         f'{type(dataset).__name__} does not: derive it from mmpretrain.BaseDataset')
+        raise ValueError(
+            "an image is known by get_data_info(), which mmengine's and mmpretrain's datasets have, and a "
+            f'{type(dataset).__name__} does not: derive it from mmpretrain.BaseDataset'
+        )
     return dataset
 
 
@@ -99,8 +111,11 @@ def training_set(dataset: Any) -> tuple[np.ndarray, str]:
         ValueError: If an image has no label or several; or as of :func:`innermost`.
     """
     dataset = innermost(dataset)
-    changes = [transform for transform in getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
-               if getattr(transform, 'changes_labels', False)]
+    changes = [
+        transform
+        for transform in getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
+        if getattr(transform, 'changes_labels', False)
+    ]
     labels, images = np.empty(len(dataset), np.int64), hashlib.sha256()
     for index, info in enumerate(_infos(dataset)):
         images.update(_image(info))
@@ -122,8 +137,10 @@ def mixing(transforms: Iterable[Any]) -> list[str]:
 
 def mixing_error(name: str) -> ValueError:
     """Return the error for a transform that mixes images, by its name."""
-    return ValueError(f"{name} mixes images, and a teacher's record is of one image: what it would say of the mixture "
-                      f'is not recorded. Leave {name} out, or teach live (without teacher_cache)')
+    return ValueError(
+        f"{name} mixes images, and a teacher's record is of one image: what it would say of the mixture "
+        f'is not recorded. Leave {name} out, or teach live (without teacher_cache)'
+    )
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:
@@ -177,8 +194,10 @@ def _label(info: Mapping, changes: Iterable[Callable]) -> int:
         sample = change(sample)
     label = np.asarray(sample.get('gt_label', ()))
     if label.size != 1:
-        raise ValueError(f'each image should have one class, got gt_label={sample.get("gt_label")} for image '
-                         f'{sample.get("sample_idx")}: the loss of several labels at once is not one number')
+        raise ValueError(
+            f'each image should have one class, got gt_label={sample.get("gt_label")} for image '
+            f'{sample.get("sample_idx")}: the loss of several labels at once is not one number'
+        )
     return int(label.item())
 
 

@@ -1,4 +1,5 @@
 """What is kept of a teacher's answer to one view, and how its logits are made from that again."""
+
 from __future__ import annotations
 
 import functools
@@ -37,6 +38,7 @@ class RecordFormat:
         >>> RecordFormat(classes=100, top_k=5, dtype='float16', taus=(4.0, )).layout.itemsize
         32
     """
+
     classes: int
     top_k: int | None = None
     dtype: str = 'float32'
@@ -48,8 +50,10 @@ class RecordFormat:
         if self.top_k is None:
             return
         if not 1 <= self.top_k <= self.classes - 2:
-            raise ValueError(f'top_k should lie in [1, {self.classes - 2}] for {self.classes} classes, got '
-                             f'{self.top_k}; leave it out to keep all classes')
+            raise ValueError(
+                f'top_k should lie in [1, {self.classes - 2}] for {self.classes} classes, got '
+                f'{self.top_k}; leave it out to keep all classes'
+            )
         if not self.taus or min(self.taus) <= 0:
             raise ValueError(f'a top K needs the temperatures of the soft labels, above 0, got taus={self.taus}')
 
@@ -64,9 +68,16 @@ class RecordFormat:
         index = np.min_scalar_type(self.classes - 1)
         fields: list[tuple] = [('label', index)]
         if self.top_k is not None:
-            fields += [('indices', index, (self.top_k, )), ('tail', np.float32, (len(self.taus), ))]
-        return np.dtype([*fields, ('values', self.dtype, (self.top_k or self.classes, )), ('lse', np.float32),
-                         ('log_prob', np.float32), ('check', np.uint32)])
+            fields += [('indices', index, (self.top_k,)), ('tail', np.float32, (len(self.taus),))]
+        return np.dtype(
+            [
+                *fields,
+                ('values', self.dtype, (self.top_k or self.classes,)),
+                ('lse', np.float32),
+                ('log_prob', np.float32),
+                ('check', np.uint32),
+            ]
+        )
 
     def encode(self, logits: Tensor, labels: Tensor) -> np.ndarray:
         """Records of a batch, without their checksums.
@@ -97,8 +108,10 @@ class RecordFormat:
         records['lse'] = logits.logsumexp(1)
         records['log_prob'] = log_probs.gather(1, labels).squeeze(1)
         if not np.isfinite(records['values']).all():
-            raise ValueError(f'the teacher puts out logits that are not finite in {self.dtype}; keep them in '
-                             'float32, or look at the teacher')
+            raise ValueError(
+                f'the teacher puts out logits that are not finite in {self.dtype}; keep them in '
+                'float32, or look at the teacher'
+            )
         return records
 
     def decode(self, records: np.ndarray, tau: float | None = None) -> Tensor:
@@ -134,8 +147,10 @@ class RecordFormat:
     def checked_tau(self, tau: float | None) -> float:
         """tau, or a ValueError where a top K cannot be completed for it."""
         if tau is None or tau not in self.taus:
-            raise ValueError(f'the top {self.top_k} can be completed at tau in {list(self.taus)} and not at {tau}: '
-                             'cache the teacher with --taus, or with all classes (without --top-k)')
+            raise ValueError(
+                f'the top {self.top_k} can be completed at tau in {list(self.taus)} and not at {tau}: '
+                'cache the teacher with --taus, or with all classes (without --top-k)'
+            )
         return tau
 
     def label(self, record: bytes) -> int:

@@ -6,6 +6,7 @@ sample even of images that are sorted by class. A file appears whole or not at a
 which also covers the cache that it is of, its seed, view and image, and is compared at each read: nothing has to be
 scanned at the start. Checksums of format 1 did not cover the cache: it is read, and not extended.
 """
+
 from __future__ import annotations
 
 import functools
@@ -39,6 +40,7 @@ class CacheError(RuntimeError):
 
 class Shard(NamedTuple):
     """A file of records: a part of the images, in one view."""
+
     view: int
     part: int
 
@@ -49,6 +51,7 @@ class Shard(NamedTuple):
 
 class TeacherRecord(NamedTuple):
     """What a sample carries from the dataset to the model."""
+
     data: bytes
     cache: str
     """``Manifest.identity`` of the cache it is from."""
@@ -57,6 +60,7 @@ class TeacherRecord(NamedTuple):
 @dataclass
 class Manifest:
     """What a cache is."""
+
     seed: int
     """A view is drawn from (seed, view, image)."""
     views: int
@@ -106,13 +110,21 @@ class Manifest:
     def warn_of_other_versions(self) -> None:
         """Log what is older than this process or newer: its format, and the libraries that made it."""
         if self.format < FORMAT:
-            print_log(f'The teacher cache is of format {self.format}, whose shards do not tell from which cache they '
-                      'are: a file of another teacher\'s cache copied into it would go unnoticed. It is read, and not '
-                      'extended.', 'current', logging.WARNING)
+            print_log(
+                f'The teacher cache is of format {self.format}, whose shards do not tell from which cache they '
+                "are: a file of another teacher's cache copied into it would go unnoticed. It is read, and not "
+                'extended.',
+                'current',
+                logging.WARNING,
+            )
         found = differences(self.versions, versions())
         if found:
-            print_log(f'The teacher cache was made with other versions: {"; ".join(found)}. Views may be drawn '
-                      'otherwise now.', 'current', logging.WARNING)
+            print_log(
+                f'The teacher cache was made with other versions: {"; ".join(found)}. Views may be drawn '
+                'otherwise now.',
+                'current',
+                logging.WARNING,
+            )
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -122,13 +134,16 @@ class Manifest:
             content = json.loads(path.read_bytes())
             found, checksum = content['format'], content.pop('checksum')
         except FileNotFoundError as error:
-            raise CacheError(f'there is no teacher cache in {folder}: make one with tools/cache_teacher.py CONFIG '
-                             f'--views V --out {folder}') from error
+            raise CacheError(
+                f'there is no teacher cache in {folder}: make one with tools/cache_teacher.py CONFIG '
+                f'--views V --out {folder}'
+            ) from error
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CacheError(f'{path} is damaged ({error!r}): restore it, or make the cache anew') from error
         if found not in _READ:
-            raise CacheError(f'{path} is of format {found!r}, and this version of mmwsl reads {_READ}: make the '
-                             'cache anew')
+            raise CacheError(
+                f'{path} is of format {found!r}, and this version of mmwsl reads {_READ}: make the cache anew'
+            )
         if checksum != _checksum(content):
             raise CacheError(f'{path} is damaged (its checksum does not fit): restore it, or make the cache anew')
         record = content.pop('record')
@@ -166,7 +181,7 @@ class TeacherCache:
             records = open_shard(self.folder, self.manifest, Shard(view, part))
             self._shards[part] = memoryview(records.view(np.uint8))  # type: ignore[arg-type]
         size = self.manifest.record.layout.itemsize
-        data = bytes(self._shards[part][row * size:(row + 1) * size])
+        data = bytes(self._shards[part][row * size : (row + 1) * size])
         if _crc(data, self.manifest, view, image) != int.from_bytes(data[-4:], 'little'):
             raise _damaged(self.folder / Shard(view, part).name, f'record {row}')
         return TeacherRecord(data, self.identity)
@@ -183,15 +198,19 @@ class TeacherCache:
             cached.pop(field), current.pop(field)
         found = differences(cached, current, part)
         if found:
-            raise CacheError(f'the teacher cache in {self.folder} is not of this run: {"; ".join(found)}. Make another '
-                             'cache (tools/cache_teacher.py CONFIG --views V --out DIR), or mend the config')
+            raise CacheError(
+                f'the teacher cache in {self.folder} is not of this run: {"; ".join(found)}. Make another '
+                'cache (tools/cache_teacher.py CONFIG --views V --out DIR), or mend the config'
+            )
 
     def _check_complete(self) -> None:
         missing = missing_shards(self.folder, self.manifest)
         if missing or self.manifest.top1 is None:
-            raise CacheError(f'the teacher cache in {self.folder} is not finished, {len(missing)} of '
-                             f'{self.manifest.views * self.manifest.parts} shards are missing: {_AGAIN}, and it goes '
-                             'on')
+            raise CacheError(
+                f'the teacher cache in {self.folder} is not finished, {len(missing)} of '
+                f'{self.manifest.views * self.manifest.parts} shards are missing: {_AGAIN}, and it goes '
+                'on'
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), '_view': -1, '_shards': {}}  # a memory map stays in its process
@@ -225,8 +244,9 @@ def open_shard(folder: Path, manifest: Manifest, shard: Shard) -> np.ndarray:
 def write_shard(folder: Path, manifest: Manifest, shard: Shard, records: np.ndarray) -> None:
     """Put checksums into records, and write them."""
     images = manifest.images(shard.part)
-    records['check'] = [_crc(record.tobytes(), manifest, shard.view, image)
-                        for record, image in zip(records, images, strict=True)]
+    records['check'] = [
+        _crc(record.tobytes(), manifest, shard.view, image) for record, image in zip(records, images, strict=True)
+    ]
     with whole_file(folder / shard.name) as file:
         np.save(file, records)
 
@@ -266,8 +286,9 @@ def _crc(record: bytes, manifest: Manifest, view: int, image: int) -> int:
 
 
 def _damaged(path: Path, what: str) -> CacheError:
-    return CacheError(f'{path} is damaged or of another cache ({what}): delete it and {_AGAIN}, which makes that shard '
-                      'again')
+    return CacheError(
+        f'{path} is damaged or of another cache ({what}): delete it and {_AGAIN}, which makes that shard again'
+    )
 
 
 def _to_json(manifest: Manifest) -> dict[str, Any]:

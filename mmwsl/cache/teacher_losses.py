@@ -1,4 +1,5 @@
 """A teacher's hard loss of each training image in a file: one number an image, whatever view of it a run draws."""
+
 from __future__ import annotations
 
 import hashlib
@@ -35,6 +36,7 @@ class TeacherLosses:
     Raises:
         ValueError: If losses are not one finite, non-negative number for each label.
     """
+
     losses: np.ndarray
     labels: np.ndarray
     images: str
@@ -43,13 +45,17 @@ class TeacherLosses:
     def __post_init__(self) -> None:
         found = [(array.dtype, array.shape) for array in (self.losses, self.labels)]
         size = len(self.losses) if self.losses.ndim else 0
-        if found != [(np.float32, (size, )), (np.int64, (size, ))]:
-            raise ValueError('losses and labels should be one float32 and one int64 for each image, got '
-                             + ' and '.join(f'{dtype} of shape {shape}' for dtype, shape in found))
+        if found != [(np.float32, (size,)), (np.int64, (size,))]:
+            raise ValueError(
+                'losses and labels should be one float32 and one int64 for each image, got '
+                + ' and '.join(f'{dtype} of shape {shape}' for dtype, shape in found)
+            )
         wrong = np.flatnonzero(~(np.isfinite(self.losses) & (self.losses >= 0)))
         if len(wrong):
-            raise ValueError(f'losses should be finite and not negative, got {self.losses[wrong[0]]} for image '
-                             f'{wrong[0]} ({len(wrong)} of {size} are such)')
+            raise ValueError(
+                f'losses should be finite and not negative, got {self.losses[wrong[0]]} for image '
+                f'{wrong[0]} ({len(wrong)} of {size} are such)'
+            )
 
     def save(self, path: str | Path) -> None:
         """Write them as .npz; the file is there whole or not at all."""
@@ -75,10 +81,12 @@ class TeacherLosses:
         except OSError:  # says itself what is wrong, and it need not be the file
             raise
         except Exception as error:  # whatever zip, numpy and json make of a damaged file
-            raise CacheError(f'{path} is damaged, or holds no teacher losses ({error!r}): restore it, or '
-                             f'{_MAKE}') from error
-        raise CacheError(f'{path} is of format {header["format"]!r}, and this version of mmwsl reads {_FORMAT}: '
-                         f'{_MAKE}')
+            raise CacheError(
+                f'{path} is damaged, or holds no teacher losses ({error!r}): restore it, or {_MAKE}'
+            ) from error
+        raise CacheError(
+            f'{path} is of format {header["format"]!r}, and this version of mmwsl reads {_FORMAT}: {_MAKE}'
+        )
 
     @classmethod
     def _checked(cls, header: dict[str, Any], losses: np.ndarray, labels: np.ndarray) -> TeacherLosses:
@@ -98,18 +106,25 @@ class TeacherLosses:
             ValueError: As of :func:`mmwsl.cache.fingerprint.training_set`.
         """
         labels, images = training_set(dataset)
-        found = self._different_labels(labels) if len(labels) == len(self.labels) else [
-            f'length is {len(self.labels)} in the file and {len(labels)} here']
+        found = (
+            self._different_labels(labels)
+            if len(labels) == len(self.labels)
+            else [f'length is {len(self.labels)} in the file and {len(labels)} here']
+        )
         if images != self.images:
             found.append('images are others')
         if found:
-            raise CacheError(f'the teacher losses are not of this training set: {"; ".join(found)}. Mend the '
-                             f'config, or {_MAKE}')
+            raise CacheError(
+                f'the teacher losses are not of this training set: {"; ".join(found)}. Mend the config, or {_MAKE}'
+            )
 
     def _different_labels(self, labels: np.ndarray) -> list[str]:
         differ = np.flatnonzero(labels != self.labels)
-        return [f'labels of {len(differ)} of {len(labels)} images are others (image {image}: {self.labels[image]} in '
-                f'the file and {labels[image]} here)' for image in differ[:1]]
+        return [
+            f'labels of {len(differ)} of {len(labels)} images are others (image {image}: {self.labels[image]} in '
+            f'the file and {labels[image]} here)'
+            for image in differ[:1]
+        ]
 
     @property
     def _checksum(self) -> str:
@@ -117,4 +132,3 @@ class TeacherLosses:
         digest.update(self.losses.tobytes())
         digest.update(self.labels.tobytes())
         return digest.hexdigest()
-

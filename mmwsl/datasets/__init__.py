@@ -1,4 +1,5 @@
 """Views that can be replayed, images on the device, folds and resamples, and data that need no download."""
+
 import mmwsl.compat  # noqa: F401  readies the stack
 from mmwsl.datasets.device import DeviceDataset
 from mmwsl.datasets.digit_scenes import DigitScenes
@@ -9,6 +10,14 @@ from mmwsl.datasets.resample import Resample
 from mmwsl.datasets.views import CachedViews, InfiniteViewSampler, SeededViews, ViewSampler
 
 __all__ = [
-    'CachedViews', 'DeviceDataset', 'DigitScenes', 'Digits', 'Fold', 'InfiniteViewSampler', 'LabelNoise', 'Resample',
-    'SeededViews', 'ViewSampler',
+    'CachedViews',
+    'DeviceDataset',
+    'DigitScenes',
+    'Digits',
+    'Fold',
+    'InfiniteViewSampler',
+    'LabelNoise',
+    'Resample',
+    'SeededViews',
+    'ViewSampler',
 ]

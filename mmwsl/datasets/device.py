@@ -1,4 +1,5 @@
 """Small images kept on the device, cropped and flipped there a batch at a time."""
+
 from __future__ import annotations
 
 import random
@@ -41,12 +42,15 @@ class DeviceDataset:
             views are random and the sampler is not ``mmwsl.ViewSampler``.
         RuntimeError: If a worker asks it.
     """
+
     takes_views = True
 
     def __init__(self, dataset: Any, padding: int = 0, flip_prob: float = 0.0, device: str | None = None) -> None:
         if padding < 0 or not 0 <= flip_prob <= 1:
-            raise ValueError('padding should be at least 0 and flip_prob a probability, got '
-                             f'padding={padding} and flip_prob={flip_prob}')
+            raise ValueError(
+                'padding should be at least 0 and flip_prob a probability, got '
+                f'padding={padding} and flip_prob={flip_prob}'
+            )
         if isinstance(dataset, dict):
             dataset = DATASETS.build(dataset)
         number_images(dataset)
@@ -66,16 +70,20 @@ class DeviceDataset:
     def __getitems__(self, views: Sequence[View | int]) -> dict:
         """A batch, as DataLoader asks for it: uint8 images of shape (N, C, H, W), and N DataSamples."""
         if get_worker_info() is not None:
-            raise RuntimeError('a DeviceDataset is read by the process that trains: set num_workers=0 and '
-                               'persistent_workers=False in its dataloader')
+            raise RuntimeError(
+                'a DeviceDataset is read by the process that trains: set num_workers=0 and '
+                'persistent_workers=False in its dataloader'
+            )
         chosen = [view.image if isinstance(view, View) else int(view) for view in views]
         index = to_device(torch.tensor(chosen), self.images.device)
         images = self.images[index]
         if self.padding or self.flip_prob:
             images = crop_and_flip(images, self.padding, *draw(_as_views(views), self.padding, self.flip_prob))
         labels = self.labels[index].split(1)
-        samples = [DataSample(gt_label=label, metainfo=dict(sample_idx=self.sample_idx[image]))
-                   for label, image in zip(labels, chosen, strict=True)]
+        samples = [
+            DataSample(gt_label=label, metainfo=dict(sample_idx=self.sample_idx[image]))
+            for label, image in zip(labels, chosen, strict=True)
+        ]
         return dict(inputs=images, data_samples=samples)
 
 
@@ -113,7 +121,7 @@ def crop_at(images: Tensor, padding: int, corner: Tensor) -> Tensor:
     across = torch.arange(width, device=images.device)
     columns = corner[1, :, None] + torch.where(corner[2, :, None] > 0, across.flip(0), across)
     index = (rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]).view(len(images), 1, -1)
-    padded = F.pad(images, (padding, ) * 4).flatten(2)
+    padded = F.pad(images, (padding,) * 4).flatten(2)
     return padded.gather(2, index.expand(-1, images.shape[1], -1)).view_as(images)
 
 
@@ -130,16 +138,18 @@ def draw(views: Sequence[View], padding: int, flip_prob: float) -> tuple[np.ndar
 
 def _splitmix64(words: np.ndarray) -> np.ndarray:
     """Mix the bits of 64-bit words (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014)."""
-    words = words + np.uint64(0x9e3779b97f4a7c15)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xbf58476d1ce4e5b9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94d049bb133111eb)
+    words = words + np.uint64(0x9E3779B97F4A7C15)
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))
 
 
 def _as_views(views: Sequence[View | int]) -> Sequence[View]:
     if not all(isinstance(view, View) for view in views):
-        raise ValueError('random views need to know epoch and seed, and the sampler hands out plain indices: set '
-                         "sampler=dict(type='mmwsl.ViewSampler', shuffle=True) in the dataloader")
+        raise ValueError(
+            'random views need to know epoch and seed, and the sampler hands out plain indices: set '
+            "sampler=dict(type='mmwsl.ViewSampler', shuffle=True) in the dataloader"
+        )
     return views  # type: ignore[return-value]
 
 
@@ -153,13 +163,17 @@ def _read(dataset: Any) -> tuple[Tensor, Tensor, list[int]]:
             images = torch.empty(len(dataset), *item['inputs'].shape, dtype=item['inputs'].dtype)
         if item['inputs'].shape != images.shape[1:]:
             name = item['data_samples'].get('img_path') or f'image {i}'
-            raise ValueError(f'the images of a DeviceDataset have one size, got {tuple(images.shape[1:])} and, of '
-                             f"{name}, {tuple(item['inputs'].shape)}: resize them in the dataset's pipeline, with "
-                             "dict(type='Resize', scale=(WIDTH, HEIGHT))")
+            raise ValueError(
+                f'the images of a DeviceDataset have one size, got {tuple(images.shape[1:])} and, of '
+                f"{name}, {tuple(item['inputs'].shape)}: resize them in the dataset's pipeline, with "
+                "dict(type='Resize', scale=(WIDTH, HEIGHT))"
+            )
         if (i == 0 and _generators() != before) or (i < _VERIFIED and not same(item, dataset[i])):
-            raise ValueError("the pipeline of a DeviceDataset's dataset runs once for each image, and it draws random "
-                             f'numbers: {getattr(dataset, "pipeline", "")}. Take out what is random, and crop and flip '
-                             'with padding and flip_prob of the DeviceDataset')
+            raise ValueError(
+                "the pipeline of a DeviceDataset's dataset runs once for each image, and it draws random "
+                f'numbers: {getattr(dataset, "pipeline", "")}. Take out what is random, and crop and flip '
+                'with padding and flip_prob of the DeviceDataset'
+            )
         images[i], labels[i] = item['inputs'], item['data_samples'].gt_label.item()
         sample_idx.append(item['data_samples'].get('sample_idx', i))  # a resample's are not its positions
     return images, labels, sample_idx

@@ -38,23 +38,35 @@ class DigitScenes(BaseDataset):
         ValueError: For another split or task, or digits that do not fit the canvas.
         ImportError: If scikit-learn is missing; the message names the extra that brings it.
     """
+
     SIDES = (20, 32)
     """Lowest and highest side of a digit in pixels."""
 
-    def __init__(self, split: str = 'train', task: str = 'seg', scenes: int = 600, size: int = 64,
-                 digits: tuple[int, int] = (1, 4), **kwargs: Any) -> None:
+    def __init__(
+        self,
+        split: str = 'train',
+        task: str = 'seg',
+        scenes: int = 600,
+        size: int = 64,
+        digits: tuple[int, int] = (1, 4),
+        **kwargs: Any,
+    ) -> None:
         if task not in _TOLD:
             raise ValueError(f'task should be one of {tuple(_TOLD)}, got {task!r}')
         if size < self.SIDES[1] or not 1 <= digits[0] <= digits[1]:
-            raise ValueError(f'a canvas should hold a digit of {self.SIDES[1]} pixels and at least one of them, got '
-                             f'size={size}, digits={tuple(digits)}')
+            raise ValueError(
+                f'a canvas should hold a digit of {self.SIDES[1]} pixels and at least one of them, got '
+                f'size={size}, digits={tuple(digits)}'
+            )
         self.task, self.scenes, self.size, self.digits = task, scenes, size, digits
         self.source = Digits(split)
         classes = self.source.METAINFO['classes']
         colours = np.array([[[36 * i, 0.8, 1]] for i in range(10)], np.float32)  # hue, saturation, value
         palette = [[0, 0, 0], *(mmcv.hsv2bgr(colours)[:, 0] * 255)]
-        metainfo = dict(classes=('background', *classes) if task == 'seg' else classes,
-                        palette=[list(map(int, colour)) for colour in palette[0 if task == 'seg' else 1:]])
+        metainfo = dict(
+            classes=('background', *classes) if task == 'seg' else classes,
+            palette=[list(map(int, colour)) for colour in palette[0 if task == 'seg' else 1 :]],
+        )
         super().__init__(ann_file='', metainfo=metainfo, **kwargs)
 
     def load_data_list(self) -> list[dict]:
@@ -65,8 +77,18 @@ class DigitScenes(BaseDataset):
         found = []
         for scene in range(self.scenes):
             canvas, placed = _draw(np.random.default_rng((0, scene)), ink, labels, self.size, self.digits, self.SIDES)
-            found.append(dict(img=canvas, img_id=scene, img_path=f'scene {scene}', height=self.size, width=self.size,
-                              img_shape=canvas.shape[:2], ori_shape=canvas.shape[:2], **tell(placed, self.size)))
+            found.append(
+                dict(
+                    img=canvas,
+                    img_id=scene,
+                    img_path=f'scene {scene}',
+                    height=self.size,
+                    width=self.size,
+                    img_shape=canvas.shape[:2],
+                    ori_shape=canvas.shape[:2],
+                    **tell(placed, self.size),
+                )
+            )
         return found
 
 
@@ -74,15 +96,21 @@ Placed = list[tuple[int, int, int, np.ndarray]]
 """Of each digit its class, top, left and brightness in [0, 1]."""
 
 
-def _draw(rng: np.random.Generator, ink: list[np.ndarray], labels: list[int], size: int, digits: tuple[int, int],
-          sides: tuple[int, int]) -> tuple[np.ndarray, Placed]:
+def _draw(
+    rng: np.random.Generator,
+    ink: list[np.ndarray],
+    labels: list[int],
+    size: int,
+    digits: tuple[int, int],
+    sides: tuple[int, int],
+) -> tuple[np.ndarray, Placed]:
     """A canvas and what is on it."""
     free, placed = np.ones((size, size), bool), []
     for _ in range(rng.integers(digits[0], digits[1] + 1)):
         chosen, side = rng.integers(len(ink)), rng.integers(sides[0], sides[1] + 1)
         for _ in range(20):
             top, left = rng.integers(0, size - side + 1, 2)
-            room = free[top:top + side, left:left + side]
+            room = free[top : top + side, left : left + side]
             if room.all():
                 room[:] = False
                 grown = mmcv.imresize(ink[chosen], (side, side), interpolation='bilinear')
@@ -90,7 +118,7 @@ def _draw(rng: np.random.Generator, ink: list[np.ndarray], labels: list[int], si
                 break
     light = _clutter(rng, ink, size)
     for _, top, left, grown in placed:
-        part = light[top:top + len(grown), left:left + len(grown)]
+        part = light[top : top + len(grown), left : left + len(grown)]
         part[:] = part * (1 - grown) + rng.uniform(0.7, 1.0) * grown
     light += rng.normal(0, 0.05, light.shape)
     return np.repeat((light.clip(0, 1) * 255).astype(np.uint8)[..., None], 3, 2), placed
@@ -102,9 +130,9 @@ def _clutter(rng: np.random.Generator, ink: list[np.ndarray], size: int) -> np.n
     light = 0.1 + 0.2 * rng.uniform() * slope[:, None] + 0.2 * rng.uniform() * slope
     for _ in range(8):
         y, x = rng.integers(0, 5, 2)
-        fragment = mmcv.imresize(ink[rng.integers(len(ink))][y:y + 4, x:x + 4], (8, 8))
+        fragment = mmcv.imresize(ink[rng.integers(len(ink))][y : y + 4, x : x + 4], (8, 8))
         top, left = rng.integers(0, size - 8 + 1, 2)
-        part = light[top:top + 8, left:left + 8]
+        part = light[top : top + 8, left : left + 8]
         np.maximum(part, 0.5 * fragment, out=part)
     return light
 
@@ -112,7 +140,7 @@ def _clutter(rng: np.random.Generator, ink: list[np.ndarray], size: int) -> np.n
 def _segmentation(placed: Placed, size: int) -> dict[str, Any]:
     classes = np.zeros((size, size), np.uint8)
     for label, top, left, grown in placed:
-        part = classes[top:top + len(grown), left:left + len(grown)]
+        part = classes[top : top + len(grown), left : left + len(grown)]
         part[grown > EDGE] = IGNORED
         part[grown > INK] = label + 1
     return dict(gt_seg_map=classes, seg_fields=['gt_seg_map'], reduce_zero_label=False)
@@ -131,5 +159,4 @@ def _labels(placed: Placed, size: int) -> dict[str, Any]:
     return dict(gt_label=sorted({label for label, *_ in placed}))
 
 
-_TOLD: dict[str, Callable[[Placed, int], dict[str, Any]]] = {
-    'seg': _segmentation, 'det': _detection, 'multi': _labels}
+_TOLD: dict[str, Callable[[Placed, int], dict[str, Any]]] = {'seg': _segmentation, 'det': _detection, 'multi': _labels}

@@ -25,6 +25,7 @@ class Digits(BaseDataset):
         >>> len(digits), digits[0]['img'].shape
         (1197, (8, 8, 1))
     """
+
     METAINFO = {'classes': tuple('0123456789')}
     TRAIN_SIZE = 600
 
@@ -45,6 +46,7 @@ class Digits(BaseDataset):
             from sklearn.model_selection import train_test_split
         images, labels = load_digits().images, load_digits().target
         train, test = train_test_split(
-            np.arange(len(labels)), train_size=self.TRAIN_SIZE, stratify=labels, random_state=0)
+            np.arange(len(labels)), train_size=self.TRAIN_SIZE, stratify=labels, random_state=0
+        )
         chosen = np.sort(train if self.split == 'train' else test)
         return [dict(img=images[i].astype(np.uint8)[..., None], gt_label=int(labels[i])) for i in chosen]

@@ -1,4 +1,5 @@
 """A folder of images: what is in it, what cannot be used, and a split into training and validation images."""
+
 from __future__ import annotations
 
 import hashlib
@@ -26,6 +27,7 @@ _MEASURED = 2000  # images from which mean and standard deviation are computed
 @dataclass(frozen=True)
 class ImageFile:
     """An image that opens: its path below the folder, its class and what it looks like."""
+
     path: str
     label: int
     size: tuple[int, int]
@@ -36,6 +38,7 @@ class ImageFile:
 @dataclass
 class ImageFolder:
     """What :func:`inspect_folder` found."""
+
     root: Path
     classes: list[str]
     train: list[ImageFile]
@@ -75,18 +78,27 @@ class ImageFolder:
         grey = sum(image.grey for image in images)
         colour = 'colour' if not grey else 'grey' if grey == len(images) else f'{grey} grey, the others in colour'
         widths, heights = zip(*self.sizes, strict=True)
-        size = (f'{widths[0]} x {heights[0]} pixels' if len(self.sizes) == 1 else
-                f'{min(widths)} x {min(heights)} to {max(widths)} x {max(heights)} pixels')
-        source = (f'from {self.prefixes[0]}/ and {self.prefixes[1]}/' if self.prefixes else
-                  'split by the names of the files, the same way each time')
+        size = (
+            f'{widths[0]} x {heights[0]} pixels'
+            if len(self.sizes) == 1
+            else f'{min(widths)} x {min(heights)} to {max(widths)} x {max(heights)} pixels'
+        )
+        source = (
+            f'from {self.prefixes[0]}/ and {self.prefixes[1]}/'
+            if self.prefixes
+            else 'split by the names of the files, the same way each time'
+        )
         lines = [
             f'{self.root}: {len(self.classes)} classes ({first_of(self.classes)})',
             f'  {len(self.train)} training and {len(self.val)} validation images, {source}',
             f'  {least} to {most} training images a class' if least < most else f'  {least} training images a class',
             f'  {size}, {colour}',
         ]
-        left_out = (('hidden folders', self.hidden), ('empty or broken files', self.broken),
-                    ('files that are no images by their names', self.others))
+        left_out = (
+            ('hidden folders', self.hidden),
+            ('empty or broken files', self.broken),
+            ('files that are no images by their names', self.others),
+        )
         lines += [f'  no validation images of {first_of(unseen)}' for unseen in [self.without(self.val)] if unseen]
         lines += [f'  left out: {len(names)} {what}: {first_of(names)}' for what, names in left_out if names]
         return '\n'.join(lines)
@@ -121,8 +133,10 @@ def inspect_folder(root: Path, val_share: float = 0.2, tell: Callable[[str], Non
     """
     if not root.is_dir():
         parent = next(folder for folder in root.absolute().parents if folder.is_dir())
-        raise FileNotFoundError(f'there is no folder {root}; {parent} has {first_of(_folders(parent)[0]) or "none"}. '
-                                'Give --data the folder that holds train/ and val/, or one folder per class')
+        raise FileNotFoundError(
+            f'there is no folder {root}; {parent} has {first_of(_folders(parent)[0]) or "none"}. '
+            'Give --data the folder that holds train/ and val/, or one folder per class'
+        )
     folders, hidden = _folders(root)
     prefixes = _split_of(folders)
     found = ImageFolder(root, [], [], [], prefixes, hidden=hidden)
@@ -158,20 +172,22 @@ def _common_classes(found: ImageFolder, prefixes: tuple[str, str]) -> list[str]:
         named.append(visible)
     if named[0] != named[1]:
         only = [sorted(set(one) - set(other)) for one, other in (named, named[::-1])]
-        raise ValueError(f'{prefixes[0]}/ and {prefixes[1]}/ in {found.root} should have the same classes; only in '
-                         f'{prefixes[0]}/: {first_of(only[0]) or "none"}; only in {prefixes[1]}/: '
-                         f'{first_of(only[1]) or "none"}. Rename or delete these folders')
+        raise ValueError(
+            f'{prefixes[0]}/ and {prefixes[1]}/ in {found.root} should have the same classes; only in '
+            f'{prefixes[0]}/: {first_of(only[0]) or "none"}; only in {prefixes[1]}/: '
+            f'{first_of(only[1]) or "none"}. Rename or delete these folders'
+        )
     return named[0]
 
 
 def _images_in(found: ImageFolder, prefix: str, tell: Callable[[str], None]) -> list[ImageFile]:
     """Open all files of the classes; those that do not open are named in ``found``."""
-    files = [(path, label) for label, name in enumerate(found.classes)
-             for path in _files(found.root / prefix / name)]
+    files = [(path, label) for label, name in enumerate(found.classes) for path in _files(found.root / prefix / name)]
     images = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for number, ((path, label), seen) in enumerate(zip(files, pool.map(_look, (file for file, _ in files)),
-                                                           strict=True), 1):
+        for number, ((path, label), seen) in enumerate(
+            zip(files, pool.map(_look, (file for file, _ in files)), strict=True), 1
+        ):
             name = path.relative_to(found.root).as_posix()
             if number % 5000 == 0:
                 tell(f'{number} of {len(files)} files in {found.root / prefix} were opened')
@@ -219,12 +235,16 @@ def _hash(path: str) -> str:
 def _check(found: ImageFolder) -> None:
     if len(found.classes) < 2:
         there = f'{len(found.classes)} ({first_of(found.classes)})' if found.classes else 'none'
-        raise ValueError(f'{found.root} should hold two classes or more, a folder each (or train/ and val/ with them), '
-                         f'got {there}. Give --data the folder above the classes')
+        raise ValueError(
+            f'{found.root} should hold two classes or more, a folder each (or train/ and val/ with them), '
+            f'got {there}. Give --data the folder above the classes'
+        )
     without = found.without(found.train)
     if without:
         where = f'{found.root / found.prefixes[0]}' if found.prefixes else f'{found.root}'
         left_out = found.broken + found.others
-        raise ValueError(f'no training image that opens ({", ".join(IMAGES)}) in {where} of the class '
-                         f'{first_of(without)}{f"; left out were {first_of(left_out)}" if left_out else ""}. '
-                         'Add images, or delete the folders of these classes')
+        raise ValueError(
+            f'no training image that opens ({", ".join(IMAGES)}) in {where} of the class '
+            f'{first_of(without)}{f"; left out were {first_of(left_out)}" if left_out else ""}. '
+            'Add images, or delete the folders of these classes'
+        )

@@ -27,23 +27,29 @@ class LabelNoise(BaseTransform):
         >>> LabelNoise(prob=1.0, num_classes=2)(dict(gt_label=0, sample_idx=7))['gt_label']
         1
     """
+
     changes_labels = True  # read by mmwsl.cache.fingerprint.training_set
 
     def __init__(self, prob: float, num_classes: int, seed: int = 0) -> None:
         if not 0 <= prob <= 1 or num_classes < 2:
-            raise ValueError('prob should be a probability and num_classes 2 or more, got '
-                             f'prob={prob} and num_classes={num_classes}')
+            raise ValueError(
+                f'prob should be a probability and num_classes 2 or more, got prob={prob} and num_classes={num_classes}'
+            )
         self.prob, self.num_classes, self.seed = prob, num_classes, seed
 
     def transform(self, results: dict) -> dict:
         """Change ``gt_label``, by chance that ``sample_idx`` decides."""
         label = np.asarray(results.get('gt_label', ()))
         if label.size != 1 or not 0 <= label.item() < self.num_classes:
-            raise ValueError(f'LabelNoise needs one label in [0, {self.num_classes}) for each image, got '
-                             f'gt_label={results.get("gt_label")}: is num_classes that of the dataset?')
+            raise ValueError(
+                f'LabelNoise needs one label in [0, {self.num_classes}) for each image, got '
+                f'gt_label={results.get("gt_label")}: is num_classes that of the dataset?'
+            )
         if 'sample_idx' not in results:
-            raise ValueError("LabelNoise needs sample_idx, an image's place in the dataset, which mmengine's datasets "
-                             f'give, got {sorted(results)}')
+            raise ValueError(
+                "LabelNoise needs sample_idx, an image's place in the dataset, which mmengine's datasets "
+                f'give, got {sorted(results)}'
+            )
         chance = np.random.default_rng([self.seed, results['sample_idx']])
         if chance.random() < self.prob:
             results['gt_label'] = int((label.item() + chance.integers(1, self.num_classes)) % self.num_classes)

@@ -4,6 +4,7 @@ mmengine seeds each worker once from a fixed number: workers that are made anew 
 and a resumed run draws others than an unbroken one. Here the sampler hands out *views*, an index with the epoch and the
 seed, and the dataset draws from them, so neither workers nor restarts matter.
 """
+
 from __future__ import annotations
 
 import copy
@@ -32,6 +33,7 @@ _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.
 
 class View(NamedTuple):
     """One augmented look at one image."""
+
     image: int
     epoch: int
     seed: int
@@ -96,9 +98,11 @@ class InfiniteViewSampler(InfiniteSampler):
 def _check_takes_views(sampler: Any, dataset: Any) -> None:
     if not getattr(dataset, 'takes_views', False):
         name = type(dataset).__name__
-        raise TypeError(f'mmwsl.{type(sampler).__name__} asks for views, and {name} does not know them. Make '
-                        "mmwsl.SeededViews the outermost: dataset=dict(type='mmwsl.SeededViews', "
-                        f'dataset=dict(type={name!r}, ...))')
+        raise TypeError(
+            f'mmwsl.{type(sampler).__name__} asks for views, and {name} does not know them. Make '
+            "mmwsl.SeededViews the outermost: dataset=dict(type='mmwsl.SeededViews', "
+            f'dataset=dict(type={name!r}, ...))'
+        )
 
 
 @DATASETS.register_module()
@@ -114,12 +118,16 @@ class SeededViews(DatasetWrapper):
     Raises:
         ValueError: When it is asked: if a view comes out otherwise when it is drawn again. The transform is named.
     """
+
     takes_views = True
 
     def __init__(self, dataset: Any) -> None:
         super().__init__(dataset)
-        self._own_generators = [generator for part in unwrapped(self.dataset)
-                                for generator in own_generators(getattr(part, 'pipeline', None))]
+        self._own_generators = [
+            generator
+            for part in unwrapped(self.dataset)
+            for generator in own_generators(getattr(part, 'pipeline', None))
+        ]
         self._to_verify = _VERIFIED
 
     def __len__(self) -> int:
@@ -132,10 +140,12 @@ class SeededViews(DatasetWrapper):
         if self._to_verify:
             self._to_verify -= 1
             if not same(results, self._drawn(view, lambda: self.dataset[view.image])):
-                raise ValueError(f'{self._culprit(view)} gives another image when the same view is drawn again, so a '
-                                 'resumed run or a teacher cache would see other images than it should: let it draw '
-                                 "from Python's, numpy's or torch's generator, or keep a generator of its own as an "
-                                 'attribute')
+                raise ValueError(
+                    f'{self._culprit(view)} gives another image when the same view is drawn again, so a '
+                    'resumed run or a teacher cache would see other images than it should: let it draw '
+                    "from Python's, numpy's or torch's generator, or keep a generator of its own as an "
+                    'attribute'
+                )
         return results
 
     @property
@@ -154,8 +164,10 @@ class SeededViews(DatasetWrapper):
         """The first transform whose results differ."""
         results: Any = getattr(self.dataset, 'get_data_info', lambda index: {})(view.image)
         for transform in getattr(getattr(self.dataset, 'pipeline', None), 'transforms', ()):
+
             def draw(transform: Any = transform, results: Any = results) -> Any:
                 return transform(copy.deepcopy(results))
+
             first, second = self._drawn(view, draw), self._drawn(view, draw)
             if not same(first, second):
                 return f'the transform {type(transform).__name__}'
@@ -191,8 +203,10 @@ class CachedViews(SeededViews):
         view = View(view.image, view.epoch % manifest.views, manifest.seed)
         results = super().__getitem__(view)
         if 'data_samples' not in results:
-            raise ValueError("CachedViews puts a teacher's record into a DataSample, and the pipeline packs none: end "
-                             "it with dict(type='PackInputs')")
+            raise ValueError(
+                "CachedViews puts a teacher's record into a DataSample, and the pipeline packs none: end "
+                "it with dict(type='PackInputs')"
+            )
         sample, record = results['data_samples'], self.cache.read(view.epoch, view.image)
         self._check_image(view, sample, record)
         sample.teacher_record = record
@@ -202,12 +216,16 @@ class CachedViews(SeededViews):
         """Raise CacheError where a record is of another image: mmengine draws one where a pipeline returns None."""
         asked, got = self.dataset.get_data_info(view.image).get('sample_idx'), sample.get('sample_idx')
         if got is not None and asked is not None and got != asked:
-            raise CacheError(f'the pipeline returned nothing for image {asked}, and image {got} came in its place: the '
-                             'record is not of that one. Take out what drops images, or the files that cannot be read')
+            raise CacheError(
+                f'the pipeline returned nothing for image {asked}, and image {got} came in its place: the '
+                'record is not of that one. Take out what drops images, or the files that cannot be read'
+            )
         label, recorded = sample.get('gt_label'), self.cache.manifest.record.label(record.data)
         if label is not None and label.numel() == 1 and int(label) != recorded:
-            raise CacheError(f'image {asked} is of class {int(label)} here and of class {recorded} in the teacher '
-                             'cache: labels have changed since. Make another cache (tools/cache_teacher.py)')
+            raise CacheError(
+                f'image {asked} is of class {int(label)} here and of class {recorded} in the teacher '
+                'cache: labels have changed since. Make another cache (tools/cache_teacher.py)'
+            )
 
 
 def own_generators(pipeline: Any) -> Iterator[Any]:

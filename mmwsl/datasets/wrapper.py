@@ -46,15 +46,18 @@ class Selection(DatasetWrapper):
     Raises:
         ValueError: If the dataset hands out views.
     """
+
     indices: np.ndarray
 
     def __init__(self, dataset: Any) -> None:
         super().__init__(dataset)
         if getattr(self.dataset, 'takes_views', False):
-            raise ValueError(f'mmwsl.{type(self).__name__} picks images and not views, got a '
-                             f'{type(self.dataset).__name__}: put it inside of mmwsl.SeededViews or '
-                             'mmwsl.DeviceDataset. The views of a teacher cache cannot be picked from: teach live '
-                             '(without teacher_cache)')
+            raise ValueError(
+                f'mmwsl.{type(self).__name__} picks images and not views, got a '
+                f'{type(self.dataset).__name__}: put it inside of mmwsl.SeededViews or '
+                'mmwsl.DeviceDataset. The views of a teacher cache cannot be picked from: teach live '
+                '(without teacher_cache)'
+            )
 
     def __len__(self) -> int:
         return len(self.indices)

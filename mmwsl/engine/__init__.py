@@ -1,4 +1,5 @@
 """What happens around a run: starting it, its hooks, building a teacher cache, asking a teacher once."""
+
 import mmwsl.compat  # noqa: F401  readies the stack
 from mmwsl.engine import console, launch, runs
 from mmwsl.engine.cache_building import build_cache
@@ -35,10 +36,40 @@ from mmwsl.engine.strategies import FullyShardStrategy, choose_strategy, prepare
 from mmwsl.engine.teacher_losses import calibrate, measure_losses
 
 __all__ = [
-    'BestCheckpointHook', 'ChannelsLastHook', 'CheckLabelsHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook',
-    'ExactResumeHook', 'FiniteLossHook', 'FullyShardStrategy', 'HardLossHook', 'LateScalarsHook', 'LossStatisticsHook',
-    'ProgressHook', 'RunReportHook', 'SampleRecordHook', 'StopOnSignalHook', 'add_hooks', 'add_progress', 'build_cache',
-    'calibrate', 'check_data', 'choose_strategy', 'console', 'explained_config', 'explained_data', 'finish_run',
-    'latest_checkpoint', 'launch', 'launcher_parser', 'measure_losses', 'merge_options', 'prepare_run',
-    'prepare_strategy', 'read_config', 'runs', 'sole_training',
+    'BestCheckpointHook',
+    'ChannelsLastHook',
+    'CheckLabelsHook',
+    'CheckResumeHook',
+    'CheckTeacherHook',
+    'EpochSeedHook',
+    'ExactResumeHook',
+    'FiniteLossHook',
+    'FullyShardStrategy',
+    'HardLossHook',
+    'LateScalarsHook',
+    'LossStatisticsHook',
+    'ProgressHook',
+    'RunReportHook',
+    'SampleRecordHook',
+    'StopOnSignalHook',
+    'add_hooks',
+    'add_progress',
+    'build_cache',
+    'calibrate',
+    'check_data',
+    'choose_strategy',
+    'console',
+    'explained_config',
+    'explained_data',
+    'finish_run',
+    'latest_checkpoint',
+    'launch',
+    'launcher_parser',
+    'measure_losses',
+    'merge_options',
+    'prepare_run',
+    'prepare_strategy',
+    'read_config',
+    'runs',
+    'sole_training',
 ]

@@ -1,4 +1,5 @@
 """Teach once: run a config's teacher over views of its training set, and keep what it says."""
+
 from __future__ import annotations
 
 import copy
@@ -56,8 +57,16 @@ _WRAPPERS = ('SeededViews', 'CachedViews')
 _TIMED_BATCHES = 3
 
 
-def build_cache(cfg: Config, folder: str | Path, views: int, seed: int = 0, top_k: int | None = None,
-                dtype: str = 'float32', taus: Sequence[float] | None = None, shard_size: int = SHARD_SIZE) -> None:
+def build_cache(
+    cfg: Config,
+    folder: str | Path,
+    views: int,
+    seed: int = 0,
+    top_k: int | None = None,
+    dtype: str = 'float32',
+    taus: Sequence[float] | None = None,
+    shard_size: int = SHARD_SIZE,
+) -> None:
     """Fill a folder with a teacher's records, or go on filling it, and check all of them.
 
     Several processes share out the shards that are missing. What a shard holds does not depend on who makes it, nor on
@@ -87,9 +96,15 @@ def build_cache(cfg: Config, folder: str | Path, views: int, seed: int = 0, top_
     fingerprint = dict(teacher=_teacher_of(model, cfg), data=data_fingerprint(data_config, dataset))
     classes, seconds = _try_out(model, dataset, loader)
     manifest = Manifest(
-        seed, views, len(dataset), math.ceil(len(dataset) / shard_size),
+        seed,
+        views,
+        len(dataset),
+        math.ceil(len(dataset) / shard_size),
         RecordFormat(classes, top_k, dtype, _taus(model, taus) if top_k else ()),
-        None if model.teacher_norm_eval else loader.batch_size, fingerprint, versions())
+        None if model.teacher_norm_eval else loader.batch_size,
+        fingerprint,
+        versions(),
+    )
     folder = Path(folder)
     with _alone(folder):
         manifest = _agree(folder, manifest)
@@ -97,7 +112,7 @@ def build_cache(cfg: Config, folder: str | Path, views: int, seed: int = 0, top_
         _check_what_is_there(folder, manifest, missing)
         _announce(folder, manifest, missing, seconds)
         barrier()  # each process has seen the same files
-        _make_shards(folder, manifest, missing[get_rank()::get_world_size()], model, dataset, loader)
+        _make_shards(folder, manifest, missing[get_rank() :: get_world_size()], model, dataset, loader)
         barrier()
         _finish(folder, manifest)
 
@@ -118,8 +133,9 @@ def build_model(cfg: Config) -> WSLDistill:
         config.data_preprocessor = cfg.get('data_preprocessor')
     model = MODELS.build(config)
     if not isinstance(model, WSLDistill):
-        raise ValueError(f'the teacher of a WSLDistill can be cached, and the model of this config is a '
-                         f'{type(model).__name__}')
+        raise ValueError(
+            f'the teacher of a WSLDistill can be cached, and the model of this config is a {type(model).__name__}'
+        )
     if getattr(model.distiller, 'is_dense', False):
         raise ValueError(NOT_CACHED)
     mixing: Any = getattr(model.data_preprocessor, 'batch_augments', None)
@@ -131,8 +147,9 @@ def build_model(cfg: Config) -> WSLDistill:
 
 
 def _teacher_of(model: WSLDistill, cfg: Config) -> dict[str, Any]:
-    fingerprint = teacher_fingerprint(cfg.model.teacher, cfg.model.get('teacher_ckpt'), model.teacher_norm_eval,
-                                      model.data_preprocessor)
+    fingerprint = teacher_fingerprint(
+        cfg.model.teacher, cfg.model.get('teacher_ckpt'), model.teacher_norm_eval, model.data_preprocessor
+    )
     fingerprint['weights'] = fingerprint['weights'] or weights_hash(model.teacher.state_dict())
     return fingerprint
 
@@ -178,8 +195,9 @@ def _agree(folder: Path, manifest: Manifest) -> Manifest:
     """Write what the cache is to be, or compare it with what is there."""
     if get_rank() == 0 and not (folder / MANIFEST).exists():
         if any(folder.glob('*.npy')):
-            raise CacheError(f'{folder} holds shards and no {MANIFEST} that says what they are: restore it, or take '
-                             'another folder')
+            raise CacheError(
+                f'{folder} holds shards and no {MANIFEST} that says what they are: restore it, or take another folder'
+            )
         manifest.save(folder)
     barrier()
     there = Manifest.load(folder)
@@ -187,8 +205,10 @@ def _agree(folder: Path, manifest: Manifest) -> Manifest:
     if there.views > manifest.views:
         found.append(f'views is {there.views} in the cache and {manifest.views} here')
     if found:
-        raise CacheError(f'{folder} holds another cache: {"; ".join(found)}. Take another folder (--out), or the '
-                         'settings it was begun with')
+        raise CacheError(
+            f'{folder} holds another cache: {"; ".join(found)}. Take another folder (--out), or the '
+            'settings it was begun with'
+        )
     there.warn_of_other_versions()
     return dataclasses.replace(there, views=manifest.views)
 
@@ -196,33 +216,49 @@ def _agree(folder: Path, manifest: Manifest) -> Manifest:
 def _check_what_is_there(folder: Path, manifest: Manifest, missing: list[Shard]) -> None:
     """Raise CacheError for shards that are another's, and for a cache of format 1 that would be extended."""
     if missing and manifest.format < FORMAT:
-        raise CacheError(f'{folder} holds a cache of format {manifest.format}, which is read and not extended, and '
-                         f'{len(missing)} of {manifest.views * manifest.parts} shards would be made. Make a new cache '
-                         'in another folder (--out), or ask for no more --views than it has')
+        raise CacheError(
+            f'{folder} holds a cache of format {manifest.format}, which is read and not extended, and '
+            f'{len(missing)} of {manifest.views * manifest.parts} shards would be made. Make a new cache '
+            'in another folder (--out), or ask for no more --views than it has'
+        )
     strange = strange_shards(folder, manifest)
     if strange:
-        raise CacheError(f'{folder} holds {len(strange)} shards that are damaged or of another cache: '
-                         f'{first_of([shard.name for shard in strange])}. Delete them and give the same command again, '
-                         'which makes them again, or choose another folder (--out)')
+        raise CacheError(
+            f'{folder} holds {len(strange)} shards that are damaged or of another cache: '
+            f'{first_of([shard.name for shard in strange])}. Delete them and give the same command again, '
+            'which makes them again, or choose another folder (--out)'
+        )
 
 
 def _announce(folder: Path, manifest: Manifest, missing: list[Shard], seconds: float) -> None:
     count = sum(len(manifest.images(shard.part)) for shard in missing)
     size, free = count * manifest.record.layout.itemsize, shutil.disk_usage(folder).free
     duration = timedelta(seconds=round(count * seconds / get_world_size()))
-    print_log(f'{len(missing)} of {manifest.views * manifest.parts} shards are to be made: {count:,} records of '
-              f'{manifest.record.layout.itemsize} bytes, {size / 1e9:.2f} GB ({free / 1e9:.2f} GB are free), in about '
-              f'{duration} with {get_world_size()} process(es).', 'current')
+    print_log(
+        f'{len(missing)} of {manifest.views * manifest.parts} shards are to be made: {count:,} records of '
+        f'{manifest.record.layout.itemsize} bytes, {size / 1e9:.2f} GB ({free / 1e9:.2f} GB are free), in about '
+        f'{duration} with {get_world_size()} process(es).',
+        'current',
+    )
     if size > free:
-        raise CacheError(f'{folder} has {free / 1e9:.2f} GB of free disk, and {size / 1e9:.2f} GB are needed: take '
-                         'fewer views, --top-k, --dtype float16 or another --out')
+        raise CacheError(
+            f'{folder} has {free / 1e9:.2f} GB of free disk, and {size / 1e9:.2f} GB are needed: take '
+            'fewer views, --top-k, --dtype float16 or another --out'
+        )
 
 
-def _make_shards(folder: Path, manifest: Manifest, shards: list[Shard], model: WSLDistill, dataset: SeededViews,
-                 loader: Mapping) -> None:
+def _make_shards(
+    folder: Path, manifest: Manifest, shards: list[Shard], model: WSLDistill, dataset: SeededViews, loader: Mapping
+) -> None:
     sampler: Any = _views(manifest, shards, loader['batch_size'])
-    batches = iter(DataLoader(dataset, batch_sampler=sampler, collate_fn=collate(loader),  # type: ignore[arg-type]
-                              num_workers=loader.get('num_workers', 0)))
+    batches = iter(
+        DataLoader(
+            dataset,  # type: ignore[arg-type]
+            batch_sampler=sampler,
+            collate_fn=collate(loader),
+            num_workers=loader.get('num_workers', 0),
+        )
+    )
     with Progress(disable=get_rank() != 0) as progress:
         task = progress.add_task('teaching', total=sum(len(manifest.images(shard.part)) for shard in shards))
         for shard in shards:
@@ -257,15 +293,16 @@ def answers(model: WSLDistill, batch: dict) -> tuple[Tensor, Tensor]:
     batch = model.data_preprocessor(batch, True)
     labels = single_labels(batch['data_samples'])
     if labels is None:
-        raise ValueError('a teacher is cached for images of one class each (gt_label), and one of these has none or '
-                         'several')
+        raise ValueError(
+            'a teacher is cached for images of one class each (gt_label), and one of these has none or several'
+        )
     logits = model.teacher_logits(batch['inputs'], batch['data_samples'])
     return logits.cpu(), labels
 
 
 def _finish(folder: Path, manifest: Manifest) -> None:
     """Read everything again, and note how often the teacher was right."""
-    shards = list(manifest.shards)[get_rank()::get_world_size()]
+    shards = list(manifest.shards)[get_rank() :: get_world_size()]
     correct = torch.tensor(sum(verify_shard(folder, manifest, shard) for shard in shards))
     all_reduce(correct)
     top1 = int(correct) / (manifest.views * manifest.length)

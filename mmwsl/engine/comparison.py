@@ -1,4 +1,5 @@
 """Compare students: alone, with plain soft labels, with weighted ones; several seeds each, one teacher for all."""
+
 from __future__ import annotations
 
 import os
@@ -26,6 +27,7 @@ _TOLD_EVERY = 30  # seconds
 @dataclass(frozen=True)
 class Metric:
     """What runs are compared by."""
+
     key: str
     """In their logs."""
     title: str
@@ -37,9 +39,12 @@ class Metric:
         return [self.factor * line[self.key] for line in log if self.key in line]
 
 
-METRICS = (Metric('accuracy/top1', 'top-1, validation data, %'), Metric('mIoU', 'mIoU, validation data, %'),
-           Metric('multi-label/mAP', 'mAP, validation data, %'),
-           Metric('coco/bbox_mAP', 'mAP, validation data, %', 100.0))
+METRICS = (
+    Metric('accuracy/top1', 'top-1, validation data, %'),
+    Metric('mIoU', 'mIoU, validation data, %'),
+    Metric('multi-label/mAP', 'mAP, validation data, %'),
+    Metric('coco/bbox_mAP', 'mAP, validation data, %', 100.0),
+)
 """Of which the first that a run logged is taken, if none is named."""
 
 
@@ -52,13 +57,16 @@ def metric_of(log: Sequence[Mapping]) -> Metric:
     for metric in METRICS:
         if metric.scores(log):
             return metric
-    raise ValueError(f'runs are compared by one of {", ".join(metric.key for metric in METRICS)}, and this one logged '
-                     f'{sorted(set().union(*log))}: set val_evaluator')
+    raise ValueError(
+        f'runs are compared by one of {", ".join(metric.key for metric in METRICS)}, and this one logged '
+        f'{sorted(set().union(*log))}: set val_evaluator'
+    )
 
 
 @dataclass(frozen=True)
 class Trained:
     """A run of a comparison: a config with a seed, in a folder of its own."""
+
     config: Path
     work_dir: Path
     options: tuple[str, ...]
@@ -75,6 +83,7 @@ class Trained:
 @dataclass(frozen=True)
 class Plan:
     """What a comparison trains."""
+
     teacher: Trained
     """Nothing is trained if ``teacher_ckpt`` is there."""
     teacher_ckpt: str | None
@@ -87,8 +96,9 @@ class Plan:
     """Runs by name, in the order of the seeds."""
 
 
-def plan(paths: Sequence[Path], out: Path, seeds: Sequence[int], options: Sequence[str] = (),
-         cached: bool = False) -> Plan:
+def plan(
+    paths: Sequence[Path], out: Path, seeds: Sequence[int], options: Sequence[str] = (), cached: bool = False
+) -> Plan:
     """Plan the comparison of some configs.
 
     A network alone that is the distillations' teacher is no arm, but trains it. If there is a single config, a
@@ -109,32 +119,47 @@ def plan(paths: Sequence[Path], out: Path, seeds: Sequence[int], options: Sequen
     configs = {path: Config.fromfile(path) for path in _files(paths)}
     taught = [path for path, cfg in configs.items() if 'teacher' in cfg.model]
     if not taught:
-        raise ValueError(f'one of the configs should be a distillation, such as configs/wsl_digits.py; {len(configs)} '
-                         f'were given that train a network alone ({", ".join(map(str, configs))}). Name one')
+        raise ValueError(
+            f'one of the configs should be a distillation, such as configs/wsl_digits.py; {len(configs)} '
+            f'were given that train a network alone ({", ".join(map(str, configs))}). Name one'
+        )
     model = configs[taught[0]].model
     for path in taught:
         if [configs[path].model[key] for key in ('teacher', 'teacher_ckpt')] != [model.teacher, model.teacher_ckpt]:
-            raise ValueError(f'configs are compared with one teacher, and model.teacher or teacher_ckpt of {path} '
-                             f'differ from those of {taught[0]}. Give all of them the same, or compare them apart')
+            raise ValueError(
+                f'configs are compared with one teacher, and model.teacher or teacher_ckpt of {path} '
+                f'differ from those of {taught[0]}. Give all of them the same, or compare them apart'
+            )
     alone = [path for path in configs if path not in taught]
     teachers = [path for path in alone if _is_teacher(configs[path].model, model)]
     students = [path for path in alone if path not in teachers]
     if len(configs) - len(teachers) == 1:
         derived = _derive(taught[0], model, out)
         students, taught = derived[:1], [*derived[1:], *taught]
-    teacher = Trained(teachers[0] if teachers else _derived(out, taught[-1], 'teacher', _ALONE.format('teacher')),
-                      out / 'teacher', ('randomness.seed=0', *options))
+    teacher = Trained(
+        teachers[0] if teachers else _derived(out, taught[-1], 'teacher', _ALONE.format('teacher')),
+        out / 'teacher',
+        ('randomness.seed=0', *options),
+    )
     ckpt = model.get('teacher_ckpt')
     there = not ckpt or '://' in ckpt or (Path(ckpt).is_file() and not _is_run_in(Path(ckpt), teacher.work_dir))
-    given = () if there else (f'model.teacher_ckpt={os.path.relpath(teacher.last_checkpoint)}', )
+    given = () if there else (f'model.teacher_ckpt={os.path.relpath(teacher.last_checkpoint)}',)
     read = _cache_options(out / CACHE) if cached else ()
-    arms = {name: [Trained(path, out / f'{path.stem}_seed{seed}', (
-        f'randomness.seed={seed}', *options, *((*given, *read) if path in taught else ()))) for seed in seeds]
-            for name, path in _named([*students, *taught], taught).items()}
+    arms = {
+        name: [
+            Trained(
+                path,
+                out / f'{path.stem}_seed{seed}',
+                (f'randomness.seed={seed}', *options, *((*given, *read) if path in taught else ())),
+            )
+            for seed in seeds
+        ]
+        for name, path in _named([*students, *taught], taught).items()
+    }
     return Plan(teacher, ckpt if there else None, taught[-1], (*options, *given), arms)
 
 
-_ALONE = "model = dict(_delete_=True, **_base_.model.{})"
+_ALONE = 'model = dict(_delete_=True, **_base_.model.{})'
 
 
 def on_validation_data(config: Path, options: Sequence[str], out: Path) -> tuple[Path, list[str]]:
@@ -153,8 +178,10 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     found = [file for path in paths for file in (sorted(path.glob('*.py')) if path.is_dir() else [path])]
     missing = [path for path in (*found, *paths) if not path.exists()]
     if missing or not found:
-        raise FileNotFoundError(f'there is no config {(missing or list(paths))[0]}: give a config, or a folder of '
-                                'configs as tools/new_pair.py writes it')
+        raise FileNotFoundError(
+            f'there is no config {(missing or list(paths))[0]}: give a config, or a folder of '
+            'configs as tools/new_pair.py writes it'
+        )
     return list(dict.fromkeys(found))
 
 
@@ -166,8 +193,11 @@ def _is_teacher(network: Mapping, model: Mapping) -> bool:
 def _network(config: Any) -> Any:
     if not isinstance(config, Mapping):
         return config
-    return {key: _network(value) for key, value in config.items()
-            if key not in ('init_cfg', 'pretrained', 'pretrained_cfg_overlay', '_scope_')}
+    return {
+        key: _network(value)
+        for key, value in config.items()
+        if key not in ('init_cfg', 'pretrained', 'pretrained_cfg_overlay', '_scope_')
+    }
 
 
 def _is_run_in(checkpoint: Path, work_dir: Path) -> bool:
@@ -194,13 +224,21 @@ def _derived(out: Path, config: Path, name: str, text: str) -> Path:
 
 def _named(arms: Sequence[Path], taught: Sequence[Path]) -> dict[str, Path]:
     """What arms are called: by what they are, if that is clear, otherwise by their files."""
-    names = [ALONE if path not in taught else {'kd': PLAIN, 'wsl': WEIGHTED}.get(path.stem.partition('_')[0], path.stem)
-             for path in arms]
+    names = [
+        ALONE if path not in taught else {'kd': PLAIN, 'wsl': WEIGHTED}.get(path.stem.partition('_')[0], path.stem)
+        for path in arms
+    ]
     return {name if names.count(name) == 1 else path.stem: path for name, path in zip(names, arms, strict=True)}
 
 
-def train_all(tool: Path, planned: Sequence[Trained], jobs: int, threads: int, tell: Callable[[str], None],
-              every: float = _TOLD_EVERY) -> list[list[dict]]:
+def train_all(
+    tool: Path,
+    planned: Sequence[Trained],
+    jobs: int,
+    threads: int,
+    tell: Callable[[str], None],
+    every: float = _TOLD_EVERY,
+) -> list[list[dict]]:
     """Train what is not trained yet, several runs at a time, and return the logs in the order of the runs.
 
     Args:
@@ -220,7 +258,8 @@ def train_all(tool: Path, planned: Sequence[Trained], jobs: int, threads: int, t
     with ThreadPoolExecutor(jobs) as pool:
         running: dict[Future, int] = {
             pool.submit(runs.train, tool, run.config, run.work_dir, run.options, threads, version): number
-            for number, (run, version) in enumerate(zip(planned, versions, strict=True))}
+            for number, (run, version) in enumerate(zip(planned, versions, strict=True))
+        }
         try:
             for future in _as_they_end(running, every, lambda: progress.tell(tell)):
                 if future.result():
@@ -279,8 +318,9 @@ def table(metric: Metric, teacher: float, logs: Mapping[str, Sequence[Sequence[M
     for arm, of_arm in logs.items():
         last = [metric.scores(log)[-1] for log in of_arm]
         spread = f'{statistics.stdev(last):5.2f}' if len(last) > 1 else '    -'
-        lines.append(f'{arm:30} {statistics.mean(last):6.2f} +- {spread}   '
-                     f'{", ".join(f"{value:.2f}" for value in last)}')
+        lines.append(
+            f'{arm:30} {statistics.mean(last):6.2f} +- {spread}   {", ".join(f"{value:.2f}" for value in last)}'
+        )
     return '\n'.join(lines)
 
 
@@ -289,19 +329,23 @@ def warning(metric: Metric, teacher: float, logs: Mapping[str, Sequence[Sequence
     alone = [metric.scores(log)[-1] for log in logs.get(ALONE, ())]
     if not alone or teacher > statistics.mean(alone):
         return ''
-    return (f'The teacher ({teacher:.2f}) is no better than the student alone ({statistics.mean(alone):.2f}), so there '
-            'is little to learn from it. Train it for longer, or use a larger one or one with a pretrained start.')
+    return (
+        f'The teacher ({teacher:.2f}) is no better than the student alone ({statistics.mean(alone):.2f}), so there '
+        'is little to learn from it. Train it for longer, or use a larger one or one with a pretrained start.'
+    )
 
 
 def draw(metric: Metric, teacher: float, logs: Mapping[str, Sequence[Sequence[Mapping]]], path: Path) -> None:
     """Draw the arms' scores over the epochs and, if a run logged them, WSL's mean weights."""
     with from_extra('demo'):
         import matplotlib
+
         matplotlib.use('Agg')
         from matplotlib import pyplot as plt
     weighted = {arm: of_arm for arm, of_arm in logs.items() if any(_weights(log)[0] for log in of_arm)}
-    figure, axes = plt.subplots(1, 1 + bool(weighted), figsize=(5 + 5 * bool(weighted), 4), layout='constrained',
-                                squeeze=False)
+    figure, axes = plt.subplots(
+        1, 1 + bool(weighted), figsize=(5 + 5 * bool(weighted), 4), layout='constrained', squeeze=False
+    )
     for number, (arm, of_arm) in enumerate(logs.items()):
         _draw_scores(axes[0, 0], _STYLES[number % len(_STYLES)], arm, metric, of_arm)
     seeds = max(map(len, logs.values()))
@@ -318,9 +362,10 @@ def _draw_scores(axis: Any, style: str, arm: str, metric: Metric, of_arm: Sequen
     curves = [metric.scores(log) for log in of_arm]
     epochs = [line['step'] for line in of_arm[0] if metric.key in line]
     each = list(zip(*curves, strict=True))
-    line, = axis.plot(epochs, [statistics.mean(values) for values in each], style, label=arm)
-    axis.fill_between(epochs, [min(values) for values in each], [max(values) for values in each],
-                      color=line.get_color(), alpha=0.15)
+    (line,) = axis.plot(epochs, [statistics.mean(values) for values in each], style, label=arm)
+    axis.fill_between(
+        epochs, [min(values) for values in each], [max(values) for values in each], color=line.get_color(), alpha=0.15
+    )
 
 
 def _draw_weights(axis: Any, weighted: Mapping[str, Sequence[Sequence[Mapping]]]) -> None:

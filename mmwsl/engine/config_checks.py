@@ -1,4 +1,5 @@
 """Mistakes in a config, found before a run or explained in the words of the config."""
+
 from __future__ import annotations
 
 import difflib
@@ -17,12 +18,20 @@ from mmengine.runner import Runner
 
 # What mmengine's Runner, its launchers and our tools read at the top of a config.
 _READ = {
-    *inspect.signature(Runner.__init__).parameters, 'auto_scale_lr', 'compile', 'custom_imports',
-    'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'strategy', 'sync_bn', 'tta_model', 'tta_pipeline'
+    *inspect.signature(Runner.__init__).parameters,
+    'auto_scale_lr',
+    'compile',
+    'custom_imports',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'runner_type',
+    'strategy',
+    'sync_bn',
+    'tta_model',
+    'tta_pipeline',
 }
 _READ_BY_LOOPS = {
-    'train_cfg': ('type', 'by_epoch', 'max_epochs', 'max_iters', 'val_begin', 'val_interval',
-                  'dynamic_intervals'),
+    'train_cfg': ('type', 'by_epoch', 'max_epochs', 'max_iters', 'val_begin', 'val_interval', 'dynamic_intervals'),
     'val_cfg': ('type', 'fp16'),
     'test_cfg': ('type', 'fp16'),
 }
@@ -40,8 +49,11 @@ def check_option_keys(cfg: Config, options: Mapping[str, Any]) -> None:
         if field not in _READ and field not in cfg:
             raise ValueError(f'--cfg-options {option}: nothing reads {field!r}{_did_you_mean(field, _READ)}')
         if field not in _READ:
-            print_log(f'--cfg-options {option} changes nothing where the config has used {field!r} already.', 'current',
-                      logging.WARNING)
+            print_log(
+                f'--cfg-options {option} changes nothing where the config has used {field!r} already.',
+                'current',
+                logging.WARNING,
+            )
         key = rest.partition('.')[0]
         loop = cfg.get(field) or {}
         known = _READ_BY_LOOPS.get(field, ())
@@ -76,8 +88,12 @@ def warn_of_schedule(cfg: Config) -> None:
         return
     for place, scheduler in enumerate([schedulers] if isinstance(schedulers, Mapping) else schedulers):
         for problem in _misfits(scheduler, epochs) if scheduler.get('by_epoch', True) else ():
-            print_log(f'param_scheduler[{place}] ({scheduler["type"]}) does not fit train_cfg.max_epochs={epochs}: '
-                      f'{problem}.', 'current', logging.WARNING)
+            print_log(
+                f'param_scheduler[{place}] ({scheduler["type"]}) does not fit train_cfg.max_epochs={epochs}: '
+                f'{problem}.',
+                'current',
+                logging.WARNING,
+            )
 
 
 def _misfits(scheduler: Mapping, epochs: int) -> Iterator[str]:
@@ -116,12 +132,16 @@ def _explanation(error: TypeError | KeyError) -> str | None:
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if isinstance(error, TypeError) and unknown and inspect.isclass(kind) and unknown[1] in found.get('args', ()):
         names = _arguments(kind)
-        return f'{kind.__name__} has no argument {unknown[1]!r}{_did_you_mean(unknown[1], names)} It takes ' \
+        return (
+            f'{kind.__name__} has no argument {unknown[1]!r}{_did_you_mean(unknown[1], names)} It takes '
             f'{", ".join(names)}.'
+        )
     if isinstance(error, KeyError) and kind is None and isinstance(registry, Registry):
         name = str(found.get('obj_type'))
-        return (f'there is no {registry.name} {name!r}{_did_you_mean(name, _registered(registry.root))} For a class of '
-                'your own, name its module in custom_imports.')
+        return (
+            f'there is no {registry.name} {name!r}{_did_you_mean(name, _registered(registry.root))} For a class of '
+            'your own, name its module in custom_imports.'
+        )
     return None
 
 
@@ -132,8 +152,13 @@ def _arguments(kind: type) -> list[str]:
         if '__init__' not in vars(base) or base is object:
             continue
         parameters = inspect.signature(base.__init__).parameters  # type: ignore[misc]
-        names.update(dict.fromkeys(name for name, parameter in parameters.items() if name != 'self'
-                                   and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)))
+        names.update(
+            dict.fromkeys(
+                name
+                for name, parameter in parameters.items()
+                if name != 'self' and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+            )
+        )
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             break
     return list(names)
@@ -142,8 +167,11 @@ def _arguments(kind: type) -> list[str]:
 def _registered(registry: Registry) -> list[str]:
     """Names in a registry and its children, as a config writes them."""
     children = registry.children.items()
-    return [*registry.module_dict, *(f'{scope}.{name}' for scope, child in children for name in child.module_dict),
-            *(name for _, child in children for name in child.module_dict)]
+    return [
+        *registry.module_dict,
+        *(f'{scope}.{name}' for scope, child in children for name in child.module_dict),
+        *(name for _, child in children for name in child.module_dict),
+    ]
 
 
 def _one_slip(written: str, name: str) -> bool:
@@ -151,7 +179,7 @@ def _one_slip(written: str, name: str) -> bool:
     shorter, longer = sorted((written, name), key=len)
     if len(shorter) == len(longer):
         return sorted(written) == sorted(name) or sum(map(str.__ne__, written, name)) == 1
-    return any(longer[:place] + longer[place + 1:] == shorter for place in range(len(longer)))
+    return any(longer[:place] + longer[place + 1 :] == shorter for place in range(len(longer)))
 
 
 def _did_you_mean(name: str, known: Collection[str]) -> str:

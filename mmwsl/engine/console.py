@@ -1,4 +1,5 @@
 """What a run shows on the console, which is little: its log file has everything."""
+
 from __future__ import annotations
 
 import io
@@ -74,8 +75,11 @@ def show(logger: Any, text: str) -> None:
 
 
 def _on_console(logger: Any) -> list[Any]:
-    return [handler for handler in getattr(logger, 'handlers', ())
-            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)]
+    return [
+        handler
+        for handler in getattr(logger, 'handlers', ())
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)
+    ]
 
 
 def build_runner(cfg: Config, verbose: bool = False) -> Runner:

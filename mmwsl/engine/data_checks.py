@@ -1,4 +1,5 @@
 """Look for the data before a run is built, and say what is missing in the user's terms."""
+
 from __future__ import annotations
 
 import copy
@@ -21,8 +22,11 @@ from mmwsl.utils.data import dataset_chain, unwrapped
 from mmwsl.utils.text import first_of
 
 _CIFAR = {  # folder, its files, archive
-    'CIFAR10': ('cifar-10-batches-py', (*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch', 'batches.meta'),
-                'cifar-10-python.tar.gz'),
+    'CIFAR10': (
+        'cifar-10-batches-py',
+        (*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch', 'batches.meta'),
+        'cifar-10-python.tar.gz',
+    ),
     'CIFAR100': ('cifar-100-python', ('train', 'test', 'meta'), 'cifar-100-python.tar.gz'),
 }
 # torch's words, the second of a worker
@@ -68,26 +72,31 @@ def _check_cifar(name: str, dataset: dict[str, Any], field: str) -> None:
     if all((root / folder / file).is_file() for file in files):
         _check_sums(name, root / folder, archive)
         return
-    layout = (f'{field}: {name} is not in {root}. Expected: {root / folder}/ with the files '
-              f'{", ".join(files)}.')
+    layout = f'{field}: {name} is not in {root}. Expected: {root / folder}/ with the files {", ".join(files)}.'
     if not dataset.get('download', True):
         raise FileNotFoundError(f'{layout} Set download=True in the dataset to fetch it')
     print_log(f'{layout} It is being downloaded.', logger='current')
     try:
         DATASETS.build(dataset)
     except Exception as error:  # whatever a network can raise
-        raise FileNotFoundError(f'{layout} Downloading it failed ({error}). Unpack {archive} from '
-                                'https://www.cs.toronto.edu/~kriz/ there') from error
+        raise FileNotFoundError(
+            f'{layout} Downloading it failed ({error}). Unpack {archive} from https://www.cs.toronto.edu/~kriz/ there'
+        ) from error
 
 
 def _check_sums(name: str, folder: Path, archive: str) -> None:
     """Raise ValueError for files that are there and not what was published: the dataset would download them again."""
     kind = getattr(datasets, name)
-    damaged = [file for file, checksum in (*kind.train_list, *kind.test_list)
-               if hashlib.md5((folder / file).read_bytes()).hexdigest() != checksum]
+    damaged = [
+        file
+        for file, checksum in (*kind.train_list, *kind.test_list)
+        if hashlib.md5((folder / file).read_bytes()).hexdigest() != checksum
+    ]
     if damaged:
-        raise ValueError(f'{folder} is damaged: {", ".join(damaged)} are not the published files, perhaps cut short. '
-                         f'Delete the folder and unpack {archive} again')
+        raise ValueError(
+            f'{folder} is damaged: {", ".join(damaged)} are not the published files, perhaps cut short. '
+            f'Delete the folder and unpack {archive} again'
+        )
 
 
 def _check_folder(name: str, dataset: dict[str, Any], field: str) -> None:
@@ -102,22 +111,31 @@ def _check_folder(name: str, dataset: dict[str, Any], field: str) -> None:
         if name == 'CustomDataset' and not dataset.get('ann_file'):
             _check_images(folder, dataset.get('with_label', True))
         return
-    source = ('' if name == 'CustomDataset' else
-              ' It cannot be downloaded automatically: ImageNet-1k needs a registration at image-net.org.')
+    source = (
+        ''
+        if name == 'CustomDataset'
+        else ' It cannot be downloaded automatically: ImageNet-1k needs a registration at image-net.org.'
+    )
     raise FileNotFoundError(
         f'{field}: {folder} is not there. Expected: one folder for each class with its images, as in '
         f'{folder}/<class>/<image>.jpg (or data_prefix with an annotation file in ann_file).{source} Set '
-        f'{field}.dataset...data_root and data_prefix to where it is')
+        f'{field}.dataset...data_root and data_prefix to where it is'
+    )
 
 
 def _check_images(folder: Path, with_label: bool) -> None:
     """Raise ValueError for hidden folders, which would become classes, and for empty files."""
     hidden = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name.startswith('.'))
     if hidden and with_label:
-        raise ValueError(f'{folder} has hidden folders, each of which would become a class: {", ".join(hidden)}. '
-                         'Delete them')
-    empty = sorted(str(Path(parent) / file) for parent, _, files in os.walk(folder) for file in files
-                   if not file.startswith('.') and os.path.getsize(os.path.join(parent, file)) == 0)
+        raise ValueError(
+            f'{folder} has hidden folders, each of which would become a class: {", ".join(hidden)}. Delete them'
+        )
+    empty = sorted(
+        str(Path(parent) / file)
+        for parent, _, files in os.walk(folder)
+        for file in files
+        if not file.startswith('.') and os.path.getsize(os.path.join(parent, file)) == 0
+    )
     if empty:
         raise ValueError(f'empty files are no images: {first_of(empty)}. Delete them, or copy them again')
 
@@ -139,8 +157,10 @@ def explained_data(cfg: Config, dataloaders: tuple[str, ...]) -> Iterator[None]:
         found = re.findall(f'{_NOT_READ}(.*)', str(error))  # of a worker after the lines of its code
         if not found:
             raise
-        raise ValueError(f'{found[-1]} does not open as an image: it was cut short, or is something else. Copy it '
-                         'again or delete it; tools/new_pair.py --data FOLDER names all such files') from error
+        raise ValueError(
+            f'{found[-1]} does not open as an image: it was cut short, or is something else. Copy it '
+            'again or delete it; tools/new_pair.py --data FOLDER names all such files'
+        ) from error
     except RuntimeError as error:
         if not any(words in str(error) for words in _NOT_STACKED):
             raise
@@ -157,12 +177,17 @@ def _raise_for_two_sizes(field: str, dataset: Any, error: RuntimeError) -> None:
         name, shape = item['data_samples'].get('img_path') or f'image {index}', tuple(item['inputs'].shape)
         first = first or (name, shape)
         if shape != first[1]:
-            advice = ("Read all of them alike: dict(type='LoadImageFromFile', color_type='color')"
-                      if shape[0] != first[1][0] else "Add dict(type='Resize', scale=(WIDTH, HEIGHT)), or "
-                      "dict(type='ResizeEdge', scale=SIZE) and dict(type='CenterCrop', crop_size=SIZE),")
-            raise ValueError(f'{field}: the images of a batch should have one size, got {_size(first[1])} of '
-                             f'{first[0]} and {_size(shape)} of {name}. {advice} before PackInputs in its '
-                             'pipeline') from error
+            advice = (
+                "Read all of them alike: dict(type='LoadImageFromFile', color_type='color')"
+                if shape[0] != first[1][0]
+                else "Add dict(type='Resize', scale=(WIDTH, HEIGHT)), or "
+                "dict(type='ResizeEdge', scale=SIZE) and dict(type='CenterCrop', crop_size=SIZE),"
+            )
+            raise ValueError(
+                f'{field}: the images of a batch should have one size, got {_size(first[1])} of '
+                f'{first[0]} and {_size(shape)} of {name}. {advice} before PackInputs in its '
+                'pipeline'
+            ) from error
 
 
 def _size(shape: tuple[int, ...]) -> str:
@@ -187,8 +212,12 @@ def check_labels(dataset: Any, classes: int | None, field: str) -> None:
 
 def _check_labels_of(part: Any, classes: int, field: str) -> None:
     infos = (part.get_data_info(index) for index in range(len(part)))
-    wrong = {index: (label, info.get('img_path')) for index, info in enumerate(infos)
-             for label in _integers(info.get('gt_label')) if not 0 <= label < classes}
+    wrong = {
+        index: (label, info.get('img_path'))
+        for index, info in enumerate(infos)
+        for label in _integers(info.get('gt_label'))
+        if not 0 <= label < classes
+    }
     if not wrong or _is_mapped(part, next(iter(wrong)), classes):
         return
     index, (label, path) = next(iter(wrong.items()))
@@ -197,7 +226,8 @@ def _check_labels_of(part: Any, classes: int, field: str) -> None:
     raise ValueError(
         f'{field}: {path or f"image {index}"} has the label {label}, which is none of {classes} classes (0 to '
         f'{classes - 1}){more}.{ignored} Correct the labels or leave these images out; if there are more classes, set '
-        'num_classes of the heads (and of data_preprocessor)')
+        'num_classes of the heads (and of data_preprocessor)'
+    )
 
 
 def _is_mapped(part: Any, index: int, classes: int) -> bool:

@@ -1,4 +1,5 @@
 """A student as a file of its own, with the config that predicts with it and, on demand, as ONNX."""
+
 from __future__ import annotations
 
 import ast
@@ -35,13 +36,19 @@ class ExportError(ValueError):
 
 class _Arrays(NamedTuple):
     """How images of a dataset that reads no image files look: size in pixels, channels and the brightest value."""
+
     size: int
     is_gray: bool = False
     brightest: int = 255
 
 
-_ARRAYS = {'CIFAR10': _Arrays(32), 'CIFAR100': _Arrays(32), 'MNIST': _Arrays(28, is_gray=True),
-           'FashionMNIST': _Arrays(28, is_gray=True), 'Digits': _Arrays(8, is_gray=True, brightest=16)}
+_ARRAYS = {
+    'CIFAR10': _Arrays(32),
+    'CIFAR100': _Arrays(32),
+    'MNIST': _Arrays(28, is_gray=True),
+    'FashionMNIST': _Arrays(28, is_gray=True),
+    'Digits': _Arrays(8, is_gray=True, brightest=16),
+}
 
 
 def config_in(meta: Mapping[str, Any]) -> Config | None:
@@ -95,8 +102,11 @@ def inference_config(cfg: Config) -> Config:
     pipeline, preprocessor = _from_files(dataset, network.get('data_preprocessor') or ConfigDict())
     network.data_preprocessor = preprocessor
     # without names in the checkpoint mmpretrain takes those of the dataset's type: CustomDataset has none
-    found = ConfigDict(default_scope='mmpretrain', model=network,
-                       test_dataloader=dict(dataset=dict(type='CustomDataset', pipeline=pipeline)))
+    found = ConfigDict(
+        default_scope='mmpretrain',
+        model=network,
+        test_dataloader=dict(dataset=dict(type='CustomDataset', pipeline=pipeline)),
+    )
     modules = list((cfg.get('custom_imports') or {}).get('imports') or ())
     if needs_mmwsl(found):
         modules.insert(0, 'mmwsl.registry')
@@ -119,11 +129,15 @@ def _from_files(dataset: ConfigDict, preprocessor: ConfigDict) -> tuple[list[Any
         gray = [_gray()] if str(pipeline[0].get('color_type')).startswith('grayscale') else []
         return [pipeline[0], *gray, *pipeline[1:]], preprocessor
     if kind not in _ARRAYS:
-        raise ExportError(f'its test images come from {kind}, and how a file is turned into one of them is not known: '
-                          f'known are datasets that begin with LoadImageFromFile, and {", ".join(_ARRAYS)}')
+        raise ExportError(
+            f'its test images come from {kind}, and how a file is turned into one of them is not known: '
+            f'known are datasets that begin with LoadImageFromFile, and {", ".join(_ARRAYS)}'
+        )
     arrays = _ARRAYS[kind]
-    reading = [dict(type='LoadImageFromFile'),
-               dict(type='Resize', scale=(arrays.size, arrays.size), backend='pillow')]  # its bilinear has no aliases
+    reading = [
+        dict(type='LoadImageFromFile'),
+        dict(type='Resize', scale=(arrays.size, arrays.size), backend='pillow'),
+    ]  # its bilinear has no aliases
     if arrays.is_gray:
         reading.append(_gray())
     else:
@@ -162,8 +176,10 @@ def build_strictly(cfg: Config, weights: dict[str, Tensor], classes: Sequence[st
     network.eval()
     predicted = predicted_classes(network)
     if classes and predicted not in (None, len(classes)):
-        raise ValueError(f'{source} names {len(classes)} classes ({", ".join(classes[:3])}, ...), and its student '
-                         f'predicts {predicted}. Give the config that it was trained with by --config')
+        raise ValueError(
+            f'{source} names {len(classes)} classes ({", ".join(classes[:3])}, ...), and its student '
+            f'predicts {predicted}. Give the config that it was trained with by --config'
+        )
     return network
 
 
@@ -175,8 +191,10 @@ def write_config(cfg: Config, student: Path) -> Path:
     """
     target = student.with_suffix('.py')
     if target.exists() and not target.read_text(errors='replace').startswith(_MADE_BY):
-        raise FileExistsError(f'{target} is there already and no config of an exported student: choose another name '
-                              'for the student by --out-path')
+        raise FileExistsError(
+            f'{target} is there already and no config of an exported student: choose another name '
+            'for the student by --out-path'
+        )
     text = f"{_MADE_BY}\nload_from = '{{{{ fileDirname }}}}/{student.name}'\n{cfg.pretty_text}"
     with whole_file(target) as file:
         file.write(text.encode())
@@ -192,9 +210,11 @@ def lines_to_predict(cfg: Config, target: Path, named: bool) -> str:
         named: Whether names of the classes are known; else the script prints the class's number.
     """
     first = 'import mmwsl.registry\n' if needs_mmwsl(cfg) else ''
-    return (f'{first}from mmpretrain import ImageClassificationInferencer\n\n'
-            f'predict = ImageClassificationInferencer({str(target)!r})\n'
-            f"print(predict('picture.jpg')[0][{'pred_class' if named else 'pred_label'!r}])\n")
+    return (
+        f'{first}from mmpretrain import ImageClassificationInferencer\n\n'
+        f'predict = ImageClassificationInferencer({str(target)!r})\n'
+        f"print(predict('picture.jpg')[0][{'pred_class' if named else 'pred_label'!r}])\n"
+    )
 
 
 class _FromPixels(nn.Module):
@@ -241,8 +261,14 @@ def write_onnx(network: nn.Module, cfg: Config, classes: Sequence[str], target: 
         warnings.simplefilter('ignore')  # torch's, about itself
         expected = model(images)
         program: Any = torch.onnx.export(
-            model, (images, ), input_names=['images'], output_names=['logits'], dynamo=True, verbose=False,
-            dynamic_shapes=({0: torch.export.Dim('batch')}, ))
+            model,
+            (images,),
+            input_names=['images'],
+            output_names=['logits'],
+            dynamo=True,
+            verbose=False,
+            dynamic_shapes=({0: torch.export.Dim('batch')},),
+        )
     proto = program.model_proto
     proto.metadata_props.add(key='classes', value=json.dumps(list(classes)))
     written = proto.SerializeToString()
@@ -250,8 +276,10 @@ def write_onnx(network: nn.Module, cfg: Config, classes: Sequence[str], target: 
     logits = torch.from_numpy(session.run(['logits'], {'images': images.numpy()})[0])
     error = (logits - expected).abs().max() / expected.abs().max()
     if not error <= _ONNX_TOLERANCE:
-        raise ValueError(f"ONNX Runtime's logits differ from torch's by {error:.1%} of the largest, at most "
-                         f'{_ONNX_TOLERANCE:.1%} are right: {target} was not written. Try another version of torch')
+        raise ValueError(
+            f"ONNX Runtime's logits differ from torch's by {error:.1%} of the largest, at most "
+            f'{_ONNX_TOLERANCE:.1%} are right: {target} was not written. Try another version of torch'
+        )
     with whole_file(target) as file:
         file.write(written)
     return shape

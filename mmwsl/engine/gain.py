@@ -1,4 +1,5 @@
 """What a run gained: its figures, those of its teacher and of the student alone, and what to do next."""
+
 from __future__ import annotations
 
 import hashlib
@@ -28,6 +29,7 @@ _SCHEDULE = ('val_evaluator', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr
 @dataclass(frozen=True)
 class Result:
     """A run that has ended. Figures are in the unit of their metric."""
+
     setup: str
     """As of :func:`setup`."""
     taught: bool
@@ -58,10 +60,16 @@ def setup(cfg: Config, processes: int = 1) -> str:
     """
     validation = cfg.get('val_dataloader') or {}
     hooks = [hook for hook in cfg.get('custom_hooks') or () if not str(hook['type']).startswith('mmwsl.')]
-    parts = [network_config(cfg), _data(cfg.train_dataloader, dataset_config(cfg)), processes,
-             _data(validation, validation.get('dataset')), hooks, None if cfg.get('resume') else cfg.get('load_from'),
-             {key: value for key, value in cfg.train_cfg.items() if not key.startswith('val_')},
-             *(cfg.get(key) for key in _SCHEDULE)]
+    parts = [
+        network_config(cfg),
+        _data(cfg.train_dataloader, dataset_config(cfg)),
+        processes,
+        _data(validation, validation.get('dataset')),
+        hooks,
+        None if cfg.get('resume') else cfg.get('load_from'),
+        {key: value for key, value in cfg.train_cfg.items() if not key.startswith('val_')},
+        *(cfg.get(key) for key in _SCHEDULE),
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -96,7 +104,8 @@ def gained(result: Result, work_dir: Path, teacher: tuple[float, str] | None, im
     unit = result.unit
     rows: list[tuple[str, float | None, str]] = [
         ('student' if result.taught else 'network', result.last, f'last {unit} ({result.length}), the one to compare'),
-        ('', result.best, f'best {unit} ({result.best_at}), chosen on these validation data')]
+        ('', result.best, f'best {unit} ({result.best_at}), chosen on these validation data'),
+    ]
     if result.taught:
         rows = [('teacher', *(teacher or (None, ''))), *rows, *_against_alone(result, alone(result, work_dir))]
     places = 2 if abs(result.last) > 1 else 3  # mmdet's figures are shares, others per cent
@@ -127,7 +136,12 @@ def commands(config: Path, checkpoint: Path, taught: bool) -> list[str]:
         taught: Whether it is of a distillation; a network alone is used as it is.
     """
     tools = Path(sys.argv[0]).parent
-    wanted = [('test.py', [config, checkpoint]),
-              *([('model_converters/convert_kd_ckpt_to_student.py', [checkpoint])] if taught else [])]
-    return [shlex.join(['python', shown(tools / tool), *map(shown, files)]) for tool, files in wanted
-            if (tools / tool).is_file()]
+    wanted = [
+        ('test.py', [config, checkpoint]),
+        *([('model_converters/convert_kd_ckpt_to_student.py', [checkpoint])] if taught else []),
+    ]
+    return [
+        shlex.join(['python', shown(tools / tool), *map(shown, files)])
+        for tool, files in wanted
+        if (tools / tool).is_file()
+    ]

@@ -1,4 +1,5 @@
 """Finished runs, kept in three files that diff and merge by lines."""
+
 from __future__ import annotations
 
 import hashlib
@@ -93,5 +94,10 @@ class KeptRuns:
 
 def _shared(config: str) -> str:
     """Leave seed and work dir out of a config's text."""
-    return re.sub(r'(randomness = dict\(.*?seed=)\d+', r'\1None', re.sub(r'(?m)^work_dir = .*\n?', '', config), count=1,
-                  flags=re.DOTALL)
+    return re.sub(
+        r'(randomness = dict\(.*?seed=)\d+',
+        r'\1None',
+        re.sub(r'(?m)^work_dir = .*\n?', '', config),
+        count=1,
+        flags=re.DOTALL,
+    )

@@ -1,4 +1,5 @@
 """What tools/train.py and tools/test.py share."""
+
 from __future__ import annotations
 
 import argparse
@@ -34,9 +35,15 @@ def launcher_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument('config', help='config file, or one of an installed package (mmrazor::distill/mmcls/...)')
     parser.add_argument('--work-dir', help='where logs and checkpoints go; default: work_dirs/<name of the config>')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, type=_setting, metavar='KEY=VALUE',
-                        help='settings of the config to override, e.g. optim_wrapper.optimizer.lr=0.01; lists as '
-                        'key="[a,b]", without white space')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        type=_setting,
+        metavar='KEY=VALUE',
+        help='settings of the config to override, e.g. optim_wrapper.optimizer.lr=0.01; lists as '
+        'key="[a,b]", without white space',
+    )
     parser.add_argument('--no-pin-memory', action='store_true', help='switch pinned memory of the dataloaders off')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # torch.distributed.launch passes one of the two, depending on its version
@@ -54,8 +61,10 @@ def read_config(path: str) -> Config:
     package, separator, _ = path.partition('::')
     if not separator and not Path(path).exists():
         close = difflib.get_close_matches(path, map(str, Path(path).parent.glob('*.*')), n=1)
-        raise FileNotFoundError(f'there is no config {path}. ' + (
-            f'Did you mean {close[0]}?' if close else 'configs/README.md lists those of this project'))
+        raise FileNotFoundError(
+            f'there is no config {path}. '
+            + (f'Did you mean {close[0]}?' if close else 'configs/README.md lists those of this project')
+        )
     if separator and importlib.util.find_spec(package) is None:  # mmengine would install it
         raise ModuleNotFoundError(f'{path} is a config of {package}, which is not installed')
     cfg = get_config(path) if separator else Config.fromfile(path)
@@ -67,8 +76,9 @@ def read_config(path: str) -> Config:
 
 def _setting(text: str) -> str:
     if re.search(r'[^\s,(\[]\s+[^\s,)\]]', text):
-        raise argparse.ArgumentTypeError(f'mmengine drops the white space within a setting, got {text!r}: put it into '
-                                         'a config file')
+        raise argparse.ArgumentTypeError(
+            f'mmengine drops the white space within a setting, got {text!r}: put it into a config file'
+        )
     return text
 
 
@@ -114,10 +124,20 @@ def add_hooks(cfg: Config) -> None:
     hooks = list(cfg.get('custom_hooks') or [])
     looks_at_labels = any('CheckTeacherHook' in str(hook['type']) for hook in hooks)
     of_teachers = ['LossStatisticsHook', 'HardLossHook'] if cfg.model.get('distiller') else []
-    wanted = [*([] if looks_at_labels else ['CheckLabelsHook']), 'CheckResumeHook', 'StopOnSignalHook',
-              'ExactResumeHook', 'FiniteLossHook', 'RunReportHook', 'ProgressHook', *of_teachers]
-    cfg.custom_hooks = [*hooks, *(dict(type=f'mmwsl.{name}') for name in wanted
-                                  if not any(name in str(hook['type']) for hook in hooks))]
+    wanted = [
+        *([] if looks_at_labels else ['CheckLabelsHook']),
+        'CheckResumeHook',
+        'StopOnSignalHook',
+        'ExactResumeHook',
+        'FiniteLossHook',
+        'RunReportHook',
+        'ProgressHook',
+        *of_teachers,
+    ]
+    cfg.custom_hooks = [
+        *hooks,
+        *(dict(type=f'mmwsl.{name}') for name in wanted if not any(name in str(hook['type']) for hook in hooks)),
+    ]
 
 
 def add_progress(cfg: Config) -> None:
@@ -130,8 +150,13 @@ def add_progress(cfg: Config) -> None:
 def _keep_best(cfg: Config) -> None:
     """Have checkpoints written by a hook that keeps the best one, too, unless the config says which it wants."""
     checkpoint = cfg.default_hooks.get('checkpoint')
-    if (cfg.get('val_evaluator') and checkpoint and checkpoint.get('type') == 'CheckpointHook'
-            and 'save_best' not in checkpoint and checkpoint.get('interval', -1) > 0):
+    if (
+        cfg.get('val_evaluator')
+        and checkpoint
+        and checkpoint.get('type') == 'CheckpointHook'
+        and 'save_best' not in checkpoint
+        and checkpoint.get('interval', -1) > 0
+    ):
         checkpoint['type'] = 'mmwsl.BestCheckpointHook'
 
 
@@ -152,11 +177,17 @@ def sole_training(cfg: Config) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o666), 'r+') as stream:
         try:
-            lock(stream, f'another training runs in {cfg.work_dir}{_holder(path)}, and this one would overwrite its '
-                 'files (--work-dir chooses another folder)')
+            lock(
+                stream,
+                f'another training runs in {cfg.work_dir}{_holder(path)}, and this one would overwrite its '
+                'files (--work-dir chooses another folder)',
+            )
         except OSError as error:
-            print_log(f'{path} cannot be locked ({error}): a second training in {cfg.work_dir} would go unnoticed.',
-                      'current', logging.WARNING)
+            print_log(
+                f'{path} cannot be locked ({error}): a second training in {cfg.work_dir} would go unnoticed.',
+                'current',
+                logging.WARNING,
+            )
         stream.truncate(0)
         json.dump(dict(process=os.getpid(), host=platform.node(), since=f'{datetime.now():%Y-%m-%d %H:%M:%S}'), stream)
         stream.flush()

@@ -1,4 +1,5 @@
 """The mistakes that are usual in a teacher's input, tried on images of the run."""
+
 from __future__ import annotations
 
 import math
@@ -20,8 +21,9 @@ _NORMALISATIONS: dict[str, tuple[Any, Any]] = {
 _POINTS, _ERRORS = 0.05, 3.0  # what "clearly better" is: this much, and this many standard errors
 
 
-def better_input(network: Callable[[Tensor], Tensor], right: float, inputs: Tensor, target: Tensor,
-                 preprocessor: nn.Module) -> tuple[str, float] | None:
+def better_input(
+    network: Callable[[Tensor], Tensor], right: float, inputs: Tensor, target: Tensor, preprocessor: nn.Module
+) -> tuple[str, float] | None:
     """The usual mistake that a teacher's answers speak for.
 
     Args:

@@ -1,4 +1,5 @@
 """Networks by name: this project's, mmpretrain's and timm's, as configs for any number of classes."""
+
 from __future__ import annotations
 
 import difflib
@@ -45,15 +46,20 @@ def named_network(name: str, classes: int, pixels: int, bases: Path) -> dict[str
     if found is None:
         close = difflib.get_close_matches(name, [*_known(pixels, bases)], n=3, cutoff=0.6)
         meant = f'. Did you mean {" or ".join(close)}?' if close else '.'
-        raise ValueError(f'neither mmwsl, mmpretrain nor timm has a network {name!r} for {pixels} pixels{meant} '
-                         'configs/_base_/models, mmpretrain.list_models() and timm.list_models() have all names')
+        raise ValueError(
+            f'neither mmwsl, mmpretrain nor timm has a network {name!r} for {pixels} pixels{meant} '
+            'configs/_base_/models, mmpretrain.list_models() and timm.list_models() have all names'
+        )
     return _for_classes(found, classes)
 
 
 def _of_a_file(name: str, pixels: int, bases: Path) -> dict | None:
     suffix = '_cifar' if pixels == 32 else ''
-    for path in (bases / f'{name}{suffix}.py', *sorted(_OF_MMPRETRAIN.rglob(f'{name}{suffix}.py')),
-                 *sorted(_OF_MMPRETRAIN.rglob(f'{name}.py'))):
+    for path in (
+        bases / f'{name}{suffix}.py',
+        *sorted(_OF_MMPRETRAIN.rglob(f'{name}{suffix}.py')),
+        *sorted(_OF_MMPRETRAIN.rglob(f'{name}.py')),
+    ):
         if path.is_file():
             networks = [value for value in Config.fromfile(path).to_dict().values() if isinstance(value, dict)]
             return networks[0]
@@ -101,6 +107,7 @@ def _for_classes(network: dict, classes: int) -> dict:
 
 class Trial(NamedTuple):
     """What a trial step of a network showed."""
+
     training: float
     """Seconds for an image, forward and backward."""
     forward: float
@@ -121,19 +128,24 @@ def try_network(name: str, network: dict, pixels: int, classes: int, batch: int 
         model = MODELS.build({'_scope_': 'mmpretrain', **network}).to(device).train()
         images = torch.randn(batch, 3, pixels, pixels, device=device)
         samples = [DataSample().set_gt_label(0).to(device) for _ in range(batch)]
-        training = _seconds(lambda: sum(value for key, value in model(images, samples, mode='loss').items()
-                                        if 'loss' in key).backward())
+        training = _seconds(
+            lambda: sum(value for key, value in model(images, samples, mode='loss').items() if 'loss' in key).backward()
+        )
         with torch.no_grad():
             model.eval()
             forward = _seconds(lambda: model(images, mode='tensor'))
             logits = model(images, mode='tensor')
     except Exception as error:
         reason = str(error).strip().splitlines()
-        raise ValueError(f'{name} cannot be trained on {pixels} x {pixels} pixels: {reason[-1] if reason else error!r}'
-                         f'. Choose another network, or try --pixels {224 if pixels == 32 else 32}') from error
+        raise ValueError(
+            f'{name} cannot be trained on {pixels} x {pixels} pixels: {reason[-1] if reason else error!r}'
+            f'. Choose another network, or try --pixels {224 if pixels == 32 else 32}'
+        ) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (batch, classes):
-        raise ValueError(f'{name} should give logits of the shape ({batch}, {classes}), got '
-                         f'{getattr(logits, "shape", type(logits).__name__)}. Choose another network')
+        raise ValueError(
+            f'{name} should give logits of the shape ({batch}, {classes}), got '
+            f'{getattr(logits, "shape", type(logits).__name__)}. Choose another network'
+        )
     batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     return Trial(training / batch, forward / batch, batchnorm, model)
 
@@ -172,15 +184,22 @@ def pretrained_start(network: dict, built: Any, path: str) -> dict:
     weights = read_weights(path)
     timm = 'model_name' in network
     body = built.model if timm else built.backbone
-    prefix = next((prefix for prefix in ('backbone.', 'model.', 'module.', '')
-                   if any(key.startswith(prefix) for key in weights)), '')
+    prefix = next(
+        (prefix for prefix in ('backbone.', 'model.', 'module.', '') if any(key.startswith(prefix) for key in weights)),
+        '',
+    )
     given = {key.removeprefix(prefix): value.shape for key, value in weights.items() if key.startswith(prefix)}
     classifier = {f'{part}.{end}' for part in _classifiers(body) for end in ('weight', 'bias')}
-    missing = [key for key, value in body.state_dict().items() if given.get(key) != value.shape
-               and key not in classifier and not key.endswith('num_batches_tracked')]
+    missing = [
+        key
+        for key, value in body.state_dict().items()
+        if given.get(key) != value.shape and key not in classifier and not key.endswith('num_batches_tracked')
+    ]
     if missing:
-        raise ValueError(f'{path} lacks {len(missing)} of {len(body.state_dict())} weights of this network, or has '
-                         f'them in other shapes: {first_of(missing)}. Name a file of the same network')
+        raise ValueError(
+            f'{path} lacks {len(missing)} of {len(body.state_dict())} weights of this network, or has '
+            f'them in other shapes: {first_of(missing)}. Name a file of the same network'
+        )
     start = dict(type='Pretrained', checkpoint=path, **(dict(prefix=prefix) if prefix else {}))
     # timm's own pretrained=True would not last: mmengine initialises the network again before training
     return dict(init_cfg=start) if timm else dict(backbone={**network['backbone'], 'init_cfg': start})
@@ -189,4 +208,4 @@ def pretrained_start(network: dict, built: Any, path: str) -> dict:
 def _classifiers(body: Any) -> tuple[str, ...]:
     """Names of the layers of a network of timm's that give its logits; a backbone of mmpretrain's has none."""
     named = (getattr(body, 'pretrained_cfg', None) or {}).get('classifier') or ()
-    return (named, ) if isinstance(named, str) else tuple(named)
+    return (named,) if isinstance(named, str) else tuple(named)

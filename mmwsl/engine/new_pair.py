@@ -1,4 +1,5 @@
 """From a folder of images to the configs of a teacher and a student."""
+
 from __future__ import annotations
 
 import os
@@ -25,6 +26,7 @@ _REPEATED = 2  # distillations whose time a comparison counts: KD and WSL
 @dataclass(frozen=True)
 class Recipe:
     """The figures of a training, chosen for some data on this machine."""
+
     pixels: int
     batch: int
     workers: int
@@ -38,6 +40,7 @@ class Recipe:
 @dataclass(frozen=True)
 class Network:
     """A network of the pair."""
+
     name: str
     config: dict[str, Any]
     trial: Trial
@@ -74,12 +77,14 @@ def recipe(folder: ImageFolder, pixels: int, teacher: Network, student: Network,
     """
     images, pretrained = len(folder.train), bool(teacher.start or student.start)
     largest = (_ON_A_GPU if torch.cuda.is_available() else _ON_A_CPU) // (1 if pixels == 32 else 4)
-    batch = max(8, min(largest, 2**((images // 25).bit_length() - 1) if images >= 25 else 8))
+    batch = max(8, min(largest, 2 ** ((images // 25).bit_length() - 1) if images >= 25 else 8))
     least, most = _EPOCHS
     wanted = min(max(_STEPS * batch // images, least), most)
     seen = len(folder.val)
-    an_epoch = dict(teacher=images * teacher.trial.training + seen * teacher.trial.forward,
-                    student=images * student.trial.training + seen * student.trial.forward)
+    an_epoch = dict(
+        teacher=images * teacher.trial.training + seen * teacher.trial.forward,
+        student=images * student.trial.training + seen * student.trial.forward,
+    )
     an_epoch['kd'] = an_epoch['student'] + images * teacher.trial.forward
     together = an_epoch['teacher'] + an_epoch['student'] + _REPEATED * an_epoch['kd']
     epochs = max(5, min(wanted // 8 if pretrained else wanted, int(60 * minutes / together)))
@@ -89,8 +94,15 @@ def recipe(folder: ImageFolder, pixels: int, teacher: Network, student: Network,
     return Recipe(pixels, batch, workers, epochs, mean, std, {run: epochs * time for run, time in an_epoch.items()})
 
 
-def write_pair(out: Path, configs: Path, folder: ImageFolder, made: Recipe, teacher: Network, student: Network,
-               teacher_ckpt: str | None = None) -> list[Path]:
+def write_pair(
+    out: Path,
+    configs: Path,
+    folder: ImageFolder,
+    made: Recipe,
+    teacher: Network,
+    student: Network,
+    teacher_ckpt: str | None = None,
+) -> list[Path]:
     """Write the configs of WSL, KD, student and teacher, and lists of the images if they are needed.
 
     Args:
@@ -107,8 +119,11 @@ def write_pair(out: Path, configs: Path, folder: ImageFolder, made: Recipe, teac
     """
     bases = Path(os.path.relpath(configs.resolve(), out.resolve())).as_posix() + '/_base_'
     work_dirs = f'work_dirs/{out.name}'
-    files = {'wsl.py': _pair(out, bases, work_dirs, folder, made, teacher, student, teacher_ckpt),
-             'kd.py': _kd(bases, work_dirs, made.pixels), 'student.py': _alone('architecture', work_dirs, student)}
+    files = {
+        'wsl.py': _pair(out, bases, work_dirs, folder, made, teacher, student, teacher_ckpt),
+        'kd.py': _kd(bases, work_dirs, made.pixels),
+        'student.py': _alone('architecture', work_dirs, student),
+    }
     if not teacher_ckpt:
         files['teacher.py'] = _alone('teacher', work_dirs, teacher) + _own_optimiser(made, teacher, student)
     if folder.needs_lists:
@@ -119,13 +134,21 @@ def write_pair(out: Path, configs: Path, folder: ImageFolder, made: Recipe, teac
     return [out / name for name in files]
 
 
-def _pair(out: Path, bases: str, work_dirs: str, folder: ImageFolder, made: Recipe, teacher: Network,
-          student: Network, teacher_ckpt: str | None) -> str:
+def _pair(
+    out: Path,
+    bases: str,
+    work_dirs: str,
+    folder: ImageFolder,
+    made: Recipe,
+    teacher: Network,
+    student: Network,
+    teacher_ckpt: str | None,
+) -> str:
     classes = len(folder.classes)
     steps = len(folder.train) // made.batch
     ckpt = teacher_ckpt or f'{work_dirs}/teacher/epoch_{made.epochs}.pth'
     normalised = ("ImageNet's" if made.mean == _IMAGENET[0] else 'of these training images') + ', RGB'
-    return f'''# {teacher.name} teaches {student.name} on {folder.root.as_posix()}: {len(folder.train)} training and \
+    return f"""# {teacher.name} teaches {student.name} on {folder.root.as_posix()}: {len(folder.train)} training and \
 {len(folder.val)} validation images.
 # Written by tools/new_pair.py, and yours to change. The other configs here read this one, so a change holds for all.
 _base_ = ['{bases}/distillers/wsl_{_kind(made.pixels)}.py', '{bases}/default_runtime.py']
@@ -162,7 +185,7 @@ val_dataloader = dict(
         pipeline=[
 {_steps(_validation_views(folder, made.pixels)).replace(chr(10) + '    ', chr(10))[4:]}
         ]))
-val_evaluator = dict(type='Accuracy', topk={(1, 5) if classes >= 20 else (1, )})
+val_evaluator = dict(type='Accuracy', topk={(1, 5) if classes >= 20 else (1,)})
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator
 
@@ -184,28 +207,28 @@ model = dict(
 
 custom_hooks = [*_base_.custom_hooks, dict(type='mmwsl.ChannelsLastHook')]  # faster
 work_dir = '{work_dirs}/wsl'
-'''
+"""
 
 
 def _kd(bases: str, work_dirs: str, pixels: int) -> str:
-    return f'''# Plain soft labels in place of weighted ones.
+    return f"""# Plain soft labels in place of weighted ones.
 _base_ = ['wsl.py', '{bases}/distillers/kd_{_kind(pixels)}.py']
 
 model = dict(distiller=dict(_delete_=True, **_base_.kd))
 work_dir = '{work_dirs}/kd'
-'''
+"""
 
 
 def _alone(part: str, work_dirs: str, network: Network) -> str:
     name = 'teacher' if part == 'teacher' else 'student'
     pretrained = network.start if part == 'teacher' else {}
     start = f'\nmodel.update({_code(pretrained, 0)})  # pretrained' if pretrained else ''
-    return f'''# The {name} alone, {network.name}.
+    return f"""# The {name} alone, {network.name}.
 _base_ = ['wsl.py']
 
 model = dict(_delete_=True, **_base_.model.{part}){start}
 work_dir = '{work_dirs}/{name}'
-'''
+"""
 
 
 def _own_optimiser(made: Recipe, teacher: Network, student: Network) -> str:
@@ -218,11 +241,15 @@ def _optimiser(made: Recipe, network: Network) -> str:
     factor = 0.1 if network.start else 1.0
     if network.trial.has_batchnorm:
         rate = 0.1 * factor * made.batch / (128 if made.pixels == 32 else 256)
-        return (f"optim_wrapper = dict(optimizer=dict(\n    type='SGD', lr={rate:.3g}, momentum=0.9, "
-                'weight_decay=5e-4, nesterov=True))  # lr: try a third and three times of it')
+        return (
+            f"optim_wrapper = dict(optimizer=dict(\n    type='SGD', lr={rate:.3g}, momentum=0.9, "
+            'weight_decay=5e-4, nesterov=True))  # lr: try a third and three times of it'
+        )
     rate = 1e-3 * factor * made.batch / 256
-    return (f"optim_wrapper = dict(optimizer=dict(\n    type='AdamW', lr={rate:.3g}, weight_decay=0.05))"
-            '  # lr: try a third and three times of it')
+    return (
+        f"optim_wrapper = dict(optimizer=dict(\n    type='AdamW', lr={rate:.3g}, weight_decay=0.05))"
+        '  # lr: try a third and three times of it'
+    )
 
 
 def _kind(pixels: int) -> str:
@@ -233,8 +260,11 @@ def _dataset(out: Path, folder: ImageFolder, part: int) -> str:
     if not folder.needs_lists:
         found = dict(data_root=folder.root.as_posix(), data_prefix=folder.prefixes[part])  # type: ignore[index]
     else:  # paths below data_prefix; a data_root would stand before the list, too
-        found = dict(data_prefix=folder.root.as_posix(), ann_file=(out / ('train.txt', 'val.txt')[part]).as_posix(),
-                     metainfo=dict(classes=tuple(folder.classes)))
+        found = dict(
+            data_prefix=folder.root.as_posix(),
+            ann_file=(out / ('train.txt', 'val.txt')[part]).as_posix(),
+            metainfo=dict(classes=tuple(folder.classes)),
+        )
     arguments = {'type': 'CustomDataset', **found}
     return '\n'.join(f'            {key}={_code(value, 12)},' for key, value in arguments.items())
 
@@ -248,8 +278,12 @@ def _training_views(folder: ImageFolder, pixels: int) -> list[tuple[dict, str]]:
 
 def _validation_views(folder: ImageFolder, pixels: int) -> list[tuple[dict, str]]:
     if pixels == 224:
-        return [_read(), (dict(type='ResizeEdge', scale=256, edge='short'), ''),
-                (dict(type='CenterCrop', crop_size=224), ''), _pack()]
+        return [
+            _read(),
+            (dict(type='ResizeEdge', scale=256, edge='short'), ''),
+            (dict(type='CenterCrop', crop_size=224), ''),
+            _pack(),
+        ]
     return [_read(), *_fitted(folder), _pack()]
 
 

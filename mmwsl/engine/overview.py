@@ -1,4 +1,5 @@
 """What a run is about to do, on one screen, and what the columns of its log mean."""
+
 from __future__ import annotations
 
 import math
@@ -27,12 +28,18 @@ def overview(runner: Runner, teacher: str = '') -> str:
         teacher: What is known of the teacher's figure.
     """
     model: Any = unwrapped_model(runner.model)
-    rows = [('student' if hasattr(model, 'student') else 'network', _network(getattr(model, 'student', model))),
-            *_teaching(model, teacher), ('data', _data(runner)), ('length', _length(runner)),
-            ('machine', _machine()), ('files', _files(runner))]
+    rows = [
+        ('student' if hasattr(model, 'student') else 'network', _network(getattr(model, 'student', model))),
+        *_teaching(model, teacher),
+        ('data', _data(runner)),
+        ('length', _length(runner)),
+        ('machine', _machine()),
+        ('files', _files(runner)),
+    ]
     name = Path(runner.cfg.filename or runner.work_dir).stem
-    return '\n'.join([f'mmwsl {__version__} trains {name}, seed {runner.seed}',
-                      *(f'  {row:9}{text}' for row, text in rows)])
+    return '\n'.join(
+        [f'mmwsl {__version__} trains {name}, seed {runner.seed}', *(f'  {row:9}{text}' for row, text in rows)]
+    )
 
 
 def _network(network: nn.Module) -> str:
@@ -55,8 +62,10 @@ def _teaching(model: Any, teacher: str) -> Iterator[tuple[str, str]]:
 def _loss(loss: Any) -> str:
     if not isinstance(loss, WeightedLoss):
         return type(loss).__name__
-    return f'{loss.loss_weight:g} * {type(loss.sample_loss).__name__} at tau {loss.tau:g}, weighted by ' \
+    return (
+        f'{loss.loss_weight:g} * {type(loss.sample_loss).__name__} at tau {loss.tau:g}, weighted by '
         f'{type(loss.sample_weighting).__name__}'
+    )
 
 
 def _data(runner: Runner) -> str:
@@ -107,10 +116,14 @@ def _of_student(model: Any) -> dict[str, str]:
 
 
 def _of_losses(model: Any) -> dict[str, str]:
-    found = {'distill.kl': 'what of the cross-entropy can be learned away: KL(teacher, student) at tau, 0 at best',
-             'distill.wsl_weight': 'mean weight of the soft labels, from 0 to 1; percentiles are in the log file'}
+    found = {
+        'distill.kl': 'what of the cross-entropy can be learned away: KL(teacher, student) at tau, 0 at best',
+        'distill.wsl_weight': 'mean weight of the soft labels, from 0 to 1; percentiles are in the log file',
+    }
     for name, loss in getattr(getattr(model, 'distiller', None), 'distill_losses', {}).items():
         if isinstance(loss, WeightedLoss) and loss.sample_loss.never_vanishes:
-            found[f'distill.{name}'] = (f'{loss.loss_weight:g} * weight * {loss.tau:g}^2 * cross-entropy with the '
-                                        'teacher at tau: large, and never 0')
+            found[f'distill.{name}'] = (
+                f'{loss.loss_weight:g} * weight * {loss.tau:g}^2 * cross-entropy with the '
+                'teacher at tau: large, and never 0'
+            )
     return found

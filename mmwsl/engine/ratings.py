@@ -1,4 +1,5 @@
 """A teacher, scored by the metrics of a run's val_evaluator."""
+
 from __future__ import annotations
 
 import copy
@@ -22,6 +23,7 @@ _WRITES = ('output_dir', 'outfile_prefix')  # where mmseg's and mmdet's metrics 
 
 class Figure(NamedTuple):
     """One figure of a metric, in its own unit, on so many images."""
+
     name: str
     value: float
     images: int
@@ -70,16 +72,22 @@ def some_batches(dataloader: DataLoader, batches: int) -> DataLoader:
     rank, processes = get_dist_info()
     dataset, size = dataloader.dataset, dataloader.batch_size or 1
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
-    chosen = order[:batches * size * processes][rank::processes].tolist()
-    return DataLoader(Subset(dataset, chosen), size, num_workers=dataloader.num_workers,
-                      collate_fn=dataloader.collate_fn)
+    chosen = order[: batches * size * processes][rank::processes].tolist()
+    return DataLoader(
+        Subset(dataset, chosen), size, num_workers=dataloader.num_workers, collate_fn=dataloader.collate_fn
+    )
 
 
 def _copied(evaluator: Evaluator) -> Evaluator:
     """With the metrics that score, which have seen nothing and write no files."""
     copied = copy.copy(evaluator)
-    copied.metrics = copy.deepcopy([metric for metric in evaluator.metrics if not isinstance(metric, DumpResults)
-                                    and not getattr(metric, 'format_only', False)])
+    copied.metrics = copy.deepcopy(
+        [
+            metric
+            for metric in evaluator.metrics
+            if not isinstance(metric, DumpResults) and not getattr(metric, 'format_only', False)
+        ]
+    )
     for metric in copied.metrics:
         metric.results = []
         for name in _WRITES:
@@ -135,4 +143,3 @@ def _constant_miou(pixels: Tensor) -> float:
     """In per cent; of 255, which is no class, nothing counts."""
     pixels = pixels[:255]
     return 100 * float(pixels.max() / pixels.sum()) / int((pixels > 0).sum())
-

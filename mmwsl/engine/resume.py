@@ -1,4 +1,5 @@
 """Which checkpoint a run resumes from, and whether it is one of this run."""
+
 from __future__ import annotations
 
 import logging
@@ -23,8 +24,11 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
     folder = Path(work_dir)
     pointer = folder / _POINTER
     named = Path(pointer.read_text(errors='replace').strip()) if pointer.is_file() else Path()
-    newest = sorted((path for path in folder.glob('*.pth') if not path.name.startswith('best_')),
-                    key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    newest = sorted(
+        (path for path in folder.glob('*.pth') if not path.name.startswith('best_')),
+        key=lambda path: path.stat().st_mtime_ns,
+        reverse=True,
+    )
     candidates = list(dict.fromkeys(path for path in (folder / named.name, named, *newest) if path.is_file()))
     for path in candidates:
         try:
@@ -33,13 +37,17 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
             print_log(f'{path} is not resumed from: {error}', 'current', logging.WARNING)
             continue
         if path != candidates[0] or not named.name:
-            print_log(f'{pointer} does not name a checkpoint that opens; resuming from {path}.', 'current',
-                      logging.WARNING)
+            print_log(
+                f'{pointer} does not name a checkpoint that opens; resuming from {path}.', 'current', logging.WARNING
+            )
         elif path.parent.resolve() != folder.resolve():
-            print_log(f'{pointer} names a checkpoint in another folder: resuming from {path}.', 'current',
-                      logging.WARNING)
+            print_log(
+                f'{pointer} names a checkpoint in another folder: resuming from {path}.', 'current', logging.WARNING
+            )
         return str(path)
     if candidates:
-        raise RuntimeError(f'none of the checkpoints in {folder} opens: {", ".join(path.name for path in candidates)}. '
-                           'Start anew in another --work-dir, or leave --resume out')
+        raise RuntimeError(
+            f'none of the checkpoints in {folder} opens: {", ".join(path.name for path in candidates)}. '
+            'Start anew in another --work-dir, or leave --resume out'
+        )
     return None

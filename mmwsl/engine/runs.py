@@ -1,4 +1,5 @@
 """Training runs, each in a process of its own: kept apart, taken up where they were killed, never done twice."""
+
 from __future__ import annotations
 
 import hashlib
@@ -19,8 +20,9 @@ from mmwsl.utils.files import lock, whole_file
 _RECORD = 'run.json'
 
 
-def train(tool: Path, config: Path, work_dir: Path, options: Sequence[str] = (), threads: int = 1,
-          version: str | None = None) -> bool:
+def train(
+    tool: Path, config: Path, work_dir: Path, options: Sequence[str] = (), threads: int = 1, version: str | None = None
+) -> bool:
     """Train a config to its end; return at once where that is done, go on where it was killed.
 
     Args:
@@ -45,17 +47,25 @@ def train(tool: Path, config: Path, work_dir: Path, options: Sequence[str] = (),
     if _finished(work_dir, record):
         return False
     work_dir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(tool), str(config), '--work-dir', str(work_dir), '--resume',
-               *(['--cfg-options', *options] if options else [])]
+    command = [
+        sys.executable,
+        str(tool),
+        str(config),
+        '--work-dir',
+        str(work_dir),
+        '--resume',
+        *(['--cfg-options', *options] if options else []),
+    ]
     environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
     output = work_dir / 'output.log'
     with (work_dir / 'lock').open('a') as held, output.open('a') as stream:
         lock(held, f'another process trains in {work_dir}, perhaps one that outlived a killed driver')
         _write(work_dir, record)
         # the training process inherits the lock and keeps it after a killed driver; Windows has no inherited locks
-        inherited = (held.fileno(), ) if os.name == 'posix' else ()
-        status = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False,
-                                pass_fds=inherited)
+        inherited = (held.fileno(),) if os.name == 'posix' else ()
+        status = subprocess.run(
+            command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False, pass_fds=inherited
+        )
     if status.returncode:
         end = '\n'.join(output.read_text(errors='replace').splitlines()[-15:])
         raise RuntimeError(f'training {config} failed with status {status.returncode}; {output} ends with\n{end}')
@@ -82,8 +92,9 @@ def scalars(work_dir: Path) -> list[dict]:
         trained = min((line['step'] for line in steps), default=math.inf)
         validated = min((line['step'] for line in attempt if 'epoch' not in line), default=math.inf)
         epoch = min((line['epoch'] for line in steps), default=math.inf)
-        lines = [line for line in lines if line['step'] < (
-            trained if 'epoch' in line else min(epoch, validated))] + attempt
+        lines = [
+            line for line in lines if line['step'] < (trained if 'epoch' in line else min(epoch, validated))
+        ] + attempt
     return lines
 
 
@@ -95,8 +106,10 @@ def started(work_dir: Path) -> str | None:
 
 def seconds(work_dir: Path) -> float:
     """Wall time of a run, all attempts together."""
-    return sum(log.stat().st_mtime - datetime.strptime(log.parents[1].name, '%Y%m%d_%H%M%S').timestamp()
-               for log in _logs(work_dir))
+    return sum(
+        log.stat().st_mtime - datetime.strptime(log.parents[1].name, '%Y%m%d_%H%M%S').timestamp()
+        for log in _logs(work_dir)
+    )
 
 
 def roughly(seconds: float) -> str:
@@ -114,11 +127,15 @@ def _finished(work_dir: Path, record: dict) -> bool:
     found = json.loads((work_dir / _RECORD).read_text())
     for field in ('config', 'options'):
         if found[field] != record[field]:
-            raise ValueError(f'{work_dir} holds a run with {field} {found[field]}, not {record[field]}: choose another '
-                             'work dir, or delete it')
+            raise ValueError(
+                f'{work_dir} holds a run with {field} {found[field]}, not {record[field]}: choose another '
+                'work dir, or delete it'
+            )
     if 'version' in record and found.get('version', record['version']) != record['version']:
-        raise ValueError(f'{found["config"]} has changed since its run in {work_dir} began, so the run is of other '
-                         f'settings. Delete it (rm -r {work_dir}), or choose another folder for the runs')
+        raise ValueError(
+            f'{found["config"]} has changed since its run in {work_dir} began, so the run is of other '
+            f'settings. Delete it (rm -r {work_dir}), or choose another folder for the runs'
+        )
     return found['finished']
 
 

@@ -1,4 +1,5 @@
 """Sharded training through mmengine's FlexibleRunner: which strategy, and what it needs to train a student."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -19,12 +20,18 @@ from mmwsl.compat import shard_without_cuda
 from mmwsl.registry import STRATEGIES
 
 CHOICES: dict[str, dict[str, Any]] = {
-    'fsdp': dict(type='mmwsl.FSDPStrategy', model_wrapper=dict(
-        type='MMFullyShardedDataParallel', use_orig_params=True,
-        auto_wrap_policy=dict(type='torch.distributed.fsdp.wrap.size_based_auto_wrap_policy', min_num_params=10**6))),
+    'fsdp': dict(
+        type='mmwsl.FSDPStrategy',
+        model_wrapper=dict(
+            type='MMFullyShardedDataParallel',
+            use_orig_params=True,
+            auto_wrap_policy=dict(type='torch.distributed.fsdp.wrap.size_based_auto_wrap_policy', min_num_params=10**6),
+        ),
+    ),
     'fsdp2': dict(type='mmwsl.FullyShardStrategy'),
-    'deepspeed': dict(type='mmwsl.DeepSpeedStrategy', zero_optimization=dict(stage=2),
-                      config=dict(zero_allow_untested_optimizer=True)),  # SGD is none that it has tested
+    'deepspeed': dict(
+        type='mmwsl.DeepSpeedStrategy', zero_optimization=dict(stage=2), config=dict(zero_allow_untested_optimizer=True)
+    ),  # SGD is none that it has tested
 }
 """What ``tools/train.py --strategy`` puts into a config."""
 _BY_NORM = 'norm'
@@ -50,8 +57,10 @@ def prepare_strategy(cfg: Config) -> None:
     cfg.setdefault('runner_type', 'FlexibleRunner')
     kind = str(cfg.strategy.get('type')).rpartition('.')[2]
     if cfg.get('launcher', 'none') == 'none' and kind != 'SingleDeviceStrategy':
-        raise ValueError(f'{kind} shards over processes, and --launcher says that there is one: start it with '
-                         'tools/dist_train.sh CONFIG PROCESSES')
+        raise ValueError(
+            f'{kind} shards over processes, and --launcher says that there is one: start it with '
+            'tools/dist_train.sh CONFIG PROCESSES'
+        )
     if kind == 'FSDPStrategy':
         _check_fsdp(cfg)
         cfg.strategy.type = 'mmwsl.FSDPStrategy'
@@ -68,11 +77,15 @@ def _check_fsdp(cfg: Config) -> None:
     """Raise ValueError for what FSDP 1 computes from the shards, as if they were whole parameters."""
     clip, paramwise = (cfg.optim_wrapper.get(key) for key in ('clip_grad', 'paramwise_cfg'))
     if clip and clip.get('type', _BY_NORM) == _BY_NORM:
-        raise ValueError('optim_wrapper.clip_grad would use the norm of one shard under FSDPStrategy, so each process '
-                         'would clip otherwise: use --strategy fsdp2, or leave clip_grad out')
+        raise ValueError(
+            'optim_wrapper.clip_grad would use the norm of one shard under FSDPStrategy, so each process '
+            'would clip otherwise: use --strategy fsdp2, or leave clip_grad out'
+        )
     if paramwise:
-        raise ValueError(f'optim_wrapper.paramwise_cfg ({", ".join(paramwise)}) goes by names and shapes, and '
-                         'FSDPStrategy changes both: use --strategy fsdp2, or leave paramwise_cfg out')
+        raise ValueError(
+            f'optim_wrapper.paramwise_cfg ({", ".join(paramwise)}) goes by names and shapes, and '
+            'FSDPStrategy changes both: use --strategy fsdp2, or leave paramwise_cfg out'
+        )
     if cfg.strategy.get('skip_init_weights'):
         raise ValueError("strategy.skip_init_weights=True would empty the teacher's weights, too: leave it out")
 
@@ -82,8 +95,10 @@ def _check_deepspeed() -> None:
     if importlib.util.find_spec('deepspeed') is None:
         raise ImportError("DeepSpeed is not installed: pip install 'deepspeed<=0.17.6'")
     if importlib.util.find_spec('deepspeed.runtime.fp16.onebit') is None:
-        raise ImportError('mmengine imports deepspeed.runtime.fp16.onebit, which this DeepSpeed does not have any '
-                          "more: pip install 'deepspeed<=0.17.6'")
+        raise ImportError(
+            'mmengine imports deepspeed.runtime.fp16.onebit, which this DeepSpeed does not have any '
+            "more: pip install 'deepspeed<=0.17.6'"
+        )
 
 
 def _say_to_deepspeed(cfg: Config) -> None:
@@ -95,11 +110,15 @@ def _say_to_deepspeed(cfg: Config) -> None:
     wrapper = cfg.optim_wrapper
     stage = cfg.strategy.get('zero_optimization', {}).get('stage', 0)
     if wrapper.get('accumulative_counts', 1) > 1 and stage > 1:
-        raise ValueError(f'optim_wrapper.accumulative_counts={wrapper.accumulative_counts} ends with wrong weights '
-                         f"under DeepSpeed's ZeRO {stage}: add --cfg-options strategy.zero_optimization.stage=1, or "
-                         'use --strategy fsdp2')
-    cfg.optim_wrapper = ConfigDict(type='DeepSpeedOptimWrapper', **{
-        key: wrapper[key] for key in ('optimizer', 'constructor', 'paramwise_cfg') if key in wrapper})
+        raise ValueError(
+            f'optim_wrapper.accumulative_counts={wrapper.accumulative_counts} ends with wrong weights '
+            f"under DeepSpeed's ZeRO {stage}: add --cfg-options strategy.zero_optimization.stage=1, or "
+            'use --strategy fsdp2'
+        )
+    cfg.optim_wrapper = ConfigDict(
+        type='DeepSpeedOptimWrapper',
+        **{key: wrapper[key] for key in ('optimizer', 'constructor', 'paramwise_cfg') if key in wrapper},
+    )
     cfg.strategy.setdefault('train_micro_batch_size_per_gpu', cfg.train_dataloader.batch_size)
     if count := wrapper.get('accumulative_counts'):
         cfg.strategy.setdefault('gradient_accumulation_steps', count)
@@ -116,16 +135,23 @@ class FSDPStrategy(MMEngineFSDPStrategy):
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Load the optimiser's state. mmengine (0.10.7 and 0.10.12) gives torch (since 2.1) these in another order."""
         optimizer = self.optim_wrapper.optimizer
-        self.optim_wrapper.load_state_dict(FullyShardedDataParallel.optim_state_dict_to_load(
-            self.model, optimizer, state_dict))
+        self.optim_wrapper.load_state_dict(
+            FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, state_dict)
+        )
 
 
 @STRATEGIES.register_module()
 class DeepSpeedStrategy(MMEngineDeepSpeedStrategy):
     """mmengine's DeepSpeedStrategy, which tells hooks of its checkpoints; it takes the place of that one as well."""
 
-    def save_checkpoint(self, filename: str, *, extra_ckpt: dict | None = None,
-                        callback: Callable[[dict], Any] | None = None, **kwargs: Any) -> None:
+    def save_checkpoint(
+        self,
+        filename: str,
+        *,
+        extra_ckpt: dict | None = None,
+        callback: Callable[[dict], Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Save a folder with a file for each process; hooks may add to what is not a shard."""
         told = {**(extra_ckpt or {}), 'optimizer': {}}
         if callback is not None:
@@ -160,7 +186,7 @@ class FullyShardStrategy(DDPStrategy):
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         model = self.convert_model(model.to(get_device()))
-        mesh = torch.distributed.device_mesh.init_device_mesh(torch.device(get_device()).type, (self.world_size, ))
+        mesh = torch.distributed.device_mesh.init_device_mesh(torch.device(get_device()).type, (self.world_size,))
         for child in model.children():
             shard_units(child, self.min_num_params, lambda unit: fully_shard(unit, mesh=mesh))
         fully_shard(model, mesh=mesh)
@@ -170,8 +196,10 @@ class FullyShardStrategy(DDPStrategy):
         """Gather what is sharded, and have the first process write it as one file."""
         options = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True)
         optimizer = self.optim_wrapper.optimizer
-        self._whole = (sharded.get_model_state_dict(self.model, options=options),
-                       sharded.get_optimizer_state_dict(self.model, optimizer, options=options))
+        self._whole = (
+            sharded.get_model_state_dict(self.model, options=options),
+            sharded.get_optimizer_state_dict(self.model, optimizer, options=options),
+        )
         super().save_checkpoint(filename, **kwargs)
         self._whole = {}, {}
 
@@ -186,8 +214,9 @@ class FullyShardStrategy(DDPStrategy):
 
     def load_model_state_dict(self, state_dict: dict, *, strict: bool = False, **_: Any) -> None:
         """Load a whole state dict, of which each process keeps its shard."""
-        sharded.set_model_state_dict(self.model, state_dict, options=sharded.StateDictOptions(
-            full_state_dict=True, strict=strict))
+        sharded.set_model_state_dict(
+            self.model, state_dict, options=sharded.StateDictOptions(full_state_dict=True, strict=strict)
+        )
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Load a whole state, of which each process keeps its shard."""
@@ -195,7 +224,8 @@ class FullyShardStrategy(DDPStrategy):
         if scaler := state.pop('loss_scaler', None):
             self.optim_wrapper.loss_scaler.load_state_dict(scaler)
         sharded.set_optimizer_state_dict(
-            self.model, self.optim_wrapper.optimizer, state, options=sharded.StateDictOptions(full_state_dict=True))
+            self.model, self.optim_wrapper.optimizer, state, options=sharded.StateDictOptions(full_state_dict=True)
+        )
 
 
 def shard_units(module: nn.Module, least: float, shard: Callable[[nn.Module], Any]) -> int:

@@ -1,4 +1,5 @@
 """Ask a teacher once for its hard loss of each training image, or for the temperature that fits it. Trains nothing."""
+
 from __future__ import annotations
 
 import copy
@@ -31,13 +32,15 @@ _VIEWS = ('SeededViews', 'CachedViews', 'DeviceDataset')
 
 class _Images(NamedTuple):
     """The training set as the network sees it: with the validation pipeline, and with the labels of training."""
+
     dataset: Any
     labels: Tensor
     fingerprint: str
 
 
-def measure_losses(cfg: Config, checkpoints: Sequence[str] = (),
-                   out_of_fold: bool = False) -> tuple[TeacherLosses, float]:
+def measure_losses(
+    cfg: Config, checkpoints: Sequence[str] = (), out_of_fold: bool = False
+) -> tuple[TeacherLosses, float]:
     """Each training image's hard loss, by a network in eval mode on the validation pipeline.
 
     Args:
@@ -59,9 +62,13 @@ def measure_losses(cfg: Config, checkpoints: Sequence[str] = (),
     folding = _folding(cfg, images.dataset, len(files)) if out_of_fold else {}
     parts = _held_out(images.dataset, range(len(files)), **folding) if folding else [images.dataset]
     # before anything is asked, so that a file that is not there is found at once
-    about = dict(kind='out of fold' if folding else 'teacher', tool='tools/teacher_losses.py',
-                 config=Path(cfg.filename or '').name, weights=files_hash(files or cfg.model.ckpts),
-                 **{name: str(number) for name, number in folding.items()})
+    about = dict(
+        kind='out of fold' if folding else 'teacher',
+        tool='tools/teacher_losses.py',
+        config=Path(cfg.filename or '').name,
+        weights=files_hash(files or cfg.model.ckpts),
+        **{name: str(number) for name, number in folding.items()},
+    )
     losses = torch.empty(len(images.labels))
     answered, correct = np.zeros(len(losses), np.int64), 0
     for places, logits in _answers(cfg, files, parts):
@@ -114,16 +121,20 @@ def _refuse_mixing(cfg: Config, chain: Sequence[Mapping]) -> None:
             augments = (mixer or {}).get('augments') or ()
             found += [_name(augment) for augment in ([augments] if isinstance(augments, Mapping) else augments)]
     if found:
-        raise ValueError(f"{found[0]} mixes images and their labels while training, and a teacher's loss in a file is "
-                         f'of one image with one label. Leave {found[0]} out of the config (--cfg-options)')
+        raise ValueError(
+            f"{found[0]} mixes images and their labels while training, and a teacher's loss in a file is "
+            f'of one image with one label. Leave {found[0]} out of the config (--cfg-options)'
+        )
 
 
 def _validation_pipeline(cfg: Config) -> Sequence[Any]:
     loader = cfg.get('val_dataloader') or {}
     pipeline = dataset_chain(loader.get('dataset') or {})[-1].get('pipeline')
     if not pipeline:
-        raise ValueError('images are asked through the validation pipeline, and this config has none: give it '
-                         'val_dataloader=dict(dataset=dict(pipeline=[...]))')
+        raise ValueError(
+            'images are asked through the validation pipeline, and this config has none: give it '
+            'val_dataloader=dict(dataset=dict(pipeline=[...]))'
+        )
     return pipeline
 
 
@@ -141,11 +152,15 @@ def _folding(cfg: Config, dataset: Any, count: int | None) -> dict[str, int]:
     wrappers = [config for config in dataset_chain(cfg.train_dataloader.dataset)[:-1] if _name(config) not in _VIEWS]
     names = [_name(config) for config in wrappers]
     if names not in ([], ['Fold']):
-        raise ValueError('folds are of the training set itself, and may stand in mmwsl.SeededViews or '
-                         f'mmwsl.DeviceDataset alone, got {" around ".join(names)}: take out what is not mmwsl.Fold')
+        raise ValueError(
+            'folds are of the training set itself, and may stand in mmwsl.SeededViews or '
+            f'mmwsl.DeviceDataset alone, got {" around ".join(names)}: take out what is not mmwsl.Fold'
+        )
     if not wrappers and count is None:
-        raise ValueError("--fold needs to know the folds, and this config has none: give the one that CKPT was trained "
-                         "with, whose train_dataloader has a dict(type='mmwsl.Fold', folds=..., dataset=...)")
+        raise ValueError(
+            '--fold needs to know the folds, and this config has none: give the one that CKPT was trained '
+            "with, whose train_dataloader has a dict(type='mmwsl.Fold', folds=..., dataset=...)"
+        )
     given = wrappers[0] if wrappers else dict(type='mmwsl.Fold', folds=count)
     fold = DATASETS.build({**given, 'dataset': dataset})
     if count not in (None, fold.folds):
@@ -175,13 +190,18 @@ def _answers(cfg: Config, checkpoints: Sequence[str], parts: Sequence[Any]) -> I
 def _dataloader(dataset: Any, loader: Mapping) -> DataLoader:
     """As validation's, but of images that do not lie on the device."""
     on_device = 'DeviceDataset' in map(_name, dataset_chain(loader['dataset']))
-    return DataLoader(dataset, loader['batch_size'], num_workers=loader.get('num_workers', 0),
-                      collate_fn=collate({} if on_device else loader))
+    return DataLoader(
+        dataset,
+        loader['batch_size'],
+        num_workers=loader.get('num_workers', 0),
+        collate_fn=collate({} if on_device else loader),
+    )
 
 
 def _check_once(answered: np.ndarray) -> None:
     wrong = np.flatnonzero(answered != 1)
     if len(wrong):
-        raise RuntimeError(f'{len(wrong)} of {len(answered)} images did not come exactly once (image {wrong[0]}: '
-                           f'{answered[wrong[0]]} times): can the pipeline of val_dataloader read all of them?')
-
+        raise RuntimeError(
+            f'{len(wrong)} of {len(answered)} images did not come exactly once (image {wrong[0]}: '
+            f'{answered[wrong[0]]} times): can the pipeline of val_dataloader read all of them?'
+        )

@@ -1,4 +1,5 @@
 """Everything that the ``model`` of a config is built from."""
+
 import mmwsl.compat  # noqa: F401  readies the stack
 from mmwsl.models import losses, weightings
 from mmwsl.models.algorithms import WSLDistill
@@ -8,6 +9,17 @@ from mmwsl.models.losses import WeightedLoss, WSLLoss
 from mmwsl.models.teachers import CachedTeacher, EnsembleTeacher
 
 __all__ = [
-    'CIFARVGG', 'CIFARMobileNetV2', 'CIFARResNet', 'CIFARShuffleNetV1', 'CIFARShuffleNetV2', 'CachedTeacher',
-    'EnsembleTeacher', 'WSLDistill', 'WSLDistiller', 'WSLLoss', 'WeightedLoss', 'losses', 'weightings'
+    'CIFARVGG',
+    'CIFARMobileNetV2',
+    'CIFARResNet',
+    'CIFARShuffleNetV1',
+    'CIFARShuffleNetV2',
+    'CachedTeacher',
+    'EnsembleTeacher',
+    'WSLDistill',
+    'WSLDistiller',
+    'WSLLoss',
+    'WeightedLoss',
+    'losses',
+    'weightings',
 ]

@@ -1,4 +1,5 @@
 """Networks as others publish them: told apart by their keys, renamed to mmpretrain's, and built from their shapes."""
+
 from __future__ import annotations
 
 import re
@@ -33,6 +34,7 @@ class Layout(NamedTuple):
         network: From a renamed state dict and the size of its images (None: not known) to the config of a classifier.
         needs: Keys without which it is another network whose keys match all the same.
     """
+
     name: str
     keys: str
     rename: Callable[[Weights], dict[str, Tensor]]
@@ -56,17 +58,21 @@ def convert(weights: Weights) -> tuple[dict[str, Tensor], Layout]:
     """
     weights = {key.removeprefix('module.'): value for key, value in weights.items()}
     if any(key.startswith('backbone.') for key in weights):
-        raise ValueError(f"the keys are mmpretrain's already, of {looks_like(weights)}: there is nothing to convert. "
-                         'Name the file in model.teacher_ckpt of a config with this network')
+        raise ValueError(
+            f"the keys are mmpretrain's already, of {looks_like(weights)}: there is nothing to convert. "
+            'Name the file in model.teacher_ckpt of a config with this network'
+        )
     strangers = {layout.name: layout.strangers(weights) for layout in LAYOUTS}
     for layout in LAYOUTS:
         if not strangers[layout.name]:
             with _explained(weights, layout):
                 return layout.rename(weights), layout
     nearest = min(strangers, key=lambda name: len(strangers[name]))
-    raise ValueError(f'unknown layout of {len(weights)} keys, which look like {looks_like(weights)}. The nearest is '
-                     f'{nearest}, but for {first_of(strangers[nearest])}. docs/teachers.md lists what is known, and '
-                     'what to do with other networks')
+    raise ValueError(
+        f'unknown layout of {len(weights)} keys, which look like {looks_like(weights)}. The nearest is '
+        f'{nearest}, but for {first_of(strangers[nearest])}. docs/teachers.md lists what is known, and '
+        'what to do with other networks'
+    )
 
 
 def network_of(weights: Weights, layout: Layout, image_size: int | None, source: str) -> tuple[dict, nn.Module]:
@@ -88,8 +94,9 @@ def network_of(weights: Weights, layout: Layout, image_size: int | None, source:
         config = layout.network(weights, image_size)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         network = MODELS.build(dict(config))
-    load_weights(network, dict(weights), source, f'Its keys are those of {layout.name}: give a config that it fits by '
-                 '--config')
+    load_weights(
+        network, dict(weights), source, f'Its keys are those of {layout.name}: give a config that it fits by --config'
+    )
     network.eval()
     return config, network
 
@@ -100,8 +107,10 @@ def _explained(weights: Weights, layout: Layout) -> Iterator[None]:
     try:
         yield
     except (KeyError, IndexError) as error:
-        raise ValueError(f'it looks like {looks_like(weights)}, laid out as {layout.name}, but no network here has its '
-                         'blocks and channels. Give a config that has by --config') from error
+        raise ValueError(
+            f'it looks like {looks_like(weights)}, laid out as {layout.name}, but no network here has its '
+            'blocks and channels. Give a config that has by --config'
+        ) from error
 
 
 # ------------------------------------------------------------------------------------------------------------ renaming
@@ -112,6 +121,7 @@ _BACKBONE = (r'^(?!head\.|backbone\.)', 'backbone.')
 
 def _by(*renames: tuple[str, Replacement]) -> Callable[[Weights], dict[str, Tensor]]:
     """Rename key by key: patterns and what replaces them, in this order, then classifier and backbone."""
+
     def rename(weights: Weights) -> dict[str, Tensor]:
         found = {}
         for key, value in weights.items():
@@ -119,6 +129,7 @@ def _by(*renames: tuple[str, Replacement]) -> Callable[[Weights], dict[str, Tens
                 key = re.sub(pattern, replacement, key)
             found[key] = value
         return found
+
     return rename
 
 
@@ -152,8 +163,10 @@ def _shufflenet_v2(stage: str, block: str, kind: str, number: str) -> str:
 
 
 # Layers of one Sequential, activations among them, as mmpretrain nests them.
-_SHUFFLE_BRANCH = {'1': ['0.conv', '0.bn', '1.conv', '1.bn'],
-                   '2': ['0.conv', '0.bn', '', '1.conv', '1.bn', '2.conv', '2.bn']}
+_SHUFFLE_BRANCH = {
+    '1': ['0.conv', '0.bn', '1.conv', '1.bn'],
+    '2': ['0.conv', '0.bn', '', '1.conv', '1.bn', '2.conv', '2.bn'],
+}
 _FIRST_BLOCK = {'0.0': '0.conv', '0.1': '0.bn', '1': '1.conv', '2': '1.bn'}  # of MobileNetV2; it has no expansion
 _BLOCK = {'0.0': '0.conv', '0.1': '0.bn', '1.0': '1.conv', '1.1': '1.bn', '2': '2.conv', '3': '2.bn'}
 
@@ -165,17 +178,28 @@ def _block_of_mobilenet_v2(block: str, layer: str) -> str:
     return f'layer{stage}.{index}.conv.{(_FIRST_BLOCK if block == "1" else _BLOCK)[layer]}.'
 
 
-_REPVGG = {'rbr_dense.conv': 'branch_3x3.conv', 'rbr_dense.bn': 'branch_3x3.norm', 'rbr_1x1.conv': 'branch_1x1.conv',
-           'rbr_1x1.bn': 'branch_1x1.norm', 'rbr_identity': 'branch_norm'}
+_REPVGG = {
+    'rbr_dense.conv': 'branch_3x3.conv',
+    'rbr_dense.bn': 'branch_3x3.norm',
+    'rbr_1x1.conv': 'branch_1x1.conv',
+    'rbr_1x1.bn': 'branch_1x1.norm',
+    'rbr_identity': 'branch_norm',
+}
 
 
 # ------------------------------------------------------------------------------------------------------------ networks
 
+
 def _classifier(backbone: dict, weights: Weights, **head: Any) -> dict:
     classes, channels = weights[_last_linear(weights)].shape
     head = {**dict(type='LinearClsHead', in_channels=channels), **head}
-    return dict(type='ImageClassifier', _scope_='mmpretrain', backbone=backbone,
-                neck=dict(type='GlobalAveragePooling'), head={**head, 'num_classes': classes})
+    return dict(
+        type='ImageClassifier',
+        _scope_='mmpretrain',
+        backbone=backbone,
+        neck=dict(type='GlobalAveragePooling'),
+        head={**head, 'num_classes': classes},
+    )
 
 
 def _last_linear(weights: Weights) -> str:
@@ -186,8 +210,10 @@ def _is_small(weights: Weights, image_size: int | None) -> bool:
     """Whether a network has the strides for CIFAR's images: these leave no trace in its weights."""
     classes = len(weights[_last_linear(weights)])
     if image_size is None and classes not in _SMALL:
-        raise ValueError(f'its weights do not tell whether a network with {classes} classes is for small images or for '
-                         'large ones, which differ in their strides: give --image-size 32 or 224')
+        raise ValueError(
+            f'its weights do not tell whether a network with {classes} classes is for small images or for '
+            'large ones, which differ in their strides: give --image-size 32 or 224'
+        )
     return _SMALL[classes] if image_size is None else image_size < 64
 
 
@@ -198,7 +224,9 @@ def _blocks(weights: Weights, pattern: str) -> tuple[int, ...]:
 
 
 _DEPTHS: dict[bool, dict[tuple[int, ...], int]] = {  # of ResNets with four stages, by blocks
-    True: {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34}, False: {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}}
+    True: {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34},
+    False: {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152},
+}
 
 
 def _three_stages(blocks: tuple[int, ...], others: int) -> int:
@@ -213,23 +241,42 @@ def _resnet(weights: Weights, image_size: int | None) -> dict:
     is_basic = 'backbone.layer1.0.conv3.weight' not in weights
     if len(blocks) == 3:
         pads = {} if 'backbone.layer2.0.downsample.0.weight' in weights else dict(shortcut='pad')
-        return _classifier(dict(type='mmwsl.CIFARResNet', depth=_three_stages(blocks if is_basic else (), 2),
-                                **_channels(weights, 16), **pads), weights)
+        return _classifier(
+            dict(
+                type='mmwsl.CIFARResNet',
+                depth=_three_stages(blocks if is_basic else (), 2),
+                **_channels(weights, 16),
+                **pads,
+            ),
+            weights,
+        )
     depth, kernel = _DEPTHS[is_basic][blocks], weights['backbone.conv1.weight'].shape[-1]
     width, per_group = weights['backbone.layer1.0.conv2.weight'].shape[:2]
     if not is_basic and width > per_group:
-        return _classifier(dict(type={7: 'ResNeXt'}[kernel], depth=depth, groups=width // per_group,
-                                width_per_group=per_group), weights)
+        return _classifier(
+            dict(type={7: 'ResNeXt'}[kernel], depth=depth, groups=width // per_group, width_per_group=per_group),
+            weights,
+        )
     expansion = 4 if is_basic else len(weights['backbone.layer1.0.conv3.weight']) // width
-    return _classifier(dict(type={3: 'ResNet_CIFAR', 7: 'ResNet'}[kernel], depth=depth, **_channels(weights, 64),
-                            **({} if expansion == 4 else dict(expansion=expansion))), weights)
+    return _classifier(
+        dict(
+            type={3: 'ResNet_CIFAR', 7: 'ResNet'}[kernel],
+            depth=depth,
+            **_channels(weights, 64),
+            **({} if expansion == 4 else dict(expansion=expansion)),
+        ),
+        weights,
+    )
 
 
 def _channels(weights: Weights, usual: int) -> dict[str, int]:
     """Channels of a ResNet's input, stem and first stage, as far as they are not the usual ones."""
     stem = weights['backbone.conv1.weight']
-    sizes = dict(in_channels=(stem.shape[1], 3), stem_channels=(len(stem), usual),
-                 base_channels=(len(weights['backbone.layer1.0.conv1.weight']), usual))
+    sizes = dict(
+        in_channels=(stem.shape[1], 3),
+        stem_channels=(len(stem), usual),
+        base_channels=(len(weights['backbone.layer1.0.conv1.weight']), usual),
+    )
     return {key: value for key, (value, default) in sizes.items() if value != default}
 
 
@@ -245,13 +292,18 @@ def _vgg_network(weights: Weights, image_size: int | None) -> dict:
     backbone = dict(type='VGG', depth=depth, **norm)
     if 'backbone.classifier.6.weight' in weights:
         classes = len(weights['backbone.classifier.6.weight'])
-        return dict(type='ImageClassifier', _scope_='mmpretrain', backbone={**backbone, 'num_classes': classes},
-                    head=dict(type='ClsHead'))
+        return dict(
+            type='ImageClassifier',
+            _scope_='mmpretrain',
+            backbone={**backbone, 'num_classes': classes},
+            head=dict(type='ClsHead'),
+        )
     if 'head.fc.weight' in weights:
         return _classifier(backbone, weights)
     widths = [len(weights[f'head.layers.{index}.fc.weight']) for index in (0, 1)]
-    return _classifier(backbone, weights, type='StackedLinearClsHead', in_channels=512, mid_channels=widths,
-                       dropout_rate=0.5)
+    return _classifier(
+        backbone, weights, type='StackedLinearClsHead', in_channels=512, mid_channels=widths, dropout_rate=0.5
+    )
 
 
 def _mobilenet_v2(weights: Weights, image_size: int | None) -> dict:
@@ -270,11 +322,15 @@ def _shufflenet_v2_network(weights: Weights, image_size: int | None) -> dict:
 def _repvgg(weights: Weights, image_size: int | None) -> dict:
     blocks = _blocks(weights, r'backbone\.stage_(\d)\.(\d+)\.')
     first = [weights[f'backbone.stage_{stage}.0.branch_3x3.conv.weight'] for stage in (1, 2, 3, 4)]
-    arch = dict(num_blocks=list(blocks), width_factor=[len(value) / (32 * 2**i) for i, value in enumerate(first, 1)],
-                group_layer_map=dict(_groups(weights)) or None, se_cfg=None,
-                stem_channels=len(weights['backbone.stem.branch_3x3.conv.weight']))
+    arch = dict(
+        num_blocks=list(blocks),
+        width_factor=[len(value) / (32 * 2**i) for i, value in enumerate(first, 1)],
+        group_layer_map=dict(_groups(weights)) or None,
+        se_cfg=None,
+        stem_channels=len(weights['backbone.stem.branch_3x3.conv.weight']),
+    )
     kind = 'mmwsl.SmallImageRepVGG' if _is_small(weights, image_size) else 'RepVGG'
-    return _classifier(dict(type=kind, arch=arch, out_indices=(3, )), weights)
+    return _classifier(dict(type=kind, arch=arch, out_indices=(3,)), weights)
 
 
 def _groups(weights: Weights) -> Iterator[tuple[int, int]]:
@@ -290,6 +346,7 @@ def _groups(weights: Weights) -> Iterator[tuple[int, int]]:
 def _fixed(kind: str, **kwargs: Any) -> Callable[[Weights, int | None], dict]:
     def network(weights: Weights, image_size: int | None) -> dict:
         return _classifier(dict(type=kind, **kwargs), weights)
+
     return network
 
 
@@ -297,54 +354,110 @@ _RENAMED = _by()
 _OF_STAGE = r'layer[1-4]\.\d+\.(conv[1-3]|bn[1-3]|{}\.[01])'
 # The first that fits is it, so a layout whose keys are among another's stands before it.
 LAYOUTS = (
-    Layout('ResNet (RepDistiller, mdistiller, chenyaofo, torchvision)',
-           rf'(conv1|bn1|{_OF_STAGE.format("downsample")}|fc)\.\w+', _RENAMED, _resnet, ('bn1.weight', )),
-    Layout('ShuffleNetV1 (RepDistiller, mdistiller)',
-           r'(conv1|bn1|layer[1-3]\.\d+\.(conv|bn)[1-3]|linear)\.\w+', _RENAMED, _fixed('mmwsl.CIFARShuffleNetV1'),
-           ('layer3.3.conv3.weight', )),
-    Layout('ShuffleNetV2 (RepDistiller, mdistiller)',
-           r'((conv|bn)[12]|layer[1-3]\.\d+\.(conv|bn)[1-5]|linear)\.\w+',
-           _by((r'^layer(\d)\.(\d+)\.(conv|bn)(\d)', lambda key: _shufflenet_v2(*key.groups())),
-               (r'^(conv|bn)1\.', lambda key: f'conv1.{("conv", "bn").index(key[1])}.'),
-               (r'^(conv|bn)2\.', r'layers.3.\1.')), _fixed('mmwsl.CIFARShuffleNetV2'), ('conv2.weight', )),
-    Layout('ResNet (kuangliu, akamaster; ResNet50 of RepDistiller, mdistiller)',
-           rf'(conv1|bn1|{_OF_STAGE.format("shortcut")}|linear)\.\w+', _by((r'\.shortcut\.', '.downsample.')), _resnet,
-           ('bn1.weight', )),
-    Layout('ResNet (weiaicunzai)',
-           r'(conv1\.[01]|conv[2-5]_x\.\d+\.(residual_function\.[013467]|shortcut\.[01])|fc)\.\w+',
-           _by((r'^conv1\.([01])\.', lambda key: f'{("conv", "bn")[int(key[1])]}1.'),
-               (r'^conv(\d)_x\.', lambda key: f'layer{int(key[1]) - 1}.'), (r'\.shortcut\.', '.downsample.'),
-               (r'\.residual_function\.(\d)', lambda key: f'.{("conv", "bn")[int(key[1]) % 3]}{int(key[1]) // 3 + 1}')),
-           _resnet),
-    Layout('WideResNet (RepDistiller, mdistiller)',
-           r'(conv1|bn1|block[1-3]\.layer\.\d+\.(conv[12]|bn[12]|convShortcut)|fc)\.\w+',
-           _by((r'^block(\d)\.layer\.', r'layer\1.'), (r'\.convShortcut\.', '.downsample.')), _wide_resnet),
-    Layout('VGG-8 with BatchNorm (RepDistiller, mdistiller)', r'(block[0-4]\.[01]|classifier)\.\w+',
-           _by((r'^block(\d)\.(\d)', lambda key: _stage_of_vgg(1, *key.groups()))),
-           _fixed('mmwsl.CIFARVGG', depth=8)),
-    Layout('VGG-13 with BatchNorm (RepDistiller, mdistiller)', r'(block[0-4]\.[0134]|classifier)\.\w+',
-           _by((r'^block(\d)\.(\d)', lambda key: _stage_of_vgg(2, *key.groups()))),
-           _fixed('mmwsl.CIFARVGG', depth=13)),
-    Layout('VGG (chenyaofo, kuangliu, torchvision)', r'(features\.\d+|classifier(\.[0-6])?)\.\w+', _vgg, _vgg_network,
-           ('features.0.bias', )),
-    Layout('MobileNetV2 at half width (RepDistiller, mdistiller)',
-           r'(conv[12]\.[01]|blocks\.\d\.\d\.conv\.[013467]|classifier\.0)\.\w+', _RENAMED,
-           _fixed('mmwsl.CIFARMobileNetV2', widen_factor=0.5)),
-    Layout('MobileNetV2 (chenyaofo, torchvision)',
-           r'(features\.(0|18)\.[01]|features\.\d+\.conv\.(\d\.[01]|[123])|classifier\.1)\.\w+',
-           _by((r'^classifier\.1\.', 'head.fc.'),
-               (r'^features\.0\.([01])\.', lambda key: f'conv1.{("conv", "bn")[int(key[1])]}.'),
-               (r'^features\.18\.([01])\.', lambda key: f'conv2.{("conv", "bn")[int(key[1])]}.'),
-               (r'^features\.(\d+)\.conv\.(\d\.[01]|\d)\.', lambda key: _block_of_mobilenet_v2(*key.groups()))),
-           _mobilenet_v2),
-    Layout('ShuffleNetV2 (chenyaofo, torchvision)',
-           r'(conv[15]\.[01]|stage[2-4]\.\d+\.branch[12]\.\d|fc)\.\w+',
-           _by((r'^conv5\.', 'layers.3.'), (r'^stage(\d)\.', lambda key: f'layers.{int(key[1]) - 2}.'),
-               (r'^(conv1|layers\.3)\.([01])\.(?!branch|\d)', lambda key: f'{key[1]}.{("conv", "bn")[int(key[2])]}.'),
-               (r'\.branch([12])\.(\d)', lambda key: f'.branch{key[1]}.{_SHUFFLE_BRANCH[key[1]][int(key[2])]}')),
-           _shufflenet_v2_network),
-    Layout('RepVGG (chenyaofo, DingXiaoH)',
-           r'(stage0|stage[1-4]\.\d+)\.(rbr_dense\.(conv|bn)|rbr_1x1\.(conv|bn)|rbr_identity)\.\w+|linear\.\w+',
-           _by((r'^stage0\.', 'stem.'), (r'^stage(\d)\.', r'stage_\1.'),
-               (r'\.(rbr_\w+(\.conv|\.bn)?)', lambda key: f'.{_REPVGG[key[1]]}')), _repvgg),
+    Layout(
+        'ResNet (RepDistiller, mdistiller, chenyaofo, torchvision)',
+        rf'(conv1|bn1|{_OF_STAGE.format("downsample")}|fc)\.\w+',
+        _RENAMED,
+        _resnet,
+        ('bn1.weight',),
+    ),
+    Layout(
+        'ShuffleNetV1 (RepDistiller, mdistiller)',
+        r'(conv1|bn1|layer[1-3]\.\d+\.(conv|bn)[1-3]|linear)\.\w+',
+        _RENAMED,
+        _fixed('mmwsl.CIFARShuffleNetV1'),
+        ('layer3.3.conv3.weight',),
+    ),
+    Layout(
+        'ShuffleNetV2 (RepDistiller, mdistiller)',
+        r'((conv|bn)[12]|layer[1-3]\.\d+\.(conv|bn)[1-5]|linear)\.\w+',
+        _by(
+            (r'^layer(\d)\.(\d+)\.(conv|bn)(\d)', lambda key: _shufflenet_v2(*key.groups())),
+            (r'^(conv|bn)1\.', lambda key: f'conv1.{("conv", "bn").index(key[1])}.'),
+            (r'^(conv|bn)2\.', r'layers.3.\1.'),
+        ),
+        _fixed('mmwsl.CIFARShuffleNetV2'),
+        ('conv2.weight',),
+    ),
+    Layout(
+        'ResNet (kuangliu, akamaster; ResNet50 of RepDistiller, mdistiller)',
+        rf'(conv1|bn1|{_OF_STAGE.format("shortcut")}|linear)\.\w+',
+        _by((r'\.shortcut\.', '.downsample.')),
+        _resnet,
+        ('bn1.weight',),
+    ),
+    Layout(
+        'ResNet (weiaicunzai)',
+        r'(conv1\.[01]|conv[2-5]_x\.\d+\.(residual_function\.[013467]|shortcut\.[01])|fc)\.\w+',
+        _by(
+            (r'^conv1\.([01])\.', lambda key: f'{("conv", "bn")[int(key[1])]}1.'),
+            (r'^conv(\d)_x\.', lambda key: f'layer{int(key[1]) - 1}.'),
+            (r'\.shortcut\.', '.downsample.'),
+            (r'\.residual_function\.(\d)', lambda key: f'.{("conv", "bn")[int(key[1]) % 3]}{int(key[1]) // 3 + 1}'),
+        ),
+        _resnet,
+    ),
+    Layout(
+        'WideResNet (RepDistiller, mdistiller)',
+        r'(conv1|bn1|block[1-3]\.layer\.\d+\.(conv[12]|bn[12]|convShortcut)|fc)\.\w+',
+        _by((r'^block(\d)\.layer\.', r'layer\1.'), (r'\.convShortcut\.', '.downsample.')),
+        _wide_resnet,
+    ),
+    Layout(
+        'VGG-8 with BatchNorm (RepDistiller, mdistiller)',
+        r'(block[0-4]\.[01]|classifier)\.\w+',
+        _by((r'^block(\d)\.(\d)', lambda key: _stage_of_vgg(1, *key.groups()))),
+        _fixed('mmwsl.CIFARVGG', depth=8),
+    ),
+    Layout(
+        'VGG-13 with BatchNorm (RepDistiller, mdistiller)',
+        r'(block[0-4]\.[0134]|classifier)\.\w+',
+        _by((r'^block(\d)\.(\d)', lambda key: _stage_of_vgg(2, *key.groups()))),
+        _fixed('mmwsl.CIFARVGG', depth=13),
+    ),
+    Layout(
+        'VGG (chenyaofo, kuangliu, torchvision)',
+        r'(features\.\d+|classifier(\.[0-6])?)\.\w+',
+        _vgg,
+        _vgg_network,
+        ('features.0.bias',),
+    ),
+    Layout(
+        'MobileNetV2 at half width (RepDistiller, mdistiller)',
+        r'(conv[12]\.[01]|blocks\.\d\.\d\.conv\.[013467]|classifier\.0)\.\w+',
+        _RENAMED,
+        _fixed('mmwsl.CIFARMobileNetV2', widen_factor=0.5),
+    ),
+    Layout(
+        'MobileNetV2 (chenyaofo, torchvision)',
+        r'(features\.(0|18)\.[01]|features\.\d+\.conv\.(\d\.[01]|[123])|classifier\.1)\.\w+',
+        _by(
+            (r'^classifier\.1\.', 'head.fc.'),
+            (r'^features\.0\.([01])\.', lambda key: f'conv1.{("conv", "bn")[int(key[1])]}.'),
+            (r'^features\.18\.([01])\.', lambda key: f'conv2.{("conv", "bn")[int(key[1])]}.'),
+            (r'^features\.(\d+)\.conv\.(\d\.[01]|\d)\.', lambda key: _block_of_mobilenet_v2(*key.groups())),
+        ),
+        _mobilenet_v2,
+    ),
+    Layout(
+        'ShuffleNetV2 (chenyaofo, torchvision)',
+        r'(conv[15]\.[01]|stage[2-4]\.\d+\.branch[12]\.\d|fc)\.\w+',
+        _by(
+            (r'^conv5\.', 'layers.3.'),
+            (r'^stage(\d)\.', lambda key: f'layers.{int(key[1]) - 2}.'),
+            (r'^(conv1|layers\.3)\.([01])\.(?!branch|\d)', lambda key: f'{key[1]}.{("conv", "bn")[int(key[2])]}.'),
+            (r'\.branch([12])\.(\d)', lambda key: f'.branch{key[1]}.{_SHUFFLE_BRANCH[key[1]][int(key[2])]}'),
+        ),
+        _shufflenet_v2_network,
+    ),
+    Layout(
+        'RepVGG (chenyaofo, DingXiaoH)',
+        r'(stage0|stage[1-4]\.\d+)\.(rbr_dense\.(conv|bn)|rbr_1x1\.(conv|bn)|rbr_identity)\.\w+|linear\.\w+',
+        _by(
+            (r'^stage0\.', 'stem.'),
+            (r'^stage(\d)\.', r'stage_\1.'),
+            (r'\.(rbr_\w+(\.conv|\.bn)?)', lambda key: f'.{_REPVGG[key[1]]}'),
+        ),
+        _repvgg,
+    ),
 )

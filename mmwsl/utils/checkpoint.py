@@ -1,4 +1,5 @@
 """Networks and files: strict, and never more than weights."""
+
 from __future__ import annotations
 
 import os
@@ -44,9 +45,12 @@ def load_network(model: nn.Module, path: str) -> None:
     load_weights(model, student_weights(weights) or weights, path)
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str,
-                 advice: str = 'If it comes from other code, convert it with '
-                 'tools/model_converters/import_teacher.py') -> None:
+def load_weights(
+    model: nn.Module,
+    weights: dict[str, Tensor],
+    source: str,
+    advice: str = 'If it comes from other code, convert it with tools/model_converters/import_teacher.py',
+) -> None:
     """Load a state dict strictly, in torch's own way: layers that adapt what they load, such as a vision transformer's
     position embedding, do so. A prefix ``module.`` of DataParallel is left out.
 
@@ -61,9 +65,11 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str,
     """
     listed = load_what_fits(model, weights)
     if listed:
-        raise ValueError(f'the checkpoint {source!r} looks like {looks_like(weights)}, the config has '
-                         f'{looks_like(model.state_dict())}, and it does not belong to this {type(model).__name__}. '
-                         f'{listed}. {advice}')
+        raise ValueError(
+            f'the checkpoint {source!r} looks like {looks_like(weights)}, the config has '
+            f'{looks_like(model.state_dict())}, and it does not belong to this {type(model).__name__}. '
+            f'{listed}. {advice}'
+        )
 
 
 def load_what_fits(model: nn.Module, weights: dict[str, Tensor]) -> str:
@@ -76,14 +82,20 @@ def load_what_fits(model: nn.Module, weights: dict[str, Tensor]) -> str:
         problems = {'missing': found.missing_keys, 'unexpected': found.unexpected_keys}
     except RuntimeError as error:  # shapes are all that it names
         expected = model.state_dict().keys()
-        problems = {'missing': list(expected - weights.keys()), 'unexpected': list(weights.keys() - expected),
-                    'of another shape': re.findall(r'size mismatch for (.*)\.$', str(error), re.M) or [str(error)]}
+        problems = {
+            'missing': list(expected - weights.keys()),
+            'unexpected': list(weights.keys() - expected),
+            'of another shape': re.findall(r'size mismatch for (.*)\.$', str(error), re.M) or [str(error)],
+        }
     return '; '.join(f'{what}: {first_of(sorted(keys))}' for what, keys in problems.items() if keys)
 
 
-def read_weights(path: str, advice: str = 'Train the network first (tools/compare.py CONFIG trains a teacher; '
-                 'configs/vanilla/ has configs), name its file in model.teacher_ckpt, or convert a published one with '
-                 'tools/model_converters/import_teacher.py') -> dict[str, Tensor]:
+def read_weights(
+    path: str,
+    advice: str = 'Train the network first (tools/compare.py CONFIG trains a teacher; '
+    'configs/vanilla/ has configs), name its file in model.teacher_ckpt, or convert a published one with '
+    'tools/model_converters/import_teacher.py',
+) -> dict[str, Tensor]:
     """The state dict in a checkpoint, on the CPU.
 
     Args:
@@ -104,10 +116,15 @@ def read_weights(path: str, advice: str = 'Train the network first (tools/compar
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
             checkpoint = checkpoint[key]
             break
-    if not isinstance(checkpoint, dict) or not checkpoint or not all(
-            isinstance(value, Tensor) for value in checkpoint.values()):
-        raise ValueError(f'{str(path)!r} holds no state dict: expected tensors by name, alone or under state_dict, '
-                         f'model or net, got {_describe(checkpoint)}')
+    if (
+        not isinstance(checkpoint, dict)
+        or not checkpoint
+        or not all(isinstance(value, Tensor) for value in checkpoint.values())
+    ):
+        raise ValueError(
+            f'{str(path)!r} holds no state dict: expected tensors by name, alone or under state_dict, '
+            f'model or net, got {_describe(checkpoint)}'
+        )
     return checkpoint
 
 
@@ -144,20 +161,28 @@ def check_files(paths: Sequence[str], expected: str | Sequence[str] | None, requ
     """
     stated = [expected] if isinstance(expected, str) else list(expected or ())
     if stated and len(stated) != len(paths):
-        raise ValueError(f'model.teacher_sha256 should have one SHA-256 for each of the {len(paths)} files of the '
-                         f'teacher ({first_of(paths)}), got {len(stated)}')
+        raise ValueError(
+            f'model.teacher_sha256 should have one SHA-256 for each of the {len(paths)} files of the '
+            f'teacher ({first_of(paths)}), got {len(stated)}'
+        )
     found = {path: _sha256_of(path, fetch=required) for path in paths}
     for path, digest in zip(stated and paths, stated, strict=True):
         if not re.fullmatch('[0-9a-fA-F]{8,64}', digest):
-            raise ValueError(f'model.teacher_sha256 takes at least eight hexadecimal digits for each file, got '
-                             f'{digest!r}: sha256sum {path} prints them')
+            raise ValueError(
+                f'model.teacher_sha256 takes at least eight hexadecimal digits for each file, got '
+                f'{digest!r}: sha256sum {path} prints them'
+            )
         if found[path] is None and required:
-            raise ValueError(f'model.teacher_sha256 cannot be compared with {path}, which is no local file: copy it '
-                             'here, or leave teacher_sha256 out')
+            raise ValueError(
+                f'model.teacher_sha256 cannot be compared with {path}, which is no local file: copy it '
+                'here, or leave teacher_sha256 out'
+            )
         if not (found[path] or digest).startswith(digest.lower()):
-            raise ValueError(f'{path} is not the file that model.teacher_sha256 names: its SHA-256 is {found[path]}, '
-                             f'expected {digest}. Put that file there again, or if this one is meant, set '
-                             f'model.teacher_sha256={found[path]}')
+            raise ValueError(
+                f'{path} is not the file that model.teacher_sha256 names: its SHA-256 is {found[path]}, '
+                f'expected {digest}. Put that file there again, or if this one is meant, set '
+                f'model.teacher_sha256={found[path]}'
+            )
     for path, known in found.items():
         print_log(f"The teacher's file {path} has the SHA-256 {known or '(not known: it is not here)'}.", 'current')
     return [] if None in found.values() else [str(known) for known in found.values()]
@@ -178,8 +203,9 @@ def student_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
     In MMRazor's data-free distillation the student alone has a wrapper, whose prefix ``module.`` is left out.
     """
-    return {key[len(STUDENT):].removeprefix(_WRAPPER): value for key, value in weights.items()
-            if key.startswith(STUDENT)}
+    return {
+        key[len(STUDENT) :].removeprefix(_WRAPPER): value for key, value in weights.items() if key.startswith(STUDENT)
+    }
 
 
 def save_weights(weights: dict[str, Tensor], path: str, classes: Sequence[str] = ()) -> None:

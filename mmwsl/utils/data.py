@@ -1,4 +1,5 @@
 """Small questions about datasets, data samples and dataloaders."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -76,8 +77,9 @@ def collate_for(cfg: Config) -> str:
     'default_collate'.
     """
     model = cfg.get('model') or {}
-    kinds = [str((part.get('data_preprocessor') or {}).get('type')) for part in (
-        cfg, model, model.get('architecture') or {})]
+    kinds = [
+        str((part.get('data_preprocessor') or {}).get('type')) for part in (cfg, model, model.get('architecture') or {})
+    ]
     return 'pseudo_collate' if any(name in kind for name in _STACKING for kind in kinds) else 'default_collate'
 
 

@@ -1,4 +1,5 @@
 """Files that are whole, and files that one process holds."""
+
 from __future__ import annotations
 
 import errno

@@ -1,4 +1,5 @@
 """What a file of weights looks like, from names and shapes alone."""
+
 from __future__ import annotations
 
 import re
@@ -22,8 +23,9 @@ def looks_like(weights: Mapping[str, Tensor]) -> str:
     heads = [value.shape[0] for key, value in weights.items() if _CLASSIFIER.search(key) and value.dim() == 2]
     known = _resnet(weights) or _transformer(weights)
     if not known and (widths := [value.shape[0] for value in weights.values() if value.dim() == 4]):
-        return (f'a network of {len(widths)} convolutions with {min(widths)} to {max(widths)} channels' +
-                (f', and {heads[-1]} classes' if heads else ''))
+        return f'a network of {len(widths)} convolutions with {min(widths)} to {max(widths)} channels' + (
+            f', and {heads[-1]} classes' if heads else ''
+        )
     return (known or 'a network') + (f' with {heads[-1]} classes' if heads else '')
 
 
@@ -34,8 +36,9 @@ def _resnet(weights: Mapping[str, Tensor]) -> str:
     if len(stages) not in (3, 4) or depthwise or any(re.search(r'branch|attn', key) for key in weights):
         return ''
     convolutions = {int(found[1]) for key in weights if _block(key) and (found := re.search(r'\.conv(\d)\.', key))}
-    first = [value.shape[0] for key, value in weights.items()
-             if re.search(r'(layer|block)1\.(layer\.)?0\.conv1\.w', key)]
+    first = [
+        value.shape[0] for key, value in weights.items() if re.search(r'(layer|block)1\.(layer\.)?0\.conv1\.w', key)
+    ]
     if not first or max(convolutions) > 3:
         return ''
     wide = any(re.search(r'(convShortcut|downsample)\.weight$', key) for key in weights)
@@ -51,5 +54,5 @@ def _block(key: str) -> re.Match | None:
 
 
 def _transformer(weights: Mapping[str, Tensor]) -> str:
-    layers = {key[:key.index('.attn.')] for key in weights if '.attn.' in key}
+    layers = {key[: key.index('.attn.')] for key in weights if '.attn.' in key}
     return f'a vision transformer of {len(layers)} layers' if layers else ''

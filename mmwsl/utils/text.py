@@ -1,4 +1,5 @@
 """Text for people: lists in messages, tables in pages."""
+
 from __future__ import annotations
 
 import re

@@ -101,8 +101,10 @@ def additive(models=20, images=200, seed=0, row=1.0, column=1.0):
 
 @pytest.mark.parametrize('row, column', [(1.0, 0.0), (0.0, 4.0), (1.0, 4.0)])
 def test_interval_is_as_wide_as_models_and_images_make_it(row, column):
-    widths = [interval.high - interval.low for interval in
-              (bootstrap(additive(seed=seed, row=row, column=column), draws=400) for seed in range(10))]
+    widths = [
+        interval.high - interval.low
+        for interval in (bootstrap(additive(seed=seed, row=row, column=column), draws=400) for seed in range(10))
+    ]
     assert np.mean(widths) == pytest.approx(2 * 1.96 * math.sqrt(row**2 / 20 + column**2 / 200), rel=0.12)
 
 
@@ -127,13 +129,16 @@ def test_bootstrap_repeats_and_its_level_counts():
     assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
 
 
-@pytest.mark.parametrize('logs, target, message', [
-    (np.zeros((2, 3)), [0, 0], r'shape \(K, N, C\) and target \(N, \), got \(2, 3\)'),
-    (np.full((2, 3, 2), math.log(0.5)), [0, 1], r'got \(2, 3, 2\) and \(2,\)'),
-    (np.full((2, 2, 2), math.log(0.5)), [0, 2], r'target should lie in \[0, 2\), got 0 to 2'),
-    (np.zeros((2, 2, 2)), [0, 1], 'sum up to 1, but a sum is exp.0.693.*log_softmax'),
-    (np.full((2, 2, 2), math.nan), [0, 1], 'sum up to 1, but a sum is exp.nan'),
-])
+@pytest.mark.parametrize(
+    'logs, target, message',
+    [
+        (np.zeros((2, 3)), [0, 0], r'shape \(K, N, C\) and target \(N, \), got \(2, 3\)'),
+        (np.full((2, 3, 2), math.log(0.5)), [0, 1], r'got \(2, 3, 2\) and \(2,\)'),
+        (np.full((2, 2, 2), math.log(0.5)), [0, 2], r'target should lie in \[0, 2\), got 0 to 2'),
+        (np.zeros((2, 2, 2)), [0, 1], 'sum up to 1, but a sum is exp.0.693.*log_softmax'),
+        (np.full((2, 2, 2), math.nan), [0, 1], 'sum up to 1, but a sum is exp.nan'),
+    ],
+)
 def test_what_is_no_prediction(logs, target, message):
     with pytest.raises(ValueError, match=message):
         decompose(logs, np.array(target))

@@ -37,10 +37,14 @@ def test_blocks_of_images_make_no_difference():
     assert found.tau == pytest.approx(2, rel=1e-6) and found.images == 19200
 
 
-@pytest.mark.parametrize('logits, reason', [
-    ([[5.0, 0.0], [0.0, 5.0]], 'makes no error on them'),
-    ([[0.0, 5.0], [5.0, 0.0]], 'knows no more of them than chance'),
-    ([[0.0, 0.0], [0.0, 0.0]], 'knows no more of them than chance')])
+@pytest.mark.parametrize(
+    'logits, reason',
+    [
+        ([[5.0, 0.0], [0.0, 5.0]], 'makes no error on them'),
+        ([[0.0, 5.0], [5.0, 0.0]], 'knows no more of them than chance'),
+        ([[0.0, 0.0], [0.0, 0.0]], 'knows no more of them than chance'),
+    ],
+)
 def test_a_network_without_a_best_temperature(logits, reason):
     with pytest.raises(ValueError, match=rf'no temperature in \[0.01, 100.0\] is the best for 2 held-out.*{reason}'):
         fit_temperature(torch.tensor(logits), torch.tensor([0, 1]))

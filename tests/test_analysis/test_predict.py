@@ -41,16 +41,28 @@ def test_network_alone_takes_the_preprocessor_of_the_config(cfg):
 LENET = 'mmpretrain::lenet/lenet5_mnist.py'  # mean 33.46
 
 
-@pytest.mark.parametrize('algorithm, config, own, expected', [
-    (1.0, 2.0, None, 1.0), (None, 2.0, None, 2.0), (None, None, 3.0, 3.0), (1.0, 2.0, 3.0, 1.0), (None, 2.0, 3.0, 2.0),
-    (None, None, 'package', 33.46), (1.0, None, 'package', 1.0), (None, 2.0, 'package', 2.0)])
+@pytest.mark.parametrize(
+    'algorithm, config, own, expected',
+    [
+        (1.0, 2.0, None, 1.0),
+        (None, 2.0, None, 2.0),
+        (None, None, 3.0, 3.0),
+        (1.0, 2.0, 3.0, 1.0),
+        (None, 2.0, 3.0, 2.0),
+        (None, None, 'package', 33.46),
+        (1.0, None, 'package', 1.0),
+        (None, 2.0, 'package', 2.0),
+    ],
+)
 @pytest.mark.parametrize('way', ['build_model', 'choose_network'])
 def test_student_sees_images_as_in_training(cfg, algorithm, config, own, expected, way):
     def preprocessor(mean):
         return mean and dict(type='mmpretrain.ClsDataPreprocessor', mean=[mean], std=[2.0])
+
     cfg.data_preprocessor, cfg.model.data_preprocessor = preprocessor(config), preprocessor(algorithm)
-    cfg.model.architecture = dict(cfg_path=LENET) if own == 'package' else network(
-        2, data_preprocessor=preprocessor(own))
+    cfg.model.architecture = (
+        dict(cfg_path=LENET) if own == 'package' else network(2, data_preprocessor=preprocessor(own))
+    )
     if way == 'choose_network':
         assert choose_network(cfg, 'architecture', 'file.pth') == 'file.pth'
         assert 'architecture' not in cfg.model
@@ -59,21 +71,34 @@ def test_student_sees_images_as_in_training(cfg, algorithm, config, own, expecte
     assert type(student.backbone).__name__ == ('LeNet5' if own == 'package' else 'CIFARResNet')
 
 
-@pytest.mark.parametrize('teacher, mean', [
-    (network(4), 4.9), (network(4, data_preprocessor=dict(mean=[7.0], std=[1.0])), 7.0), (dict(cfg_path=LENET), 33.46)])
+@pytest.mark.parametrize(
+    'teacher, mean',
+    [
+        (network(4), 4.9),
+        (network(4, data_preprocessor=dict(mean=[7.0], std=[1.0])), 7.0),
+        (dict(cfg_path=LENET), 33.46),
+    ],
+)
 def test_teacher_may_have_its_own_kind_of_input(cfg, teacher, mean):
     cfg.model.teacher = teacher
     assert network_config(cfg, 'teacher').data_preprocessor.mean[0] == mean
     assert cfg.model.teacher == teacher
 
 
-@pytest.mark.parametrize('named, expected', [
-    (dict(init_cfg=dict(type='Pretrained', checkpoint='own.pth')), 'own.pth'), (dict(pretrained='own.pth'), 'own.pth'),
-    (dict(type='TimmClassifier', model_name='resnet18', pretrained=True), None),
-    (dict(cfg_path=LENET, pretrained=True), 'published.pth')])
+@pytest.mark.parametrize(
+    'named, expected',
+    [
+        (dict(init_cfg=dict(type='Pretrained', checkpoint='own.pth')), 'own.pth'),
+        (dict(pretrained='own.pth'), 'own.pth'),
+        (dict(type='TimmClassifier', model_name='resnet18', pretrained=True), None),
+        (dict(cfg_path=LENET, pretrained=True), 'published.pth'),
+    ],
+)
 def test_teacher_whose_config_names_its_weights(cfg, monkeypatch, named, expected):
-    monkeypatch.setattr('mmengine.hub.hub._get_cfg_metainfo', lambda package, path: dict(
-        Config='configs/lenet/lenet5_mnist.py', Weights='published.pth'))
+    monkeypatch.setattr(
+        'mmengine.hub.hub._get_cfg_metainfo',
+        lambda package, path: dict(Config='configs/lenet/lenet5_mnist.py', Weights='published.pth'),
+    )
     cfg.model.teacher_ckpt = None
     cfg.model.teacher = named
     assert choose_network(cfg, 'teacher') == expected

@@ -88,7 +88,7 @@ def test_flow_between_strangers():
 def test_records_of_logits_are_those_of_the_loss(tau):
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 30, 5, generator=generator)
-    target = torch.randint(5, (30, ), generator=generator)
+    target = torch.randint(5, (30,), generator=generator)
     loss = WSLLoss(tau)
     loss(student, teacher, target)
     records = records_of_logits(list(range(100, 130)), student, teacher, target, tau)
@@ -112,6 +112,7 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     def fail(stream, array):
         stream.write(b'half')
         raise OSError('no space left')
+
     write_records(members([1]), tmp_path, 1)
     monkeypatch.setattr(records_module.np, 'save', fail)
     for epoch in (1, 2):

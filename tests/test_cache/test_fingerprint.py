@@ -12,6 +12,7 @@ from tests.tiny import PREPROCESSOR, build, network, save_teacher
 @pytest.fixture
 def folder(tmp_path):
     """A function that makes the same small data set in a folder."""
+
     def make(name):
         for label in ('cat', 'dog'):
             for index in range(2):
@@ -19,12 +20,17 @@ def folder(tmp_path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.new('RGB', (4, 4), (index, 0, 0)).save(path)
         return tmp_path / name
+
     return make
 
 
 def fingerprint_of(root, **kwargs):
-    config = dict(type='CustomDataset', data_root=str(root), pipeline=[
-        dict(type='LoadImageFromFile'), dict(type='RandomFlip', prob=0.5), dict(type='PackInputs')], **kwargs)
+    config = dict(
+        type='CustomDataset',
+        data_root=str(root),
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='RandomFlip', prob=0.5), dict(type='PackInputs')],
+        **kwargs,
+    )
     init_default_scope('mmpretrain')
     return data_fingerprint(config, DATASETS.build(copy.deepcopy(config)))
 
@@ -47,6 +53,7 @@ def test_other_data_are_others(folder):
 def test_images_in_memory_are_compared_byte_by_byte():
     def digits():
         return DATASETS.build(dict(type='mmwsl.Digits', split='train', serialize_data=False))
+
     dataset, other = digits(), digits()
     assert data_fingerprint({}, dataset) == data_fingerprint({}, other)
     other.data_list[5]['img'] = other.data_list[5]['img'] ^ 1
@@ -61,7 +68,8 @@ def test_differences_are_named_down_to_the_value():
         'data.pipeline.1.size is 32 in the cache and 28 here',
         'data.mean is [1, 2] in the cache and [1, 2, 3] here',
         'data.old is 3 in the cache and None here',
-        'data.new is None in the cache and 4 here']
+        'data.new is None in the cache and 4 here',
+    ]
 
 
 def test_weights_are_compared_by_name_type_and_value():
@@ -69,7 +77,7 @@ def test_weights_are_compared_by_name_type_and_value():
     same = dict(reversed(weights.items()))
     assert weights_hash(same) == weights_hash(weights)
     assert weights_hash({**weights, 'bn.num_batches_tracked': torch.tensor(5)}) == weights_hash(weights)
-    assert weights_hash({**weights, 'a': torch.tensor([1., 1 + 2**-23])}) != weights_hash(weights)
+    assert weights_hash({**weights, 'a': torch.tensor([1.0, 1 + 2**-23])}) != weights_hash(weights)
     assert weights_hash({**weights, 'a': torch.ones(2, 1)}) != weights_hash(weights)
     assert weights_hash({**weights, 'a': torch.ones(2).view(torch.int32)}) != weights_hash(weights)
 
@@ -80,6 +88,7 @@ def test_a_teachers_file_and_each_of_an_ensemble_are_compared(tmp_path):
 
     def weights(config, ckpt=None):
         return teacher_fingerprint(config, ckpt, True, preprocessor)['weights']
+
     one, two = (weights(network(4), file) for file in files)
     assert one != two and one is not None
     ensemble = dict(type='mmwsl.EnsembleTeacher', models=[network(4)] * 2)
@@ -91,8 +100,12 @@ def test_a_teachers_file_and_each_of_an_ensemble_are_compared(tmp_path):
 
 def test_where_files_lie_does_not_matter(tmp_path):
     preprocessor = build(network(2, data_preprocessor=PREPROCESSOR)).data_preprocessor
-    configs = [teacher_fingerprint(dict(type='mmwsl.EnsembleTeacher', models=[network(4)], ckpts=[ckpt]), None, True,
-                                   preprocessor)['config'] for ckpt in ('a', 'b')]
+    configs = [
+        teacher_fingerprint(
+            dict(type='mmwsl.EnsembleTeacher', models=[network(4)], ckpts=[ckpt]), None, True, preprocessor
+        )['config']
+        for ckpt in ('a', 'b')
+    ]
     assert configs[0] == configs[1]
 
 

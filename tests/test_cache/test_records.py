@@ -1,4 +1,5 @@
 """Records against a reference in float64 with loops."""
+
 import math
 
 import numpy as np
@@ -13,8 +14,10 @@ TAU = 4.0
 
 def batch(size=16, classes=20, seed=0, scale=4):
     generator = torch.Generator().manual_seed(seed)
-    return (scale * torch.randn(size, classes, generator=generator),
-            torch.randint(classes, (size, ), generator=generator))
+    return (
+        scale * torch.randn(size, classes, generator=generator),
+        torch.randint(classes, (size,), generator=generator),
+    )
 
 
 def restored_by_hand(logits, label, top_k, tau):
@@ -46,8 +49,8 @@ def test_log_sum_exp_and_loss_are_those_of_temperature_1():
 
 
 def test_a_confident_teachers_loss_keeps_its_precision():
-    form = RecordFormat(3, top_k=1, taus=(TAU, ))
-    records = form.encode(torch.tensor([[30., 0., 0.]]), torch.tensor([0]))
+    form = RecordFormat(3, top_k=1, taus=(TAU,))
+    records = form.encode(torch.tensor([[30.0, 0.0, 0.0]]), torch.tensor([0]))
     assert form.hard_loss(records).item() == pytest.approx(2 * math.exp(-30), rel=1e-6)
 
 
@@ -62,55 +65,75 @@ def test_top_k_is_restored_as_by_hand(top_k, tau):
 
 
 def test_true_class_may_be_among_the_top_or_not():
-    logits = torch.tensor([[3., 2., 1., 0.], [3., 2., 1., 0.]])
-    form = RecordFormat(4, top_k=2, taus=(1.0, ))
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0], [3.0, 2.0, 1.0, 0.0]])
+    form = RecordFormat(4, top_k=2, taus=(1.0,))
     records = form.encode(logits, torch.tensor([0, 3]))
     # the first row's two others share log(e + 1), the second row has one other
     share = math.log((math.e + 1) / 2)
-    torch.testing.assert_close(form.decode(records, 1.0), torch.tensor([[3., 2., share, share], [3., 2., 1., 0.]]))
+    torch.testing.assert_close(
+        form.decode(records, 1.0), torch.tensor([[3.0, 2.0, share, share], [3.0, 2.0, 1.0, 0.0]])
+    )
 
 
 def test_mass_at_tau_is_kept():
     logits, labels = batch()
-    form = RecordFormat(20, top_k=3, taus=(TAU, ))
+    form = RecordFormat(20, top_k=3, taus=(TAU,))
     restored = form.decode(form.encode(logits, labels), TAU)
     torch.testing.assert_close((restored / TAU).logsumexp(1), (logits / TAU).logsumexp(1))
 
 
-@pytest.mark.parametrize('form, tolerance', [
-    (RecordFormat(100, dtype='float16'), 2e-3), (RecordFormat(100, 25, taus=(TAU, )), 3e-2),
-    (RecordFormat(100, 25, 'float16', (TAU, )), 3e-2)], ids=str)
+@pytest.mark.parametrize(
+    'form, tolerance',
+    [
+        (RecordFormat(100, dtype='float16'), 2e-3),
+        (RecordFormat(100, 25, taus=(TAU,)), 3e-2),
+        (RecordFormat(100, 25, 'float16', (TAU,)), 3e-2),
+    ],
+    ids=str,
+)
 def test_losses_are_near_and_weights_exact(form, tolerance):
     (student, labels), (teacher, _) = batch(64, 100, seed=1), batch(64, 100, seed=2)
     records = form.encode(teacher, labels)
     restored = form.decode(records, TAU)
-    torch.testing.assert_close(soft_cross_entropy(student, restored, TAU), soft_cross_entropy(student, teacher, TAU),
-                               rtol=tolerance, atol=0)
-    weights = 1 - torch.exp(-torch.nn.functional.cross_entropy(student, labels, reduction='none')
-                            / form.hard_loss(records))
+    torch.testing.assert_close(
+        soft_cross_entropy(student, restored, TAU), soft_cross_entropy(student, teacher, TAU), rtol=tolerance, atol=0
+    )
+    weights = 1 - torch.exp(
+        -torch.nn.functional.cross_entropy(student, labels, reduction='none') / form.hard_loss(records)
+    )
     torch.testing.assert_close(weights, wsl_weight(student, teacher, labels), rtol=1e-5, atol=1e-6)
 
 
 def test_predictions_are_the_largest_logits():
     logits, labels = batch()
-    for form in (RecordFormat(20), RecordFormat(20, 2, taus=(TAU, ))):
+    for form in (RecordFormat(20), RecordFormat(20, 2, taus=(TAU,))):
         assert form.predictions(form.encode(logits, labels)).tolist() == logits.argmax(1).tolist()
 
 
-@pytest.mark.parametrize('form, size', [
-    (RecordFormat(100), 1 + 400 + 12), (RecordFormat(100, dtype='float16'), 1 + 200 + 12),
-    (RecordFormat(100, 10, 'float16', (4.0, )), 1 + 10 + 20 + 4 + 12),
-    (RecordFormat(1000, 25, 'float32', (1.0, 2.0)), 2 + 50 + 100 + 8 + 12)], ids=str)
+@pytest.mark.parametrize(
+    'form, size',
+    [
+        (RecordFormat(100), 1 + 400 + 12),
+        (RecordFormat(100, dtype='float16'), 1 + 200 + 12),
+        (RecordFormat(100, 10, 'float16', (4.0,)), 1 + 10 + 20 + 4 + 12),
+        (RecordFormat(1000, 25, 'float32', (1.0, 2.0)), 2 + 50 + 100 + 8 + 12),
+    ],
+    ids=str,
+)
 def test_size_of_a_record(form, size):
     assert form.layout.itemsize == size
 
 
-@pytest.mark.parametrize('arguments, match', [
-    (dict(dtype='bfloat16'), "'float32', 'float16'.*got 'bfloat16'"),
-    (dict(top_k=0, taus=(1.0, )), r'lie in \[1, 18\] for 20 classes, got 0'),
-    (dict(top_k=19, taus=(1.0, )), 'got 19; leave it out'),
-    (dict(top_k=5), r'temperatures.*got taus=\(\)'),
-    (dict(top_k=5, taus=(0.0, )), 'above 0')])
+@pytest.mark.parametrize(
+    'arguments, match',
+    [
+        (dict(dtype='bfloat16'), "'float32', 'float16'.*got 'bfloat16'"),
+        (dict(top_k=0, taus=(1.0,)), r'lie in \[1, 18\] for 20 classes, got 0'),
+        (dict(top_k=19, taus=(1.0,)), 'got 19; leave it out'),
+        (dict(top_k=5), r'temperatures.*got taus=\(\)'),
+        (dict(top_k=5, taus=(0.0,)), 'above 0'),
+    ],
+)
 def test_wrong_settings(arguments, match):
     with pytest.raises(ValueError, match=match):
         RecordFormat(20, **arguments)
@@ -132,6 +155,6 @@ def test_logits_that_cannot_be_kept_are_refused(dtype, logit):
 
 def test_records_do_not_depend_on_their_neighbours():
     logits, labels = batch()
-    form = RecordFormat(20, 5, taus=(TAU, ))
+    form = RecordFormat(20, 5, taus=(TAU,))
     alone = np.concatenate([form.encode(logits[[i]], labels[[i]]) for i in range(16)])
     assert form.encode(logits, labels).tobytes() == alone.tobytes()

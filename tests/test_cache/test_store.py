@@ -21,9 +21,22 @@ FORM = RecordFormat(4)
 def make(folder, length=LENGTH, **fields):
     """A cache whose logits are all of them one number: 100 * view + image."""
     folder.mkdir(exist_ok=True)
-    manifest = Manifest(**{**dict(seed=7, views=VIEWS, length=length, parts=PARTS, record=FORM, batch_size=None,
-                                  fingerprint=dict(teacher=dict(weights='a'), data=dict(length=length)),
-                                  versions=dict(torch='0'), top1=0.5), **fields})
+    manifest = Manifest(
+        **{
+            **dict(
+                seed=7,
+                views=VIEWS,
+                length=length,
+                parts=PARTS,
+                record=FORM,
+                batch_size=None,
+                fingerprint=dict(teacher=dict(weights='a'), data=dict(length=length)),
+                versions=dict(torch='0'),
+                top1=0.5,
+            ),
+            **fields,
+        }
+    )
     for shard in manifest.shards:
         images = torch.arange(shard.part, length, PARTS)
         logits = (100 * shard.view + images).float().unsqueeze(1).expand(-1, 4)
@@ -124,8 +137,11 @@ def test_another_seeds_shard_is_found(tmp_path):
         TeacherCache(tmp_path / 'seed7').read(0, 0)
 
 
-@pytest.mark.parametrize('other', [dict(fingerprint=dict(teacher=dict(weights='b'), data=dict(length=LENGTH))),
-                                   dict(batch_size=20)], ids=['teacher', 'batch size'])
+@pytest.mark.parametrize(
+    'other',
+    [dict(fingerprint=dict(teacher=dict(weights='b'), data=dict(length=LENGTH))), dict(batch_size=20)],
+    ids=['teacher', 'batch size'],
+)
 def test_a_shard_of_another_cache_is_found(tmp_path, other):
     make(tmp_path / 'ours')
     make(tmp_path / 'theirs', **other)
@@ -183,9 +199,14 @@ def test_no_cache(tmp_path):
         TeacherCache(tmp_path)
 
 
-@pytest.mark.parametrize('unfinished', [lambda folder: (folder / '0002-00001.npy').unlink(),
-                                        lambda folder: replace(Manifest.load(folder), top1=None).save(folder)],
-                         ids=['a shard', 'the last check'])
+@pytest.mark.parametrize(
+    'unfinished',
+    [
+        lambda folder: (folder / '0002-00001.npy').unlink(),
+        lambda folder: replace(Manifest.load(folder), top1=None).save(folder),
+    ],
+    ids=['a shard', 'the last check'],
+)
 def test_an_unfinished_cache_is_refused(tmp_path, unfinished):
     unfinished(make(tmp_path))
     with pytest.raises(CacheError, match=r'not finished, [01] of 6 shards are missing: run tools/cache'):
@@ -207,6 +228,7 @@ def test_identity_is_that_of_the_records(tmp_path):
 
 def warnings_of_store(monkeypatch):
     from mmwsl.cache import store
+
     told = []
     monkeypatch.setattr(store, 'print_log', lambda *args: told.append(args[0]))
     return told
@@ -224,6 +246,6 @@ def test_check_names_what_differs_and_tells_what_it_could_not_compare(tmp_path, 
     cache.check('teacher', dict(weights='a'))
     assert not told
     cache.check('teacher', dict(weights=None))
-    assert "teacher.weights were not compared" in told[0]
+    assert 'teacher.weights were not compared' in told[0]
     with pytest.raises(CacheError, match=r"teacher\.weights is 'a' in the cache and 'b' here"):
         cache.check('teacher', dict(weights='b'))

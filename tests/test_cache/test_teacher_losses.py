@@ -26,6 +26,7 @@ def losses_of(dataset):
 
 # ---- the file
 
+
 def test_what_is_saved_is_loaded(tmp_path):
     path = tmp_path / 'new/losses.npz'
     TeacherLosses(np.float32([0, 1e-30, 2.5]), np.array([3, 0, 7]), 'abc', dict(kind='out of fold')).save(path)
@@ -36,13 +37,17 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ['losses.npz']
 
 
-@pytest.mark.parametrize('losses, labels, message', [
-    (np.float32([1, np.nan]), np.array([0, 1]), r'got nan for image 1 \(1 of 2 are such\)'),
-    (np.float32([-1, np.inf]), np.array([0, 1]), r'got -1.0 for image 0 \(2 of 2 are such\)'),
-    (np.float64([1, 2]), np.array([0, 1]), r'float64 of shape \(2,\) and int64 of shape \(2,\)'),
-    (np.float32([1, 2]), np.array([0]), r'float32 of shape \(2,\) and int64 of shape \(1,\)'),
-    (np.float32([1, 2]), np.float32([0, 1]), r'and float32 of shape \(2,\)'),
-    (np.float32(1), np.array(0), r'float32 of shape \(\) and int64 of shape \(\)')])
+@pytest.mark.parametrize(
+    'losses, labels, message',
+    [
+        (np.float32([1, np.nan]), np.array([0, 1]), r'got nan for image 1 \(1 of 2 are such\)'),
+        (np.float32([-1, np.inf]), np.array([0, 1]), r'got -1.0 for image 0 \(2 of 2 are such\)'),
+        (np.float64([1, 2]), np.array([0, 1]), r'float64 of shape \(2,\) and int64 of shape \(2,\)'),
+        (np.float32([1, 2]), np.array([0]), r'float32 of shape \(2,\) and int64 of shape \(1,\)'),
+        (np.float32([1, 2]), np.float32([0, 1]), r'and float32 of shape \(2,\)'),
+        (np.float32(1), np.array(0), r'float32 of shape \(\) and int64 of shape \(\)'),
+    ],
+)
 def test_losses_are_one_number_for_each_label(losses, labels, message):
     with pytest.raises(ValueError, match=message):
         TeacherLosses(losses, labels, '', {})
@@ -114,7 +119,7 @@ def test_another_format_is_named(path):
 
 class _RunsCode:
     def __reduce__(self):
-        return exec, ('raise SystemExit("it ran")', )
+        return exec, ('raise SystemExit("it ran")',)
 
 
 def test_a_pickle_is_not_run(path):
@@ -136,10 +141,18 @@ def test_a_file_that_is_not_there(tmp_path):
 
 # ---- the training set
 
-@pytest.mark.parametrize('wrapper', [
-    dict(type='mmwsl.SeededViews'), dict(type='mmwsl.Resample', seed=0), dict(type='mmwsl.Fold'),
-    dict(type='mmwsl.DeviceDataset', device='cpu'), dict(type='RepeatDataset', times=2)],
-    ids=lambda config: config['type'])
+
+@pytest.mark.parametrize(
+    'wrapper',
+    [
+        dict(type='mmwsl.SeededViews'),
+        dict(type='mmwsl.Resample', seed=0),
+        dict(type='mmwsl.Fold'),
+        dict(type='mmwsl.DeviceDataset', device='cpu'),
+        dict(type='RepeatDataset', times=2),
+    ],
+    ids=lambda config: config['type'],
+)
 def test_wrappers_and_other_pipelines_are_the_same_training_set(wrapper):
     losses = losses_of(digits(pipeline=NOISY))
     losses.check(digits(pipeline=[dict(type='RandomFlip', prob=0.5), *NOISY]))
@@ -157,8 +170,11 @@ def test_other_labels_are_named():
     losses = losses_of(digits())
     noisy, _ = training_set(digits(pipeline=NOISY))
     wrong = np.flatnonzero(noisy != losses.labels)
-    with pytest.raises(CacheError, match=rf'training set: labels of {len(wrong)} of 60 images are others \(image '
-                       rf'{wrong[0]}: {losses.labels[wrong[0]]} in the file and {noisy[wrong[0]]} here\)\. Mend'):
+    with pytest.raises(
+        CacheError,
+        match=rf'training set: labels of {len(wrong)} of 60 images are others \(image '
+        rf'{wrong[0]}: {losses.labels[wrong[0]]} in the file and {noisy[wrong[0]]} here\)\. Mend',
+    ):
         losses.check(digits(pipeline=NOISY))
 
 
@@ -185,6 +201,7 @@ def folder(tmp_path):
         init_default_scope('mmpretrain')
         pipeline = [dict(type='LoadImageFromFile'), *PACKED]
         return DATASETS.build(dict(type='CustomDataset', data_root=str(tmp_path / name), pipeline=pipeline))
+
     return make
 
 

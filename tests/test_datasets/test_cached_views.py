@@ -53,13 +53,22 @@ def test_the_callers_generators_are_untouched(folder):
 def epochs_of(folder, num_workers):
     dataset = cached_views(folder)
     sampler = ViewSampler(dataset, shuffle=True, seed=3)
-    loader = DataLoader(dataset, batch_size=25, sampler=sampler, num_workers=num_workers, collate_fn=list,
-                        persistent_workers=num_workers > 0)
+    loader = DataLoader(
+        dataset,
+        batch_size=25,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=list,
+        persistent_workers=num_workers > 0,
+    )
     found = []
     for epoch in range(VIEWS + 1):
         sampler.set_epoch(epoch)
-        found += [(item['inputs'].flatten().tolist(), item['data_samples'].teacher_record)
-                  for batch in loader for item in batch]
+        found += [
+            (item['inputs'].flatten().tolist(), item['data_samples'].teacher_record)
+            for batch in loader
+            for item in batch
+        ]
     return found
 
 
@@ -79,13 +88,23 @@ def test_builds_from_a_config(folder):
     assert type(dataset) is CachedViews and len(dataset) == 100
 
 
-@pytest.mark.parametrize('other, field', [
-    (dict(indices=99), 'data.length is 100 in the cache and 99 here'),
-    (dict(indices=200), 'data.length is 100 in the cache and 200 here'),
-    (dict(split='test'), "data.config.split is 'train' in the cache and 'test' here.*data.images is.*data.labels is"),
-    (dict(pipeline=[dict(PIPELINE[0], padding=2), *PIPELINE[1:]]),
-     'data.config.pipeline.0.padding is 1 in the cache and 2 here'),
-    (dict(pipeline=PIPELINE[1:]), 'data.config.pipeline is')], ids=['fewer', 'more', 'split', 'padding', 'transforms'])
+@pytest.mark.parametrize(
+    'other, field',
+    [
+        (dict(indices=99), 'data.length is 100 in the cache and 99 here'),
+        (dict(indices=200), 'data.length is 100 in the cache and 200 here'),
+        (
+            dict(split='test'),
+            "data.config.split is 'train' in the cache and 'test' here.*data.images is.*data.labels is",
+        ),
+        (
+            dict(pipeline=[dict(PIPELINE[0], padding=2), *PIPELINE[1:]]),
+            'data.config.pipeline.0.padding is 1 in the cache and 2 here',
+        ),
+        (dict(pipeline=PIPELINE[1:]), 'data.config.pipeline is'),
+    ],
+    ids=['fewer', 'more', 'split', 'padding', 'transforms'],
+)
 def test_another_dataset_or_pipeline_is_refused(folder, other, field):
     with pytest.raises(CacheError, match=field):
         cached_views(folder, **other)
@@ -94,7 +113,7 @@ def test_another_dataset_or_pipeline_is_refused(folder, other, field):
 def test_a_pipeline_that_packs_no_sample(tmp_path, folder, monkeypatch):
     dataset = cached_views(folder)
     monkeypatch.setattr(dataset.dataset.pipeline, 'transforms', dataset.dataset.pipeline.transforms[:2])
-    with pytest.raises(ValueError, match="end it with dict"):
+    with pytest.raises(ValueError, match='end it with dict'):
         dataset[View(0, 0, 0)]
 
 
@@ -116,10 +135,14 @@ class Drops(torch.nn.Module):
         return None if results['sample_idx'] == 7 else results
 
 
-@pytest.mark.parametrize('image, change, message', [
-    (7, lambda dataset: dataset.pipeline.transforms.insert(0, Drops()), 'returned nothing for image 7, and image'),
-    (5, lambda dataset: dataset.pipeline.transforms.insert(0, relabel), 'image 5 is of class 3 here and of class'),
-], ids=['another image', 'another label'])
+@pytest.mark.parametrize(
+    'image, change, message',
+    [
+        (7, lambda dataset: dataset.pipeline.transforms.insert(0, Drops()), 'returned nothing for image 7, and image'),
+        (5, lambda dataset: dataset.pipeline.transforms.insert(0, relabel), 'image 5 is of class 3 here and of class'),
+    ],
+    ids=['another image', 'another label'],
+)
 def test_record_of_another_image_is_refused(folder, image, change, message):
     dataset = cached_views(folder)
     dataset[View(image, 0, 0)]

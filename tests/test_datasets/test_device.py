@@ -27,7 +27,7 @@ def views(count, epoch=0, seed=0):
 
 
 def chi_square(counts, expected):
-    return float(((np.asarray(counts) - expected)**2 / expected).sum())
+    return float(((np.asarray(counts) - expected) ** 2 / expected).sum())
 
 
 def test_holds_the_images_and_labels_of_the_dataset():
@@ -49,7 +49,7 @@ def test_views_are_numpys():
     assert 5 < flip.sum() < 45
     for image, view, y, x, mirrored in zip(images, crop_and_flip(images, 2, top, left, flip), top, left, flip):
         padded = np.pad(image.numpy(), ((0, 0), (2, 2), (2, 2)))  # zeros
-        expected = padded[:, y:y + 8, x:x + 8]
+        expected = padded[:, y : y + 8, x : x + 8]
         np.testing.assert_array_equal(view.numpy(), expected[..., ::-1] if mirrored else expected)
 
 
@@ -118,9 +118,13 @@ def test_workers_are_refused():
         next(iter(loader))
 
 
-@pytest.mark.parametrize('transform', [
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='RandAugment', policies=[dict(type='Equalize')], num_policies=1, magnitude_level=9)])  # suits gray images
+@pytest.mark.parametrize(
+    'transform',
+    [
+        dict(type='RandomFlip', prob=0.5),
+        dict(type='RandAugment', policies=[dict(type='Equalize')], num_policies=1, magnitude_level=9),
+    ],
+)  # suits gray images
 def test_a_random_pipeline_is_refused(transform):
     init_default_scope('mmpretrain')
     with pytest.raises(ValueError, match=f'it draws random numbers(?s:.*){transform["type"]}(?s:.*)Take out'):
@@ -169,8 +173,9 @@ def test_validation_scores_the_same(tmp_path):
     scores = []
     for name, cfg in (('plain', {}), ('device', on_device())):
         torch.manual_seed(0)
-        runner = Runner.from_cfg(digits_config(tmp_path / name, network(4), custom_hooks=[],
-                                               checkpoint=dict(save_best=None), **cfg))
+        runner = Runner.from_cfg(
+            digits_config(tmp_path / name, network(4), custom_hooks=[], checkpoint=dict(save_best=None), **cfg)
+        )
         runner.model.load_state_dict(torch.load(save_teacher(tmp_path / 'weights.pth'))['state_dict'])
         scores.append(runner.val_loop.run())
     assert scores[0] == scores[1]
@@ -181,7 +186,7 @@ def test_missing_data_are_found_through_it(tmp_path):
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.dataset.update(data_root=str(tmp_path), download=False)
     with pytest.raises(FileNotFoundError, match=r'train_dataloader: CIFAR100 is not in'):
-        check_data(cfg, ('train_dataloader', ))
+        check_data(cfg, ('train_dataloader',))
 
 
 @pytest.mark.slow
@@ -190,8 +195,12 @@ def test_mmengines_compile_works_on_top(tmp_path):
     curves = []
     for name in ('plain', 'compiled'):
         torch.manual_seed(0)
-        runner = run_digits(tmp_path / name, network(2), custom_hooks=[dict(type='mmwsl.EpochSeedHook')],
-                            **on_device(compile=dict(backend='aot_eager') if name == 'compiled' else False))
+        runner = run_digits(
+            tmp_path / name,
+            network(2),
+            custom_hooks=[dict(type='mmwsl.EpochSeedHook')],
+            **on_device(compile=dict(backend='aot_eager') if name == 'compiled' else False),
+        )
         curves.append(torch.tensor(runner.message_hub.get_scalar('train/loss').data[0]))
     assert len(curves[0]) == 6
     torch.testing.assert_close(curves[1], curves[0], rtol=1e-4, atol=0)
@@ -200,9 +209,19 @@ def test_mmengines_compile_works_on_top(tmp_path):
 
 @pytest.mark.slow
 def test_a_pair_trains_on_cifar100(tmp_path, cifar100):
-    tool('train.py', 'configs/wsl_r56_r20_cifar100_device.py', '--no-validate', '--work-dir', tmp_path, '--cfg-options',
-         'train_dataloader.num_batch_per_epoch=3', 'train_cfg.max_epochs=1', 'model.teacher_ckpt=None',
-         f'train_dataloader.dataset.dataset.data_root={cifar100}', cwd=ROOT)
+    tool(
+        'train.py',
+        'configs/wsl_r56_r20_cifar100_device.py',
+        '--no-validate',
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        'train_dataloader.num_batch_per_epoch=3',
+        'train_cfg.max_epochs=1',
+        'model.teacher_ckpt=None',
+        f'train_dataloader.dataset.dataset.data_root={cifar100}',
+        cwd=ROOT,
+    )
     assert (tmp_path / 'epoch_1.pth').exists()
 
 
@@ -210,6 +229,7 @@ def test_a_pipeline_with_a_generator_of_its_own_is_refused():
     init_default_scope('mmpretrain')
     dataset, generator = DATASETS.build(DIGITS), np.random.default_rng(0)
     dataset.pipeline.transforms.insert(
-        0, lambda results: {**results, 'img': results['img'] + generator.integers(0, 5, results['img'].shape)})
+        0, lambda results: {**results, 'img': results['img'] + generator.integers(0, 5, results['img'].shape)}
+    )
     with pytest.raises(ValueError, match='it draws random numbers'):
         DeviceDataset(dataset, device='cpu')

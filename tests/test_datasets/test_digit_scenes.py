@@ -55,11 +55,15 @@ def test_it_is_registered_with_names_and_colours():
     assert scenes('det').metainfo['classes'] == tuple('0123456789') and len(scenes('det').metainfo['palette']) == 10
 
 
-@pytest.mark.parametrize('kwargs, words', [
-    (dict(task='depth'), "^task should be one of .*got 'depth'"),
-    (dict(size=20), '^a canvas should hold a digit of 32 pixels.*size=20'),
-    (dict(digits=(3, 1)), 'digits=\\(3, 1\\)'),
-    (dict(split='val'), "^split should be 'train' or 'test'")])
+@pytest.mark.parametrize(
+    'kwargs, words',
+    [
+        (dict(task='depth'), "^task should be one of .*got 'depth'"),
+        (dict(size=20), '^a canvas should hold a digit of 32 pixels.*size=20'),
+        (dict(digits=(3, 1)), 'digits=\\(3, 1\\)'),
+        (dict(split='val'), "^split should be 'train' or 'test'"),
+    ],
+)
 def test_what_is_refused(kwargs, words):
     with pytest.raises(ValueError, match=words):
         scenes(**kwargs)

@@ -80,8 +80,11 @@ def test_default_is_to_train():
 
 
 def test_builds_from_a_config_with_a_pipeline():
-    dataset = DATASETS.build(dict(
-        type='mmwsl.Digits', split='test', test_mode=True, indices=20, pipeline=[dict(type='mmpretrain.PackInputs')]))
+    dataset = DATASETS.build(
+        dict(
+            type='mmwsl.Digits', split='test', test_mode=True, indices=20, pipeline=[dict(type='mmpretrain.PackInputs')]
+        )
+    )
     assert len(dataset) == 20
     assert dataset[0]['inputs'].shape == (1, 8, 8)
     assert dataset[0]['data_samples'].gt_label.item() == dataset.get_data_info(0)['gt_label']

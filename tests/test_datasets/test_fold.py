@@ -16,6 +16,7 @@ PACKED = [dict(type='mmpretrain.PackInputs')]
 
 class Numbers(list):
     """Items are numbers; a list is as good as a dataset."""
+
     metainfo = dict(classes=('a', 'b'))
 
 
@@ -69,11 +70,15 @@ def test_answers_as_the_dataset_does_also_when_copied(copied):
     assert twin.indices.tolist() == Fold(Numbers(range(11)), seed=1).indices.tolist()
 
 
-@pytest.mark.parametrize('settings, message', [
-    (dict(fold=5), r'fold should be in \[0, 5\), counted from 0, got 5'),
-    (dict(fold=-1), r'fold should be in \[0, 5\), counted from 0, got -1'),
-    (dict(folds=1), 'at least 2 and at most the number of images, 11, got 1'),
-    (dict(folds=12), 'at least 2 and at most the number of images, 11, got 12')])
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        (dict(fold=5), r'fold should be in \[0, 5\), counted from 0, got 5'),
+        (dict(fold=-1), r'fold should be in \[0, 5\), counted from 0, got -1'),
+        (dict(folds=1), 'at least 2 and at most the number of images, 11, got 1'),
+        (dict(folds=12), 'at least 2 and at most the number of images, 11, got 12'),
+    ],
+)
 def test_a_fold_that_there_is_not(settings, message):
     with pytest.raises(ValueError, match=message):
         items(**settings)

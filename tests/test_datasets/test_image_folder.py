@@ -21,7 +21,7 @@ def split(tmp_path):
         save(tmp_path / f'val/{name}/0.jpg', (60, 20))
     (tmp_path / 'train/cat/empty.png').touch()
     whole = (tmp_path / 'val/dog/0.jpg').read_bytes()
-    (tmp_path / 'val/dog/cut.jpg').write_bytes(whole[:len(whole) // 2])
+    (tmp_path / 'val/dog/cut.jpg').write_bytes(whole[: len(whole) // 2])
     (tmp_path / 'train/dog/notes.txt').write_text('mine')
     (tmp_path / 'train/.cache').mkdir()
     (tmp_path / 'train/dog/.hidden.png').write_text('')
@@ -56,8 +56,12 @@ def test_a_folder_without_a_split_is_split_the_same_way_each_time(tmp_path):
     for name in names:
         save(tmp_path / name)
     found = inspect_folder(tmp_path)
-    expected = [sorted((name for name in names if name[0] == of), key=lambda name: hashlib.sha256(
-        name.encode()).hexdigest())[:2] for of in 'ab']  # a fifth of ten
+    expected = [
+        sorted((name for name in names if name[0] == of), key=lambda name: hashlib.sha256(name.encode()).hexdigest())[
+            :2
+        ]
+        for of in 'ab'
+    ]  # a fifth of ten
     assert [image.path for image in found.val] == [*expected[0], *expected[1]]
     assert sorted(image.path for image in found.train) == sorted({*names} - {*expected[0], *expected[1]})
     assert found.needs_lists and 'split by the names of the files' in found.describe()
@@ -71,15 +75,21 @@ def test_statistics_are_of_all_pixels(tmp_path):
     assert np.allclose(mean, [100, 20, 7]) and np.allclose(std, [100, 10, 1])  # not 0, by which one would divide
 
 
-@pytest.mark.parametrize('made, data, message', [
-    ((), 'nothing', r'there is no folder .*nothing; .* has none\. Give --data the folder that holds'),
-    (('mine/a/0.png', ), 'mne', r'there is no folder .*mne; .* has mine\.'),
-    (('a/0.png', 'a/1.png'), '', r'two classes or more.*got 1 \(a\)\. Give --data the folder above'),
-    (('0.png', ), '', r'two classes or more.*got none'),
-    (('train/a/0.png', 'train/b/0.png', 'val/a/0.png', 'val/B/0.png'), '',
-     r'should have the same classes; only in train/: b; only in val/: B\. Rename or delete'),
-    (('a/0.png', 'b/0.txt'), '', r'no training image that opens .* of the class b; left out were b/0\.txt\. Add'),
-])
+@pytest.mark.parametrize(
+    'made, data, message',
+    [
+        ((), 'nothing', r'there is no folder .*nothing; .* has none\. Give --data the folder that holds'),
+        (('mine/a/0.png',), 'mne', r'there is no folder .*mne; .* has mine\.'),
+        (('a/0.png', 'a/1.png'), '', r'two classes or more.*got 1 \(a\)\. Give --data the folder above'),
+        (('0.png',), '', r'two classes or more.*got none'),
+        (
+            ('train/a/0.png', 'train/b/0.png', 'val/a/0.png', 'val/B/0.png'),
+            '',
+            r'should have the same classes; only in train/: b; only in val/: B\. Rename or delete',
+        ),
+        (('a/0.png', 'b/0.txt'), '', r'no training image that opens .* of the class b; left out were b/0\.txt\. Add'),
+    ],
+)
 def test_a_folder_that_cannot_be_used_is_explained(tmp_path, made, data, message):
     for name in made:
         path = tmp_path / name

@@ -20,7 +20,7 @@ def test_share_of_wrong_labels_and_all_other_classes_alike():
     offset = (labels(LabelNoise(0.3, 10)) - np.arange(9000)) % 10
     assert abs((offset > 0).sum() - 2700) < 5 * np.sqrt(9000 * 0.3 * 0.7)
     counts = np.bincount(offset, minlength=10)[1:]
-    assert ((counts - counts.mean())**2 / counts.mean()).sum() < 26.1  # chi-square, 8 degrees of freedom, 0.1 %
+    assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 26.1  # chi-square, 8 degrees of freedom, 0.1 %
 
 
 @pytest.mark.parametrize('prob, wrong', [(0.0, 0), (1.0, 9000)])
@@ -37,8 +37,9 @@ def test_noise_belongs_to_seed_and_image_alone():
     assert (labels(LabelNoise(0.5, 10, seed=2), 100) != first).any()
 
 
-@pytest.mark.parametrize('kwargs', [dict(prob=1.1, num_classes=10), dict(prob=-0.1, num_classes=10),
-                                    dict(prob=0.5, num_classes=1)])
+@pytest.mark.parametrize(
+    'kwargs', [dict(prob=1.1, num_classes=10), dict(prob=-0.1, num_classes=10), dict(prob=0.5, num_classes=1)]
+)
 def test_bad_arguments(kwargs):
     with pytest.raises(ValueError, match=f'got prob={kwargs["prob"]} and num_classes={kwargs["num_classes"]}'):
         LabelNoise(**kwargs)
@@ -57,8 +58,11 @@ def test_image_without_a_place():
 
 def test_parts_of_a_joined_dataset_have_noise_of_their_own():
     init_default_scope('mmpretrain')
-    part = dict(type='mmwsl.Digits', split='train', pipeline=[
-        dict(type='mmwsl.LabelNoise', prob=0.5, num_classes=10), dict(type='PackInputs')])
+    part = dict(
+        type='mmwsl.Digits',
+        split='train',
+        pipeline=[dict(type='mmwsl.LabelNoise', prob=0.5, num_classes=10), dict(type='PackInputs')],
+    )
     joined = DATASETS.build(dict(type='mmwsl.SeededViews', dataset=dict(type='ConcatDataset', datasets=[part, part])))
     alone = DATASETS.build(part)
     noisy = [joined[i]['data_samples'].gt_label.item() for i in range(1200)]
@@ -72,8 +76,13 @@ def test_training_labels_are_noisy_and_test_labels_are_not():
     init_default_scope(cfg.default_scope)
 
     def wrong(dataset):
-        return np.mean([dataset[i]['data_samples'].gt_label.item() != dataset.get_data_info(i)['gt_label']
-                        for i in range(len(dataset))])
+        return np.mean(
+            [
+                dataset[i]['data_samples'].gt_label.item() != dataset.get_data_info(i)['gt_label']
+                for i in range(len(dataset))
+            ]
+        )
+
     train = DATASETS.build(cfg.train_dataloader.dataset)
     assert 0.15 < wrong(train) < 0.25
     assert wrong(DATASETS.build(cfg.val_dataloader.dataset)) == 0

@@ -14,6 +14,7 @@ PACKED = dict(type='mmwsl.Digits', split='train', pipeline=[dict(type='mmpretrai
 
 class Draws:
     """Items are an index and a random number."""
+
     metainfo = dict(classes=('a', 'b'))
 
     def __init__(self, length=1000):

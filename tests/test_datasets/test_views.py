@@ -15,6 +15,7 @@ from mmwsl.datasets.views import InfiniteViewSampler, SeededViews, View, ViewSam
 
 class Draws:
     """Items are an index and a number from each generator that a pipeline may draw from."""
+
     metainfo = dict(classes=('a', 'b'))
 
     def __init__(self, length=8):
@@ -28,7 +29,6 @@ class Draws:
 
 
 class Broken(Draws):
-
     def __getitem__(self, index):
         draw()
         raise OSError('the file is not there')
@@ -47,8 +47,14 @@ def epochs_of_draws(num_workers, persistent_workers=False, seed=3):
     """All items of two epochs, in the sampler's order."""
     dataset = SeededViews(Draws())
     sampler = ViewSampler(dataset, shuffle=True, seed=seed)
-    loader = DataLoader(dataset, batch_size=2, sampler=sampler, num_workers=num_workers, collate_fn=list,
-                        persistent_workers=persistent_workers)
+    loader = DataLoader(
+        dataset,
+        batch_size=2,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=list,
+        persistent_workers=persistent_workers,
+    )
     epochs = []
     for epoch in range(2):
         sampler.set_epoch(epoch)
@@ -68,8 +74,11 @@ def test_draws_repeat_and_follow_the_seed():
     assert epochs_of_draws(0, seed=3) != epochs_of_draws(0, seed=4)
 
 
-@pytest.mark.parametrize('other', [View(2, 1, 0), View(1, 3, 0), View(1, 2, 1), View(0, 2, 1)],
-                         ids=['index and epoch swapped', 'epoch', 'seed', 'index and seed swapped'])
+@pytest.mark.parametrize(
+    'other',
+    [View(2, 1, 0), View(1, 3, 0), View(1, 2, 1), View(0, 2, 1)],
+    ids=['index and epoch swapped', 'epoch', 'seed', 'index and seed swapped'],
+)
 def test_another_view_draws_other_numbers_from_each_generator(other):
     dataset = SeededViews(Draws())
     for a, b in zip(dataset[View(1, 2, 0)][1:], dataset[other][1:]):
@@ -134,8 +143,11 @@ def test_answers_as_the_dataset_does():
     assert not hasattr(dataset, 'no_such_thing')
 
 
-@pytest.mark.parametrize('copied', [copy.copy, copy.deepcopy, lambda dataset: pickle.loads(pickle.dumps(dataset))],
-                         ids=['copy', 'deepcopy', 'pickle'])
+@pytest.mark.parametrize(
+    'copied',
+    [copy.copy, copy.deepcopy, lambda dataset: pickle.loads(pickle.dumps(dataset))],
+    ids=['copy', 'deepcopy', 'pickle'],
+)
 def test_copies_work(copied):
     dataset = SeededViews(Draws(5))
     twin = copied(dataset)
@@ -158,14 +170,15 @@ def test_a_dataset_that_fetches_whole_batches():
     assert [item for batch in loader for item in batch] == [SeededViews(Draws())[View(i, 0, 0)] for i in range(4)]
 
 
-@pytest.mark.parametrize('wrapper', [dict(type='RepeatDataset', times=2), dict(type='ClassBalancedDataset',
-                                                                               oversample_thr=0.2)])
+@pytest.mark.parametrize(
+    'wrapper', [dict(type='RepeatDataset', times=2), dict(type='ClassBalancedDataset', oversample_thr=0.2)]
+)
 def test_mmengines_wrappers_work_inside_and_are_explained_outside(wrapper):
     inner = dict(type='mmwsl.Digits', split='train')
     inside = DATASETS.build(dict(type='mmwsl.SeededViews', dataset=dict(wrapper, dataset=inner)))
     assert inside[next(iter(ViewSampler(inside)))]['gt_label'] in range(10)
     outside = DATASETS.build(dict(wrapper, dataset=dict(type='mmwsl.SeededViews', dataset=inner)))
-    with pytest.raises(TypeError, match=rf"{wrapper['type']} does not know them\. Make mmwsl\.SeededViews the outer"):
+    with pytest.raises(TypeError, match=rf'{wrapper["type"]} does not know them\. Make mmwsl\.SeededViews the outer'):
         ViewSampler(outside)
 
 
@@ -226,7 +239,12 @@ def test_the_endless_stream_is_epoch_after_epoch():
     sampler = ViewSampler(SeededViews(Draws(8)), shuffle=True, seed=4)
     assert stream(20) == [*views_of(sampler, 0), *views_of(sampler, 1), *views_of(sampler, 2)[:4]]
     assert stream(5, images=3, shuffle=False) == [
-        View(0, 0, 4), View(1, 0, 4), View(2, 0, 4), View(0, 1, 4), View(1, 1, 4)]
+        View(0, 0, 4),
+        View(1, 0, 4),
+        View(2, 0, 4),
+        View(0, 1, 4),
+        View(1, 1, 4),
+    ]
 
 
 @pytest.mark.parametrize('world', [2, 3, 20])
@@ -246,7 +264,7 @@ def test_the_endless_stream_begins_where_a_process_stands(monkeypatch, skipped):
 
 
 def test_a_plain_dataset_has_no_endless_stream_of_views():
-    with pytest.raises(TypeError, match=r"mmwsl\.InfiniteViewSampler asks for views, and Draws .* Make mmwsl\.Seeded"):
+    with pytest.raises(TypeError, match=r'mmwsl\.InfiniteViewSampler asks for views, and Draws .* Make mmwsl\.Seeded'):
         InfiniteViewSampler(Draws(3))
 
 
@@ -267,8 +285,13 @@ class OwnGenerator:
 
     def __call__(self, results):
         numpys = isinstance(self.generator, np.random.Generator | np.random.RandomState)
-        number = (self.generator.random() if isinstance(self.generator, random.Random) else self.generator.uniform()
-                  if numpys else torch.rand((), generator=self.generator).item())
+        number = (
+            self.generator.random()
+            if isinstance(self.generator, random.Random)
+            else self.generator.uniform()
+            if numpys
+            else torch.rand((), generator=self.generator).item()
+        )
         return {**results, 'number': number}
 
 
@@ -287,8 +310,11 @@ def digits(*transforms):
     return DATASETS.build(dict(type='mmwsl.Digits', pipeline=list(transforms)))
 
 
-@pytest.mark.parametrize('generator', [np.random.default_rng(0), np.random.RandomState(0), random.Random(0),
-                                       torch.Generator()], ids=lambda generator: type(generator).__name__)
+@pytest.mark.parametrize(
+    'generator',
+    [np.random.default_rng(0), np.random.RandomState(0), random.Random(0), torch.Generator()],
+    ids=lambda generator: type(generator).__name__,
+)
 def test_generator_of_a_transform_follows_the_view(generator):
     dataset = SeededViews(digits(OwnGenerator(generator)))
     first = dataset[View(1, 2, 3)]['number']

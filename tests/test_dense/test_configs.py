@@ -1,4 +1,5 @@
 """The configs of scenes: what they build, and that it trains and is tested."""
+
 import json
 import sys
 
@@ -66,9 +67,18 @@ def trained(name, teachers, folder, task):
     return runner
 
 
-@pytest.mark.parametrize('name, task', [
-    ('student', 'seg'), ('kd', 'seg'), ('wsl', 'seg'), ('cwd', 'seg'), ('student', 'det'), ('kd', 'det'),
-    ('wsl-plain', 'det')])
+@pytest.mark.parametrize(
+    'name, task',
+    [
+        ('student', 'seg'),
+        ('kd', 'seg'),
+        ('wsl', 'seg'),
+        ('cwd', 'seg'),
+        ('student', 'det'),
+        ('kd', 'det'),
+        ('wsl-plain', 'det'),
+    ],
+)
 def test_two_steps_and_a_validation(name, task, teachers, tmp_path):
     runner = trained(name, teachers, tmp_path, task)
     assert runner.iter == 2
@@ -90,6 +100,7 @@ class Kill(Hook):
 
 def test_a_detector_resumes_exactly(teachers, tmp_path):
     """With images that are flipped at random, and records that are logged."""
+
     def runner(name, **kwargs):
         cfg = load('wsl', tmp_path / name, 'det')
         cfg.model.teacher_ckpt = teachers['det']
@@ -99,6 +110,7 @@ def test_a_detector_resumes_exactly(teachers, tmp_path):
         cfg.merge_from_dict(dict(train_cfg=dict(max_epochs=2, val_interval=5), **kwargs))
         cfg.experiment_name = f'{name}{len(kwargs)}'
         return Runner.from_cfg(cfg)
+
     unbroken = runner('unbroken')
     unbroken.train()
     killed = runner('killed')  # not before: it draws its weights when it is trained
@@ -147,14 +159,22 @@ def test_two_steps_of_a_published_pair(name, streets, tmp_path):
     for network in (model.architecture, model.teacher):
         network.backbone.init_cfg = None  # a download
     runner = Runner(
-        model, str(tmp_path), train_dataloader=loader, optim_wrapper=cfg.optim_wrapper,
-        param_scheduler=cfg.param_scheduler, train_cfg=dict(type='IterBasedTrainLoop', max_iters=2),
+        model,
+        str(tmp_path),
+        train_dataloader=loader,
+        optim_wrapper=cfg.optim_wrapper,
+        param_scheduler=cfg.param_scheduler,
+        train_cfg=dict(type='IterBasedTrainLoop', max_iters=2),
         default_hooks=dict(logger=dict(type='LoggerHook', log_metric_by_epoch=False)),
-        custom_hooks=[dict(type='mmwsl.EpochSeedHook')], default_scope='mmseg', experiment_name=name,
-        randomness=dict(seed=0))
+        custom_hooks=[dict(type='mmwsl.EpochSeedHook')],
+        default_scope='mmseg',
+        experiment_name=name,
+        randomness=dict(seed=0),
+    )
     runner.train()
-    wsl, auxiliary = (runner.message_hub.get_scalar(f'train/{key}').data[0] for key in (
-        'distill.loss_wsl', 'student.aux.loss_ce'))
+    wsl, auxiliary = (
+        runner.message_hub.get_scalar(f'train/{key}').data[0] for key in ('distill.loss_wsl', 'student.aux.loss_ce')
+    )
     assert len(wsl) == len(auxiliary) == 2 and np.isfinite([*wsl, *auxiliary]).all()
     assert model.distiller.distill_losses['loss_wsl'].ignore_index == 255
 
@@ -175,12 +195,22 @@ def roads(tmp_path):
 @pytest.mark.slow
 def test_two_steps_and_a_validation_on_camvid(roads, tmp_path):
     cfg = Config.fromfile(ROOT / 'configs/seg/wsl_pspnet-r101_pspnet-r18_camvid.py')
-    cfg.merge_from_dict({
-        'work_dir': str(tmp_path / 'work'), 'experiment_name': 'camvid', 'train_dataloader.batch_size': 2,
-        'model.teacher_ckpt': None, 'model.data_preprocessor.size': (64, 64), 'param_scheduler': None,
-        'train_cfg': dict(max_iters=2, val_interval=2), 'randomness': dict(seed=0), 'test_dataloader': None,
-        'test_cfg': None, 'test_evaluator': None,
-        'custom_hooks': [dict(type='mmwsl.EpochSeedHook'), dict(type='mmwsl.CheckTeacherHook', min_score=0)]})
+    cfg.merge_from_dict(
+        {
+            'work_dir': str(tmp_path / 'work'),
+            'experiment_name': 'camvid',
+            'train_dataloader.batch_size': 2,
+            'model.teacher_ckpt': None,
+            'model.data_preprocessor.size': (64, 64),
+            'param_scheduler': None,
+            'train_cfg': dict(max_iters=2, val_interval=2),
+            'randomness': dict(seed=0),
+            'test_dataloader': None,
+            'test_cfg': None,
+            'test_evaluator': None,
+            'custom_hooks': [dict(type='mmwsl.EpochSeedHook'), dict(type='mmwsl.CheckTeacherHook', min_score=0)],
+        }
+    )
     for network, depth in ((cfg.model.architecture, 18), (cfg.model.teacher, 50)):
         network.pretrained, network.backbone.depth = None, depth
     for split in ('train', 'val'):
@@ -208,12 +238,15 @@ def photos(tmp_path_factory):
     for i in range(4):
         mmcv.imwrite(rng.integers(0, 255, (96, 128, 3)).astype(np.uint8), str(root / f'train2017/{i}.jpg'))
         images.append(dict(id=i, file_name=f'{i}.jpg', width=128, height=96))
-        boxes += [dict(id=2 * i + j, image_id=i, category_id=j + 1, iscrowd=0, area=1600,
-                       bbox=[10 + 50 * j, 20, 40, 40]) for j in range(2)]
+        boxes += [
+            dict(id=2 * i + j, image_id=i, category_id=j + 1, iscrowd=0, area=1600, bbox=[10 + 50 * j, 20, 40, 40])
+            for j in range(2)
+        ]
     categories = [dict(id=i + 1, name=name) for i, name in enumerate(CocoDataset.METAINFO['classes'])]
     (root / 'annotations').mkdir()
-    (root / 'annotations/instances_train2017.json').write_text(json.dumps(dict(
-        images=images, annotations=boxes, categories=categories)))
+    (root / 'annotations/instances_train2017.json').write_text(
+        json.dumps(dict(images=images, annotations=boxes, categories=categories))
+    )
     return root
 
 
@@ -234,10 +267,18 @@ def test_two_steps_of_a_published_pair_of_detectors(name, photos, tmp_path):
     for network in (model.architecture, model.teacher):
         network.backbone.init_cfg = None  # a download
     runner = Runner(
-        model, str(tmp_path), train_dataloader=loader, optim_wrapper=cfg.optim_wrapper,
-        param_scheduler=cfg.param_scheduler, train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1),
-        custom_hooks=[hook for hook in cfg.custom_hooks if 'CheckTeacher' not in hook.type], default_scope='mmdet',
-        experiment_name=name, randomness=dict(seed=0), default_hooks=dict(checkpoint=None))
+        model,
+        str(tmp_path),
+        train_dataloader=loader,
+        optim_wrapper=cfg.optim_wrapper,
+        param_scheduler=cfg.param_scheduler,
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1),
+        custom_hooks=[hook for hook in cfg.custom_hooks if 'CheckTeacher' not in hook.type],
+        default_scope='mmdet',
+        experiment_name=name,
+        randomness=dict(seed=0),
+        default_hooks=dict(checkpoint=None),
+    )
     runner.train()
     found = runner.message_hub.get_scalar('train/distill.loss_wsl').data[0]
     assert len(found) == 2 and np.isfinite(found).all() and min(found) > 0
@@ -258,7 +299,8 @@ def cells(tmp_path_factory):
         mmcv.imwrite(rng.integers(0, 255, (480, 640, 3)).astype(np.uint8), str(root / f'JPEGImages/{i}.jpg'))
         boxes = CELL.format('RBC', 100, 200) + CELL.format('WBC', 300, 400 if i else 300)
         (root / f'Annotations/{i}.xml').write_text(
-            f'<annotation><size><width>640</width><height>480</height></size>{boxes}</annotation>')
+            f'<annotation><size><width>640</width><height>480</height></size>{boxes}</annotation>'
+        )
     for split in ('train', 'val', 'test'):
         (root / f'ImageSets/Main/{split}.txt').write_text('0\n1\n2\n3\n')
     return root
@@ -268,18 +310,37 @@ def cells(tmp_path_factory):
 def test_the_cells_are_those_of_the_page():
     cfg = Config.fromfile(ROOT / 'configs/det/student_bccd.py')
     init_default_scope(cfg.default_scope)
-    datasets = [DATASETS.build(dict(dataset, data_root=f'{ROOT}/data/bccd/')) for dataset in (
-        cfg.train_dataloader.dataset.dataset, cfg.val_dataloader.dataset, cfg.test_dataloader.dataset)]
+    datasets = [
+        DATASETS.build(dict(dataset, data_root=f'{ROOT}/data/bccd/'))
+        for dataset in (cfg.train_dataloader.dataset.dataset, cfg.val_dataloader.dataset, cfg.test_dataloader.dataset)
+    ]
     assert [len(dataset) for dataset in datasets] == [205, 87, 72]
-    boxes = [box['bbox_label'] for dataset in datasets for i in range(len(dataset))
-             for box in dataset.get_data_info(i)['instances']]
+    boxes = [
+        box['bbox_label']
+        for dataset in datasets
+        for i in range(len(dataset))
+        for box in dataset.get_data_info(i)['instances']
+    ]
     assert np.bincount(boxes).tolist() == [4155, 372, 361]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [
-    'student', 'wsl', 'wsl-plain', 'bckd', 'kd', 'cwd', 'ld', 'teacher_retinanet', 'student_retinanet', 'kd_retinanet',
-    'wsl_retinanet'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'student',
+        'wsl',
+        'wsl-plain',
+        'bckd',
+        'kd',
+        'cwd',
+        'ld',
+        'teacher_retinanet',
+        'student_retinanet',
+        'kd_retinanet',
+        'wsl_retinanet',
+    ],
+)
 def test_two_steps_and_a_validation_on_cells(name, cells, tmp_path):
     cfg = Config.fromfile(ROOT / f'configs/det/{name}_bccd.py')
     init_default_scope(cfg.default_scope)
@@ -335,8 +396,9 @@ def test_the_students_file_is_a_plain_networks(task, teachers, tmp_path, monkeyp
     """The same scores to the bit, without this package's model, loops or hooks."""
     runner = trained('wsl', teachers, tmp_path, task)
     convert = load_tool('model_converters/convert_kd_ckpt_to_student')
-    monkeypatch.setattr(sys, 'argv', ['convert', str(tmp_path / 'epoch_1.pth'), '--out-path',
-                                      str(tmp_path / 'student.pth')])
+    monkeypatch.setattr(
+        sys, 'argv', ['convert', str(tmp_path / 'epoch_1.pth'), '--out-path', str(tmp_path / 'student.pth')]
+    )
     convert.main()
     plain = build(load('student', tmp_path, task).model)
     found = load_checkpoint(plain, str(tmp_path / 'student.pth'), map_location='cpu', strict=True)

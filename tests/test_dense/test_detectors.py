@@ -1,4 +1,5 @@
 """Dense detectors of mmdet are wired by their type, and those without comparable class scores are refused."""
+
 import math
 import re
 
@@ -66,8 +67,12 @@ def step(student, **kwargs):
     found = losses(model, batch())
     inputs = model.data_preprocessor(batch(), True)['inputs']
     scores = model.student.bbox_head.cls_out_channels
-    return model, found, targets.told, [list(anchors(network, inputs, scores))
-                                        for network in (model.student, model.teacher)]
+    return (
+        model,
+        found,
+        targets.told,
+        [list(anchors(network, inputs, scores)) for network in (model.student, model.teacher)],
+    )
 
 
 @pytest.mark.parametrize('name', DETECTORS)
@@ -85,8 +90,9 @@ def test_a_step_against_a_loop_over_anchors_and_classes(name):
     assert found['distill.loss_wsl'].item() == pytest.approx(total / positives, rel=1e-4)
     assert found['distill.negative_share'].item() == pytest.approx(share / total, rel=1e-4)
     assert 0 < found['distill.wsl_weight_positive'] < 1
-    sum(value if isinstance(value, torch.Tensor) else sum(value) for key, value in found.items()
-        if 'loss' in key).backward()
+    sum(
+        value if isinstance(value, torch.Tensor) else sum(value) for key, value in found.items() if 'loss' in key
+    ).backward()
     assert all(parameter.grad is not None for parameter in model.student.backbone.parameters())
     assert all(parameter.grad is None for parameter in model.teacher.parameters())
 
@@ -105,8 +111,9 @@ def softmax_decision(z_s, z_t, label, tau=1.0):
 
 def test_a_softmax_has_background_as_its_last_class():
     softmax = dict(loss_cls=dict(type='CrossEntropyLoss'))
-    model, found, told, (preds_S, preds_T) = step(detector('RetinaHead', **softmax),
-                                                  teacher=detector('RetinaHead', 4, **softmax))
+    model, found, told, (preds_S, preds_T) = step(
+        detector('RetinaHead', **softmax), teacher=detector('RetinaHead', 4, **softmax)
+    )
     assert type(model.distiller.distill_losses['loss_wsl']).__name__ == 'WSLLoss'
     total, positives = 0.0, 0
     for (label, _, weight), z_s, z_t in zip(told, preds_S, preds_T, strict=True):
@@ -126,8 +133,13 @@ BERNOULLI = dict(type='mmwsl.WeightedLoss', loss=dict(type='BernoulliKD'))
 
 def test_the_divisor_is_the_positives_and_what_the_loss_names_stays():
     """A sum over 11 positives and their mean; without weights, each decision counts its cross-entropy."""
-    _, found, told, (preds_S, preds_T) = step(detector(), distiller=dict(
-        type='mmwsl.WSLDistiller', distill_losses=dict(loss_mean=BERNOULLI, loss_sum=dict(BERNOULLI, reduction='sum'))))
+    _, found, told, (preds_S, preds_T) = step(
+        detector(),
+        distiller=dict(
+            type='mmwsl.WSLDistiller',
+            distill_losses=dict(loss_mean=BERNOULLI, loss_sum=dict(BERNOULLI, reduction='sum')),
+        ),
+    )
     assert sum(label < CLASSES for label, *_ in told) == 11
     total = sum(bce(z_s[c], sigmoid(z_t[c])) for z_s, z_t in zip(preds_S, preds_T) for c in range(CLASSES))
     assert found['distill.loss_sum'].item() == pytest.approx(total, rel=1e-4)
@@ -172,11 +184,17 @@ def test_layers_alone_can_be_compared():
     """MMRazor's channel-wise distillation of features needs no class scores, so the heads may be any."""
     neck = dict(type='ModuleOutputs', source='neck')
     distiller = dict(
-        type='mmwsl.WSLDistiller', distill_losses=dict(loss_cwd=dict(type='ChannelWiseDivergence')),
-        student_recorders=dict(neck=neck), teacher_recorders=dict(neck=neck),
-        loss_forward_mappings=dict(loss_cwd=dict(
-            preds_S=dict(recorder='neck', from_student=True, data_idx=0),
-            preds_T=dict(recorder='neck', from_student=False, data_idx=0))))
+        type='mmwsl.WSLDistiller',
+        distill_losses=dict(loss_cwd=dict(type='ChannelWiseDivergence')),
+        student_recorders=dict(neck=neck),
+        teacher_recorders=dict(neck=neck),
+        loss_forward_mappings=dict(
+            loss_cwd=dict(
+                preds_S=dict(recorder='neck', from_student=True, data_idx=0),
+                preds_T=dict(recorder='neck', from_student=False, data_idx=0),
+            )
+        ),
+    )
     assert losses(distillation(teacher=detector('FCOSHead'), distiller=distiller), batch())['distill.loss_cwd'] > 0
 
 
@@ -191,15 +209,30 @@ def test_what_the_students_preprocessor_does_to_a_batch_is_done():
 # ---- which heads fit
 
 REFUSED = {
-    'YOLOXHead': 'positives alone', 'YOLOV3Head': 'positives alone', 'SSDHead': 'negatives that it mines',
-    'YOLACTHead': 'negatives that it mines', 'DETRHead': 'queries', 'DINOHead': 'queries', 'PAAHead': 'its own losses',
-    'FreeAnchorRetinaHead': 'its own losses', 'FSAFHead': 'its own losses', 'AutoAssignHead': 'its own losses',
-    'PISARetinaHead': 'its own losses', 'TOODHead': 'probabilities', 'VFNetHead': 'deformable convolution',
-    'RepPointsHead': 'deformable convolution', 'DDODHead': 'deformable convolution',
-    'NASFCOSHead': 'deformable convolution', 'FoveaHead': 'deformable convolution',
-    'GARetinaHead': 'deformable convolution', 'CornerHead': 'heat maps', 'CenterNetHead': 'heat maps',
-    'CenterNetUpdateHead': 'heat maps', 'LDHead': 'KnowledgeDistillationSingleStageDetector',
-    'ATSSVLFusionHead': 'a text', 'RPNHead': 'none of RetinaHead',
+    'YOLOXHead': 'positives alone',
+    'YOLOV3Head': 'positives alone',
+    'SSDHead': 'negatives that it mines',
+    'YOLACTHead': 'negatives that it mines',
+    'DETRHead': 'queries',
+    'DINOHead': 'queries',
+    'PAAHead': 'its own losses',
+    'FreeAnchorRetinaHead': 'its own losses',
+    'FSAFHead': 'its own losses',
+    'AutoAssignHead': 'its own losses',
+    'PISARetinaHead': 'its own losses',
+    'TOODHead': 'probabilities',
+    'VFNetHead': 'deformable convolution',
+    'RepPointsHead': 'deformable convolution',
+    'DDODHead': 'deformable convolution',
+    'NASFCOSHead': 'deformable convolution',
+    'FoveaHead': 'deformable convolution',
+    'GARetinaHead': 'deformable convolution',
+    'CornerHead': 'heat maps',
+    'CenterNetHead': 'heat maps',
+    'CenterNetUpdateHead': 'heat maps',
+    'LDHead': 'KnowledgeDistillationSingleStageDetector',
+    'ATSSVLFusionHead': 'a text',
+    'RPNHead': 'none of RetinaHead',
 }
 
 
@@ -242,11 +275,14 @@ def test_two_stages_with_shared_proposals():
     seen = {}
     for who, network in (('S', model.student), ('T', model.teacher)):
         network.roi_head.bbox_roi_extractor.register_forward_pre_hook(
-            lambda module, args, who=who: seen.update({f'boxes_{who}': args[1]}))
+            lambda module, args, who=who: seen.update({f'boxes_{who}': args[1]})
+        )
         network.roi_head.bbox_head.fc_cls.register_forward_hook(
-            lambda module, args, output, who=who: seen.update({f'preds_{who}': output.double().tolist()}))
+            lambda module, args, output, who=who: seen.update({f'preds_{who}': output.double().tolist()})
+        )
     model.student.roi_head.bbox_head.loss_cls.register_forward_pre_hook(
-        lambda module, args: seen.update(labels=args[1].tolist()))
+        lambda module, args: seen.update(labels=args[1].tolist())
+    )
     found = losses(model, batch())
     torch.testing.assert_close(seen['boxes_S'], seen['boxes_T'], rtol=0, atol=0)
     assert len(seen['labels']) == 64 and min(seen['labels']) < CLASSES  # 32 proposals of each image
@@ -257,16 +293,35 @@ def test_two_stages_with_shared_proposals():
 GENERATOR = dict(type='AnchorGenerator', ratios=[1.0], octave_base_scale=4, scales_per_octave=1, strides=[4, 8])
 
 
-@pytest.mark.parametrize(('teacher', 'words'), [
-    (detector(classes=7), r'the teacher \(GFLHead\) predicts 7 classes, and the student \(GFLHead\) predicts 10 .*'
-                          r'both the same bbox_head.num_classes'),
-    (detector(anchor_generator=dict(GENERATOR, strides=[8, 16])), r'the strides \[8, 16\], and .* \[4, 8\].*strides'),
-    (detector('RetinaHead'), r'the teacher \(RetinaHead\) has 4 anchors, and the student \(GFLHead\) has 2 anchors'),
-    (detector(anchor_generator=dict(GENERATOR, octave_base_scale=5)),
-     r'has the anchor \[-10.0, -10.0, 10.0, 10.0\] at the stride 4, and .* \[-8.0, -8.0, 8.0, 8.0\] at the stride 4'),
-    (detector('FCOSHead'), r'the teacher \(FCOSHead\) has 1 anchors'),
-    (detector('RetinaHead', loss_cls=dict(type='CrossEntropyLoss')), 'has a softmax, and .* has sigmoids.*use_sigmoid'),
-], ids=['classes', 'strides', 'number of anchors', 'size of anchors', 'points', 'softmax'])
+@pytest.mark.parametrize(
+    ('teacher', 'words'),
+    [
+        (
+            detector(classes=7),
+            r'the teacher \(GFLHead\) predicts 7 classes, and the student \(GFLHead\) predicts 10 .*'
+            r'both the same bbox_head.num_classes',
+        ),
+        (
+            detector(anchor_generator=dict(GENERATOR, strides=[8, 16])),
+            r'the strides \[8, 16\], and .* \[4, 8\].*strides',
+        ),
+        (
+            detector('RetinaHead'),
+            r'the teacher \(RetinaHead\) has 4 anchors, and the student \(GFLHead\) has 2 anchors',
+        ),
+        (
+            detector(anchor_generator=dict(GENERATOR, octave_base_scale=5)),
+            r'has the anchor \[-10.0, -10.0, 10.0, 10.0\] at the stride 4, and '
+            r'.* \[-8.0, -8.0, 8.0, 8.0\] at the stride 4',
+        ),
+        (detector('FCOSHead'), r'the teacher \(FCOSHead\) has 1 anchors'),
+        (
+            detector('RetinaHead', loss_cls=dict(type='CrossEntropyLoss')),
+            'has a softmax, and .* has sigmoids.*use_sigmoid',
+        ),
+    ],
+    ids=['classes', 'strides', 'number of anchors', 'size of anchors', 'points', 'softmax'],
+)
 def test_a_teacher_of_other_classes_or_anchors_is_named(teacher, words):
     with pytest.raises(ValueError, match=words):
         distillation(teacher=teacher)
@@ -281,8 +336,11 @@ def test_a_teacher_with_other_levels_is_named():
 
 
 def test_losses_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="loss_x: SoftCrossEntropy is not defined for .*GFLHead, a head of sigmoids. "
-                       "Take mmwsl.WeightedLoss with loss=.*BernoulliKD"):
+    with pytest.raises(
+        ValueError,
+        match='loss_x: SoftCrossEntropy is not defined for .*GFLHead, a head of sigmoids. '
+        'Take mmwsl.WeightedLoss with loss=.*BernoulliKD',
+    ):
         wired(dict(type='mmwsl.WSLLoss'))
     softmax = [detector('RetinaHead', base, loss_cls=dict(type='CrossEntropyLoss')) for base in (2, 4)]
     with pytest.raises(ValueError, match='loss_x: BernoulliKD is not defined for .*RetinaHead, a head of a softmax'):
@@ -290,6 +348,7 @@ def test_losses_that_do_not_fit_are_refused():
 
 
 # ---- several processes
+
 
 def gradients(model, data, scale=1.0):
     """Of the student's weights by what is distilled; its BatchNorm predicts with fixed statistics."""
@@ -309,7 +368,7 @@ def part_of_batch(rank, folder):
 
 
 def test_two_processes_with_unequal_positives_are_one_with_the_whole_batch(tmp_path):
-    torch.multiprocessing.start_processes(part_of_batch, (str(tmp_path), ), 2, start_method='fork')
+    torch.multiprocessing.start_processes(part_of_batch, (str(tmp_path),), 2, start_method='fork')
     parts = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
     whole = gradients(distillation(detector('FCOSHead'), detector('FCOSHead', 4)).double(), batch(3))
     assert any(value is not None and value.abs().sum() > 0 for value in whole.values())

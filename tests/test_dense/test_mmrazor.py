@@ -1,4 +1,5 @@
 """MMRazor's own configs for detectors and segmentors: each is built and takes a step, or says what it lacks."""
+
 from pathlib import Path
 
 import mmrazor
@@ -40,8 +41,9 @@ def without_downloads(config):
 
 
 def batch(task):
-    scenes = DigitScenes(scenes=2, size=64, task=task, pipeline=PIPELINE if task == 'det' else [
-        dict(type='mmseg.PackSegInputs')])
+    scenes = DigitScenes(
+        scenes=2, size=64, task=task, pipeline=PIPELINE if task == 'det' else [dict(type='mmseg.PackSegInputs')]
+    )
     return pseudo_collate([scenes[i] for i in range(2)])
 
 
@@ -66,6 +68,7 @@ def test_a_config_of_mmrazor_takes_a_step(path):
         loss, logged = model.parse_losses(model(**data, mode='loss'))
         loss.backward()
         return logged
+
     if lacks := LACKING.get(path.stem):
         with pytest.raises((RuntimeError, NotImplementedError, ImportError), match=lacks):
             step()

@@ -1,4 +1,5 @@
 """Segmentors through mmengine's Runner and the tools: by iterations, resumed, with a teacher that is checked."""
+
 import itertools
 import json
 
@@ -76,10 +77,12 @@ def teacher(tmp_path_factory):
 @pytest.fixture
 def config(tmp_path, teacher):
     """Writes the file of a distillation."""
+
     def written(min_score=0):
         path = tmp_path / 'config.py'
         path.write_text(BASE + DISTILLED.format(teacher, min_score))
         return str(path)
+
     return written
 
 
@@ -91,8 +94,16 @@ def run(script, monkeypatch, config, *args):
 
 
 def train(monkeypatch, config, work_dir, *args):
-    run('train', monkeypatch, config, '--work-dir', work_dir, '--cfg-options', f'experiment_name=dense_{next(names)}',
-        *args)
+    run(
+        'train',
+        monkeypatch,
+        config,
+        '--work-dir',
+        work_dir,
+        '--cfg-options',
+        f'experiment_name=dense_{next(names)}',
+        *args,
+    )
 
 
 class Kill(Hook):
@@ -111,14 +122,16 @@ def test_a_segmentor_resumes_exactly_by_iterations(tmp_path, config, monkeypatch
         runner = build(cfg)
         runner.register_hook(Kill())
         return runner
+
     train(monkeypatch, path, tmp_path / 'unbroken')
     monkeypatch.setattr(Runner, 'from_cfg', killed)
     with pytest.raises(KeyboardInterrupt):
         train(monkeypatch, path, tmp_path / 'killed')
     monkeypatch.setattr(Runner, 'from_cfg', build)
     train(monkeypatch, path, tmp_path / 'killed', 'resume=True')
-    expected, found = (torch.load(tmp_path / name / 'iter_10.pth', weights_only=False)['state_dict']
-                       for name in ('unbroken', 'killed'))
+    expected, found = (
+        torch.load(tmp_path / name / 'iter_10.pth', weights_only=False)['state_dict'] for name in ('unbroken', 'killed')
+    )
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     said = max((tmp_path / 'killed').glob('*/*.log')).read_text()
     assert 'very weights' not in said
@@ -130,18 +143,40 @@ def test_a_segmentor_resumes_exactly_by_iterations(tmp_path, config, monkeypatch
 
 
 def test_a_teacher_that_knows_no_more_than_background_stops_the_run(tmp_path, config, monkeypatch):
-    with pytest.raises(RuntimeError, match=r'has a mIoU of .* on 4 validation images; the best class everywhere has .* '
-                       r'is required\. Is teacher_ckpt the right file'):
+    with pytest.raises(
+        RuntimeError,
+        match=r'has a mIoU of .* on 4 validation images; the best class everywhere has .* '
+        r'is required\. Is teacher_ckpt the right file',
+    ):
         train(monkeypatch, config(None), tmp_path)
 
 
 @pytest.mark.parametrize('args', [['--teacher'], []], ids=['teacher', 'student'])
 def test_a_segmentor_is_tested(tmp_path, config, monkeypatch, teacher, args):
     """The teacher's file is a network's own, and fits a student of its shape as well."""
-    options = [] if args else [
-        '--cfg-options', 'model.architecture.backbone.stem_channels=4', 'model.architecture.backbone.base_channels=4',
-        'model.architecture.decode_head.in_channels=16', 'model.architecture.decode_head.channels=16']
-    run('test', monkeypatch, config(), *(args or [teacher]), '--work-dir', tmp_path, '--out', tmp_path / 'scores.json',
-        '--out-item', 'metrics', *options)
+    options = (
+        []
+        if args
+        else [
+            '--cfg-options',
+            'model.architecture.backbone.stem_channels=4',
+            'model.architecture.backbone.base_channels=4',
+            'model.architecture.decode_head.in_channels=16',
+            'model.architecture.decode_head.channels=16',
+        ]
+    )
+    run(
+        'test',
+        monkeypatch,
+        config(),
+        *(args or [teacher]),
+        '--work-dir',
+        tmp_path,
+        '--out',
+        tmp_path / 'scores.json',
+        '--out-item',
+        'metrics',
+        *options,
+    )
     scores = json.loads((tmp_path / 'scores.json').read_text())
     assert 0 <= scores['mIoU'] < scores['aAcc'] <= 100

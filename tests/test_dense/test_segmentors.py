@@ -1,4 +1,5 @@
 """Segmentors of mmseg are wired by their type, and those without class scores of pixels are refused."""
+
 import math
 import re
 
@@ -27,13 +28,17 @@ def log_softmax(logits):
 def reference(preds_S, preds_T, labels, tau=2.0, alpha=1.5, ignored=255):
     """The paper's loss in Python numbers, one pixel after the other."""
     values = []
-    pixels = zip(*(logits.double().movedim(1, -1).flatten(0, -2).tolist() for logits in (preds_S, preds_T)),
-                 labels.flatten().tolist())
+    pixels = zip(
+        *(logits.double().movedim(1, -1).flatten(0, -2).tolist() for logits in (preds_S, preds_T)),
+        labels.flatten().tolist(),
+    )
     for z_s, z_t, label in pixels:
         if label != ignored:
             loss_S, loss_T = -log_softmax(z_s)[label], -log_softmax(z_t)[label]
-            soft = -sum(math.exp(p) * q for p, q in zip(log_softmax([z / tau for z in z_t]),
-                                                        log_softmax([z / tau for z in z_s])))
+            soft = -sum(
+                math.exp(p) * q
+                for p, q in zip(log_softmax([z / tau for z in z_t]), log_softmax([z / tau for z in z_s]))
+            )
             values.append((1 - math.exp(-loss_S / (loss_T + 1e-7))) * tau**2 * soft)
     return alpha * sum(values) / len(values)
 
@@ -46,8 +51,11 @@ def logits_of(network, inputs):
 @pytest.mark.parametrize('align_corners', [False, True])
 @pytest.mark.parametrize('resolution', ['label', 'logits'])
 def test_a_step_against_a_loop_over_pixels(resolution, align_corners):
-    distiller = dict(type='mmwsl.WSLDistiller', resolution=resolution, distill_losses=dict(
-        loss_wsl=dict(type='mmwsl.WSLLoss', tau=2.0, loss_weight=1.5)))
+    distiller = dict(
+        type='mmwsl.WSLDistiller',
+        resolution=resolution,
+        distill_losses=dict(loss_wsl=dict(type='mmwsl.WSLLoss', tau=2.0, loss_weight=1.5)),
+    )
     student = segmentor(decode_head=head(2, align_corners=align_corners))
     model = distillation(student, distiller=distiller)
     found = losses(model, batch())
@@ -56,8 +64,9 @@ def test_a_step_against_a_loop_over_pixels(resolution, align_corners):
     with torch.no_grad():
         preds_S, preds_T = logits_of(model.student, data['inputs']), logits_of(model.teacher, data['inputs'])
     if resolution == 'label':
-        preds_S, preds_T = (F.interpolate(preds, (40, 40), mode='bilinear', align_corners=align_corners)
-                            for preds in (preds_S, preds_T))
+        preds_S, preds_T = (
+            F.interpolate(preds, (40, 40), mode='bilinear', align_corners=align_corners) for preds in (preds_S, preds_T)
+        )
     else:
         assert preds_S.shape[2:] == (10, 10)
         labels = labels[:, :, ::4, ::4]  # the nearest pixel, as F.interpolate takes it
@@ -95,14 +104,24 @@ def ocr(base):
     return segmentor(base, decode_head=[head(base), second], **CASCADE)
 
 
-@pytest.mark.parametrize(('student', 'source'), [
-    (segmentor(decode_head=head(loss_decode=[dict(type='CrossEntropyLoss'), dict(type='DiceLoss', loss_weight=0.5)])),
-     'decode_head.loss_decode.0'),
-    (segmentor(auxiliary_head=head()), 'decode_head.loss_decode'),
-    (segmentor(decode_head=head(sampler=dict(type='OHEMPixelSampler', thresh=0.7, min_kept=20))),
-     'decode_head.loss_decode'),
-    (ocr(2), 'decode_head.1.loss_decode'),
-], ids=['several losses', 'auxiliary head', 'OHEM', 'cascade'])
+@pytest.mark.parametrize(
+    ('student', 'source'),
+    [
+        (
+            segmentor(
+                decode_head=head(loss_decode=[dict(type='CrossEntropyLoss'), dict(type='DiceLoss', loss_weight=0.5)])
+            ),
+            'decode_head.loss_decode.0',
+        ),
+        (segmentor(auxiliary_head=head()), 'decode_head.loss_decode'),
+        (
+            segmentor(decode_head=head(sampler=dict(type='OHEMPixelSampler', thresh=0.7, min_kept=20))),
+            'decode_head.loss_decode',
+        ),
+        (ocr(2), 'decode_head.1.loss_decode'),
+    ],
+    ids=['several losses', 'auxiliary head', 'OHEM', 'cascade'],
+)
 def test_other_heads_are_wired_alike(student, source):
     model = distillation(student)
     found = losses(model, batch())
@@ -145,8 +164,9 @@ FIT = {
     'FPNHead': dict(in_channels=[16] * 4, in_index=[0, 1, 2, 3], feature_strides=[4, 8, 16, 32]),
     'GCHead': ONE,
     'ISAHead': dict(**ONE, isa_channels=4, down_factor=(2, 2)),
-    'LRASPPHead': dict(in_channels=[4, 8, 16], in_index=[0, 1, 2], branch_channels=(4, 8),
-                       input_transform='multiple_select'),
+    'LRASPPHead': dict(
+        in_channels=[4, 8, 16], in_index=[0, 1, 2], branch_channels=(4, 8), input_transform='multiple_select'
+    ),
     'LightHamHead': dict(**LEVELS, ham_channels=4, ham_kwargs=dict(MD_R=4)),
     'NLHead': ONE,
     'PSPHead': dict(**ONE, pool_scales=(1, 2)),
@@ -159,16 +179,21 @@ SEVERAL_OUTPUTS = {'DAHead': dict(**ONE, pam_channels=4), 'EncHead': dict(in_cha
 """Of those that fit, heads that return more than the logits: the first is theirs."""
 FIT |= SEVERAL_OUTPUTS
 REFUSED = {
-    'PointHead': 'on a few points', 'SegmenterMaskTransformerHead': 'normalised once more', 'STDCHead': 'edges',
-    'MaskFormerHead': 'masks with a class', 'Mask2FormerHead': 'masks with a class', 'SideAdapterCLIPHead': 'masks',
+    'PointHead': 'on a few points',
+    'SegmenterMaskTransformerHead': 'normalised once more',
+    'STDCHead': 'edges',
+    'MaskFormerHead': 'masks with a class',
+    'Mask2FormerHead': 'masks with a class',
+    'SideAdapterCLIPHead': 'masks',
     'VPDDepthHead': 'depths',
 }
 
 
 @pytest.mark.parametrize('name', FIT)
 def test_the_logits_of_a_head_that_fits_are_what_its_last_layer_outputs(name):
-    config = dict(type=name, channels=8, dropout_ratio=0.1, num_classes=5, align_corners=False,
-                  norm_cfg=dict(type='BN'))
+    config = dict(
+        type=name, channels=8, dropout_ratio=0.1, num_classes=5, align_corners=False, norm_cfg=dict(type='BN')
+    )
     built = SEG_MODELS.build({**config, **FIT[name], '_scope_': 'mmseg'})
     check_head('student', built)
     widths = [16] * 4 if name == 'FPNHead' else [4, 8, 16, 16]
@@ -198,8 +223,11 @@ def test_heads_without_class_scores_of_pixels_are_refused_with_the_reason(name):
 
 
 def test_one_sigmoid_for_two_classes_is_refused():
-    student = segmentor(decode_head=head(num_classes=2, out_channels=1, threshold=0.3,
-                                         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True)))
+    student = segmentor(
+        decode_head=head(
+            num_classes=2, out_channels=1, threshold=0.3, loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True)
+        )
+    )
     with pytest.raises(ValueError, match='the student has a FCNHead, and it has 1 output for 2 classes'):
         distillation(student)
 
@@ -212,6 +240,7 @@ def test_another_number_of_classes_is_named():
 def test_a_loss_of_sigmoids_and_a_file_of_losses_are_refused():
     def wired(loss):
         return distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(loss_x=loss)))
+
     with pytest.raises(ValueError, match='loss_x: BernoulliKD is not defined for .*FCNHead, whose classes exclude'):
         wired(dict(type='mmwsl.WeightedLoss', loss=dict(type='BernoulliKD')))
     with pytest.raises(ValueError, match="resolution should be one of .*got 'half'"):
@@ -220,10 +249,17 @@ def test_a_loss_of_sigmoids_and_a_file_of_losses_are_refused():
 
 @pytest.mark.parametrize('name', SEVERAL_OUTPUTS)
 def test_a_teacher_whose_head_outputs_more_than_logits_teaches_by_them(name):
-    settings = dict(in_channels=[16], in_index=[0], num_codes=4) if name == 'EncHead' else dict(
-        in_channels=16, in_index=0, pam_channels=4)
-    teacher = segmentor(4, decode_head=dict(type=name, channels=8, num_classes=11, align_corners=False,
-                                            norm_cfg=dict(type='BN'), **settings))
+    settings = (
+        dict(in_channels=[16], in_index=[0], num_codes=4)
+        if name == 'EncHead'
+        else dict(in_channels=16, in_index=0, pam_channels=4)
+    )
+    teacher = segmentor(
+        4,
+        decode_head=dict(
+            type=name, channels=8, num_classes=11, align_corners=False, norm_cfg=dict(type='BN'), **settings
+        ),
+    )
     model = distillation(teacher=teacher)
     found = losses(model, batch())
     data = model.data_preprocessor(batch(), True)
@@ -235,6 +271,7 @@ def test_a_teacher_whose_head_outputs_more_than_logits_teaches_by_them(name):
 
 
 # ---- several processes
+
 
 def test_a_cached_teacher_is_refused_when_the_model_is_built():
     model = distillation()
@@ -252,8 +289,12 @@ def gradients(model, data, scale=1.0):
 
 
 def in_float64(average):
-    loss = dict(type='mmwsl.WeightedLoss', loss=dict(type='SoftCrossEntropy', tau=2.0),
-                weighting=dict(type='WSLWeighting'), sync_divisor=average)
+    loss = dict(
+        type='mmwsl.WeightedLoss',
+        loss=dict(type='SoftCrossEntropy', tau=2.0),
+        weighting=dict(type='WSLWeighting'),
+        sync_divisor=average,
+    )
     return distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(loss_wsl=loss))).double()
 
 
@@ -266,7 +307,7 @@ def part_of_batch(rank, folder):
 
 
 def test_two_processes_are_one_with_the_whole_batch(tmp_path):
-    torch.multiprocessing.start_processes(part_of_batch, (str(tmp_path), ), 2, start_method='fork')
+    torch.multiprocessing.start_processes(part_of_batch, (str(tmp_path),), 2, start_method='fork')
     parts = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
     whole = gradients(in_float64(False), batch(3))
     assert any(value is not None and value.abs().sum() > 0 for value in whole.values())

@@ -76,9 +76,13 @@ def test_batch_statistics_are_those_of_a_batch_of_the_build(tmp_path, teacher):
 def test_batches_are_of_nearly_equal_size(tmp_path, teacher, monkeypatch):
     sizes = []
     from mmwsl.models import WSLDistill
+
     answer = WSLDistill.teacher_logits
-    monkeypatch.setattr(WSLDistill, 'teacher_logits',
-                        lambda self, inputs, samples: sizes.append(len(inputs)) or answer(self, inputs, samples))
+    monkeypatch.setattr(
+        WSLDistill,
+        'teacher_logits',
+        lambda self, inputs, samples: sizes.append(len(inputs)) or answer(self, inputs, samples),
+    )
     make_cache(tmp_path, live(teacher, images=41), views=1)  # 20, 20 and 1 would be of no use to batch statistics
     assert sizes[-3:] == [14, 14, 13]
 
@@ -98,7 +102,7 @@ def test_a_cached_config_builds_what_its_live_one_builds(tmp_path, teacher):
 def test_taus_are_the_losses_unless_given(tmp_path, teacher):
     make_cache(tmp_path / 'own', live(teacher), top_k=3)
     make_cache(tmp_path / 'given', live(teacher), top_k=3, taus=[8, 4])
-    assert TeacherCache(tmp_path / 'own').manifest.record.taus == (2.0, )
+    assert TeacherCache(tmp_path / 'own').manifest.record.taus == (2.0,)
     assert TeacherCache(tmp_path / 'given').manifest.record.taus == (4.0, 8.0)
 
 
@@ -173,6 +177,7 @@ def test_killed_between_the_steps_of_a_write(tmp_path, teacher, call):
             if len(calls) == 3:
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(*args)
+
         setattr(os, call, patched)
         make_cache(tmp_path / 'killed', cfg)
 
@@ -192,18 +197,20 @@ def test_what_was_left_half_written_is_not_read(tmp_path, teacher):
 # other settings
 
 
-
-
-@pytest.mark.parametrize('other, options, field', [
-    (dict(), dict(seed=1), 'seed is 0 in the cache and 1 here'),
-    (dict(), dict(top_k=3), 'record.top_k is None in the cache and 3 here'),
-    (dict(), dict(dtype='float16'), "record.dtype is 'float32' in the cache and 'float16' here"),
-    (dict(), dict(shard_size=50), 'parts is 1 in the cache and 2 here'),
-    (dict(), dict(views=1), 'views is 2 in the cache and 1 here'),
-    (dict(images=99), dict(), 'length is 100 in the cache and 99 here'),
-    (dict(teacher_norm_eval=False), dict(), 'batch_size is None in the cache and 20 here'),
-    (dict(teacher=network(4, init_cfg=[])), dict(), r'fingerprint\.teacher\.config\.init_cfg is None in the cache')],
-    ids=str)
+@pytest.mark.parametrize(
+    'other, options, field',
+    [
+        (dict(), dict(seed=1), 'seed is 0 in the cache and 1 here'),
+        (dict(), dict(top_k=3), 'record.top_k is None in the cache and 3 here'),
+        (dict(), dict(dtype='float16'), "record.dtype is 'float32' in the cache and 'float16' here"),
+        (dict(), dict(shard_size=50), 'parts is 1 in the cache and 2 here'),
+        (dict(), dict(views=1), 'views is 2 in the cache and 1 here'),
+        (dict(images=99), dict(), 'length is 100 in the cache and 99 here'),
+        (dict(teacher_norm_eval=False), dict(), 'batch_size is None in the cache and 20 here'),
+        (dict(teacher=network(4, init_cfg=[])), dict(), r'fingerprint\.teacher\.config\.init_cfg is None in the cache'),
+    ],
+    ids=str,
+)
 def test_going_on_with_other_settings_is_refused(tmp_path, teacher, other, options, field):
     make_cache(tmp_path, live(teacher))
     before = contents(tmp_path)
@@ -263,8 +270,11 @@ def test_shards_of_another_teachers_cache_are_refused_by_name(tmp_path, teacher)
     make_cache(tmp_path / 'theirs', live(save_teacher(tmp_path / 'other.pth', seed=2)), views=2)
     for file in (tmp_path / 'theirs').iterdir():  # its cache.json, too
         file.replace(tmp_path / 'ours' / file.name)
-    with pytest.raises(CacheError, match=r'holds 2 shards that are damaged or of another cache: 0002-00000\.npy, '
-                       r'0003-00000\.npy\. Delete them and give'):
+    with pytest.raises(
+        CacheError,
+        match=r'holds 2 shards that are damaged or of another cache: 0002-00000\.npy, '
+        r'0003-00000\.npy\. Delete them and give',
+    ):
         make_cache(tmp_path / 'ours', live(str(tmp_path / 'other.pth')), views=4)
     for name in ('0002-00000.npy', '0003-00000.npy'):
         (tmp_path / 'ours' / name).unlink()
@@ -274,6 +284,7 @@ def test_shards_of_another_teachers_cache_are_refused_by_name(tmp_path, teacher)
 
 def test_a_cache_of_format_1_is_checked_and_not_extended(tmp_path, teacher, monkeypatch):
     from mmwsl.engine import cache_building
+
     monkeypatch.setattr(cache_building, 'FORMAT', 1)  # builds one as 0.1.0 did
     monkeypatch.setattr(cache_building.Manifest.__init__, '__defaults__', (None, 1))
     make_cache(tmp_path, live(teacher))
@@ -297,6 +308,7 @@ def test_damage_is_found_at_the_end(tmp_path, teacher):
 
 def test_a_disk_that_is_too_small_is_refused_before_the_start(tmp_path, teacher, monkeypatch):
     import shutil
+
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10_000))
     with pytest.raises(CacheError, match=r'0\.00 GB of free disk.*fewer views, --top-k'):
         make_cache(tmp_path, live(teacher))
@@ -305,13 +317,17 @@ def test_a_disk_that_is_too_small_is_refused_before_the_start(tmp_path, teacher,
 
 def test_size_and_time_are_told_before_the_start(tmp_path, teacher, monkeypatch):
     from mmwsl.engine import cache_building as module
+
     told = []
     monkeypatch.setattr(module, 'print_log', lambda text, logger: told.append((text, [*tmp_path.glob('*.npy')])))
     make_cache(tmp_path, live(teacher))
     text, shards = told[0]
     assert not shards
-    assert re.match(r'2 of 2 shards are to be made: 200 records of 53 bytes, 0\.00 GB \(.* GB are free\), in about '
-                    r'\d:\d\d:\d\d with 1 process', text)
+    assert re.match(
+        r'2 of 2 shards are to be made: 200 records of 53 bytes, 0\.00 GB \(.* GB are free\), in about '
+        r'\d:\d\d:\d\d with 1 process',
+        text,
+    )
 
 
 @pytest.mark.parametrize('place', ['data_preprocessor', 'architecture'])
@@ -335,6 +351,7 @@ def test_a_network_alone_has_no_teacher(tmp_path, teacher):
 
 def test_images_of_several_classes_are_refused(teacher):
     from mmwsl.engine.cache_building import answers, build_model
+
     data = batch()
     data['data_samples'][2].set_gt_label([1, 2])
     with pytest.raises(ValueError, match='one class each'):

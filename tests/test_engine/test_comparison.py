@@ -14,8 +14,9 @@ CONFIGS = ROOT / 'configs'
 
 
 def options_of(planned):
-    return {name: [(run.config.name, run.work_dir.name, *run.options) for run in arm]
-            for name, arm in planned.arms.items()}
+    return {
+        name: [(run.config.name, run.work_dir.name, *run.options) for run in arm] for name, arm in planned.arms.items()
+    }
 
 
 def test_a_single_distillation_is_compared_with_its_controls(tmp_path, monkeypatch):
@@ -25,13 +26,18 @@ def test_a_single_distillation_is_compared_with_its_controls(tmp_path, monkeypat
     assert options_of(planned) == {
         'Student alone': [('alone.py', f'alone_seed{seed}', f'randomness.seed={seed}', 'a=1') for seed in (0, 3)],
         'Plain soft labels (KD)': [('kd.py', f'kd_seed{seed}', f'randomness.seed={seed}', *taught) for seed in (0, 3)],
-        'Weighted soft labels (WSL)': [('wsl_digits.py', f'wsl_digits_seed{seed}', f'randomness.seed={seed}', *taught)
-                                       for seed in (0, 3)]}
-    wsl, alone, kd, teacher = (Config.fromfile(path) for path in (
-        CONFIGS / 'wsl_digits.py', 'out/configs/alone.py', 'out/configs/kd.py', planned.teacher.config))
+        'Weighted soft labels (WSL)': [
+            ('wsl_digits.py', f'wsl_digits_seed{seed}', f'randomness.seed={seed}', *taught) for seed in (0, 3)
+        ],
+    }
+    wsl, alone, kd, teacher = (
+        Config.fromfile(path)
+        for path in (CONFIGS / 'wsl_digits.py', 'out/configs/alone.py', 'out/configs/kd.py', planned.teacher.config)
+    )
     assert alone.model == wsl.model.architecture and teacher.model == wsl.model.teacher
     assert kd.model.distiller.distill_losses.loss_wsl == dict(
-        type='mmwsl.WSLLoss', tau=4.0, loss_weight=2.25, weighting='one')
+        type='mmwsl.WSLLoss', tau=4.0, loss_weight=2.25, weighting='one'
+    )
     assert {**kd.model, 'distiller': None} == {**wsl.model, 'distiller': None}
     assert kd.train_dataloader == alone.train_dataloader == wsl.train_dataloader
 
@@ -40,7 +46,7 @@ def test_what_is_taught_reads_the_cache(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     planned = plan([CONFIGS / 'wsl_digits.py'], Path('out'), [0], cached=True)
     alone, _, wsl = (arm[0].options for arm in planned.arms.values())
-    assert alone == ('randomness.seed=0', ) and planned.teaching == ('model.teacher_ckpt=out/teacher/epoch_10.pth', )
+    assert alone == ('randomness.seed=0',) and planned.teaching == ('model.teacher_ckpt=out/teacher/epoch_10.pth',)
     cfg = Config.fromfile(CONFIGS / 'wsl_digits.py')
     cfg.merge_from_dict(dict(option.split('=') for option in wsl))
     assert cfg.model.teacher_cache == cfg.train_dataloader.dataset.cache == 'out/teacher_cache'
@@ -49,11 +55,13 @@ def test_what_is_taught_reads_the_cache(tmp_path, monkeypatch):
 
 
 def test_the_config_of_the_teacher_trains_it_and_is_no_arm(tmp_path):
-    given = [CONFIGS / name for name in (
-        'vanilla/digits_teacher.py', 'vanilla/digits_student.py', 'kd_digits.py', 'dkd_digits.py')]
+    given = [
+        CONFIGS / name
+        for name in ('vanilla/digits_teacher.py', 'vanilla/digits_student.py', 'kd_digits.py', 'dkd_digits.py')
+    ]
     planned = plan(given, tmp_path, [0])
     assert list(planned.arms) == ['Student alone', 'Plain soft labels (KD)', 'dkd_digits']
-    assert planned.teacher == Trained(given[0], tmp_path / 'teacher', ('randomness.seed=0', ))
+    assert planned.teacher == Trained(given[0], tmp_path / 'teacher', ('randomness.seed=0',))
     assert planned.teacher.last_checkpoint == tmp_path / 'teacher/epoch_30.pth'
     assert planned.teacher_ckpt is None
 
@@ -63,7 +71,10 @@ def test_a_folder_stands_for_its_configs(tmp_path):
         (tmp_path / f'{name}.py').write_text(f"_base_ = ['{CONFIGS / base}.py']")
     planned = plan([tmp_path], tmp_path / 'out', [0])
     assert {name: arm[0].config.stem for name, arm in planned.arms.items()} == {
-        'Student alone': 'student', 'Plain soft labels (KD)': 'kd', 'Weighted soft labels (WSL)': 'wsl'}
+        'Student alone': 'student',
+        'Plain soft labels (KD)': 'kd',
+        'Weighted soft labels (WSL)': 'wsl',
+    }
 
 
 def test_a_teacher_that_is_there_is_not_trained(tmp_path, monkeypatch):
@@ -73,10 +84,11 @@ def test_a_teacher_that_is_there_is_not_trained(tmp_path, monkeypatch):
     ckpt.touch()
     planned = plan([CONFIGS / 'wsl_digits.py'], tmp_path / 'out', [0])
     assert planned.teacher_ckpt == str(ckpt)
-    assert [arm[0].options for arm in planned.arms.values()] == 3 * [('randomness.seed=0', )]
+    assert [arm[0].options for arm in planned.arms.values()] == 3 * [('randomness.seed=0',)]
     # a comparison's own is one of its runs, whose log has its score
     (tmp_path / 'own.py').write_text(
-        f"_base_ = ['{CONFIGS / 'wsl_digits.py'}']\nmodel = dict(teacher_ckpt='{tmp_path}/out/teacher/epoch_10.pth')")
+        f"_base_ = ['{CONFIGS / 'wsl_digits.py'}']\nmodel = dict(teacher_ckpt='{tmp_path}/out/teacher/epoch_10.pth')"
+    )
     for name in ('epoch_10.pth', 'run.json'):
         path = tmp_path / 'out/teacher' / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,11 +96,14 @@ def test_a_teacher_that_is_there_is_not_trained(tmp_path, monkeypatch):
     assert plan([tmp_path / 'own.py'], tmp_path / 'out', [0]).teacher_ckpt is None
 
 
-@pytest.mark.parametrize('given, message', [
-    (['nothing.py'], r'there is no config nothing\.py: give a config, or a folder'),
-    (['vanilla/digits_student.py'], r'should be a distillation.*1 were given that train a network alone'),
-    (['wsl_digits.py', 'wsl_digits_student_student.py'], 'compared with one teacher.*student_student.py differ'),
-])
+@pytest.mark.parametrize(
+    'given, message',
+    [
+        (['nothing.py'], r'there is no config nothing\.py: give a config, or a folder'),
+        (['vanilla/digits_student.py'], r'should be a distillation.*1 were given that train a network alone'),
+        (['wsl_digits.py', 'wsl_digits_student_student.py'], 'compared with one teacher.*student_student.py differ'),
+    ],
+)
 def test_what_cannot_be_compared_is_explained(tmp_path, given, message, monkeypatch):
     monkeypatch.chdir(CONFIGS)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -106,6 +121,7 @@ def test_runs_are_told_of_and_come_in_their_order(tmp_path, monkeypatch):
         trained = len(logs.get(work_dir.name, ())) < 10
         logs[work_dir.name] = log_of(range(10))
         return trained
+
     monkeypatch.setattr(runs, 'train', train)
     monkeypatch.setattr(runs, 'scalars', lambda work_dir: logs.get(work_dir.name, []))
     planned = [Trained(CONFIGS / 'wsl_digits.py', tmp_path / name, ()) for name in 'ab']
@@ -129,6 +145,7 @@ def test_no_run_begins_after_one_that_failed(tmp_path, monkeypatch):
         if work_dir.name == '0':
             raise RuntimeError('no memory')
         cancelled.wait()
+
     monkeypatch.setattr(comparison, 'ThreadPoolExecutor', Pool)
     monkeypatch.setattr(runs, 'train', train)
     planned = [Trained(CONFIGS / 'wsl_digits.py', tmp_path / str(number), ()) for number in range(4)]
@@ -152,14 +169,16 @@ def test_table_has_the_last_epochs():
     assert table(METRICS[0], 61.5, arms).splitlines()[1:] == [
         'Teacher                         61.50',
         'Student alone                   51.50 +-  2.12   50.00, 53.00',
-        'kd                              60.13 +-     -   60.13']
+        'kd                              60.13 +-     -   60.13',
+    ]
 
 
 def test_a_teacher_that_is_no_better_is_named():
     alone = {'Student alone': [log_of([10, 50]), log_of([90, 53])]}
     assert warning(METRICS[0], 51.6, alone) == warning(METRICS[0], 1.0, {'kd': [log_of([60.0])]}) == ''
     assert warning(METRICS[0], 51.5, alone).startswith(
-        'The teacher (51.50) is no better than the student alone (51.50), so there is little to learn')
+        'The teacher (51.50) is no better than the student alone (51.50), so there is little to learn'
+    )
 
 
 def test_metric_is_what_was_logged():

@@ -23,26 +23,47 @@ def distilling(**loss):
     return distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(loss_wsl=loss)))
 
 
-@pytest.mark.parametrize('cfg, message', [
-    (distilling(type='mmwsl.WSLLoss', tao=3), "WSLLoss has no argument 'tao'. Did you mean 'tau'\\? It takes tau"),
-    (distillation(teachr_ckpt='x'), "WSLDistill has no argument 'teachr_ckpt'. Did you mean 'teacher_ckpt'\\?"),
-    ({**network(2), 'backbone': dict(type='mmwsl.CIFARResnet')}, "'mmwsl.CIFARResnet'. Did you mean 'mmwsl.CI"),
-    (distillation(distiller=dict(type='mmrazor.ConfigurableDistiller', student_recorders=dict(
-        logits=dict(type='ModuleOutputs', source='head')))),
-     "no task util 'ModuleOutputsRecorder'. Did you mean 'mmrazor.ModuleOutputsRecorder'\\?"),
-    (distilling(type='WSLLos'), "there is no model 'WSLLos'. Did you mean 'WSLLoss'\\?"),
-    (dict(type='mmwsl.WeightedLoss', loss=dict(type='DKD', alfa=1)), "DKD has no argument 'alfa'. Did you mean 'al"),
-    (dict(type='mmwsl.WeightedLoss', loss=dict(type='Qqqqqqq')), "there is no model 'Qqqqqqq'. For a class of"),
-], ids=['argument', 'argument of a base', 'type', 'type of another scope', 'type without scope', 'argument of a part',
-        'nothing like it'])
+@pytest.mark.parametrize(
+    'cfg, message',
+    [
+        (distilling(type='mmwsl.WSLLoss', tao=3), "WSLLoss has no argument 'tao'. Did you mean 'tau'\\? It takes tau"),
+        (distillation(teachr_ckpt='x'), "WSLDistill has no argument 'teachr_ckpt'. Did you mean 'teacher_ckpt'\\?"),
+        ({**network(2), 'backbone': dict(type='mmwsl.CIFARResnet')}, "'mmwsl.CIFARResnet'. Did you mean 'mmwsl.CI"),
+        (
+            distillation(
+                distiller=dict(
+                    type='mmrazor.ConfigurableDistiller',
+                    student_recorders=dict(logits=dict(type='ModuleOutputs', source='head')),
+                )
+            ),
+            "no task util 'ModuleOutputsRecorder'. Did you mean 'mmrazor.ModuleOutputsRecorder'\\?",
+        ),
+        (distilling(type='WSLLos'), "there is no model 'WSLLos'. Did you mean 'WSLLoss'\\?"),
+        (
+            dict(type='mmwsl.WeightedLoss', loss=dict(type='DKD', alfa=1)),
+            "DKD has no argument 'alfa'. Did you mean 'al",
+        ),
+        (dict(type='mmwsl.WeightedLoss', loss=dict(type='Qqqqqqq')), "there is no model 'Qqqqqqq'. For a class of"),
+    ],
+    ids=[
+        'argument',
+        'argument of a base',
+        'type',
+        'type of another scope',
+        'type without scope',
+        'argument of a part',
+        'nothing like it',
+    ],
+)
 def test_misspelt_word_of_a_config_is_explained(cfg, message):
     init_default_scope('mmpretrain')
     with pytest.raises(ValueError, match=message), explained_config():
         MODELS.build(cfg)
 
 
-@pytest.mark.parametrize('error', [TypeError('other'), KeyError('other'),
-                                   TypeError("f() got an unexpected keyword argument 'x'")])
+@pytest.mark.parametrize(
+    'error', [TypeError('other'), KeyError('other'), TypeError("f() got an unexpected keyword argument 'x'")]
+)
 def test_errors_that_are_not_of_a_config_stay_as_they_are(error):
     with pytest.raises(type(error)) as raised, explained_config():
         raise error
@@ -51,22 +72,41 @@ def test_errors_that_are_not_of_a_config_stay_as_they_are(error):
 
 def test_argument_of_what_training_builds_is_explained(tmp_path):
     with pytest.raises(ValueError, match=r"SGD has no argument 'lrr'\. Did you mean 'lr'\?"):
-        load_tool('train').main([str(ROOT / 'configs/vanilla/digits_student.py'), '--work-dir', str(tmp_path),
-                                 '--cfg-options', 'optim_wrapper.optimizer.lrr=0.1'])
+        load_tool('train').main(
+            [
+                str(ROOT / 'configs/vanilla/digits_student.py'),
+                '--work-dir',
+                str(tmp_path),
+                '--cfg-options',
+                'optim_wrapper.optimizer.lrr=0.1',
+            ]
+        )
 
 
-@pytest.mark.parametrize('option, message', [
-    ('trian_cfg.max_epochs', "nothing reads 'trian_cfg'. Did you mean 'train_cfg'"),
-    ('train_cfg.max_epoch', "nothing reads 'max_epoch' of train_cfg. Did you mean 'max_epochs'"),
-    ('seed', "nothing reads 'seed'"),
-])
+@pytest.mark.parametrize(
+    'option, message',
+    [
+        ('trian_cfg.max_epochs', "nothing reads 'trian_cfg'. Did you mean 'train_cfg'"),
+        ('train_cfg.max_epoch', "nothing reads 'max_epoch' of train_cfg. Did you mean 'max_epochs'"),
+        ('seed', "nothing reads 'seed'"),
+    ],
+)
 def test_option_that_nothing_reads_is_refused(digits, option, message):
     with pytest.raises(ValueError, match=f'--cfg-options {option}: {message}'):
         check_option_keys(digits, {option: 2})
 
 
-@pytest.mark.parametrize('option', ['train_cfg.max_epochs', 'tta_model.type', 'model.teacher_ckpt', 'randomness.seed',
-                                    'custom_hooks.1.min_accuracy', 'work_dir'])
+@pytest.mark.parametrize(
+    'option',
+    [
+        'train_cfg.max_epochs',
+        'tta_model.type',
+        'model.teacher_ckpt',
+        'randomness.seed',
+        'custom_hooks.1.min_accuracy',
+        'work_dir',
+    ],
+)
 def test_option_that_is_read_is_taken(digits, option, told):
     check_option_keys(digits, {option: 2})
     assert told == []
@@ -74,8 +114,10 @@ def test_option_that_is_read_is_taken(digits, option, told):
 
 def test_option_for_what_a_config_has_used_already_is_named(digits, told):
     check_option_keys(digits, {'digits_student.head.num_classes': 2})
-    assert told == ["--cfg-options digits_student.head.num_classes changes nothing where the config has used "
-                    "'digits_student' already."]
+    assert told == [
+        '--cfg-options digits_student.head.num_classes changes nothing where the config has used '
+        "'digits_student' already."
+    ]
 
 
 def test_key_of_a_file_that_looks_misspelt_is_named(told):
@@ -94,16 +136,19 @@ def test_no_config_of_the_project_looks_misspelt(told):
     assert told == []
 
 
-@pytest.mark.parametrize('scheduler, said', [
-    (dict(type='CosineAnnealingLR', T_max=8), 'cosine ends after epoch 8, and T_max=2 would end it with training'),
-    (dict(type='CosineAnnealingLR', T_max=8, begin=1), 'cosine ends after epoch 9, and T_max=1 would'),
-    (dict(type='MultiStepLR', milestones=[1, 2, 5]), 'the milestones [2, 5] are never reached'),
-    (dict(type='LinearLR', end=5), 'end=5 is never reached'),
-    (dict(type='CosineAnnealingLR', T_max=2), None),
-    (dict(type='CosineAnnealingLR', T_max=1, begin=1), None),
-    (dict(type='CosineAnnealingLR', T_max=300, by_epoch=False), None),
-    (dict(type='MultiStepLR', milestones=[1]), None),
-])
+@pytest.mark.parametrize(
+    'scheduler, said',
+    [
+        (dict(type='CosineAnnealingLR', T_max=8), 'cosine ends after epoch 8, and T_max=2 would end it with training'),
+        (dict(type='CosineAnnealingLR', T_max=8, begin=1), 'cosine ends after epoch 9, and T_max=1 would'),
+        (dict(type='MultiStepLR', milestones=[1, 2, 5]), 'the milestones [2, 5] are never reached'),
+        (dict(type='LinearLR', end=5), 'end=5 is never reached'),
+        (dict(type='CosineAnnealingLR', T_max=2), None),
+        (dict(type='CosineAnnealingLR', T_max=1, begin=1), None),
+        (dict(type='CosineAnnealingLR', T_max=300, by_epoch=False), None),
+        (dict(type='MultiStepLR', milestones=[1]), None),
+    ],
+)
 @pytest.mark.parametrize('several', [False, True])
 def test_schedule_that_ends_at_another_epoch_is_named(told, scheduler, said, several):
     warn_of_schedule(Config(dict(train_cfg=dict(max_epochs=2), param_scheduler=[scheduler] if several else scheduler)))

@@ -52,9 +52,14 @@ def test_a_loud_console_shows_mmengines_log(logger):
     assert '12/12' not in said(logger)
 
 
-@pytest.mark.parametrize('error, expected', [
-    (ValueError('lr is 0: set optim_wrapper'), 'Error: lr is 0: set optim_wrapper\n'),
-    (KeyError('loss'), "Error: KeyError: 'loss'\n")], ids=['ours', 'a bug'])
+@pytest.mark.parametrize(
+    'error, expected',
+    [
+        (ValueError('lr is 0: set optim_wrapper'), 'Error: lr is 0: set optim_wrapper\n'),
+        (KeyError('loss'), "Error: KeyError: 'loss'\n"),
+    ],
+    ids=['ours', 'a bug'],
+)
 def test_an_error_is_its_message_and_the_file_has_its_traceback(logger, tmp_path, monkeypatch, error, expected):
     monkeypatch.setattr(MMLogger, 'get_current_instance', lambda: logger)
     with pytest.raises(SystemExit) as ended, console.one_screen(verbose=False):
@@ -67,8 +72,9 @@ def test_an_error_is_its_message_and_the_file_has_its_traceback(logger, tmp_path
         raise error
 
 
-WSL = dict(type='mmwsl.WSLDistiller', distill_losses=dict(loss_wsl=dict(
-    type='mmwsl.WSLLoss', tau=4.0, loss_weight=2.25)))
+WSL = dict(
+    type='mmwsl.WSLDistiller', distill_losses=dict(loss_wsl=dict(type='mmwsl.WSLLoss', tau=4.0, loss_weight=2.25))
+)
 
 
 @pytest.fixture(scope='module')
@@ -90,16 +96,25 @@ def test_a_run_begins_with_one_screen(console_of_a_run):
     begin = next(place for place, line in enumerate(lines) if ' trains digits_student, seed 0' in line)
     assert lines[begin + 1].startswith(f'  student  ImageClassifier of CIFARResNet, {values:,} parameters')
     assert lines[begin + 2].startswith('  teacher  ImageClassifier of CIFARResNet, ')
-    assert lines[begin + 3:begin + 6] == [
+    assert lines[begin + 3 : begin + 6] == [
         '  by       loss_wsl: 2.25 * SoftCrossEntropy at tau 4, weighted by WSLWeighting',
-        '  data     600 images, 1,197 for validation, 10 classes; 100 in a batch', '  length   2 epochs of 6 steps']
+        '  data     600 images, 1,197 for validation, 10 classes; 100 in a batch',
+        '  length   2 epochs of 6 steps',
+    ]
 
 
 def test_a_row_has_what_the_log_has_and_names_are_explained_once(console_of_a_run):
     lines, runner = console_of_a_run
-    head, = [line for line in lines if line.split()[:2] == ['epoch', 'step']]
-    assert head.split()[2:] == ['loss', 'student.loss', 'distill.loss_wsl', 'distill.kl', 'distill.wsl_weight', 'lr',
-                                'left']
+    (head,) = [line for line in lines if line.split()[:2] == ['epoch', 'step']]
+    assert head.split()[2:] == [
+        'loss',
+        'student.loss',
+        'distill.loss_wsl',
+        'distill.kl',
+        'distill.wsl_weight',
+        'lr',
+        'left',
+    ]
     rows = [line.split() for line in lines if line.split()[:1] in (['1/2'], ['2/2'])]
     assert [row[:2] for row in rows] == [['1/2', '4/6'], ['2/2', '4/6']]
     hub = runner.message_hub
@@ -108,7 +123,9 @@ def test_a_row_has_what_the_log_has_and_names_are_explained_once(console_of_a_ru
         assert float(rows[1][place]) == pytest.approx(sum(logged[:10]) / 10, rel=1e-3), name
     assert sum('guessing costs 2.303, the logarithm of 10' in line for line in lines) == 1
     assert [line.partition(':')[0] for line in lines if line.startswith('validation')] == [
-        'validation after epoch 1', 'validation after epoch 2']
+        'validation after epoch 1',
+        'validation after epoch 2',
+    ]
 
 
 def test_a_quiet_run_is_short(console_of_a_run):
@@ -117,9 +134,17 @@ def test_a_quiet_run_is_short(console_of_a_run):
 
 
 def test_the_legend_tells_what_cannot_reach_0():
-    model = build(distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(
-        loss_wsl=dict(type='mmwsl.WSLLoss', tau=4.0, loss_weight=2.25),
-        loss_dkd=dict(type='mmwsl.WeightedLoss', loss=dict(type='DKD'))))))
+    model = build(
+        distillation(
+            distiller=dict(
+                type='mmwsl.WSLDistiller',
+                distill_losses=dict(
+                    loss_wsl=dict(type='mmwsl.WSLLoss', tau=4.0, loss_weight=2.25),
+                    loss_dkd=dict(type='mmwsl.WeightedLoss', loss=dict(type='DKD')),
+                ),
+            )
+        )
+    )
     text = legend(model, ['loss', 'distill.loss_wsl', 'distill.loss_dkd', 'distill.kl'])
     assert '2.25 * weight * 4^2 * cross-entropy with the teacher at tau: large, and never 0' in text
     assert 'loss_dkd' not in text and text.count('\n') == 2

@@ -1,4 +1,5 @@
 """Runs in three files: nothing of them is lost, whoever writes when, and nothing stands twice."""
+
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,15 +7,18 @@ import pytest
 
 from mmwsl.engine.kept_runs import KeptRuns
 
-CONFIG = '''model = dict(type='A')
+CONFIG = """model = dict(type='A')
 randomness = dict(deterministic=False, seed={seed})
 work_dir = 'work_dirs/a-seed={seed}'
-'''
+"""
 
 
 def keep(folder, seed, name='a', config=CONFIG, **fields):
-    KeptRuns(folder).keep(dict(name=f'{name}-seed={seed}', seed=seed, **fields), [dict(step=1, loss=float(seed))],
-                          config.format(seed=seed))
+    KeptRuns(folder).keep(
+        dict(name=f'{name}-seed={seed}', seed=seed, **fields),
+        [dict(step=1, loss=float(seed))],
+        config.format(seed=seed),
+    )
 
 
 def test_what_is_kept_is_found_again(tmp_path):
@@ -25,7 +29,8 @@ def test_what_is_kept_is_found_again(tmp_path):
     assert [run['name'] for run in kept.all()] == ['a-seed=0', 'a-seed=1']
     assert kept.find('a-seed=1')['top1'] == 50.0 and kept.curves()['a-seed=1'] == [dict(step=1, loss=1.0)]
     assert kept.config_of(kept.find('a-seed=1')).to_dict() == dict(
-        model=dict(type='A'), randomness=dict(deterministic=False, seed=1))
+        model=dict(type='A'), randomness=dict(deterministic=False, seed=1)
+    )
 
 
 def test_runs_that_differ_in_their_seed_share_a_config(tmp_path):
@@ -33,7 +38,10 @@ def test_runs_that_differ_in_their_seed_share_a_config(tmp_path):
     keep(tmp_path, 1)
     keep(tmp_path, 0, 'b', CONFIG.replace("'A'", "'B'"))
     assert [len((tmp_path / f'{name}.jsonl').read_text().splitlines()) for name in ('runs', 'curves', 'configs')] == [
-        3, 3, 2]
+        3,
+        3,
+        2,
+    ]
 
 
 def test_a_run_of_the_same_name_is_replaced_and_its_config_goes(tmp_path):

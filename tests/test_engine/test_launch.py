@@ -1,4 +1,5 @@
 """One training in a work dir at a time."""
+
 import errno
 import json
 import os
@@ -12,7 +13,7 @@ from mmengine.config import Config
 from mmwsl.engine import finish_run, launch, read_config, sole_training
 from tests.tiny import ROOT
 
-HOLD = '''
+HOLD = """
 import os, sys
 from mmengine.config import Config
 from mmwsl.engine import sole_training
@@ -21,7 +22,7 @@ with sole_training(Config(dict(launcher='none', work_dir=sys.argv[1]))):
     if not os.fork():  # as a worker of a dataloader, which outlives it
         print('worker', os.getpid(), flush=True)
     sys.stdin.read()
-'''
+"""
 
 
 def config(work_dir, launcher='none'):
@@ -32,9 +33,14 @@ def test_a_second_training_is_refused_and_one_after_it_is_not(tmp_path):
     with sole_training(config(tmp_path)):
         holder = json.loads((tmp_path / 'training.lock').read_text())
         assert holder['process'] == os.getpid()
-        with pytest.raises(RuntimeError, match=fr'another training runs in {tmp_path} \(process {os.getpid()} on '
-                           fr'{holder["host"]}, since {holder["since"]}\).*--work-dir.*: wait for it or end it'), \
-                sole_training(config(tmp_path)):
+        with (
+            pytest.raises(
+                RuntimeError,
+                match=rf'another training runs in {tmp_path} \(process {os.getpid()} on '
+                rf'{holder["host"]}, since {holder["since"]}\).*--work-dir.*: wait for it or end it',
+            ),
+            sole_training(config(tmp_path)),
+        ):
             pass
         with sole_training(config(tmp_path / 'other')):
             pass
@@ -55,8 +61,9 @@ def test_a_killed_training_holds_nothing_though_its_workers_live_on(tmp_path):
             pass
 
 
-@pytest.mark.parametrize('launcher, rank, locks', [
-    ('none', '1', True), ('pytorch', '0', True), ('pytorch', '1', False)])
+@pytest.mark.parametrize(
+    'launcher, rank, locks', [('none', '1', True), ('pytorch', '0', True), ('pytorch', '1', False)]
+)
 def test_the_first_process_of_a_run_locks(tmp_path, monkeypatch, launcher, rank, locks):
     monkeypatch.setenv('RANK', rank)
     with sole_training(config(tmp_path, launcher)):
@@ -68,6 +75,7 @@ def test_a_storage_without_locks_is_a_warning(tmp_path, monkeypatch):
 
     def lock(*_):
         raise OSError(errno.ENOLCK, 'No locks available')
+
     monkeypatch.setattr(launch, 'lock', lock)
     monkeypatch.setattr(launch, 'print_log', lambda text, *_: told.append(text))
     with sole_training(config(tmp_path)):
@@ -98,9 +106,16 @@ def test_a_config_of_an_installed_package_is_read():
     assert read_config(str(ROOT / 'configs/wsl_digits.py')).model.type == 'mmwsl.WSLDistill'
 
 
-@pytest.mark.parametrize('path, message', [
-    (ROOT / 'configs/wsl_digit.py', f'there is no config .*wsl_digit.py. Did you mean {ROOT}/configs/wsl_digits.py'),
-    ('nowhere/x.py', 'there is no config nowhere/x.py. configs/README.md lists')])
+@pytest.mark.parametrize(
+    'path, message',
+    [
+        (
+            ROOT / 'configs/wsl_digit.py',
+            f'there is no config .*wsl_digit.py. Did you mean {ROOT}/configs/wsl_digits.py',
+        ),
+        ('nowhere/x.py', 'there is no config nowhere/x.py. configs/README.md lists'),
+    ],
+)
 def test_a_config_that_is_not_there_is_explained(path, message):
     with pytest.raises(FileNotFoundError, match=message):
         launch.read_config(str(path))

@@ -28,16 +28,20 @@ def images(tmp_path):
 
 
 def network(name, pixels, classes=3, batchnorm=True, start=None, training=0.03, forward=0.01):
-    return Network(name, named_network(name, classes, pixels, BASES), Trial(training, forward, batchnorm, None),
-                   start or {})
+    return Network(
+        name, named_network(name, classes, pixels, BASES), Trial(training, forward, batchnorm, None), start or {}
+    )
 
 
-@pytest.mark.parametrize('name, pixels, backbone', [
-    ('resnet56', 32, dict(type='mmwsl.CIFARResNet', depth=56)),
-    ('resnet34', 32, dict(type='ResNet_CIFAR', depth=34, num_stages=4, out_indices=(3, ), style='pytorch')),
-    ('resnet34', 224, dict(type='ResNet', depth=34)),
-    ('resnet34_8xb32_in1k', 224, dict(type='ResNet', depth=34, num_stages=4, out_indices=(3, ), style='pytorch')),
-])
+@pytest.mark.parametrize(
+    'name, pixels, backbone',
+    [
+        ('resnet56', 32, dict(type='mmwsl.CIFARResNet', depth=56)),
+        ('resnet34', 32, dict(type='ResNet_CIFAR', depth=34, num_stages=4, out_indices=(3,), style='pytorch')),
+        ('resnet34', 224, dict(type='ResNet', depth=34)),
+        ('resnet34_8xb32_in1k', 224, dict(type='ResNet', depth=34, num_stages=4, out_indices=(3,), style='pytorch')),
+    ],
+)
 def test_a_name_gives_the_network_for_the_size_of_the_images(name, pixels, backbone):
     found = named_network(name, 7, pixels, BASES)
     assert found['backbone'] == backbone and found['head']['num_classes'] == 7 and 'topk' not in found['head']
@@ -92,8 +96,11 @@ def test_configs_are_one_pair(images, tmp_path):
     assert wsl.model.teacher_ckpt == f'{configs["teacher"].work_dir}/epoch_{wsl.train_cfg.max_epochs}.pth'
     assert {**configs['kd'].model, 'distiller': None} == {**wsl.model, 'distiller': None}
     assert list(configs['kd'].model.distiller.distill_losses) == ['loss_kd']
-    assert wsl.optim_wrapper == dict(optimizer=dict(  # 0.1 for 128 images
-        type='SGD', lr=0.00625, momentum=0.9, weight_decay=5e-4, nesterov=True))
+    assert wsl.optim_wrapper == dict(
+        optimizer=dict(  # 0.1 for 128 images
+            type='SGD', lr=0.00625, momentum=0.9, weight_decay=5e-4, nesterov=True
+        )
+    )
     assert len({cfg.work_dir for cfg in configs.values()}) == 4
     shared = 'train_dataloader', 'val_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg'
     assert all(cfg[key] == wsl[key] for cfg in configs.values() for key in shared)
@@ -107,7 +114,8 @@ def test_images_of_a_folder_that_is_not_split_are_read_by_lists(images, tmp_path
     assert [len(each) for each in paths] == [24, 6] and not set(paths[0]) & set(paths[1])
     assert val.metainfo['classes'] == ('ant', 'bee', 'cat')
     assert {path.split('/')[-2]: val.get_data_info(index)['gt_label'] for index, path in enumerate(paths[1])} == dict(
-        ant=0, bee=1, cat=2)
+        ant=0, bee=1, cat=2
+    )
     assert val[0]['inputs'].shape == (3, 32, 32)
 
 
@@ -149,10 +157,14 @@ def test_a_pretrained_start_of_another_network_is_refused(tmp_path):
         start_of(tmp_path, 'resnet34', weights)
 
 
-@pytest.mark.parametrize('value, text', [
-    (dict(type='A', steps=(3, )), "dict(type='A', steps=(3,))"),
-    ({'a-b': [1]}, "{'a-b': [1]}"),
-    (dict(a='x' * 60, b='y' * 60), f"dict(\n    a='{'x' * 60}',\n    b='{'y' * 60}')")])
+@pytest.mark.parametrize(
+    'value, text',
+    [
+        (dict(type='A', steps=(3,)), "dict(type='A', steps=(3,))"),
+        ({'a-b': [1]}, "{'a-b': [1]}"),
+        (dict(a='x' * 60, b='y' * 60), f"dict(\n    a='{'x' * 60}',\n    b='{'y' * 60}')"),
+    ],
+)
 def test_values_are_written_as_people_do(value, text):
     assert _code(value, 0) == text and eval(text) == value
 
@@ -160,8 +172,10 @@ def test_values_are_written_as_people_do(value, text):
 def test_the_tool_writes_configs_and_says_what_is_next(images, tmp_path, monkeypatch, capsys):
     tool = load_tool('new_pair')
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('sys.argv', ['tools/new_pair.py', '--data', 'mine', '--teacher', 'resnet20', '--student',
-                                     'resnet20', '--minutes', '0.001'])
+    monkeypatch.setattr(
+        'sys.argv',
+        ['tools/new_pair.py', '--data', 'mine', '--teacher', 'resnet20', '--student', 'resnet20', '--minutes', '0.001'],
+    )
     tool.main()
     said = capsys.readouterr().out
     assert 'mine: 3 classes (ant, bee, cat)\n  24 training and 6 validation images' in said

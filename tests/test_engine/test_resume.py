@@ -84,8 +84,11 @@ def started(work_dir, path, resume):
 @pytest.mark.parametrize('resume', [True, False])
 def test_checkpoint_of_another_network_is_refused(tmp_path, resume):
     torch.save(dict(state_dict=build(network(4)).state_dict(), meta={}), tmp_path / 'wider.pth')
-    with pytest.raises(ValueError, match=r'not of this model: \d+ of \d+ tensors are missing there or of another shape '
-                       r'\(backbone.* more\). Is it of another config'):
+    with pytest.raises(
+        ValueError,
+        match=r'not of this model: \d+ of \d+ tensors are missing there or of another shape '
+        r'\(backbone.* more\). Is it of another config',
+    ):
         started(tmp_path / 'run', tmp_path / 'wider.pth', resume)
 
 
@@ -97,6 +100,7 @@ def test_another_head_may_start_and_not_resume(tmp_path):
 
 
 # ---- networks that begin from a file
+
 
 def trained(**kwargs):
     """A network whose tensors all differ from those that another one is drawn with."""
@@ -114,8 +118,9 @@ def initialised(work_dir, init_cfg, part=None, alone=True, norm=None, depth=8):
         student['backbone']['norm_cfg'] = norm
     (student[part] if part else student)['init_cfg'] = dict(type='Pretrained', **init_cfg)
     model = student if alone else distillation(architecture=student)
-    runner = Runner.from_cfg(digits_config(work_dir, model, custom_hooks=HOOK, train_dataloader=dict(
-        num_batch_per_epoch=1)))
+    runner = Runner.from_cfg(
+        digits_config(work_dir, model, custom_hooks=HOOK, train_dataloader=dict(num_batch_per_epoch=1))
+    )
     runner.train()
     return runner.model if alone else runner.model.student
 
@@ -125,16 +130,23 @@ def saved(path, net, prefix=''):
     return dict(checkpoint=str(path))
 
 
-@pytest.mark.parametrize('kwargs, said', [
-    (dict(channels=4), 'of another shape: backbone'),
-    (dict(channels=4, classes=7), 'of another shape: backbone'),
-], ids=['width', 'width and classes'])
+@pytest.mark.parametrize(
+    'kwargs, said',
+    [
+        (dict(channels=4), 'of another shape: backbone'),
+        (dict(channels=4, classes=7), 'of another shape: backbone'),
+    ],
+    ids=['width', 'width and classes'],
+)
 @pytest.mark.parametrize('alone', [True, False], ids=['alone', 'distilled'])
 def test_another_networks_file_is_no_beginning(tmp_path, kwargs, said, alone):
     file = saved(tmp_path / 'other.pth', trained(**kwargs))
     name = 'model' if alone else 'model.architecture'
-    with pytest.raises(ValueError, match=rf"^{name}\.init_cfg: '.*other.pth' is of another network: only \d+ of 47 "
-                       rf"tensors came from it, and the others are untrained\. {said}.* more\. Give this network's"):
+    with pytest.raises(
+        ValueError,
+        match=rf"^{name}\.init_cfg: '.*other.pth' is of another network: only \d+ of 47 "
+        rf"tensors came from it, and the others are untrained\. {said}.* more\. Give this network's",
+    ):
         initialised(tmp_path / 'run', file, alone=alone)
 
 
@@ -145,9 +157,13 @@ def test_another_normalisation_is_another_network(tmp_path):
         initialised(tmp_path / 'run', file, norm=dict(type='GN', num_groups=1), depth=14)
 
 
-@pytest.mark.parametrize('prefix, part, advice', [
-    ('architecture.', None, "It would fit with prefix='architecture.' in init_cfg"),
-    ('', 'backbone', "It would fit with prefix='backbone.' in init_cfg")])
+@pytest.mark.parametrize(
+    'prefix, part, advice',
+    [
+        ('architecture.', None, "It would fit with prefix='architecture.' in init_cfg"),
+        ('', 'backbone', "It would fit with prefix='backbone.' in init_cfg"),
+    ],
+)
 def test_a_part_is_asked_for_by_its_prefix(tmp_path, prefix, part, advice):
     file = saved(tmp_path / 'whole.pth', trained(channels=2), prefix)
     with pytest.raises(ValueError, match=f'only 0 of.*{advice}'):
@@ -160,8 +176,15 @@ def test_a_backbones_file_is_for_the_backbone(tmp_path):
         initialised(tmp_path / 'run', file)
 
 
-@pytest.mark.parametrize('classes, more, part', [
-    (10, {}, None), (7, {}, None), (7, dict(prefix='backbone'), 'backbone'), (7, dict(prefix='backbone.'), 'backbone')])
+@pytest.mark.parametrize(
+    'classes, more, part',
+    [
+        (10, {}, None),
+        (7, {}, None),
+        (7, dict(prefix='backbone'), 'backbone'),
+        (7, dict(prefix='backbone.'), 'backbone'),
+    ],
+)
 def test_what_fits_begins(tmp_path, classes, more, part):
     theirs = trained(channels=2, classes=classes)
     before = theirs.backbone.conv1.weight.clone()
@@ -176,12 +199,19 @@ def test_what_is_loaded_after_it_counts(tmp_path):
     cfg = digits_config(tmp_path / 'run', student, custom_hooks=HOOK)
     cfg.load_from = str(tmp_path / 'own.pth')
     Runner.from_cfg(cfg).train()
+
+
 def test_a_run_is_resumed_with_the_teacher_that_it_was_begun_with(tmp_path):
     def train(teacher, epochs, resume=None, **model):
-        cfg = digits_config(tmp_path / f'{epochs}', distillation(teacher_ckpt=str(tmp_path / teacher), **model), epochs,
-                            custom_hooks=HOOK)
+        cfg = digits_config(
+            tmp_path / f'{epochs}',
+            distillation(teacher_ckpt=str(tmp_path / teacher), **model),
+            epochs,
+            custom_hooks=HOOK,
+        )
         cfg.merge_from_dict(dict(load_from=resume, resume=bool(resume), experiment_name=f'{epochs}{teacher}{model}'))
         Runner.from_cfg(cfg).train()
+
     for seed in (1, 2):
         save_teacher(tmp_path / f'{seed}.pth', seed=seed)
     shutil.copy(tmp_path / '1.pth', tmp_path / 'moved.pth')
@@ -190,8 +220,11 @@ def test_a_run_is_resumed_with_the_teacher_that_it_was_begun_with(tmp_path):
     digest, other = (hashlib.sha256((tmp_path / f'{seed}.pth').read_bytes()).hexdigest() for seed in (1, 2))
     assert torch.load(begun, weights_only=False)['meta']['teacher_sha256'] == [digest]
     train('moved.pth', 2, begun)
-    with pytest.raises(ValueError, match=f'begun with another teacher: the SHA-256 of its file is {digest} in the '
-                       f'checkpoint and {other} here.* give --cfg-options model.teacher_sha256={other}$'):
+    with pytest.raises(
+        ValueError,
+        match=f'begun with another teacher: the SHA-256 of its file is {digest} in the '
+        f'checkpoint and {other} here.* give --cfg-options model.teacher_sha256={other}$',
+    ):
         train('2.pth', 3, begun)
     train('2.pth', 3, begun, teacher_sha256=other)
 
@@ -202,6 +235,7 @@ def test_a_resume_names_the_settings_that_have_changed(tmp_path):
         cfg.merge_from_dict(dict(load_from=resume, resume=bool(resume)))
         Runner.from_cfg(cfg).train()
         return next((tmp_path / name).glob('*/*.log')).read_text()
+
     log('begun')
     begun = str(tmp_path / 'begun/epoch_1.pth')
     assert 'Settings differ' not in log('same', begun)

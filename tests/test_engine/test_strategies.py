@@ -36,6 +36,7 @@ if importlib.util.find_spec('deepspeed'):
 @HOOKS.register_module()
 class StopFirstHook(Hook):
     """Sends a signal to one of two processes, where a gradient is pending."""
+
     priority = 'HIGHEST'
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
@@ -48,21 +49,26 @@ class SpyOnBucketsHook(Hook):
     """Counts what DistributedDataParallel sends, and sends it."""
 
     def before_train(self, runner):
-        SPIED.update(syncs=[], parameters=sum(parameter.numel() for parameter in runner.model.parameters()),
-                     unused=runner.model.find_unused_parameters)
+        SPIED.update(
+            syncs=[],
+            parameters=sum(parameter.numel() for parameter in runner.model.parameters()),
+            unused=runner.model.find_unused_parameters,
+        )
 
         def send(_, bucket):
             SPIED['syncs'].append((runner.iter, bucket.buffer().numel()))
             buffer = bucket.buffer().div_(distributed.get_world_size())
             sent = distributed.all_reduce(buffer, async_op=True).get_future()
             return sent.then(lambda done: done.value()[0])
+
         runner.model.register_comm_hook(None, send)
 
 
 def config(folder, name, batch, clip=None, hooks=()):
     path = folder / f'{name}.py'
-    path.write_text(CONFIG.format(root=ROOT, folder=folder, batch=batch, clip=clip, hooks=list(hooks),
-                                  teacher=network(4)))
+    path.write_text(
+        CONFIG.format(root=ROOT, folder=folder, batch=batch, clip=clip, hooks=list(hooks), teacher=network(4))
+    )
     return str(path)
 
 
@@ -82,6 +88,7 @@ def _train_on_two(rank, folder):
         store = f'file://{folder}/store_{name}{len(options)}'
         distributed.init_process_group('gloo', store, rank=rank, world_size=2)
         main([path, '--work-dir', str(folder / name), '--launcher', 'pytorch', *options])
+
     clip = dict(max_norm=0.05)
     train('ddp', config(folder, 'ddp_of_two', 14, hooks=[dict(type='SpyOnBucketsHook')]))
     torch.save(SPIED, folder / f'spied_{rank}.pt')
@@ -96,8 +103,10 @@ def _train_on_two(rank, folder):
     for name, clipped in SHARDED.items():
         path = config(folder, f'{name}_of_two', 14, clip if clipped else None)
         options = ('--strategy', name)
-        options += {'fsdp2': ('--cfg-options', 'strategy.min_num_params=2000'),
-                    'deepspeed': ('--cfg-options', 'strategy.zero_optimization.stage=1')}.get(name, ())
+        options += {
+            'fsdp2': ('--cfg-options', 'strategy.min_num_params=2000'),
+            'deepspeed': ('--cfg-options', 'strategy.zero_optimization.stage=1'),
+        }.get(name, ())
         train(name, path, *options)
         if name != 'deepspeed':  # mmengine registers its optimisers each time, and a name can be registered once
             train(f'{name}_resumed', path, '--resume', str(folder / name / 'epoch_1.pth'), *options)
@@ -110,14 +119,15 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path, plain_con
     for name, clip in (('one', None), ('one_clipped', dict(max_norm=0.05))):
         main([config(tmp_path, name, 28, clip), '--work-dir', str(tmp_path / name)])
     assert weights(tmp_path, 'one').keys() != {} and any(
-        not torch.equal(value, weights(tmp_path, 'one_clipped')[key])
-        for key, value in weights(tmp_path, 'one').items())  # it does clip
-    torch.multiprocessing.start_processes(_train_on_two, (tmp_path, ), nprocs=2, start_method='fork')
+        not torch.equal(value, weights(tmp_path, 'one_clipped')[key]) for key, value in weights(tmp_path, 'one').items()
+    )  # it does clip
+    torch.multiprocessing.start_processes(_train_on_two, (tmp_path,), nprocs=2, start_method='fork')
     for name, clipped in {'ddp': False, **SHARDED}.items():
         reference = 'one_clipped' if clipped else 'one'
         assert len(weights(tmp_path, name)) == STUDENT and all('architecture' in key for key in weights(tmp_path, name))
-        torch.testing.assert_close(dict(weights(tmp_path, name)), dict(weights(tmp_path, reference)), rtol=1e-5,
-                                   atol=1e-5)
+        torch.testing.assert_close(
+            dict(weights(tmp_path, name)), dict(weights(tmp_path, reference)), rtol=1e-5, atol=1e-5
+        )
     # the signal came to the second process in step 4, whose gradient waits for that of step 5
     assert [(tmp_path / f'status_{rank}').read_text() for rank in range(2)] == ['143', '143']
     meta = torch.load(tmp_path / 'stopped/interrupted.pth', weights_only=False)['meta']
@@ -139,10 +149,13 @@ def sharded_config(**kwargs):
     return cfg
 
 
-@pytest.mark.parametrize('wrapper, words', [
-    (dict(clip_grad=dict(max_norm=1)), 'clip_grad would use the norm of one shard'),
-    (dict(paramwise_cfg=dict(norm_decay_mult=0)), r'paramwise_cfg \(norm_decay_mult\) goes by names'),
-])
+@pytest.mark.parametrize(
+    'wrapper, words',
+    [
+        (dict(clip_grad=dict(max_norm=1)), 'clip_grad would use the norm of one shard'),
+        (dict(paramwise_cfg=dict(norm_decay_mult=0)), r'paramwise_cfg \(norm_decay_mult\) goes by names'),
+    ],
+)
 def test_fsdp_refuses_what_it_would_compute_from_a_shard(wrapper, words):
     cfg = sharded_config()
     cfg.optim_wrapper.update(wrapper)
@@ -177,20 +190,37 @@ def test_a_config_may_set_a_strategy_itself():
 
 def test_deepspeed_accumulates_and_clips_itself(monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
-    cfg = Config(dict(launcher='pytorch', train_dataloader=dict(batch_size=7), optim_wrapper=dict(
-        type='AmpOptimWrapper', optimizer=dict(type='SGD', lr=1), accumulative_counts=4, clip_grad=dict(max_norm=5))))
+    cfg = Config(
+        dict(
+            launcher='pytorch',
+            train_dataloader=dict(batch_size=7),
+            optim_wrapper=dict(
+                type='AmpOptimWrapper',
+                optimizer=dict(type='SGD', lr=1),
+                accumulative_counts=4,
+                clip_grad=dict(max_norm=5),
+            ),
+        )
+    )
     choose_strategy(cfg, 'deepspeed')
     with pytest.raises(ValueError, match='=4 ends with wrong weights .* ZeRO 2: .*stage=1'):
         prepare_strategy(cfg)
     cfg.strategy.zero_optimization = dict(stage=1)
     prepare_strategy(cfg)
     assert cfg.optim_wrapper == dict(type='DeepSpeedOptimWrapper', optimizer=dict(type='SGD', lr=1))
-    assert cfg.strategy == dict(CHOICES['deepspeed'], zero_optimization=dict(stage=1), gradient_accumulation_steps=4,
-                                train_micro_batch_size_per_gpu=7, gradient_clipping=5, bf16=dict(enabled=True))
+    assert cfg.strategy == dict(
+        CHOICES['deepspeed'],
+        zero_optimization=dict(stage=1),
+        gradient_accumulation_steps=4,
+        train_micro_batch_size_per_gpu=7,
+        gradient_clipping=5,
+        bf16=dict(enabled=True),
+    )
 
 
-@pytest.mark.parametrize('installed, words', [
-    ((), 'DeepSpeed is not installed'), (('deepspeed', ), 'does not have any more')])
+@pytest.mark.parametrize(
+    'installed, words', [((), 'DeepSpeed is not installed'), (('deepspeed',), 'does not have any more')]
+)
 def test_a_deepspeed_that_mmengine_does_not_know_is_refused(monkeypatch, installed, words):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name if name in installed else None)
     cfg = sharded_config()

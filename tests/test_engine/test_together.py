@@ -1,4 +1,5 @@
 """Runs that train together: each comes out as tools/train.py makes it. What a GPU records is shown on one alone."""
+
 import copy
 from pathlib import Path
 
@@ -30,15 +31,28 @@ def teacher(tmp_path_factory):
 @pytest.fixture
 def config(tmp_path, teacher):
     """Two epochs on the digits in batches of 170, and one of 90."""
+
     def made(name, alone=False, weighting='wsl', **kwargs):
-        distiller = dict(type='mmwsl.WSLDistiller', distill_losses=dict(
-            loss_kd=dict(type='mmwsl.WSLLoss', tau=4.0, loss_weight=2.25, weighting=weighting)))
-        model = network(2) if alone else distillation(
-            teacher_ckpt=teacher, teacher_norm_eval=False, teacher_speed='plain', distiller=distiller)
-        cfg = digits_config(tmp_path / name, model, 2, **on_device(custom_hooks=[
-            dict(type='mmwsl.EpochSeedHook'), dict(type='mmwsl.CheckTeacherHook', min_score=0)]))
+        distiller = dict(
+            type='mmwsl.WSLDistiller',
+            distill_losses=dict(loss_kd=dict(type='mmwsl.WSLLoss', tau=4.0, loss_weight=2.25, weighting=weighting)),
+        )
+        model = (
+            network(2)
+            if alone
+            else distillation(teacher_ckpt=teacher, teacher_norm_eval=False, teacher_speed='plain', distiller=distiller)
+        )
+        cfg = digits_config(
+            tmp_path / name,
+            model,
+            2,
+            **on_device(
+                custom_hooks=[dict(type='mmwsl.EpochSeedHook'), dict(type='mmwsl.CheckTeacherHook', min_score=0)]
+            ),
+        )
         cfg.merge_from_dict({'train_dataloader.batch_size': 170, **kwargs})
         return cfg
+
     return made
 
 
@@ -65,7 +79,8 @@ def test_each_run_comes_out_as_the_runner_makes_it(config, tmp_path, schedule):
     schedulers = {
         'cosine by steps': cosine,
         'steps by epoch': dict(type='MultiStepLR', by_epoch=True, milestones=[1], gamma=0.1),
-        'warm-up': [dict(type='LinearLR', by_epoch=False, start_factor=0.01, begin=0, end=5), cosine]}[schedule]
+        'warm-up': [dict(type='LinearLR', by_epoch=False, start_factor=0.01, begin=0, end=5), cosine],
+    }[schedule]
     configs = [config('wsl'), config('kd', weighting='one'), config('alone', alone=True)]
     if schedule != 'warm-up':
         configs = configs[:1]
@@ -78,8 +93,11 @@ def test_each_run_comes_out_as_the_runner_makes_it(config, tmp_path, schedule):
         Runner.from_cfg(cfg).train()
         theirs = weights(Path(cfg.work_dir))
         assert_same(ours, theirs)
-        [accuracy] = [line['accuracy/top1'] for line in runs.scalars(Path(cfg.work_dir)) if line['step'] == 2
-                      and 'accuracy/top1' in line]
+        [accuracy] = [
+            line['accuracy/top1']
+            for line in runs.scalars(Path(cfg.work_dir))
+            if line['step'] == 2 and 'accuracy/top1' in line
+        ]
         assert [line['accuracy/top1'] for line in log if 'accuracy/top1' in line][-1] == pytest.approx(accuracy)
 
 
@@ -111,6 +129,7 @@ def test_a_teacher_that_runs_share_is_asked_once_for_a_batch(config, monkeypatch
     def spied(self, inputs, data_samples=None):
         asked.append(len(inputs))
         return ask(self, inputs, data_samples)
+
     monkeypatch.setattr(FrozenTeacher, '__call__', spied)
     other = config('other')
     other.model.teacher_norm_eval = True
@@ -135,6 +154,7 @@ def test_a_run_that_was_ended_goes_on_to_the_same_weights(config, tmp_path):
         told.append(line)
         if len(told) == 1:
             raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
         trained(parts, tell=kill)
     assert saved(tmp_path / 'parts') == [1]
@@ -152,18 +172,26 @@ def test_a_loss_that_is_not_finite_names_its_run(config):
         trained(config('tame'), wild)
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    ({'optim_wrapper.clip_grad': dict(max_norm=1.0)}, 'optim_wrapper.clip_grad'),
-    ({'optim_wrapper.accumulative_counts': 2}, 'optim_wrapper.accumulative_counts'),
-    ({'optim_wrapper.type': 'AmpOptimWrapper'}, "optim_wrapper.type='AmpOptimWrapper'.*dtype='bfloat16'"),
-    ({'optim_wrapper.optimizer.dampening': 0.1}, 'optim_wrapper.optimizer.dampening'),
-    ({'model.teacher_cache': 'folder'}, 'model.teacher_cache'),
-    ({'load_from': 'epoch_1.pth'}, 'load_from'),
-    ({'compile': True}, 'compile'),
-    ({'auto_scale_lr.enable': True}, 'auto_scale_lr.enable'),
-    ({'val_evaluator.type': 'MultiLabelMetric'}, 'a val_evaluator other than Accuracy'),
-    ({'train_cfg': dict(type='IterBasedTrainLoop', max_iters=3, _delete_=True)}, 'a train_cfg that is not by epoch'),
-    ({'custom_hooks': [dict(type='EMAHook')]}, "the hook 'EMAHook'")], ids=str)
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'optim_wrapper.clip_grad': dict(max_norm=1.0)}, 'optim_wrapper.clip_grad'),
+        ({'optim_wrapper.accumulative_counts': 2}, 'optim_wrapper.accumulative_counts'),
+        ({'optim_wrapper.type': 'AmpOptimWrapper'}, "optim_wrapper.type='AmpOptimWrapper'.*dtype='bfloat16'"),
+        ({'optim_wrapper.optimizer.dampening': 0.1}, 'optim_wrapper.optimizer.dampening'),
+        ({'model.teacher_cache': 'folder'}, 'model.teacher_cache'),
+        ({'load_from': 'epoch_1.pth'}, 'load_from'),
+        ({'compile': True}, 'compile'),
+        ({'auto_scale_lr.enable': True}, 'auto_scale_lr.enable'),
+        ({'val_evaluator.type': 'MultiLabelMetric'}, 'a val_evaluator other than Accuracy'),
+        (
+            {'train_cfg': dict(type='IterBasedTrainLoop', max_iters=3, _delete_=True)},
+            'a train_cfg that is not by epoch',
+        ),
+        ({'custom_hooks': [dict(type='EMAHook')]}, "the hook 'EMAHook'"),
+    ],
+    ids=str,
+)
 def test_what_a_graph_cannot_hold_is_refused(config, options, message):
     cfg = config('run')
     check_config(cfg)
@@ -175,7 +203,8 @@ def test_what_a_graph_cannot_hold_is_refused(config, options, message):
 def test_what_a_model_does_on_the_host_is_refused(config):
     warming, mixing = config('warming'), config('mixing', alone=True)
     warming.model.distiller.distill_losses.loss_kd = dict(
-        type='mmwsl.WeightedLoss', loss=dict(type='SoftCrossEntropy', tau=4.0), warmup_epochs=1)
+        type='mmwsl.WeightedLoss', loss=dict(type='SoftCrossEntropy', tau=4.0), warmup_epochs=1
+    )
     with pytest.raises(ValueError, match=r"cannot have warmup_epochs, as in \['loss_kd'\]"):
         trained(warming)
     mixing.model.train_cfg = dict(augments=dict(type='mmpretrain.Mixup', alpha=0.2))
@@ -193,8 +222,11 @@ def test_what_runs_have_in_common(config):
     smaller.train_dataloader.batch_size = 50
     unseeded = config('unseeded')
     unseeded.randomness.seed = None
-    for second, message in ((longer, r'one train_cfg.max_epochs, got \[2, 3\]'), (smaller, 'one train_dataloader'),
-                            (unseeded, 'need a seed')):
+    for second, message in (
+        (longer, r'one train_cfg.max_epochs, got \[2, 3\]'),
+        (smaller, 'one train_dataloader'),
+        (unseeded, 'need a seed'),
+    ):
         with pytest.raises(ValueError, match=message):
             trained(first, second)
 
@@ -223,6 +255,7 @@ def test_halved_weights_give_what_autocast_gives():
     def loss_of(network):
         with torch.autocast('cpu', torch.bfloat16):
             return network(images).float().logsumexp(1).mean()
+
     expected = loss_of(model)
     expected.backward()
     with halves:
@@ -256,6 +289,7 @@ def test_cuda_graphs_train_as_eager_steps_do(config, tmp_path):
         loader = Runner.build_dataloader(configs[0].train_dataloader, seed=0)
         batches = {0: Batches(loader)}
         return Together([Member(cfg, tmp_path, 4, torch.device('cuda')) for cfg in configs], batches)
+
     with deterministic:
         recorded, eager = made(), made()
         drawn = {0: recorded.batches[0].drawn(0)}

@@ -1,4 +1,5 @@
 """The networks begin as the field's code draws them; that they are the right networks is in test_configs.py."""
+
 import math
 
 import pytest
@@ -23,12 +24,15 @@ def torch_default(layer):
     return 1 / math.sqrt(3 * layer.weight[0].numel())
 
 
-@pytest.mark.parametrize('name, conv_std, linear_std, bias_is_zero', [
-    *[(name, kaiming_fan_out, torch_default, False) for name in ('r20', 'r8x4', 'r50')],
-    ('wrn16-2', kaiming_fan_out, torch_default, True),
-    *[(name, kaiming_fan_out, lambda layer: 0.01, True) for name in ('vgg8', 'mbv2')],
-    *[(name, torch_default, torch_default, False) for name in ('sv1', 'sv2')],
-])
+@pytest.mark.parametrize(
+    'name, conv_std, linear_std, bias_is_zero',
+    [
+        *[(name, kaiming_fan_out, torch_default, False) for name in ('r20', 'r8x4', 'r50')],
+        ('wrn16-2', kaiming_fan_out, torch_default, True),
+        *[(name, kaiming_fan_out, lambda layer: 0.01, True) for name in ('vgg8', 'mbv2')],
+        *[(name, torch_default, torch_default, False) for name in ('sv1', 'sv2')],
+    ],
+)
 def test_initialisation_is_the_fields(name, conv_std, linear_std, bias_is_zero):
     model = network(name)
     convs = [module for module in model.modules() if isinstance(module, nn.Conv2d) and module.weight.numel() >= 1000]

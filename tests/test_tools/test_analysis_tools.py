@@ -15,7 +15,8 @@ from mmwsl.utils import load_network
 from tests.tiny import ROOT, build, distillation, load_tool, network, on_device, save_teacher, tool
 
 bias_variance, cache_errors, regularization_samples = (
-    load_tool(f'analysis_tools/{name}') for name in ('bias_variance', 'cache_errors', 'regularization_samples'))
+    load_tool(f'analysis_tools/{name}') for name in ('bias_variance', 'cache_errors', 'regularization_samples')
+)
 STUDENT, WSL = ROOT / 'configs/vanilla/digits_student.py', ROOT / 'configs/wsl_digits.py'
 
 
@@ -30,6 +31,7 @@ def rows(path):
 
 
 # ---- bias_variance.py
+
 
 @pytest.fixture
 def trained(monkeypatch):
@@ -47,6 +49,7 @@ def trained(monkeypatch):
             for epoch in (1, 2):
                 write_records(members(epoch + cfg.randomness.seed, 10), work_dir, epoch)
         configs.append(cfg)
+
     monkeypatch.setattr(bias_variance, 'train', train)
     return configs
 
@@ -106,19 +109,29 @@ def test_few_models_give_no_intervals_nor_bias(tmp_path, monkeypatch, trained, c
 
 def test_the_same_resample_for_every_config_and_another_for_every_run(tmp_path, monkeypatch, trained):
     run(bias_variance, monkeypatch, STUDENT, WSL, '--models', 2, '--out', tmp_path)
-    wrapped = [(cfg.train_dataloader.dataset.type, cfg.train_dataloader.dataset.dataset.type,
-                cfg.train_dataloader.dataset.dataset.seed, cfg.randomness.seed) for cfg in trained]
+    wrapped = [
+        (
+            cfg.train_dataloader.dataset.type,
+            cfg.train_dataloader.dataset.dataset.type,
+            cfg.train_dataloader.dataset.dataset.seed,
+            cfg.randomness.seed,
+        )
+        for cfg in trained
+    ]
     assert sorted(wrapped) == [('mmwsl.SeededViews', 'mmwsl.Resample', seed, seed) for seed in (0, 0, 1, 1)]
     recorded = ['sample_records' in cfg.default_hooks for cfg in trained]
     assert recorded == ['teacher' in cfg.model for cfg in trained]
 
 
 def test_resample_lies_inside_of_a_device_dataset(tmp_path):
-    arm, = bias_variance.make_arms([STUDENT], None, on_device())
+    (arm,) = bias_variance.make_arms([STUDENT], None, on_device())
     cfg = Config.fromfile(bias_variance.prepare(arm, 0, SimpleNamespace(out=tmp_path, same_data=False)))
     dataset = cfg.train_dataloader.dataset
     assert [dataset.type, dataset.dataset.type, dataset.dataset.dataset.type] == [
-        'mmwsl.DeviceDataset', 'mmwsl.Resample', 'mmwsl.Digits']
+        'mmwsl.DeviceDataset',
+        'mmwsl.Resample',
+        'mmwsl.Digits',
+    ]
 
 
 def test_a_folder_with_other_settings_is_found_before_the_first_run(tmp_path, monkeypatch, trained):
@@ -137,8 +150,13 @@ def test_same_data_leaves_the_training_set_alone(tmp_path, monkeypatch, trained)
 def test_temperatures_are_tried_where_there_are_soft_labels():
     configs = [STUDENT, WSL, ROOT / 'configs/kd_digits.py']
     arms = list(bias_variance.make_arms(configs, [1.0, 4.0], dict(log_level='ERROR')))
-    assert [arm.name for arm in arms] == ['digits_student', 'wsl_digits_tau1', 'wsl_digits_tau4', 'kd_digits_tau1',
-                                          'kd_digits_tau4']
+    assert [arm.name for arm in arms] == [
+        'digits_student',
+        'wsl_digits_tau1',
+        'wsl_digits_tau4',
+        'kd_digits_tau1',
+        'kd_digits_tau4',
+    ]
     assert [loss.tau for arm in arms for loss in bias_variance.distill_losses(arm.cfg).values()] == [1, 4, 1, 4]
     assert all(arm.cfg.log_level == 'ERROR' for arm in arms)
 
@@ -156,8 +174,16 @@ def test_configs_of_one_name():
 
 @pytest.mark.slow
 def test_bias_variance_trains_and_does_nothing_twice(tmp_path):
-    args = ('analysis_tools/bias_variance.py', STUDENT, '--models', 2, '--out', tmp_path, '--cfg-options',
-            'train_cfg.max_epochs=2')
+    args = (
+        'analysis_tools/bias_variance.py',
+        STUDENT,
+        '--models',
+        2,
+        '--out',
+        tmp_path,
+        '--cfg-options',
+        'train_cfg.max_epochs=2',
+    )
     first = tool(*args, cwd=ROOT)
     table = (tmp_path / 'results.csv').read_text()
     logs = list(tmp_path.glob('digits_student/*/run/*/*.log'))
@@ -169,6 +195,7 @@ def test_bias_variance_trains_and_does_nothing_twice(tmp_path):
 
 
 # ---- regularization_samples.py
+
 
 @pytest.fixture
 def work_dirs(tmp_path):
@@ -190,16 +217,30 @@ def test_shares_and_flow_of_two_runs(tmp_path, monkeypatch, work_dirs, capsys):
     run(regularization_samples, monkeypatch, *work_dirs, '--out', tmp_path / 'out', '--images', 9)
     shares = rows(tmp_path / 'out/share.csv')
     assert [(row['run'], row['epoch'], float(row['share'])) for row in shares] == [
-        ('0', '1', 20), ('0', '2', 30), ('0', '3', 10), ('1', '1', 10), ('1', '2', 10), ('1', '3', 10)]
+        ('0', '1', 20),
+        ('0', '2', 30),
+        ('0', '3', 10),
+        ('1', '1', 10),
+        ('1', '2', 10),
+        ('1', '3', 10),
+    ]
     assert {row['tau'] for row in shares} == {'4.0'}
     flows = rows(tmp_path / 'out/flow.csv')
     columns = ('stay', 'enter', 'leave', 'outside', 'kept', 'by_chance')
     assert [[float(row[name]) for name in columns] for row in flows[:2]] == [
-        pytest.approx([10, 20, 10, 60, 50, 30]), pytest.approx([10, 0, 20, 70, 100 / 3, 10])]
+        pytest.approx([10, 20, 10, 60, 50, 30]),
+        pytest.approx([10, 0, 20, 70, 100 / 3, 10]),
+    ]
     assert [(row['runs'], row['low'], row['high']) for row in rows(tmp_path / 'out/summary.csv')] == [('2', '', '')] * 4
     summary = {row['quantity']: float(row['value']) for row in rows(tmp_path / 'out/summary.csv')}
-    assert summary == pytest.approx({'share in the first epoch': 15, 'share in the last epoch': 10,
-                                     'held back in the last epoch': 10, 'change sides in some epoch': 20})
+    assert summary == pytest.approx(
+        {
+            'share in the first epoch': 15,
+            'share in the last epoch': 10,
+            'held back in the last epoch': 10,
+            'change sides in some epoch': 20,
+        }
+    )
     pictures = {path.name for path in (tmp_path / 'out').glob('*.png')}
     assert pictures == {'share.png', 'flow.png', 'largest_weights.png', 'smallest_weights.png'}
     assert 'share.csv' in capsys.readouterr().out
@@ -207,8 +248,11 @@ def test_shares_and_flow_of_two_runs(tmp_path, monkeypatch, work_dirs, capsys):
 
 def test_sheets_show_the_images_of_the_largest_and_of_the_smallest_weights(tmp_path, monkeypatch, work_dirs):
     shown = []
-    monkeypatch.setattr(regularization_samples, 'draw_sheet', lambda dataset, records, heading, path: shown.append(
-        (records['index'].tolist(), path.name)))
+    monkeypatch.setattr(
+        regularization_samples,
+        'draw_sheet',
+        lambda dataset, records, heading, path: shown.append((records['index'].tolist(), path.name)),
+    )
     run(regularization_samples, monkeypatch, work_dirs[0], '--images', 3)
     assert shown == [([9, 8, 7], 'smallest_weights.png'), ([0, 1, 2], 'largest_weights.png')]
 
@@ -217,11 +261,25 @@ def test_checkpoints_at_several_temperatures(tmp_path, monkeypatch):
     cfg = Config.fromfile(WSL)
     teacher = save_teacher(tmp_path / 'teacher.pth', cfg.model.teacher)
     files = [save_teacher(tmp_path / f'epoch_{epoch}.pth', cfg.model.architecture, seed=epoch) for epoch in (10, 9)]
-    run(regularization_samples, monkeypatch, WSL, '--checkpoints', *files, '--taus', 1, 8, '--cfg-options',
-        f'model.teacher_ckpt={teacher}')
+    run(
+        regularization_samples,
+        monkeypatch,
+        WSL,
+        '--checkpoints',
+        *files,
+        '--taus',
+        1,
+        8,
+        '--cfg-options',
+        f'model.teacher_ckpt={teacher}',
+    )
     shares = rows(tmp_path / 'regularization_samples/share.csv')
     assert [(row['tau'], row['epoch'], row['samples']) for row in shares] == [
-        ('1.0', '9', '600'), ('1.0', '10', '600'), ('8.0', '9', '600'), ('8.0', '10', '600')]
+        ('1.0', '9', '600'),
+        ('1.0', '10', '600'),
+        ('8.0', '9', '600'),
+        ('8.0', '10', '600'),
+    ]
     assert (tmp_path / 'regularization_samples/flow.png').exists()
 
 
@@ -235,14 +293,17 @@ def test_the_innermost_dataset_is_the_one_that_indices_speak_of():
 
 def test_sheets_of_joined_datasets_show_the_images_of_each_part(tmp_path, monkeypatch, work_dirs):
     cfg = Config.fromfile(WSL)
-    parts = [dict(type='mmwsl.Digits', split='train', indices=4, pipeline=[dict(type='PackInputs')]),
-             dict(type='mmwsl.Digits', split='test', indices=6, pipeline=[dict(type='PackInputs')])]
+    parts = [
+        dict(type='mmwsl.Digits', split='train', indices=4, pipeline=[dict(type='PackInputs')]),
+        dict(type='mmwsl.Digits', split='test', indices=6, pipeline=[dict(type='PackInputs')]),
+    ]
     cfg.train_dataloader.dataset.dataset = dict(type='ConcatDataset', datasets=parts)
     cfg.dump(work_dirs[0] / 'wsl_digits.py')
     shown = []
     image_of = regularization_samples.image_of
-    monkeypatch.setattr(regularization_samples, 'image_of', lambda datasets, index: shown.append(
-        image_of(datasets, index)) or shown[-1])
+    monkeypatch.setattr(
+        regularization_samples, 'image_of', lambda datasets, index: shown.append(image_of(datasets, index)) or shown[-1]
+    )
     run(regularization_samples, monkeypatch, work_dirs[0], '--images', 10)
     first, second = (DATASETS.build(part) for part in parts)
     expected = [*(first.get_data_info(i)['img'] for i in range(4)), *(second.get_data_info(i)['img'] for i in range(6))]
@@ -254,26 +315,35 @@ def test_sheets_of_joined_datasets_show_the_images_of_each_part(tmp_path, monkey
 
 def test_images_of_files_are_shown(tmp_path):
     from PIL import Image
+
     Image.new('RGB', (40, 30), (255, 0, 0)).save(tmp_path / 'red.png')
 
     class Files:
-        metainfo = dict(classes=('cat', ))
+        metainfo = dict(classes=('cat',))
 
         def __len__(self):
             return 1
 
         def get_data_info(self, index):
             return dict(img_path=str(tmp_path / 'red.png'), gt_label=0)
+
     regularization_samples.draw_sheet([Files()], members(1, 1), 'heading', tmp_path / 'sheet.png')
     pixels = np.asarray(Image.open(tmp_path / 'sheet.png').convert('RGB'))
     assert (pixels == (255, 0, 0)).all(2).sum() > 1000
 
 
-@pytest.mark.parametrize('call, error, message', [
-    (lambda: regularization_samples.epoch_of(ROOT / 'last.pth'), ValueError, 'should say its epoch.*got last.pth'),
-    (lambda: regularization_samples.config_of(ROOT / 'requirements'), FileNotFoundError, 'it has no config'),
-    (lambda: regularization_samples.temperature(Config.fromfile(STUDENT)), ValueError, 'give --checkpoints and --taus'),
-])
+@pytest.mark.parametrize(
+    'call, error, message',
+    [
+        (lambda: regularization_samples.epoch_of(ROOT / 'last.pth'), ValueError, 'should say its epoch.*got last.pth'),
+        (lambda: regularization_samples.config_of(ROOT / 'requirements'), FileNotFoundError, 'it has no config'),
+        (
+            lambda: regularization_samples.temperature(Config.fromfile(STUDENT)),
+            ValueError,
+            'give --checkpoints and --taus',
+        ),
+    ],
+)
 def test_what_cannot_be_analysed(call, error, message):
     with pytest.raises(error, match=message):
         call()
@@ -287,6 +357,7 @@ def test_options_that_do_not_go_together(monkeypatch, args):
 
 # ---- cache_errors.py
 
+
 @pytest.mark.parametrize('norm_eval', [True, False])
 def test_errors_of_each_kind_of_record(tmp_path, monkeypatch, capsys, norm_eval):
     cfg = Config.fromfile(WSL)
@@ -299,8 +370,13 @@ def test_errors_of_each_kind_of_record(tmp_path, monkeypatch, capsys, norm_eval)
     run(cache_errors, monkeypatch, tmp_path / 'pair.py', '--student', student, '--images', 200, '--top-k', 3)
     table = [line.strip('| ').split(' | ') for line in capsys.readouterr().out.splitlines() if line.startswith('|')]
     size, loss, weight, largest, alone = (dict((row[0], row[i]) for row in table[2:]) for i in range(1, 6))
-    assert size == {'all, float32': '53', 'all, float16': '33', 'top 3, float32': '32', 'top 3, float16': '26',
-                    'all, in other batches': ''}
+    assert size == {
+        'all, float32': '53',
+        'all, float16': '33',
+        'top 3, float32': '32',
+        'top 3, float16': '26',
+        'all, in other batches': '',
+    }
     assert float(loss['all, float32']) < float(loss['top 3, float32'])
     assert max(float(weight[kind]) for kind in size if 'float' in kind) < 1e-6 < float(alone['all, float16'])
     assert (float(largest['all, in other batches']) < 1e-3) is norm_eval

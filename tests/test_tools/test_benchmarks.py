@@ -1,4 +1,5 @@
 """tools/benchmarks without its clocks: who takes part, and what is made of the times."""
+
 import argparse
 import contextlib
 import json
@@ -10,7 +11,7 @@ import torch
 from mmwsl.models import losses
 from tests.tiny import ROOT, load_tool
 
-LOSS = '''from mmwsl.models.losses import functional
+LOSS = """from mmwsl.models.losses import functional
 from mmwsl.registry import MODELS
 
 
@@ -22,16 +23,21 @@ class WSLLoss:
 
     def __call__(self, preds_S, preds_T, target):
         return functional.scaled(preds_S.sum(), self.tau)
-'''
+"""
 
 
 @pytest.fixture
 def checkout(tmp_path):
     """A tree as that of 0.1.0, with a loss of its own: tau times the sum of the student's logits."""
-    files = {'__init__': 'raise ImportError', 'registry': 'raise ImportError', 'models/__init__': 'raise ImportError',
-             'models/losses/__init__': 'from mmwsl.models.losses.wsl_loss import WSLLoss',
-             'models/losses/functional': 'def scaled(value, tau): return tau * value', 'models/losses/wsl_loss': LOSS,
-             'version': "__version__ = '0.0.9'"}
+    files = {
+        '__init__': 'raise ImportError',
+        'registry': 'raise ImportError',
+        'models/__init__': 'raise ImportError',
+        'models/losses/__init__': 'from mmwsl.models.losses.wsl_loss import WSLLoss',
+        'models/losses/functional': 'def scaled(value, tau): return tau * value',
+        'models/losses/wsl_loss': LOSS,
+        'version': "__version__ = '0.0.9'",
+    }
     for name, text in files.items():
         path = tmp_path / f'mmwsl/{name}.py'
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,8 +92,14 @@ def test_every_contestant_steps_once_a_round(loss_tool, checkout, shape):
 def test_a_peer_without_dense_logits_is_given_each_pixel_as_a_sample(loss_tool):
     preds_S, preds_T, target = torch.randn(2, 5, 3, 4), torch.randn(2, 5, 3, 4), torch.randint(5, (2, 3, 4))
     loss = loss_tool.CONTESTANTS['WSLD (mmrazor)'](preds_S.shape)
-    values = [[loss(preds_S[n, :, i, j][None], preds_T[n, :, i, j][None], target[n, i, j][None])
-               for i in range(3) for j in range(4)] for n in range(2)]
+    values = [
+        [
+            loss(preds_S[n, :, i, j][None], preds_T[n, :, i, j][None], target[n, i, j][None])
+            for i in range(3)
+            for j in range(4)
+        ]
+        for n in range(2)
+    ]
     torch.testing.assert_close(loss(preds_S, preds_T, target), torch.tensor(values).mean())
 
 
@@ -128,16 +140,42 @@ def test_what_torch_compiles_joins_after_a_first_look_at_all_rows(loss_tool, mon
     def row(shape, dtype, args, bandwidth):
         on_disk.append(json.loads((tmp_path / 'loss.json').read_text())['rows'] if on_disk else [])
         return {'shape': list(shape), 'milliseconds': dict.fromkeys(args.contestants, 1.0)}
+
     on_disk = []
-    for name, stub in (('measured_row', row), ('print_row', lambda row: None), ('draw', lambda *args: None),
-                       ('copy_bandwidth', lambda device: 1.0)):
+    for name, stub in (
+        ('measured_row', row),
+        ('print_row', lambda row: None),
+        ('draw', lambda *args: None),
+        ('copy_bandwidth', lambda device: 1.0),
+    ):
         monkeypatch.setattr(loss_tool, name, stub)
-    monkeypatch.setattr('sys.argv', ['loss.py', '--device', 'cpu', '--processes', '0', '--out', str(tmp_path),
-                                     '--shapes', '2x3', '4x3', '--contestants', 'WSLLoss', 'WSLLoss compiled'])
+    monkeypatch.setattr(
+        'sys.argv',
+        [
+            'loss.py',
+            '--device',
+            'cpu',
+            '--processes',
+            '0',
+            '--out',
+            str(tmp_path),
+            '--shapes',
+            '2x3',
+            '4x3',
+            '--contestants',
+            'WSLLoss',
+            'WSLLoss compiled',
+        ],
+    )
     loss_tool.main()
     on_disk.append(json.loads((tmp_path / 'loss.json').read_text())['rows'])
     assert [[(row['shape'][0], len(row['milliseconds'])) for row in rows] for rows in on_disk] == [
-        [], [(2, 1)], [(2, 1), (4, 1)], [(2, 2), (4, 1)], [(2, 2), (4, 2)]]
+        [],
+        [(2, 1)],
+        [(2, 1), (4, 1)],
+        [(2, 2), (4, 1)],
+        [(2, 2), (4, 2)],
+    ]
 
 
 @pytest.mark.parametrize(('device', 'takes_part'), [('cpu', False), ('cuda', True)])
@@ -149,15 +187,26 @@ def test_the_kernel_takes_part_on_a_gpu(loss_tool, monkeypatch, device, takes_pa
 def test_ratios_are_of_steps_in_the_same_round(loss_tool, capsys):
     # 2, 1 and 3; the medians alone would give 4 / 3
     assert loss_tool.paired_ratio([2.0, 4.0, 9.0], [1.0, 4.0, 3.0]) == 2.0
-    loss_tool.print_row({'shape': [64, 100], 'dtype': 'float32', 'memory / logits': {'WSLLoss': 3.1, 'old': 3.0},
-                         'share of copy bandwidth': {'WSLLoss': 0.25, 'old': 0.5},
-                         'milliseconds': {'WSLLoss': 0.4, 'old': 0.39}, 'WSLLoss / other': {'old': [1.0, 1.2, 0.9]}})
+    loss_tool.print_row(
+        {
+            'shape': [64, 100],
+            'dtype': 'float32',
+            'memory / logits': {'WSLLoss': 3.1, 'old': 3.0},
+            'share of copy bandwidth': {'WSLLoss': 0.25, 'old': 0.5},
+            'milliseconds': {'WSLLoss': 0.4, 'old': 0.39},
+            'WSLLoss / other': {'old': [1.0, 1.2, 0.9]},
+        }
+    )
     printed = [' '.join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert printed == ['64 x 100, float32 ms of copying memory / logits WSLLoss / other',
-                       'WSLLoss 0.400 0.250 3.10', 'old 0.390 0.500 3.00 1.000 (0.900 to 1.200)']
+    assert printed == [
+        '64 x 100, float32 ms of copying memory / logits WSLLoss / other',
+        'WSLLoss 0.400 0.250 3.10',
+        'old 0.390 0.500 3.00 1.000 (0.900 to 1.200)',
+    ]
 
 
 # ---- a training step
+
 
 @pytest.fixture(scope='session')  # what it registers can be registered once
 def train_step():
@@ -181,7 +230,9 @@ def taking_turns(train_step, monkeypatch, fails_at, seconds=60.0, built_fails=Fa
                     raise ValueError('three\nlines\nof it')
                 stepped.append((step, arm))
                 turns.done(arm)
+
         return run
+
     monkeypatch.setattr(train_step, 'built', build)
     turns = train_step.measure(['a', 'b', 'bad'], seconds, lambda times: rounds.append(len(times['a'])))
     return turns, stepped, rounds
@@ -221,6 +272,7 @@ def test_steps_so_far_are_on_disk_after_each_round(train_step, tmp_path):
 def test_arms_are_what_their_names_say(train_step, tmp_path):
     def config(arm):
         return train_step.config_of(arm, 7, 'teacher.pth', tmp_path)
+
     device = config('wsl, loss compiled, device')
     assert device.train_dataloader.dataset.type == 'mmwsl.DeviceDataset' and not device.compile
     assert device.model.distiller.distill_losses.loss_wsl.compile is True and device.model.teacher_norm_eval
@@ -238,7 +290,7 @@ def test_timms_loss_is_that_of_plain_soft_labels(train_step):
     assert hasattr(timm, 'LogitDistillationTask')
     student, teacher = (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5)) for _ in range(2))
     loss_of = train_step.timm_task(student, teacher)
-    images, labels = torch.randn(6, 3, 2, 2), torch.randint(5, (6, ))
+    images, labels = torch.randn(6, 3, 2, 2), torch.randint(5, (6,))
     logits_S, logits_T = student(images), teacher(images)
     soft = (logits_T / 4).softmax(1) * ((logits_T / 4).log_softmax(1) - (logits_S / 4).log_softmax(1))
     expected = torch.nn.functional.cross_entropy(logits_S, labels) + 2.25 * 16 * soft.sum() / 6

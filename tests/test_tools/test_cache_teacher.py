@@ -53,8 +53,18 @@ def test_cached_and_live_runs_over_the_same_views_give_the_same_student(folder, 
 def test_two_processes_build_the_same_cache_and_read_it(folder, taught_live):
     cfg = run_config(folder / 'two', str(folder / 'teacher.pth'), 20)
     cfg.dump(folder / 'live.py')
-    told = launch('dist_train.sh', folder / 'live.py', 2, '--views', EPOCHS, '--out', folder / 'cache2', '--work-dir',
-                  folder / 'build', TOOL='cache_teacher')
+    told = launch(
+        'dist_train.sh',
+        folder / 'live.py',
+        2,
+        '--views',
+        EPOCHS,
+        '--out',
+        folder / 'cache2',
+        '--work-dir',
+        folder / 'build',
+        TOOL='cache_teacher',
+    )
     assert 'with 2 process(es)' in told
     assert contents(folder / 'cache2') == contents(folder / 'cache')
     cfg = cached(cfg, folder / 'cache2')
@@ -70,8 +80,18 @@ def test_the_tools_default_folder_is_where_the_cached_config_looks(tmp_path):
     cfg = live(str(tmp_path / 'teacher.pth'), tmp_path / 'work')
     cfg.dump(tmp_path / 'pair.py')
     env = {**os.environ, 'PYTHONPATH': str(ROOT)}
-    tool('cache_teacher.py', tmp_path / 'pair.py', '--views', 1, '--top-k', 3, '--dtype', 'float16', cwd=tmp_path,
-         env=env)
+    tool(
+        'cache_teacher.py',
+        tmp_path / 'pair.py',
+        '--views',
+        1,
+        '--top-k',
+        3,
+        '--dtype',
+        'float16',
+        cwd=tmp_path,
+        env=env,
+    )
     assert (tmp_path / 'work/teacher_cache/cache.json').exists()
     cached(cfg, tmp_path / 'work/teacher_cache').dump(tmp_path / 'cached.py')
     done = tool('train.py', tmp_path / 'cached.py', cwd=tmp_path, env=env)
@@ -80,9 +100,15 @@ def test_the_tools_default_folder_is_where_the_cached_config_looks(tmp_path):
     assert done.returncode == 1 and 'record.top_k is 3 in the cache and None here' in done.stdout
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['--views', '0'], '--views should be at least 1'), (['--views', '1', '--amp'], 'leave --amp out'),
-    ([], '--views'), (['--views', '1', '--dtype', 'int8'], "invalid choice: 'int8'")])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--views', '0'], '--views should be at least 1'),
+        (['--views', '1', '--amp'], 'leave --amp out'),
+        ([], '--views'),
+        (['--views', '1', '--dtype', 'int8'], "invalid choice: 'int8'"),
+    ],
+)
 def test_wrong_options(monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(sys, 'argv', ['cache_teacher.py', 'config.py', *arguments])
     with pytest.raises(SystemExit):

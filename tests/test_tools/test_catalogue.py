@@ -12,8 +12,11 @@ from tests.tiny import ROOT, load_tool
 
 catalogue = load_tool('results/catalogue')
 
-STEMS = {path.stem for path in (ROOT / 'configs').rglob('*.py')
-         if not {'_base_', *catalogue.OTHER_TASKS} & set(path.relative_to(ROOT / 'configs').parts)}
+STEMS = {
+    path.stem
+    for path in (ROOT / 'configs').rglob('*.py')
+    if not {'_base_', *catalogue.OTHER_TASKS} & set(path.relative_to(ROOT / 'configs').parts)
+}
 
 
 def test_files_are_what_the_configs_and_the_results_give():
@@ -38,14 +41,22 @@ def test_metafile_names_every_config_once():
 
 
 def test_each_method_is_listed_under_its_heading_and_its_paper():
-    sections = {title: re.findall(r'^\| \[(\S+)\]', text, re.M) for title, text in re.findall(
-        r'^## ([^\n]*)\n(.*?)(?=^## |\Z)', (ROOT / 'configs/README.md').read_text(), re.M | re.S)}
+    sections = {
+        title: re.findall(r'^\| \[(\S+)\]', text, re.M)
+        for title, text in re.findall(
+            r'^## ([^\n]*)\n(.*?)(?=^## |\Z)', (ROOT / 'configs/README.md').read_text(), re.M | re.S
+        )
+    }
     assert sections['ImageNet-1k: other methods'] == [
-        f'{method}_r34_r18_in1k' for method in ('kd-ls', 'dkd', 'nkd', 'dist', 'wttm')]
+        f'{method}_r34_r18_in1k' for method in ('kd-ls', 'dkd', 'nkd', 'dist', 'wttm')
+    ]
     assert sections["Digits: other methods with WSL's weights"] == [
-        f'wsl-{method}_digits' for method in ('hinton', 'dkd', 'nkd', 'dist')]
+        f'wsl-{method}_digits' for method in ('hinton', 'dkd', 'nkd', 'dist')
+    ]
     assert sections["ImageNet-1k: plain soft labels, Hinton's recipe"] == [
-        'kd-hinton_r34_r18_in1k', 'kd-hinton_r50_mbv1_in1k']
+        'kd-hinton_r34_r18_in1k',
+        'kd-hinton_r50_mbv1_in1k',
+    ]
     content = yaml.safe_load((ROOT / 'configs/metafile.yml').read_text())
     papers = {entry['Name']: entry['Paper']['URL'].rsplit('/')[-1] for entry in content['Collections']}
     assert (papers['DKD'], papers['WTTM'], papers['DKD, weighted']) == ('2203.08679', '2402.11148', '2102.00650')
@@ -82,8 +93,13 @@ def results(tmp_path, monkeypatch):
     monkeypatch.setattr(catalogue, 'RESULTS', tmp_path)
 
     def add(config, seed, top1, settings=None, options=()):
-        KeptRuns(tmp_path).keep(dict(name=f'{config}-{seed}', config=config, seed=seed, top1=top1,
-                                     settings=settings or {}, options=options), [], '')
+        KeptRuns(tmp_path).keep(
+            dict(
+                name=f'{config}-{seed}', config=config, seed=seed, top1=top1, settings=settings or {}, options=options
+            ),
+            [],
+            '',
+        )
 
     return add
 
@@ -113,7 +129,8 @@ def test_figures_kept_are_those_of_their_logs():
     curves, texts = kept.curves(), kept.configs()
     configs = {sha256: Config.fromstring(text, '.py') for sha256, text in texts.items()}
     assert {sha256: hashlib.sha256(text.encode()).hexdigest()[:12] for sha256, text in texts.items()} == {
-        sha256: sha256 for sha256 in texts} and {run['config_sha256'] for run in kept.all()} == texts.keys()
+        sha256: sha256 for sha256 in texts
+    } and {run['config_sha256'] for run in kept.all()} == texts.keys()
     for run in kept.all():
         cfg = configs[run['config_sha256']]
         cfg.randomness.seed = run['seed']
@@ -134,18 +151,21 @@ def as_it_says(cfg, run):
     return merged
 
 
-@pytest.mark.parametrize('name, teacher, student, recipe', [
-    ('wsl_wrn40-2_sv1_cifar100', 'WRN-40-2', 'ShuffleNetV1', 'SGD, lr 0.01, 240 epochs, batch 64'),
-    ('kd_r34_r18_in1k', 'ResNet-34', 'ResNet-18', 'SGD, lr 0.1, 100 epochs, batch 256'),
-    ('wsl_r56-r44-r32_r20_cifar100', 'ResNet-56 + 44 + 32', 'ResNet-20', 'SGD, lr 0.05, 240 epochs, batch 64'),
-    ('wsl_digits', 'ResNet-14', 'ResNet-8, 2 channels', 'SGD, lr 0.1, 10 epochs, batch 50'),
-    ('vgg8_cifar100', '', 'VGG-8', 'SGD, lr 0.05, 240 epochs, batch 64'),
-    ('r20_cifar100_8e', '', 'ResNet-20', 'SGD, lr 0.1, 8 epochs, batch 128'),
-    ('kd_r56_r20_cifar100_8e_eval', 'ResNet-56', 'ResNet-20', 'SGD, lr 0.1, 8 epochs, batch 128'),
-    ('mmrazor_r56_r20_cifar100_8e', 'ResNet-56', 'ResNet-20', 'SGD, lr 0.1, 8 epochs, batch 128'),
-    ('kd-hinton_wrn40-2_sv1_cifar100', 'WRN-40-2', 'ShuffleNetV1', 'SGD, lr 0.01, 240 epochs, batch 64'),
-    ('wsl-dkd_digits', 'ResNet-14', 'ResNet-8, 2 channels', 'SGD, lr 0.1, 10 epochs, batch 50'),
-])
+@pytest.mark.parametrize(
+    'name, teacher, student, recipe',
+    [
+        ('wsl_wrn40-2_sv1_cifar100', 'WRN-40-2', 'ShuffleNetV1', 'SGD, lr 0.01, 240 epochs, batch 64'),
+        ('kd_r34_r18_in1k', 'ResNet-34', 'ResNet-18', 'SGD, lr 0.1, 100 epochs, batch 256'),
+        ('wsl_r56-r44-r32_r20_cifar100', 'ResNet-56 + 44 + 32', 'ResNet-20', 'SGD, lr 0.05, 240 epochs, batch 64'),
+        ('wsl_digits', 'ResNet-14', 'ResNet-8, 2 channels', 'SGD, lr 0.1, 10 epochs, batch 50'),
+        ('vgg8_cifar100', '', 'VGG-8', 'SGD, lr 0.05, 240 epochs, batch 64'),
+        ('r20_cifar100_8e', '', 'ResNet-20', 'SGD, lr 0.1, 8 epochs, batch 128'),
+        ('kd_r56_r20_cifar100_8e_eval', 'ResNet-56', 'ResNet-20', 'SGD, lr 0.1, 8 epochs, batch 128'),
+        ('mmrazor_r56_r20_cifar100_8e', 'ResNet-56', 'ResNet-20', 'SGD, lr 0.1, 8 epochs, batch 128'),
+        ('kd-hinton_wrn40-2_sv1_cifar100', 'WRN-40-2', 'ShuffleNetV1', 'SGD, lr 0.01, 240 epochs, batch 64'),
+        ('wsl-dkd_digits', 'ResNet-14', 'ResNet-8, 2 channels', 'SGD, lr 0.1, 10 epochs, batch 50'),
+    ],
+)
 def test_row_says_who_teaches_whom_and_how(name, teacher, student, recipe):
     cells = row(name)
     assert (cells['Teacher'], cells['Student'], cells['Recipe']) == (teacher, student, recipe)
@@ -167,7 +187,7 @@ def test_number_for_a_config_that_does_not_exist_is_an_error(results):
 def test_readme_shows_every_run_that_is_kept():
     text = (ROOT / 'README.md').read_text()
     begin, end = marks('results', 'results/catalogue')
-    table = text[text.index(begin):text.index(end)]
+    table = text[text.index(begin) : text.index(end)]
     for config, runs in catalogue.read_results().items():
         assert f'| `{config}` |' in table
         assert ', '.join(f'{run["top1"]:.2f}' for run in runs) in table

@@ -1,4 +1,5 @@
 """tools/demo.py without its training: which runs it asks for, and what it makes of their logs."""
+
 import re
 import statistics
 
@@ -24,9 +25,15 @@ def test_demo_shows_what_its_runs_logged(tmp_path, monkeypatch, capsys):
             return []
         cfg, options = asked[work_dir.name]
         seed, weight = int(options['randomness.seed']), {'distill.wsl_weight': 0.5} if 'teacher' in cfg.model else {}
-        return [line for epoch in range(1, cfg.train_cfg.max_epochs + 1)
-                for line in (dict(loss=1.0, step=12 * epoch, epoch=epoch, **weight),
-                             {'accuracy/top1': 50.0 + epoch + 3 * seed, 'step': epoch})]
+        return [
+            line
+            for epoch in range(1, cfg.train_cfg.max_epochs + 1)
+            for line in (
+                dict(loss=1.0, step=12 * epoch, epoch=epoch, **weight),
+                {'accuracy/top1': 50.0 + epoch + 3 * seed, 'step': epoch},
+            )
+        ]
+
     monkeypatch.setattr(runs, 'train', train)
     monkeypatch.setattr(runs, 'scalars', scalars)
     monkeypatch.chdir(tmp_path)
@@ -43,18 +50,31 @@ def test_demo_shows_what_its_runs_logged(tmp_path, monkeypatch, capsys):
     for cfg, options in asked.values():
         assert options.get('model.teacher_ckpt') == (last_of_teacher if 'teacher' in cfg.model else None)
     assert {cfg.filename.removeprefix(f'{ROOT}/configs/') for cfg, _ in asked.values()} == {
-        'vanilla/digits_teacher.py', 'vanilla/digits_student.py', 'kd_digits.py', 'wsl_digits.py'}
+        'vanilla/digits_teacher.py',
+        'vanilla/digits_student.py',
+        'kd_digits.py',
+        'wsl_digits.py',
+    }
 
 
 @pytest.mark.parametrize('name', ['seg', 'multi', 'det'])
 def test_a_demo_of_scenes_reads_the_metric_of_its_task(tmp_path, monkeypatch, capsys, name):
     demo, asked = load_tool('demo'), {}
     monkeypatch.setattr(demo, 'find_spec', lambda package: package)
-    monkeypatch.setattr(runs, 'train', lambda tool, config, work_dir, options, threads, version: asked.update(
-        {work_dir.name: (config, options)}))
+    monkeypatch.setattr(
+        runs,
+        'train',
+        lambda tool, config, work_dir, options, threads, version: asked.update({work_dir.name: (config, options)}),
+    )
     metric = demo.TASKS[name].metric
-    monkeypatch.setattr(runs, 'scalars', lambda work_dir: [
-        {'distill.wsl_weight': 0.5, 'epoch': 5, 'step': 5}, {metric.key: 61.5 / metric.factor, 'step': 5}])
+    monkeypatch.setattr(
+        runs,
+        'scalars',
+        lambda work_dir: [
+            {'distill.wsl_weight': 0.5, 'epoch': 5, 'step': 5},
+            {metric.key: 61.5 / metric.factor, 'step': 5},
+        ],
+    )
     # configs of other packages need them
     monkeypatch.setattr(runs, 'version_of', lambda config: '')
     monkeypatch.setattr(demo.Trained, 'epochs', 5)
@@ -62,9 +82,13 @@ def test_a_demo_of_scenes_reads_the_metric_of_its_task(tmp_path, monkeypatch, ca
     map_, labels = PixelData(data=torch.ones(1, 4, 4)), torch.tensor([7, 2])
     boxes = InstanceData(bboxes=torch.tensor([[0.0, 1, 2, 3], [1, 0, 3, 2]]), labels=labels)
     sure = InstanceData(scores=torch.tensor([0.9, 0.1]), **dict(boxes.items()))
-    found = BaseDataElement(**{'seg': dict(gt_sem_seg=map_, pred_sem_seg=map_),
-                               'multi': dict(gt_label=labels, pred_label=labels),
-                               'det': dict(gt_instances=boxes, pred_instances=sure)}[name])
+    found = BaseDataElement(
+        **{
+            'seg': dict(gt_sem_seg=map_, pred_sem_seg=map_),
+            'multi': dict(gt_label=labels, pred_label=labels),
+            'det': dict(gt_instances=boxes, pred_instances=sure),
+        }[name]
+    )
     seen = []
     monkeypatch.setattr(demo, 'predicted', lambda *run: seen.append(run) or demo.SHOWN * [(image, found)])
     monkeypatch.setattr('sys.argv', ['demo.py', '--task', name, '--out', str(tmp_path)])
@@ -75,8 +99,12 @@ def test_a_demo_of_scenes_reads_the_metric_of_its_task(tmp_path, monkeypatch, ca
     taught = {folder for folder, (_, options) in asked.items() if any('teacher_ckpt' in option for option in options)}
     assert taught == {folder for folder in asked if folder[:3] in ('kd_', 'wsl', 'cwd')}
     assert [(config, path.parent.name) for config, path in seen] == [
-        (demo.TASKS[name].teacher, 'teacher'), *((demo.TASKS[name].arms[demo.ALONE], f'{config.split("/")[1]}_seed0')
-                                                 for config in demo.TASKS[name].arms.values())]
+        (demo.TASKS[name].teacher, 'teacher'),
+        *(
+            (demo.TASKS[name].arms[demo.ALONE], f'{config.split("/")[1]}_seed0')
+            for config in demo.TASKS[name].arms.values()
+        ),
+    ]
     assert (tmp_path / 'scenes.png').stat().st_size > 5_000
 
 

@@ -1,4 +1,5 @@
 """tools/gpu.py: what is on disk when parts finish, fail, hang or are cut off, and the whole of it in small."""
+
 import contextlib
 import json
 import os
@@ -11,11 +12,11 @@ import pytest
 from tests.tiny import ROOT, load_tool, tool
 
 # writes its process id, says that it did, and waits to be ended
-STUCK = '''import os, pathlib, signal
+STUCK = """import os, pathlib, signal
 signal.signal(signal.SIGTERM, {1})
 pathlib.Path("{0}/pid").write_text(str(os.getpid()))
 pathlib.Path("{0}/begun").write_text("begun")
-signal.pause()'''
+signal.pause()"""
 
 
 @pytest.fixture
@@ -54,15 +55,19 @@ def test_the_part_at_the_limit_is_ended_and_what_was_found_stays(gpu, session, t
     monkeypatch.setattr(gpu, 'GRACE', 60.0 if heeds else 0.0)
     session.left = lambda: 0.0 if (tmp_path / 'begun').exists() else 60.0
     collected = []
-    for part in (shell(gpu, 'first', f'echo whole > {tmp_path}/first.json'),
-                 stuck(gpu, tmp_path, on_sigterm, collect=lambda: collected.append((tmp_path / 'tidied').exists())),
-                 shell(gpu, 'third', f'touch {tmp_path}/third.json')):
+    for part in (
+        shell(gpu, 'first', f'echo whole > {tmp_path}/first.json'),
+        stuck(gpu, tmp_path, on_sigterm, collect=lambda: collected.append((tmp_path / 'tidied').exists())),
+        shell(gpu, 'third', f'touch {tmp_path}/third.json'),
+    ):
         session.carry_out(part)
     assert (tmp_path / 'first.json').read_text() == 'whole\n' and is_gone(tmp_path)
     assert collected[-1] == heeds and not (tmp_path / 'third.json').exists()
-    assert parts(tmp_path) == [dict(name='first', state='finished', seconds=0.0),
-                               dict(name='stuck', state='cut off', seconds=60.0),
-                               dict(name='third', state='skipped', why='no time was left')]
+    assert parts(tmp_path) == [
+        dict(name='first', state='finished', seconds=0.0),
+        dict(name='stuck', state='cut off', seconds=60.0),
+        dict(name='third', state='skipped', why='no time was left'),
+    ]
 
 
 def test_a_part_takes_no_more_of_the_limit_than_it_is_worth(gpu, session, tmp_path):
@@ -88,6 +93,7 @@ def test_results_are_collected_while_a_part_runs(gpu, session, tmp_path):
         if (tmp_path / 'result').exists():
             with contextlib.suppress(OSError):  # nobody reads yet, or any more
                 os.close(os.open(tmp_path / 'pipe', os.O_WRONLY | os.O_NONBLOCK))
+
     polls = iter(range(100_000, 0, -1))  # the part is cut off in the end
     session.left = lambda: next(polls) / 1000
     session.carry_out(shell(gpu, 'run', f'touch {tmp_path}/result; cat {tmp_path}/pipe', collect=collect))
@@ -107,8 +113,9 @@ say = lambda: print((pathlib.Path({str(tmp_path)!r}) / 'begun').exists(), flush=
 gpu.parts_of = lambda args: [gpu.Part('stuck', {stuck(gpu, tmp_path).command!r}, 1.0, collect=say)]
 sys.argv[1:] = ['--rehearse', '--out', {str(tmp_path)!r}, '--work', {str(tmp_path)!r}]
 gpu.main()"""
-    with subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], cwd=ROOT / 'tools', stdout=subprocess.PIPE,
-                          text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, '-W', 'ignore', '-c', code], cwd=ROOT / 'tools', stdout=subprocess.PIPE, text=True
+    ) as process:
         assert 'True\n' in iter(process.stdout.readline, '')
         process.terminate()
         process.communicate()
@@ -123,7 +130,10 @@ def test_what_runs_logged_is_one_file(gpu, tmp_path):
         log.write_text(lines)  # the last line of one is being written
     gpu.collect_runs(tmp_path / 'work', tmp_path)
     assert [json.loads(line) for line in (tmp_path / 'runs.jsonl').read_text().splitlines()] == [
-        dict(run='kd', step=1), dict(run='wsl', step=1), dict(run='wsl', step=2)]
+        dict(run='kd', step=1),
+        dict(run='wsl', step=1),
+        dict(run='wsl', step=2),
+    ]
 
 
 def test_figures_of_steps_are_collected_alone(gpu, tmp_path):
@@ -142,8 +152,19 @@ def test_wheels_are_installed_beside_the_python_that_runs(gpu, tmp_path, monkeyp
         wheel.writestr('onlyhere-1.0.dist-info/METADATA', 'Metadata-Version: 2.1\nName: onlyhere\nVersion: 1.0\n')
         wheel.writestr('onlyhere-1.0.dist-info/WHEEL', 'Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
         wheel.writestr('onlyhere-1.0.dist-info/RECORD', '')
-    monkeypatch.setattr('sys.argv', ['gpu.py', '--rehearse', '--out', str(tmp_path), '--work', str(tmp_path / 'work'),
-                                     '--wheels', str(tmp_path / 'wheels')])
+    monkeypatch.setattr(
+        'sys.argv',
+        [
+            'gpu.py',
+            '--rehearse',
+            '--out',
+            str(tmp_path),
+            '--work',
+            str(tmp_path / 'work'),
+            '--wheels',
+            str(tmp_path / 'wheels'),
+        ],
+    )
     args = gpu.parse_args()
     session = gpu.Session(tmp_path, 100.0, lambda: 100.0, gpu.environment_of(args))
     session.carry_out(gpu.parts_of(args)[0])
@@ -165,9 +186,14 @@ def parsed(gpu, monkeypatch, *given):
     return gpu.parse_args()
 
 
-@pytest.mark.parametrize(('given', 'expected'), [
-    (['tests'], [('tests', 0.4)]), (['step=50', 'loss'], [('loss', 0.4), ('teacher', 0.1), ('step', 0.25)]),
-    (['runs'], [('teacher', 0.1), ('runs', 1.0)])])
+@pytest.mark.parametrize(
+    ('given', 'expected'),
+    [
+        (['tests'], [('tests', 0.4)]),
+        (['step=50', 'loss'], [('loss', 0.4), ('teacher', 0.1), ('step', 0.25)]),
+        (['runs'], [('teacher', 0.1), ('runs', 1.0)]),
+    ],
+)
 def test_parts_are_chosen_with_what_they_need(gpu, monkeypatch, given, expected):
     args = parsed(gpu, monkeypatch, '--seconds', '200', '--parts', *given)
     assert [(part.name, part.worth) for part in gpu.parts_of(args)] == expected
@@ -181,8 +207,12 @@ def test_a_part_that_is_none_is_named(gpu, monkeypatch, capsys):
 
 def test_every_test_for_a_gpu_is_among_those_that_run(gpu, monkeypatch):
     files = {argument for argument in gpu.cuda_tests(parsed(gpu, monkeypatch)).command if argument.endswith('.py')}
-    for name in ('test_engine/test_together', 'test_models/test_losses/test_kernel',
-                 'test_models/test_losses/test_wsl_loss', 'test_models/test_algorithms/test_one_graph'):
+    for name in (
+        'test_engine/test_together',
+        'test_models/test_losses/test_kernel',
+        'test_models/test_losses/test_wsl_loss',
+        'test_models/test_algorithms/test_one_graph',
+    ):
         assert f'tests/{name}.py' in files
 
 
@@ -199,24 +229,53 @@ def test_hangs(): pathlib.Path({str(tmp_path)!r}, 'begun').touch(), signal.pause
     assert 'assert (6 * 7) == 41' in log and '1 failed' in log and parts(tmp_path)[0]['state'] == 'cut off'
 
 
-@pytest.mark.parametrize(('given', 'expected'), [
-    (['REHEARSE=1', 'SECONDS=60'], '.venv/bin/python tools/gpu.py --seconds 60 --data data/cifar100 '
-     '--teachers checkpoints --out work_dirs/gpu/results --rehearse'),
-    (['WHEELS=w', 'DATA=d', 'TEACHERS=t', 'OUT=o', 'PYTHON=python3.12', 'PARTS=tests loss=80'],
-     'python3.12 tools/gpu.py --seconds 540 --data d --teachers t --out o --parts tests loss=80 --wheels w')])
+@pytest.mark.parametrize(
+    ('given', 'expected'),
+    [
+        (
+            ['REHEARSE=1', 'SECONDS=60'],
+            '.venv/bin/python tools/gpu.py --seconds 60 --data data/cifar100 '
+            '--teachers checkpoints --out work_dirs/gpu/results --rehearse',
+        ),
+        (
+            ['WHEELS=w', 'DATA=d', 'TEACHERS=t', 'OUT=o', 'PYTHON=python3.12', 'PARTS=tests loss=80'],
+            'python3.12 tools/gpu.py --seconds 540 --data d --teachers t --out o --parts tests loss=80 --wheels w',
+        ),
+    ],
+)
 def test_make_hands_its_folders_over(given, expected):
-    done = subprocess.run(['make', '--dry-run', '--old-file=.venv/.installed', 'gpu', *given], cwd=ROOT, check=True,
-                          capture_output=True, text=True, env={'PATH': os.environ['PATH']})
+    done = subprocess.run(
+        ['make', '--dry-run', '--old-file=.venv/.installed', 'gpu', *given],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        env={'PATH': os.environ['PATH']},
+    )
     assert ' '.join(done.stdout.replace('\\\n', ' ').split()) == expected
 
 
 def rehearse(tmp_path, data, teachers):
     out = tmp_path / 'out'
-    tool('gpu.py', '--rehearse', '--seconds', 600, '--out', out, '--work', tmp_path / 'work', '--data', data,
-         '--teachers', teachers, cwd=ROOT)
+    tool(
+        'gpu.py',
+        '--rehearse',
+        '--seconds',
+        600,
+        '--out',
+        out,
+        '--work',
+        tmp_path / 'work',
+        '--data',
+        data,
+        '--teachers',
+        teachers,
+        cwd=ROOT,
+    )
     assert len(list(out.iterdir())) <= 8
     return {part['name']: part['state'] for part in parts(out)}, [
-        json.loads(line) for line in (out / 'runs.jsonl').read_text().splitlines()]
+        json.loads(line) for line in (out / 'runs.jsonl').read_text().splitlines()
+    ]
 
 
 @pytest.mark.slow
@@ -235,4 +294,5 @@ def test_rehearsal_with_cifar100_and_its_teacher(tmp_path, cifar100, published_t
     assert states == dict.fromkeys(('tests', 'loss', 'teacher', 'step', 'runs'), 'finished')
     arms = ('r20', 'kd-hinton_r56_r20', 'kd_r56_r20', 'wsl_r56_r20')
     assert {line['run'] for line in lines if 'accuracy/top1' in line} == {
-        f'{arm}_cifar100-max_epochs=1-seed=0' for arm in arms}
+        f'{arm}_cifar100-max_epochs=1-seed=0' for arm in arms
+    }

@@ -1,4 +1,5 @@
 """MMRazor's own configs, with its own algorithms: tools/try_mmrazor.py and tools/add_wsl.py."""
+
 import functools
 import re
 import sys
@@ -52,6 +53,7 @@ def tried(tools, tmp_path, monkeypatch):
 
 # ------------------------------------------------------------------------------------------------------ the configs
 
+
 @pytest.mark.slow
 def test_each_config_does_what_the_page_says(tried):
     text = (ROOT / 'docs/mmrazor.md').read_text()
@@ -73,13 +75,15 @@ def test_the_page_has_each_config():
 def test_a_config_that_fails_says_why(tried, tmp_path):
     (tmp_path / 'given').mkdir()
     (tmp_path / 'given/broken.py').write_text(
-        "_base_ = 'mmcls::resnet/resnet18_8xb16_cifar10.py'\nmodel = dict(head=dict(type='NoHead'))\n")
+        "_base_ = 'mmcls::resnet/resnet18_8xb16_cifar10.py'\nmodel = dict(head=dict(type='NoHead'))\n"
+    )
     row = tried.try_config(tmp_path / 'given/broken.py')
     assert row.found == {'loads': True, 'trains': False}
     assert re.search("there is no model 'NoHead'", row.cells[-1]) and row.cells[1:5] == ('yes', 'no', '', '')
 
 
 # -------------------------------------------------------------------------------------------------- a checkpoint
+
 
 def test_a_checkpoint_of_mmrazor_is_tested_and_its_student_exported(tried, tools, tmp_path, monkeypatch):
     path = next(path for path in tried.configs() if path.match(KD))
@@ -96,8 +100,9 @@ def test_a_checkpoint_of_mmrazor_is_tested_and_its_student_exported(tried, tools
     student.load_state_dict(torch.load(tmp_path / 'student.pth')['state_dict'], strict=True)
     student.eval()
     # what the config's preprocessor does with its images of noise, 16 by 16 pixels
-    images = torch.stack([torch.from_numpy(cv2.imread(str(tmp_path / f'16-{index}.png'))[..., ::-1].copy())
-                          for index in range(4)]).permute(0, 3, 1, 2)
+    images = torch.stack(
+        [torch.from_numpy(cv2.imread(str(tmp_path / f'16-{index}.png'))[..., ::-1].copy()) for index in range(4)]
+    ).permute(0, 3, 1, 2)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)))
     with torch.no_grad():
         expected = student((images - mean) / std).softmax(1)
@@ -112,6 +117,7 @@ def test_the_student_of_a_data_free_distillation_is_found_in_its_wrapper():
 
 # --------------------------------------------------------------------------------------- lines that add the weight
 
+
 @pytest.fixture
 def added(tools, tmp_path):
     """The lines for a config of MMRazor, and what it becomes."""
@@ -122,22 +128,26 @@ def added(tools, tmp_path):
         text = add_wsl.fragment(Config.fromfile(path), str(path), *arguments, **settings)
         (tmp_path / 'with_wsl.py').write_text(text)
         return text, Config.fromfile(tmp_path / 'with_wsl.py').model.distiller
+
     return add
 
 
 LABELS = dict(recorder='hard_loss', from_student=True, data_idx=1)
 
 
-@pytest.mark.parametrize('name, replaced, settings', [
-    ('kd', 'loss_kl', dict(tau=1, loss_weight=3)),  # the first of three: a mean over images
-    ('dkd', 'loss_dkd', dict(tau=2.0, loss_weight=2.5)),  # another scale: the paper's
-    ('fitnets', 'loss_kl', dict(tau=2.0, loss_weight=2.5)),  # a mean over images and classes: the paper's
-    ('byot', 'loss_softl_2', dict(tau=3, loss_weight=0.3)),
-    ('dist', 'loss_kl', dict(tau=2.0, loss_weight=2.5)),
-    ('wsld', 'loss_wsld', dict(tau=2, loss_weight=2.5)),
-    ('deit', 'loss_distill', dict(tau=2.0, loss_weight=2.5, weighting='label_free')),  # mixes images
-    ('dafl', 'loss_kl', dict(tau=6, loss_weight=1, weighting='label_free')),  # generates them
-])
+@pytest.mark.parametrize(
+    'name, replaced, settings',
+    [
+        ('kd', 'loss_kl', dict(tau=1, loss_weight=3)),  # the first of three: a mean over images
+        ('dkd', 'loss_dkd', dict(tau=2.0, loss_weight=2.5)),  # another scale: the paper's
+        ('fitnets', 'loss_kl', dict(tau=2.0, loss_weight=2.5)),  # a mean over images and classes: the paper's
+        ('byot', 'loss_softl_2', dict(tau=3, loss_weight=0.3)),
+        ('dist', 'loss_kl', dict(tau=2.0, loss_weight=2.5)),
+        ('wsld', 'loss_wsld', dict(tau=2, loss_weight=2.5)),
+        ('deit', 'loss_distill', dict(tau=2.0, loss_weight=2.5, weighting='label_free')),  # mixes images
+        ('dafl', 'loss_kl', dict(tau=6, loss_weight=1, weighting='label_free')),  # generates them
+    ],
+)
 def test_a_loss_of_logits_is_replaced(added, name, replaced, settings):
     text, distiller = added(name)
     assert len(text.splitlines()) <= 10 and max(map(len, text.splitlines()[1:])) <= 120
@@ -164,7 +174,8 @@ def test_a_loss_of_logits_is_kept_on_demand_and_settings_are_those_given(added):
     assert distiller.distill_losses.loss_wsl == dict(type='mmwsl.WSLLoss', tau=4.0, loss_weight=2.5)
     assert distiller.loss_forward_mappings.loss_wsl.preds_T == dict(recorder='fc', from_student=False)
     assert added('kd', tau=None, loss_weight=7.0)[1].distill_losses.loss_kl == dict(
-        type='mmwsl.WSLLoss', tau=1, loss_weight=7.0)
+        type='mmwsl.WSLLoss', tau=1, loss_weight=7.0
+    )
 
 
 def test_lines_are_printed_or_written(tools, tmp_path, monkeypatch, capsys):
@@ -174,7 +185,8 @@ def test_lines_are_printed_or_written(tools, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert printed.splitlines()[1:] == [
         'model = dict(distiller=dict(',
-        "    distill_losses=dict(loss_dkd=dict(_delete_=True, type='mmwsl.WSLLoss', tau=2.0, loss_weight=2.5))))"]
+        "    distill_losses=dict(loss_dkd=dict(_delete_=True, type='mmwsl.WSLLoss', tau=2.0, loss_weight=2.5))))",
+    ]
     monkeypatch.setattr(sys, 'argv', ['', name, '--out', str(tmp_path / 'a/with_wsl.py')])
     tools('add_wsl').main()
     assert (tmp_path / 'a/with_wsl.py').read_text() == printed

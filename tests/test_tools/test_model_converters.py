@@ -68,9 +68,17 @@ def test_network_is_built_from_the_shapes_of_a_published_one(name):
     torch.testing.assert_close(model(images), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize('name, kind', [
-    ('resnet18', 'ResNet'), ('resnext50_32x4d', 'ResNeXt'), ('wide_resnet50_2', 'ResNet'),
-    ('mobilenet_v2', 'MobileNetV2'), ('shufflenet_v2_x0_5', 'ShuffleNetV2'), ('shufflenet_v2_x2_0', 'ShuffleNetV2')])
+@pytest.mark.parametrize(
+    'name, kind',
+    [
+        ('resnet18', 'ResNet'),
+        ('resnext50_32x4d', 'ResNeXt'),
+        ('wide_resnet50_2', 'ResNet'),
+        ('mobilenet_v2', 'MobileNetV2'),
+        ('shufflenet_v2_x0_5', 'ShuffleNetV2'),
+        ('shufflenet_v2_x2_0', 'ShuffleNetV2'),
+    ],
+)
 @torch.no_grad()
 def test_torchvisions_network_predicts_the_same(name, kind):
     theirs = as_torchvision_draws(torchvision.models.get_model(name, num_classes=7))
@@ -90,10 +98,12 @@ def test_torchvisions_vgg_fits(name):
         config = layout.network(converted, None)
         ours = build_alone(config)
     assert {key: value.shape for key, value in ours.state_dict().items()} == {
-        key: value.shape for key, value in converted.items()}
+        key: value.shape for key, value in converted.items()
+    }
     kinds = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.Linear)
     assert [type(module) for module in ours.modules() if isinstance(module, kinds)] == [
-        type(module) for module in theirs.modules() if isinstance(module, kinds)]
+        type(module) for module in theirs.modules() if isinstance(module, kinds)
+    ]
 
 
 def build_alone(config):
@@ -124,8 +134,10 @@ def test_timms_network_is_taken_with_a_config_that_names_it(tmp_path, capsys):
 def test_the_printed_teacher_is_the_one_that_was_written(tmp_path, capsys):
     weights = Weights()
     ELSEWHERE['akamaster ResNet-20, option A'][2](weights, torch.zeros(1, 3, 8, 8))
-    torch.save({'state_dict': {f'module.{key}': value for key, value in weights.items()}, 'best_prec1': 91.7},
-               tmp_path / 'resnet20.th')
+    torch.save(
+        {'state_dict': {f'module.{key}': value for key, value in weights.items()}, 'best_prec1': 91.7},
+        tmp_path / 'resnet20.th',
+    )
     import_teacher.main([str(tmp_path / 'resnet20.th'), str(tmp_path / 'ours.pth')])
     first, _, lines = capsys.readouterr().out.partition('\n')
     assert 'a CIFAR ResNet of depth 20 with 100 classes' in first
@@ -150,15 +162,29 @@ def weights_of(forward, *args):
     return weights
 
 
-@pytest.mark.parametrize('weights, message', [
-    (preactivation((2, 2, 2, 2)), r'depth 18 with 10 classes\. The nearest is ResNet \(kuangliu.*but for bn1\.weight'),
-    (weights_of(repvgg, (1, 1, 1, 1), (8, 8, 8, 8), 7),
-     'a network with 7 classes is for small images or for large ones.*give --image-size 32 or 224'),
-    (weights_of(resnet, (1, 2, 3), 16, (16, 32, 64)),
-     'CIFAR ResNet of depth 14 with 100 classes, laid out as ResNet.*no network here.*--config'),
-    ({**weights_of(mobilenet_v2, 0.5), 'features.25.conv.2.weight': torch.zeros(8, 8, 1, 1)},
-     'a network of 53 convolutions with 8 to 1280 channels, and 100 classes, laid out as MobileNetV2.*no network here'),
-], ids=['pre-activation', 'unknown strides', 'unknown blocks', 'unknown depth'])
+@pytest.mark.parametrize(
+    'weights, message',
+    [
+        (
+            preactivation((2, 2, 2, 2)),
+            r'depth 18 with 10 classes\. The nearest is ResNet \(kuangliu.*but for bn1\.weight',
+        ),
+        (
+            weights_of(repvgg, (1, 1, 1, 1), (8, 8, 8, 8), 7),
+            'a network with 7 classes is for small images or for large ones.*give --image-size 32 or 224',
+        ),
+        (
+            weights_of(resnet, (1, 2, 3), 16, (16, 32, 64)),
+            'CIFAR ResNet of depth 14 with 100 classes, laid out as ResNet.*no network here.*--config',
+        ),
+        (
+            {**weights_of(mobilenet_v2, 0.5), 'features.25.conv.2.weight': torch.zeros(8, 8, 1, 1)},
+            'a network of 53 convolutions with 8 to 1280 channels, and 100 classes, laid out as MobileNetV2.*'
+            'no network here',
+        ),
+    ],
+    ids=['pre-activation', 'unknown strides', 'unknown blocks', 'unknown depth'],
+)
 def test_what_is_not_known_is_described_and_not_written(tmp_path, weights, message):
     torch.save(dict(weights), tmp_path / 'theirs.pth')
     with pytest.raises(ValueError, match=message) as error:
@@ -168,8 +194,11 @@ def test_what_is_not_known_is_described_and_not_written(tmp_path, weights, messa
 
 def test_unknown_layout_is_named():
     weights = {**published(build(network(4)).state_dict()), 'blocks.0.weight': torch.zeros(1)}
-    with pytest.raises(ValueError, match=r'unknown layout.*depth 8.*nearest is ResNet \(RepDistiller.*but for '
-                       r'blocks\.0\.weight\. docs/teachers'):
+    with pytest.raises(
+        ValueError,
+        match=r'unknown layout.*depth 8.*nearest is ResNet \(RepDistiller.*but for '
+        r'blocks\.0\.weight\. docs/teachers',
+    ):
         import_teacher.convert(weights)
 
 
@@ -188,13 +217,25 @@ def test_the_tool_does_not_send_to_itself(tmp_path, monkeypatch, content):
     assert 'import_teacher' not in str(error.value) and len(str(error.value)) < 700
 
 
-@pytest.mark.parametrize('wrap', [lambda w: w, lambda w: dict(model=w, epoch=240), lambda w: dict(state_dict=w),
-                                  lambda w: dict(net=w)], ids=['plain', 'model', 'state_dict', 'net'])
+@pytest.mark.parametrize(
+    'wrap',
+    [lambda w: w, lambda w: dict(model=w, epoch=240), lambda w: dict(state_dict=w), lambda w: dict(net=w)],
+    ids=['plain', 'model', 'state_dict', 'net'],
+)
 def test_command_writes_what_the_config_takes(tmp_path, wrap, monkeypatch, capsys):
     ours = dict(build(network(16, depth=14)).state_dict())
     torch.save(wrap(published(ours)), tmp_path / 'theirs.pth')
-    monkeypatch.setattr(sys, 'argv', ['import_teacher.py', str(tmp_path / 'theirs.pth'), str(tmp_path / 'a/ours.pth'),
-                                      '--config', str(ROOT / 'configs/wsl_digits.py')])
+    monkeypatch.setattr(
+        sys,
+        'argv',
+        [
+            'import_teacher.py',
+            str(tmp_path / 'theirs.pth'),
+            str(tmp_path / 'a/ours.pth'),
+            '--config',
+            str(ROOT / 'configs/wsl_digits.py'),
+        ],
+    )
     import_teacher.main()
     torch.testing.assert_close(torch.load(tmp_path / 'a/ours.pth')['state_dict'], ours, rtol=0, atol=0)
     assert 'ResNet' in capsys.readouterr().out
@@ -202,10 +243,22 @@ def test_command_writes_what_the_config_takes(tmp_path, wrap, monkeypatch, capsy
 
 def test_network_that_is_not_the_configs_is_not_written(tmp_path, monkeypatch):
     torch.save(published(build(network(4)).state_dict()), tmp_path / 'theirs.pth')
-    monkeypatch.setattr(sys, 'argv', ['import_teacher.py', str(tmp_path / 'theirs.pth'), str(tmp_path / 'ours.pth'),
-                                      '--config', str(ROOT / 'configs/wsl_digits.py')])
-    with pytest.raises(ValueError, match=r'looks like a CIFAR ResNet of depth 8 with 10 classes, the config has a '
-                       r'CIFAR ResNet of depth 14 .*this ImageClassifier\. missing: backbone.* more.*layout is ResNet'):
+    monkeypatch.setattr(
+        sys,
+        'argv',
+        [
+            'import_teacher.py',
+            str(tmp_path / 'theirs.pth'),
+            str(tmp_path / 'ours.pth'),
+            '--config',
+            str(ROOT / 'configs/wsl_digits.py'),
+        ],
+    )
+    with pytest.raises(
+        ValueError,
+        match=r'looks like a CIFAR ResNet of depth 8 with 10 classes, the config has a '
+        r'CIFAR ResNet of depth 14 .*this ImageClassifier\. missing: backbone.* more.*layout is ResNet',
+    ):
         import_teacher.main()
     assert not (tmp_path / 'ours.pth').exists()
 
@@ -243,8 +296,13 @@ def test_student_loads_into_plain_mmpretrain(tmp_path):
     done = tool('model_converters/convert_kd_ckpt_to_student.py', tmp_path / 'epoch_1.pth')
     exported = tmp_path / 'epoch_1_student.pth'
     assert str(exported) in done.stdout
-    plain = subprocess.run([sys.executable, '-W', 'ignore', '-c', PLAIN_MMPRETRAIN, exported], stdout=subprocess.PIPE,
-                           stderr=subprocess.STDOUT, text=True, check=False)
+    plain = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', PLAIN_MMPRETRAIN, exported],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
     assert f'loaded {len(model.student.state_dict())}' in plain.stdout, plain.stdout[-3000:]
 
 
@@ -252,7 +310,7 @@ def test_file_without_a_student_is_refused(tmp_path):
     torch.save(build(network(2)).state_dict(), tmp_path / 'plain.pth')
     done = tool('model_converters/convert_kd_ckpt_to_student.py', tmp_path / 'plain.pth', check=False)
     assert done.returncode != 0
-    assert "none of its" in done.stdout and "begins with 'architecture.'" in done.stdout
+    assert 'none of its' in done.stdout and "begins with 'architecture.'" in done.stdout
 
 
 # ---------------------------------------------------------------------------------------------- a student that predicts
@@ -279,12 +337,18 @@ def save_run(folder, model, dataset, preprocessor, channels=3, names=NAMES, kind
     architecture = network(4, classes=6)
     architecture['backbone']['in_channels'] = channels
     architecture['type'] = kind
-    cfg = Config(dict(model=dict(type='mmwsl.WSLDistill', architecture=architecture, teacher=network(2, classes=6)),
-                      data_preprocessor=dict(type='ClsDataPreprocessor', **preprocessor),
-                      test_dataloader=dict(dataset=dataset)))
+    cfg = Config(
+        dict(
+            model=dict(type='mmwsl.WSLDistill', architecture=architecture, teacher=network(2, classes=6)),
+            data_preprocessor=dict(type='ClsDataPreprocessor', **preprocessor),
+            test_dataloader=dict(dataset=dataset),
+        )
+    )
     weights = {f'architecture.{key}': value for key, value in model.state_dict().items()}
-    torch.save(dict(state_dict=weights, meta={**dict(cfg=cfg.pretty_text, dataset_meta=dict(classes=names)), **meta}),
-               folder / 'epoch_1.pth')
+    torch.save(
+        dict(state_dict=weights, meta={**dict(cfg=cfg.pretty_text, dataset_meta=dict(classes=names)), **meta}),
+        folder / 'epoch_1.pth',
+    )
     return [str(folder / 'epoch_1.pth')]
 
 
@@ -316,11 +380,18 @@ def run_printed_lines(capsys, monkeypatch, folder):
     return capsys.readouterr().out.splitlines()[-1], scope['predict']
 
 
-@pytest.mark.parametrize('dataset, preprocessor, order', [
-    (CIFAR, COLOURS, [0, 1, 2]), (FOLDER, {**COLOURS, 'to_rgb': True}, [0, 1, 2]), (FOLDER, COLOURS, [2, 1, 0]),
-], ids=['CIFAR, RGB arrays', 'files turned to RGB', 'files in BGR'])
-def test_exported_student_names_the_class_of_an_image_file(students, tmp_path, capsys, monkeypatch, dataset,
-                                                           preprocessor, order):
+@pytest.mark.parametrize(
+    'dataset, preprocessor, order',
+    [
+        (CIFAR, COLOURS, [0, 1, 2]),
+        (FOLDER, {**COLOURS, 'to_rgb': True}, [0, 1, 2]),
+        (FOLDER, COLOURS, [2, 1, 0]),
+    ],
+    ids=['CIFAR, RGB arrays', 'files turned to RGB', 'files in BGR'],
+)
+def test_exported_student_names_the_class_of_an_image_file(
+    students, tmp_path, capsys, monkeypatch, dataset, preprocessor, order
+):
     export.main(save_run(tmp_path, students[3], dataset, preprocessor))
     expected = scores(students[3], picture(tmp_path, 32, 32, 3)[..., order].permute(2, 0, 1)[None], preprocessor)
     said, predict = run_printed_lines(capsys, monkeypatch, tmp_path)
@@ -336,7 +407,7 @@ def test_exported_student_of_gray_arrays_reads_files_of_any_size(students, tmp_p
     _, predict = run_printed_lines(capsys, monkeypatch, tmp_path)
     torch.testing.assert_close(torch.from_numpy(predict('picture.jpg')[0]['pred_scores']), expected)
     Image.open('picture.jpg').convert('RGB').resize((80, 60)).save('picture.jpg', format='PNG')
-    assert predict('picture.jpg')[0]['pred_scores'].shape == (6, )
+    assert predict('picture.jpg')[0]['pred_scores'].shape == (6,)
 
 
 def test_exported_student_moves_with_its_config(students, tmp_path, capsys):
@@ -347,14 +418,25 @@ def test_exported_student_moves_with_its_config(students, tmp_path, capsys):
     assert cfg.load_from == str(tmp_path / 'b/net.pth') and 'metainfo' not in cfg.test_dataloader.dataset
 
 
-@pytest.mark.parametrize('change, options, message', [
-    (lambda kept: kept['state_dict'].pop('architecture.head.fc.bias'), [], r'missing: head\.fc\.bias.*by --config'),
-    (lambda kept: kept['meta'].update(dataset_meta=dict(classes=NAMES[:5])), [],
-     r'names 5 classes \(ant, bee, cat, \.\.\.\), and its student predicts 6.*by --config'),
-    (lambda kept: None, ['--config', str(ROOT / 'configs/wsl_r56_r20_cifar100.py')], 'of depth 20 with 100 classes'),
-], ids=['a key less', 'a name less', 'another config'])
+@pytest.mark.parametrize(
+    'change, options, message',
+    [
+        (lambda kept: kept['state_dict'].pop('architecture.head.fc.bias'), [], r'missing: head\.fc\.bias.*by --config'),
+        (
+            lambda kept: kept['meta'].update(dataset_meta=dict(classes=NAMES[:5])),
+            [],
+            r'names 5 classes \(ant, bee, cat, \.\.\.\), and its student predicts 6.*by --config',
+        ),
+        (
+            lambda kept: None,
+            ['--config', str(ROOT / 'configs/wsl_r56_r20_cifar100.py')],
+            'of depth 20 with 100 classes',
+        ),
+    ],
+    ids=['a key less', 'a name less', 'another config'],
+)
 def test_student_that_mmpretrain_would_load_in_part_is_refused(students, tmp_path, change, options, message):
-    path, = save_run(tmp_path, students[3], CIFAR, COLOURS)
+    (path,) = save_run(tmp_path, students[3], CIFAR, COLOURS)
     change(kept := torch.load(path))
     torch.save(kept, path)
     with pytest.raises(ValueError, match=message):
@@ -362,14 +444,18 @@ def test_student_that_mmpretrain_would_load_in_part_is_refused(students, tmp_pat
     assert [file.name for file in tmp_path.iterdir()] == ['epoch_1.pth']
 
 
-@pytest.mark.parametrize('changes, reason', [
-    (dict(cfg='import os\nx = os.listdir()'), 'no config in its checkpoint: give --config'),
-    (dict(cfg="model = dict(type=print('run'))"), 'no config in its checkpoint: give --config'),
-    (dict(cfg=None), 'no config in its checkpoint: give --config'),
-    (dict(dataset=dict(type='Stars', pipeline=[dict(type='PackInputs')])), 'come from Stars, and how a file'),
-    (dict(kind='mmengine.ToyModel'), 'it is a mmengine.ToyModel, and'),
-    (dict(kind='EncoderDecoder'), 'a EncoderDecoder'),
-], ids=['a program', 'a call', 'none', 'unknown images', 'unknown network', 'a segmentor'])
+@pytest.mark.parametrize(
+    'changes, reason',
+    [
+        (dict(cfg='import os\nx = os.listdir()'), 'no config in its checkpoint: give --config'),
+        (dict(cfg="model = dict(type=print('run'))"), 'no config in its checkpoint: give --config'),
+        (dict(cfg=None), 'no config in its checkpoint: give --config'),
+        (dict(dataset=dict(type='Stars', pipeline=[dict(type='PackInputs')])), 'come from Stars, and how a file'),
+        (dict(kind='mmengine.ToyModel'), 'it is a mmengine.ToyModel, and'),
+        (dict(kind='EncoderDecoder'), 'a EncoderDecoder'),
+    ],
+    ids=['a program', 'a call', 'none', 'unknown images', 'unknown network', 'a segmentor'],
+)
 def test_student_without_a_config_is_exported_alone(students, tmp_path, capsys, changes, reason):
     changes = dict(changes)
     dataset = changes.pop('dataset', CIFAR)
@@ -381,7 +467,7 @@ def test_student_without_a_config_is_exported_alone(students, tmp_path, capsys, 
 
 
 def test_another_config_is_not_overwritten(students, tmp_path):
-    path, = save_run(tmp_path, students[3], CIFAR, COLOURS)
+    (path,) = save_run(tmp_path, students[3], CIFAR, COLOURS)
     (tmp_path / 'wsl.py').write_text('model = 1')
     with pytest.raises(FileExistsError, match=r'wsl\.py is there already.*by --out-path'):
         export.main([path, '--out-path', str(tmp_path / 'wsl.pth')])
@@ -392,14 +478,17 @@ def test_another_config_is_not_overwritten(students, tmp_path):
 def test_onnx_takes_rgb_pixels(students, tmp_path, dataset, order):
     onnxruntime = pytest.importorskip('onnxruntime', reason="needs the extra 'onnx'")
     pytest.importorskip('onnxscript', reason="needs the extra 'onnx'")
-    dataset = {**dataset, 'pipeline': [*dataset['pipeline'][:-1], dict(type='Resize', scale=(32, 32)),
-                                       dict(type='PackInputs')]}
+    dataset = {
+        **dataset,
+        'pipeline': [*dataset['pipeline'][:-1], dict(type='Resize', scale=(32, 32)), dict(type='PackInputs')],
+    }
     export.main([*save_run(tmp_path, students[3], dataset, COLOURS), '--onnx'])
     session = onnxruntime.InferenceSession(tmp_path / 'epoch_1_student.onnx', providers=['CPUExecutionProvider'])
     images = picture(tmp_path, 32, 32, 3).permute(2, 0, 1)[None]
-    logits, = session.run(['logits'], {'images': images.numpy()})
-    torch.testing.assert_close(torch.from_numpy(logits).softmax(1)[0],
-                               scores(students[3], images[:, order], COLOURS), rtol=1e-3, atol=1e-5)
+    (logits,) = session.run(['logits'], {'images': images.numpy()})
+    torch.testing.assert_close(
+        torch.from_numpy(logits).softmax(1)[0], scores(students[3], images[:, order], COLOURS), rtol=1e-3, atol=1e-5
+    )
     assert session.get_modelmeta().custom_metadata_map['classes'] == '["ant", "bee", "cat", "dog", "eel", "fox"]'
 
 

@@ -1,4 +1,5 @@
 """The parsers of tools/train.py and tools/test.py, without training."""
+
 import os
 import pickle
 import sys
@@ -31,8 +32,10 @@ def test_work_dir_is_named_after_the_config(monkeypatch):
     assert prepared(monkeypatch, '--work-dir', 'here').work_dir == 'here'
 
 
-@pytest.mark.parametrize('arguments, resume, load_from', [
-    ((), False, None), (('--resume', ), True, None), (('--resume', 'a.pth'), True, 'a.pth')])
+@pytest.mark.parametrize(
+    'arguments, resume, load_from',
+    [((), False, None), (('--resume',), True, None), (('--resume', 'a.pth'), True, 'a.pth')],
+)
 def test_resume(monkeypatch, arguments, resume, load_from):
     cfg = prepared(monkeypatch, *arguments)
     assert (cfg.resume, cfg.load_from) == (resume, load_from)
@@ -47,8 +50,13 @@ def test_no_validate_leaves_nothing_to_choose_a_best_checkpoint_by(monkeypatch):
 
 
 def test_options_of_the_config_win(monkeypatch):
-    cfg = prepared(monkeypatch, '--cfg-options', 'optim_wrapper.optimizer.lr=0.5', 'train_dataloader.num_workers=2',
-                   'train_dataloader.persistent_workers=True')
+    cfg = prepared(
+        monkeypatch,
+        '--cfg-options',
+        'optim_wrapper.optimizer.lr=0.5',
+        'train_dataloader.num_workers=2',
+        'train_dataloader.persistent_workers=True',
+    )
     assert cfg.optim_wrapper.optimizer.lr == 0.5
     assert cfg.train_dataloader.persistent_workers
 
@@ -113,10 +121,10 @@ def test_the_first_process_fetches_for_all(tmp_path, monkeypatch, rank):
     for name in ('RANK', 'OMPI_COMM_WORLD_RANK', 'SLURM_PROCID'):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(rank, '1')
-    check_data(cifar(tmp_path, download=False), ('train_dataloader', ))
+    check_data(cifar(tmp_path, download=False), ('train_dataloader',))
     monkeypatch.setenv(rank, '0')
     with pytest.raises(FileNotFoundError):
-        check_data(cifar(tmp_path, download=False), ('train_dataloader', ))
+        check_data(cifar(tmp_path, download=False), ('train_dataloader',))
 
 
 def cifar(tmp_path, **kwargs):
@@ -126,15 +134,16 @@ def cifar(tmp_path, **kwargs):
 
 def test_missing_cifar_names_the_layout(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'cifar-100-python/ with the files train, test, meta\. Set download'):
-        check_data(cifar(tmp_path, download=False), ('train_dataloader', ))
+        check_data(cifar(tmp_path, download=False), ('train_dataloader',))
 
 
 def test_failed_download_names_the_layout_and_the_source(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError('no network')
+
     monkeypatch.setattr('mmpretrain.datasets.cifar.download_and_extract_archive', fail)
     with pytest.raises(FileNotFoundError, match=r'Downloading it failed \(no network\).*cifar-100-python\.tar\.gz'):
-        check_data(cifar(tmp_path), ('train_dataloader', ))
+        check_data(cifar(tmp_path), ('train_dataloader',))
 
 
 def test_cifar_that_is_there_is_compared_with_what_was_published(tmp_path, monkeypatch):
@@ -144,10 +153,10 @@ def test_cifar_that_is_there_is_compared_with_what_was_published(tmp_path, monke
     of_nothing = 'd41d8cd98f00b204e9800998ecf8427e'
     monkeypatch.setattr(CIFAR100, 'train_list', [['train', of_nothing]])
     monkeypatch.setattr(CIFAR100, 'test_list', [['test', of_nothing]])
-    check_data(cifar(tmp_path), ('train_dataloader', ))
+    check_data(cifar(tmp_path), ('train_dataloader',))
     (tmp_path / 'cifar-100-python' / 'test').write_text('cut short')
     with pytest.raises(ValueError, match='cifar-100-python is damaged: test are not the published files'):
-        check_data(cifar(tmp_path), ('train_dataloader', ))
+        check_data(cifar(tmp_path), ('train_dataloader',))
 
 
 def own_images(tmp_path, files):
@@ -158,20 +167,31 @@ def own_images(tmp_path, files):
     return Config(dict(train_dataloader=dict(dataset=dict(type='mmwsl.SeededViews', dataset=dataset))))
 
 
-@pytest.mark.parametrize('files, error, message', [
-    ([], FileNotFoundError, r'train is not there. Expected: one folder for each class[^I]*data_prefix to where it is'),
-    (['a/1.png', '.ipynb_checkpoints/1.png'], ValueError, r'would become a class: .ipynb_checkpoints. Delete'),
-    (['a/1.png', 'a/empty_1.png', 'b/empty_2.png', 'b/empty_3.png', 'b/empty_4.png'], ValueError,
-     r'empty files are no images: .*a/empty_1.png, .*b/empty_3.png and 1 more'),
-    (['a/1.png', 'b/.empty'], None, ''),
-], ids=['missing', 'hidden folder', 'empty files', 'fine'])
+@pytest.mark.parametrize(
+    'files, error, message',
+    [
+        (
+            [],
+            FileNotFoundError,
+            r'train is not there. Expected: one folder for each class[^I]*data_prefix to where it is',
+        ),
+        (['a/1.png', '.ipynb_checkpoints/1.png'], ValueError, r'would become a class: .ipynb_checkpoints. Delete'),
+        (
+            ['a/1.png', 'a/empty_1.png', 'b/empty_2.png', 'b/empty_3.png', 'b/empty_4.png'],
+            ValueError,
+            r'empty files are no images: .*a/empty_1.png, .*b/empty_3.png and 1 more',
+        ),
+        (['a/1.png', 'b/.empty'], None, ''),
+    ],
+    ids=['missing', 'hidden folder', 'empty files', 'fine'],
+)
 def test_folder_of_images_is_looked_at(tmp_path, files, error, message):
     cfg = own_images(tmp_path, files)
     if error is None:
-        check_data(cfg, ('train_dataloader', ))
+        check_data(cfg, ('train_dataloader',))
         return
     with pytest.raises(error, match=message):
-        check_data(cfg, ('train_dataloader', ))
+        check_data(cfg, ('train_dataloader',))
 
 
 def pictures(tmp_path, sizes, modes=('RGB', 'RGB')):
@@ -179,25 +199,42 @@ def pictures(tmp_path, sizes, modes=('RGB', 'RGB')):
     (tmp_path / 'train/cat').mkdir(parents=True)
     for name, size, mode in zip('ab', sizes, modes):
         Image.new(mode, size).save(tmp_path / f'train/cat/{name}.png')
-    dataset = dict(type='CustomDataset', data_root=str(tmp_path), data_prefix='train', pipeline=[
-        dict(type='LoadImageFromFile', color_type='unchanged'), dict(type='PackInputs')])
+    dataset = dict(
+        type='CustomDataset',
+        data_root=str(tmp_path),
+        data_prefix='train',
+        pipeline=[dict(type='LoadImageFromFile', color_type='unchanged'), dict(type='PackInputs')],
+    )
     init_default_scope('mmpretrain')
     return Config(dict(train_dataloader=dict(dataset=dict(type='mmwsl.SeededViews', dataset=dataset))))
 
 
-@pytest.mark.parametrize('sizes, modes, message', [
-    (((32, 30), (40, 50)), ('RGB', 'RGB'), r'got 32 x 30 pixels in 3 channels of .*cat/a.png and 40 x 50 pixels in 3 '
-     r"channels of .*cat/b.png. Add dict\(type='Resize', scale=.* before PackInputs"),
-    (((32, 32), (32, 32)), ('RGB', 'L'), r'got 32 x 32 pixels in 3 channels of .*cat/a.png and 32 x 32 pixels in 1 '
-     r"channel of .*cat/b.png. Read all of them alike: dict\(type='LoadImageFromFile'"),
-])
+@pytest.mark.parametrize(
+    'sizes, modes, message',
+    [
+        (
+            ((32, 30), (40, 50)),
+            ('RGB', 'RGB'),
+            r'got 32 x 30 pixels in 3 channels of .*cat/a.png and 40 x 50 pixels in 3 '
+            r"channels of .*cat/b.png. Add dict\(type='Resize', scale=.* before PackInputs",
+        ),
+        (
+            ((32, 32), (32, 32)),
+            ('RGB', 'L'),
+            r'got 32 x 32 pixels in 3 channels of .*cat/a.png and 32 x 32 pixels in 1 '
+            r"channel of .*cat/b.png. Read all of them alike: dict\(type='LoadImageFromFile'",
+        ),
+    ],
+)
 @pytest.mark.parametrize('workers', [0, 1])
 def test_images_of_several_sizes_are_named(tmp_path, sizes, modes, message, workers):
     cfg = pictures(tmp_path, sizes, modes)
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     loader = DataLoader(dataset, batch_size=2, num_workers=workers, collate_fn=default_collate)
-    with pytest.raises(ValueError, match=f'^train_dataloader: the images of a batch should have one size, {message}'), \
-            explained_data(cfg, ('val_dataloader', 'train_dataloader')):
+    with (
+        pytest.raises(ValueError, match=f'^train_dataloader: the images of a batch should have one size, {message}'),
+        explained_data(cfg, ('val_dataloader', 'train_dataloader')),
+    ):
         list(loader)
 
 
@@ -206,19 +243,22 @@ def test_a_file_that_is_no_image_is_named(tmp_path, workers):
     cfg = pictures(tmp_path, ((32, 32), (32, 32)), ('RGB', 'RGB'))
     broken = next(tmp_path.rglob('b.png'))
     broken.write_bytes(b'<html>not found</html>')
-    loader = DataLoader(DATASETS.build(cfg.train_dataloader.dataset), batch_size=2, num_workers=workers,
-                        collate_fn=default_collate)
-    with pytest.raises(ValueError, match=f'^{broken} does not open as an image: .* Copy it again or delete it'), \
-            explained_data(cfg, ('train_dataloader', )):
+    loader = DataLoader(
+        DATASETS.build(cfg.train_dataloader.dataset), batch_size=2, num_workers=workers, collate_fn=default_collate
+    )
+    with (
+        pytest.raises(ValueError, match=f'^{broken} does not open as an image: .* Copy it again or delete it'),
+        explained_data(cfg, ('train_dataloader',)),
+    ):
         list(loader)
-    with pytest.raises(AssertionError, match='^other$'), explained_data(cfg, ('train_dataloader', )):
+    with pytest.raises(AssertionError, match='^other$'), explained_data(cfg, ('train_dataloader',)):
         raise AssertionError('other')
 
 
 @pytest.mark.parametrize('text', ['stack expects each tensor to be equal size, of features', 'something else'])
 def test_errors_of_other_things_stay_as_they_are(tmp_path, text):
     cfg, error = pictures(tmp_path, ((32, 32), (32, 32))), RuntimeError(text)
-    with pytest.raises(RuntimeError) as raised, explained_data(cfg, ('train_dataloader', )):
+    with pytest.raises(RuntimeError) as raised, explained_data(cfg, ('train_dataloader',)):
         raise error
     assert raised.value is error
 
@@ -226,11 +266,14 @@ def test_errors_of_other_things_stay_as_they_are(tmp_path, text):
 def test_missing_imagenet_names_the_layout(tmp_path):
     cfg = Config.fromfile(ROOT / 'configs/wsl_r34_r18_in1k.py')
     cfg.train_dataloader.dataset.dataset.data_root = str(tmp_path)
-    with pytest.raises(FileNotFoundError, match=rf'{tmp_path}/train is not there.*one folder for each class.*cannot be '
-                       'downloaded'):
-        check_data(cfg, ('train_dataloader', ))
+    with pytest.raises(
+        FileNotFoundError,
+        match=rf'{tmp_path}/train is not there.*one folder for each class.*cannot be '
+        'downloaded',
+    ):
+        check_data(cfg, ('train_dataloader',))
     (tmp_path / 'train').mkdir()
-    check_data(cfg, ('train_dataloader', ))
+    check_data(cfg, ('train_dataloader',))
 
 
 def chosen(monkeypatch, *arguments, config='wsl_digits'):
@@ -265,7 +308,7 @@ def test_nothing_to_test_is_an_error_of_use(monkeypatch, capsys):
 
 class _RunsCode:
     def __reduce__(self):
-        return os.mkdir, (self.target, )
+        return os.mkdir, (self.target,)
 
 
 def test_a_pickled_dataset_is_not_read_unless_its_checksum_matches(tmp_path):
@@ -282,7 +325,7 @@ def test_a_pickled_dataset_is_not_read_unless_its_checksum_matches(tmp_path):
 def test_only_the_first_process_downloads(tmp_path, monkeypatch):
     monkeypatch.setenv('RANK', '1')
     monkeypatch.setattr('mmpretrain.datasets.cifar.download_and_extract_archive', lambda *args, **kwargs: 1 / 0)
-    check_data(cifar(tmp_path), ('train_dataloader', ))
+    check_data(cifar(tmp_path), ('train_dataloader',))
 
 
 def test_the_preprocessor_of_the_algorithm_reaches_the_network_that_is_tested():

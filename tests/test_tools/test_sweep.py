@@ -18,21 +18,36 @@ sweep = load_tool('sweep')
 def test_plan_is_every_combination_the_seed_changing_last():
     planned = sweep.plan([Path('a.py'), Path('b.py')], ['model.x.tau=1,4'], [0, 7])
     assert [run.name for run in planned] == [
-        'a-tau=1-seed=0', 'a-tau=4-seed=0', 'b-tau=1-seed=0', 'b-tau=4-seed=0',
-        'a-tau=1-seed=7', 'a-tau=4-seed=7', 'b-tau=1-seed=7', 'b-tau=4-seed=7']
+        'a-tau=1-seed=0',
+        'a-tau=4-seed=0',
+        'b-tau=1-seed=0',
+        'b-tau=4-seed=0',
+        'a-tau=1-seed=7',
+        'a-tau=4-seed=7',
+        'b-tau=1-seed=7',
+        'b-tau=4-seed=7',
+    ]
     assert planned[1].options == ['model.x.tau=4', 'randomness.seed=0']
 
 
 def test_commas_in_brackets_belong_to_a_value():
     planned = sweep.plan([Path('c.py')], ['a.steps=[1,2],[3,(4,5)],6'], [0])
     assert [run.settings for run in planned] == [
-        (('a.steps', '[1,2]'), ), (('a.steps', '[3,(4,5)]'), ), (('a.steps', '6'), )]
+        (('a.steps', '[1,2]'),),
+        (('a.steps', '[3,(4,5)]'),),
+        (('a.steps', '6'),),
+    ]
 
 
-@pytest.mark.parametrize('setting, message', [
-    ('tau', "takes KEY=VALUE1,VALUE2 .*, got 'tau'"), ('tau=', "got 'tau='"),
-    ('name=a b', "white space.*got 'name=a b'"),
-    ('a.tau=1,1', r"same name: \['c-tau=1-seed=0'\]")])
+@pytest.mark.parametrize(
+    'setting, message',
+    [
+        ('tau', "takes KEY=VALUE1,VALUE2 .*, got 'tau'"),
+        ('tau=', "got 'tau='"),
+        ('name=a b', "white space.*got 'name=a b'"),
+        ('a.tau=1,1', r"same name: \['c-tau=1-seed=0'\]"),
+    ],
+)
 def test_settings_that_cannot_be(setting, message):
     with pytest.raises(ValueError, match=message):
         sweep.plan([Path('c.py')], [setting], [0])
@@ -62,7 +77,7 @@ def test_a_validation_that_was_repeated_counts_once(tmp_path):
 
 def test_a_last_line_that_was_cut_short_is_left_out(tmp_path):
     log(tmp_path, '20260101_000000', [dict(loss=3.0, epoch=1, step=12)])
-    path, = tmp_path.glob('*/vis_data/scalars.json')
+    (path,) = tmp_path.glob('*/vis_data/scalars.json')
     path.write_text(path.read_text() + '{"loss": 2.')
     assert runs.scalars(tmp_path) == [dict(loss=3.0, epoch=1, step=12)]
     path.write_text('{"loss": 2.\n' + path.read_text())
@@ -83,8 +98,11 @@ def test_the_result_of_another_command_is_not_replaced(tmp_path):
     args = SimpleNamespace(results=result_of(tmp_path), cfg_options=[])
     sweep.check_results(planned, args)
     args.cfg_options = ['train_cfg.max_epochs=1']
-    with pytest.raises(ValueError, match=r"results keeps the result of c-seed=0 with the options \[\], not "
-                                         r"\['train_cfg.max_epochs=1'\]: choose other --results, or delete its line"):
+    with pytest.raises(
+        ValueError,
+        match=r'results keeps the result of c-seed=0 with the options \[\], not '
+        r"\['train_cfg.max_epochs=1'\]: choose other --results, or delete its line",
+    ):
         sweep.check_results(planned, args)
 
 
@@ -101,8 +119,9 @@ def test_a_run_that_is_not_the_kept_one_is_kept(tmp_path, monkeypatch, begun, an
     assert bool(seen) is anew
 
 
-@pytest.mark.parametrize('arguments, threads', [([], 6), (['--jobs', '2'], 3), (['--jobs', '9'], 1),
-                                                (['--jobs', '2', '--threads', '5'], 5)])
+@pytest.mark.parametrize(
+    'arguments, threads', [([], 6), (['--jobs', '2'], 3), (['--jobs', '9'], 1), (['--jobs', '2', '--threads', '5'], 5)]
+)
 def test_cores_are_shared_out_to_the_jobs(monkeypatch, arguments, threads):
     monkeypatch.setattr(sweep.os, 'cpu_count', lambda: 6)
     monkeypatch.setattr(sys, 'argv', ['sweep.py', 'c.py', *arguments])
@@ -145,8 +164,10 @@ def test_a_run_goes_on_until_it_is_finished_and_is_then_not_repeated(tmp_path):
 def test_a_process_that_outlives_its_driver_keeps_the_work_dir(tmp_path):
     script, work_dir = tmp_path / 'train.py', tmp_path / 'work'
     script.write_text('import os; os.kill(os.getppid(), 9); os.write(0, b"killed"); os.read(0, 1)')
-    driver = ('import sys; from pathlib import Path; from mmwsl.engine import runs; '
-              'runs.train(Path(sys.argv[1]), Path("config.py"), Path(sys.argv[2]))')
+    driver = (
+        'import sys; from pathlib import Path; from mmwsl.engine import runs; '
+        'runs.train(Path(sys.argv[1]), Path("config.py"), Path(sys.argv[2]))'
+    )
     here, there = socket.socketpair()
     command = [sys.executable, '-W', 'ignore', '-c', driver, script, work_dir]
     with here, subprocess.Popen(command, stdin=there) as process:
@@ -160,14 +181,31 @@ def test_a_process_that_outlives_its_driver_keeps_the_work_dir(tmp_path):
 @pytest.mark.slow
 def test_sweep_keeps_every_run_and_repeats_none(tmp_path):
     config = ROOT / 'configs/vanilla/digits_student.py'
-    command = ['sweep.py', config, '--seeds', 0, 1, '--set', 'optim_wrapper.optimizer.lr=0.1', '--threads', 1,
-               '--work-dir', tmp_path / 'work', '--results', tmp_path / 'results', '--cfg-options']
+    command = [
+        'sweep.py',
+        config,
+        '--seeds',
+        0,
+        1,
+        '--set',
+        'optim_wrapper.optimizer.lr=0.1',
+        '--threads',
+        1,
+        '--work-dir',
+        tmp_path / 'work',
+        '--results',
+        tmp_path / 'results',
+        '--cfg-options',
+    ]
     output = tool(*command, 'train_cfg.max_epochs=1').stdout
     assert '2/2 digits_student-lr=0.1-seed=1: top-1' in output
     kept = {path: path.read_text() for path in (tmp_path / 'results').rglob('*') if path.is_file()}
     result = KeptRuns(tmp_path / 'results').find('digits_student-lr=0.1-seed=1')
     assert (result['config'], result['seed'], result['settings']) == (
-        'digits_student', 1, {'optim_wrapper.optimizer.lr': '0.1'})
+        'digits_student',
+        1,
+        {'optim_wrapper.optimizer.lr': '0.1'},
+    )
     assert result['top1'] == result['top1_of_each_epoch'][0] > 0
     checkpoints = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*.pth')}
     tool(*command[:2], '--jobs', 2, *command[2:], 'train_cfg.max_epochs=1')
@@ -178,8 +216,20 @@ def test_sweep_keeps_every_run_and_repeats_none(tmp_path):
 
 def test_runs_that_train_together_are_kept_as_others_are(tmp_path):
     config = ROOT / 'configs/vanilla/digits_student.py'
-    command = ['sweep.py', config, '--seeds', 0, 1, '--together', '--work-dir', tmp_path / 'work',
-               '--results', tmp_path / 'results', '--cfg-options', 'train_cfg.max_epochs=1']
+    command = [
+        'sweep.py',
+        config,
+        '--seeds',
+        0,
+        1,
+        '--together',
+        '--work-dir',
+        tmp_path / 'work',
+        '--results',
+        tmp_path / 'results',
+        '--cfg-options',
+        'train_cfg.max_epochs=1',
+    ]
     assert '2/2 digits_student-seed=1: top-1' in tool(*command).stdout
     kept = {path: path.read_text() for path in (tmp_path / 'results').rglob('*') if path.is_file()}
     result = KeptRuns(tmp_path / 'results').find('digits_student-seed=1')
@@ -201,11 +251,13 @@ def on_slurm(tmp_path, monkeypatch):
     pytest.importorskip('submitit')
     monkeypatch.setattr(sweep, 'carry_out', lambda run, args: dict(name=run.name, threads=args.threads))
     return sweep.plan([Path('a.py')], [], [0, 1]), SimpleNamespace(
-        work_dir=tmp_path, slurm='gpus', threads=3, slurm_options=['timeout_min=5', 'slurm_qos=low'])
+        work_dir=tmp_path, slurm='gpus', threads=3, slurm_options=['timeout_min=5', 'slurm_qos=low']
+    )
 
 
 def test_runs_are_handed_to_slurm_in_their_order(on_slurm, monkeypatch):
     import submitit
+
     asked = {}
     monkeypatch.setattr(submitit.AutoExecutor, 'update_parameters', lambda self, **kwargs: asked.update(kwargs))
     results = list(sweep.carry_out_on_slurm(*on_slurm, cluster='debug'))
@@ -236,6 +288,7 @@ def test_search_of_the_page_finds_the_better_settings(tmp_path, monkeypatch):
     def train(script, config, work_dir, options):
         tau = float(options[0].partition('tau=')[2])
         log(work_dir, '20260101_000000', [{'accuracy/top1': 90 - abs(tau - 3), 'step': 1}])
+
     monkeypatch.setattr(runs, 'train', train)
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'work_dirs').mkdir()

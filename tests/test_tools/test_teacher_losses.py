@@ -29,7 +29,7 @@ NOISE = dict(type='mmwsl.LabelNoise', prob=0.3, num_classes=10, seed=2)
 PACK = dict(type='PackInputs')
 
 
-def config(model=None, pipeline=(PACK, ), wrapper=None, indices=60):
+def config(model=None, pipeline=(PACK,), wrapper=None, indices=60):
     """Of a run on some digits, whose dataset may stand in a further wrapper."""
     cfg = digits_config('work_dirs/test', model or network(2))
     views = cfg.train_dataloader.dataset
@@ -62,11 +62,14 @@ def losses_of(path, images, labels, channels=2):
     net.load_state_dict(torch.load(path)['state_dict'])
     net.eval()
     with torch.no_grad():
-        return [F.cross_entropy(net((image[None].float() - 4.9) / 6.0)[0].double(), torch.tensor(label)).item()
-                for image, label in zip(images, labels)]
+        return [
+            F.cross_entropy(net((image[None].float() - 4.9) / 6.0)[0].double(), torch.tensor(label)).item()
+            for image, label in zip(images, labels)
+        ]
 
 
 # ---- losses
+
 
 @pytest.mark.parametrize('kind', ['network', 'distillation', 'device'])
 def test_losses_are_those_of_each_image_with_the_label_of_training(tmp_path, kind):
@@ -84,8 +87,9 @@ def test_losses_are_those_of_each_image_with_the_label_of_training(tmp_path, kin
     assert found.labels.tolist() == labels != [train.get_data_info(place)['gt_label'] for place in range(60)]
     expected = losses_of(path, [item['inputs'] for item in items], labels, channels=4)
     np.testing.assert_allclose(found.losses, expected, rtol=1e-4)
-    assert found.about == dict(kind='teacher', tool='tools/teacher_losses.py', config='digits_student.py',
-                               weights=files_hash([path]))
+    assert found.about == dict(
+        kind='teacher', tool='tools/teacher_losses.py', config='digits_student.py', weights=files_hash([path])
+    )
     found.check(DATASETS.build(cfg.train_dataloader.dataset))
 
 
@@ -98,7 +102,7 @@ def test_share_of_images_that_are_right(odd):
 
 def test_a_loss_of_nearly_nothing_is_not_lost(tmp_path):
     """exp(-40) is below what float32 leaves of 1."""
-    path = constant(tmp_path / 'a.pth', torch.full((10, ), -40.0).exp().index_fill(0, torch.tensor([3]), 1))
+    path = constant(tmp_path / 'a.pth', torch.full((10,), -40.0).exp().index_fill(0, torch.tensor([3]), 1))
     found, _ = measure_losses(config(), [path])
     np.testing.assert_allclose(found.losses[found.labels == 3], 9 * np.exp(-40.0), rtol=1e-5)
     np.testing.assert_allclose(found.losses[found.labels != 3], 40, rtol=1e-5)
@@ -130,6 +134,7 @@ def test_a_preprocessor_of_the_student_is_the_teachers_too(tmp_path):
 
 # ---- out of fold
 
+
 @pytest.mark.parametrize('wrapper, seed', [(None, 0), (dict(type='mmwsl.Fold', folds=3, fold=1, seed=5), 5)])
 def test_each_image_is_asked_of_the_network_that_did_not_see_it(odd, wrapper, seed):
     found, _ = measure_losses(config(wrapper=wrapper), odd, out_of_fold=True)
@@ -140,8 +145,14 @@ def test_each_image_is_asked_of_the_network_that_did_not_see_it(odd, wrapper, se
     assert np.bincount(unseen_by).tolist() == [20, 20, 20]
     expected = [log((10 + 45 * k) / (1 + k * label)) for k, label in zip(unseen_by, found.labels)]
     np.testing.assert_allclose(found.losses, expected, rtol=1e-6)
-    assert found.about == dict(kind='out of fold', tool='tools/teacher_losses.py', config='digits_student.py',
-                               weights=files_hash(odd), folds='3', seed=str(seed))
+    assert found.about == dict(
+        kind='out of fold',
+        tool='tools/teacher_losses.py',
+        config='digits_student.py',
+        weights=files_hash(odd),
+        folds='3',
+        seed=str(seed),
+    )
 
 
 def test_folds_need_a_checkpoint_each(odd):
@@ -149,9 +160,10 @@ def test_folds_need_a_checkpoint_each(odd):
         measure_losses(config(wrapper=dict(type='mmwsl.Fold')), odd, out_of_fold=True)
 
 
-@pytest.mark.parametrize('wrapper, names', [
-    (dict(type='mmwsl.Resample', seed=0), 'Resample'),
-    (dict(type='RepeatDataset', times=2), 'RepeatDataset')])
+@pytest.mark.parametrize(
+    'wrapper, names',
+    [(dict(type='mmwsl.Resample', seed=0), 'Resample'), (dict(type='RepeatDataset', times=2), 'RepeatDataset')],
+)
 def test_folds_of_something_else_than_the_training_set(odd, wrapper, names):
     with pytest.raises(ValueError, match=f'folds are of the training set itself, .* got {names}: take out'):
         measure_losses(config(wrapper=wrapper), odd, out_of_fold=True)
@@ -162,6 +174,7 @@ def test_folds_of_something_else_than_the_training_set(odd, wrapper, names):
 
 
 # ---- what no file can serve
+
 
 def mixing_network(**kwargs):
     return config(network(2, train_cfg=dict(augments=dict(type='Mixup', alpha=0.2)), **kwargs))
@@ -181,8 +194,15 @@ def mixing_pipeline():
     return config(pipeline=[dict(type='mmdet.Mosaic'), PACK])
 
 
-@pytest.mark.parametrize('make, name', [(mixing_network, 'Mixup'), (mixing_preprocessor, 'CutMix'),
-                                        (mixing_student, 'CutMix'), (mixing_pipeline, 'mmdet.Mosaic')])
+@pytest.mark.parametrize(
+    'make, name',
+    [
+        (mixing_network, 'Mixup'),
+        (mixing_preprocessor, 'CutMix'),
+        (mixing_student, 'CutMix'),
+        (mixing_pipeline, 'mmdet.Mosaic'),
+    ],
+)
 def test_mixed_labels_are_refused(odd, make, name):
     with pytest.raises(ValueError, match=f'{name} mixes images and their labels .* Leave {name} out'):
         measure_losses(make(), odd[:1])
@@ -217,9 +237,13 @@ def test_an_image_that_cannot_be_read_is_named(odd):
         measure_losses(cfg, odd[:1])
 
 
-@pytest.mark.parametrize('change, message', [
-    (dict(val_dataloader=None), 'asked through the validation pipeline, and this config has none'),
-    (dict(model=dict(teacher_ckpt=None)), 'names no teacher_ckpt: give the checkpoint')])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(val_dataloader=None), 'asked through the validation pipeline, and this config has none'),
+        (dict(model=dict(teacher_ckpt=None)), 'names no teacher_ckpt: give the checkpoint'),
+    ],
+)
 def test_config_that_lacks_something(change, message):
     cfg = config(distillation(teacher_ckpt='a.pth'))
     cfg.merge_from_dict(change)
@@ -233,6 +257,7 @@ def test_a_network_alone_needs_its_checkpoint():
 
 
 # ---- calibration
+
 
 @pytest.fixture(scope='module')
 def sharpened(tmp_path_factory):
@@ -269,14 +294,19 @@ def test_a_fold_without_folds(sharpened):
 
 # ---- the tool
 
-@pytest.mark.parametrize('arguments, message', [
-    (['a.pth'], 'one of the arguments --out --calibrate is required'),
-    (['a.pth', '--out', 'f', '--calibrate'], 'not allowed with argument'),
-    (['a.pth', 'b.pth', '--out', 'f'], '--folds and several checkpoints belong together, got 2 without it'),
-    (['a.pth', '--folds', '--out', 'f'], '--folds and several checkpoints belong together, got 1 with it'),
-    (['a.pth', '--fold', '1', '--out', 'f'], '--fold leaves all folds but one out: give --folds'),
-    (['a.pth', '--calibrate'], 'images that a network has not seen: give --folds, or --fold K'),
-    (['a.pth', 'b.pth', '--folds', '--fold', '1', '--calibrate'], 'not allowed with argument')])
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['a.pth'], 'one of the arguments --out --calibrate is required'),
+        (['a.pth', '--out', 'f', '--calibrate'], 'not allowed with argument'),
+        (['a.pth', 'b.pth', '--out', 'f'], '--folds and several checkpoints belong together, got 2 without it'),
+        (['a.pth', '--folds', '--out', 'f'], '--folds and several checkpoints belong together, got 1 with it'),
+        (['a.pth', '--fold', '1', '--out', 'f'], '--fold leaves all folds but one out: give --folds'),
+        (['a.pth', '--calibrate'], 'images that a network has not seen: give --folds, or --fold K'),
+        (['a.pth', 'b.pth', '--folds', '--fold', '1', '--calibrate'], 'not allowed with argument'),
+    ],
+)
 def test_wrong_options(monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(sys, 'argv', ['teacher_losses.py', 'config.py', *arguments])
     with pytest.raises(SystemExit):
@@ -284,9 +314,14 @@ def test_wrong_options(monkeypatch, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('arguments', [
-    ['--folds', 'c.py', 'a.pth', 'b.pth', '--out', 'f'], ['c.py', '--folds', 'a.pth', 'b.pth', '--out', 'f'],
-    ['c.py', 'a.pth', '--out', 'f', 'b.pth', '--folds']])
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ['--folds', 'c.py', 'a.pth', 'b.pth', '--out', 'f'],
+        ['c.py', '--folds', 'a.pth', 'b.pth', '--out', 'f'],
+        ['c.py', 'a.pth', '--out', 'f', 'b.pth', '--folds'],
+    ],
+)
 def test_options_may_stand_anywhere(monkeypatch, arguments):
     monkeypatch.setattr(sys, 'argv', ['teacher_losses.py', *arguments])
     args = load_tool('teacher_losses').parse_args()
@@ -307,15 +342,24 @@ def test_calibration_is_told_as_a_setting(monkeypatch, capsys, tmp_path, sharpen
 def test_the_whole_tool_writes_the_file_that_it_names(tmp_path, odd):
     cfg = config(distillation(teacher=network(2), teacher_ckpt=odd[1]))
     cfg.dump(tmp_path / 'pair.py')
-    done = tool('teacher_losses.py', tmp_path / 'pair.py', '--out', 'new/l.npz', '--cfg-options',
-                'train_dataloader.dataset.dataset.indices=50', cwd=tmp_path,
-                env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    done = tool(
+        'teacher_losses.py',
+        tmp_path / 'pair.py',
+        '--out',
+        'new/l.npz',
+        '--cfg-options',
+        'train_dataloader.dataset.dataset.indices=50',
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
     found = TeacherLosses.load(tmp_path / 'new/l.npz')
     expected = [log(55 / (1 + label)) for label in found.labels]
     np.testing.assert_allclose(found.losses, expected, rtol=1e-6)
     top1 = 100 * np.mean(found.labels == 9)
-    assert (f'L_t of 50 images (teacher): mean {np.mean(expected):.4g}, median {np.median(expected):.4g}, {top1:.2f} % '
-            'top-1. In new/l.npz.') in done.stdout
+    assert (
+        f'L_t of 50 images (teacher): mean {np.mean(expected):.4g}, median {np.median(expected):.4g}, {top1:.2f} % '
+        'top-1. In new/l.npz.'
+    ) in done.stdout
     assert "weighting=dict(type='mmwsl.WSLWeighting', teacher_losses='new/l.npz')" in done.stdout
     with pytest.raises(CacheError, match='length is 50 in the file and 60 here'):
         found.check(DATASETS.build(cfg.train_dataloader.dataset))

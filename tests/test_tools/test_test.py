@@ -1,4 +1,5 @@
 """tools/test.py, in this process, on small networks and the digits."""
+
 import json
 import sys
 
@@ -15,7 +16,6 @@ from tests.tiny import PREPROCESSOR, ROOT, build, distillation, load_tool, netwo
 
 @DATASETS.register_module()
 class NegativeDigits(Digits):
-
     def load_data_list(self):
         return [{**item, 'gt_label': -1 - item['gt_label']} for item in super().load_data_list()]
 
@@ -27,6 +27,7 @@ TTA = dict(type='AverageClsScoreTTA')
 @pytest.fixture
 def tested(tmp_path, monkeypatch):
     """Run tools/test.py on the digits, with a model and other settings."""
+
     def run(model, *arguments, **settings):
         cfg = Config.fromfile(ROOT / 'configs/wsl_digits.py')
         name = f'{tmp_path.name}_{len(settings)}'
@@ -35,24 +36,29 @@ def tested(tmp_path, monkeypatch):
         cfg.dump(tmp_path / 'config.py')
         monkeypatch.setattr(sys, 'argv', ['test.py', str(tmp_path / 'config.py'), *map(str, arguments)])
         load_tool('test').main()
+
     return run
 
 
 @pytest.fixture
 def accuracy(tested, tmp_path):
     """Top-1 that tools/test.py finds, in per cent."""
+
     def run(model, *arguments, **settings):
         tested(model, *arguments, '--out-item', 'metrics', '--out', tmp_path / 'out.json', **settings)
         return json.loads((tmp_path / 'out.json').read_text())['accuracy/top1']
+
     return run
 
 
 @pytest.fixture
 def scores(tested, tmp_path):
     """Class scores that tools/test.py finds, of each test image. Shape: (1197, 10)."""
+
     def run(model, *arguments, **settings):
         tested(model, *arguments, '--out', tmp_path / 'out.pkl', **settings)
         return torch.stack([sample['pred_score'] for sample in load(tmp_path / 'out.pkl')])
+
     return run
 
 
@@ -81,6 +87,7 @@ def test_an_option_that_nothing_reads_is_refused(tested, biased):
 
 # ---- other kinds of config
 
+
 def images(size=8):
     """The test images, as they are. Shape: (1197, 1, size, size)."""
     init_default_scope('mmpretrain')
@@ -103,8 +110,9 @@ def test_student_of_another_package(scores, tmp_path, shared, mean, std):
     torch.save({f'architecture.{key}': value for key, value in net.state_dict().items()}, tmp_path / 'run.pth')
     larger = [dict(type='Resize', scale=32, interpolation='nearest'), dict(type='PackInputs')]
     model = distillation(architecture=dict(cfg_path=LENET), teacher=dict(cfg_path=LENET), data_preprocessor=shared)
-    found = scores(model, tmp_path / 'run.pth', data_preprocessor=None,
-                   test_dataloader=dict(dataset=dict(pipeline=larger)))
+    found = scores(
+        model, tmp_path / 'run.pth', data_preprocessor=None, test_dataloader=dict(dataset=dict(pipeline=larger))
+    )
     torch.testing.assert_close(found, alone(net, (images(32) - mean) / std), rtol=1e-4, atol=1e-5)
 
 
@@ -129,8 +137,11 @@ def test_a_configs_own_augmentation_is_used(scores, tmp_path, way):
     up_and_down = [dict(type='RandomFlip', prob=prob, direction='vertical') for prob in (1.0, 0.0)]
     pipeline = [dict(type='TestTimeAug', transforms=[up_and_down, [dict(type='PackInputs')]])]
     if way == 'model':
-        found = scores({**TTA, 'module': distillation()}, tmp_path / 'net.pth', test_dataloader=dict(
-            dataset=dict(pipeline=pipeline)))
+        found = scores(
+            {**TTA, 'module': distillation()},
+            tmp_path / 'net.pth',
+            test_dataloader=dict(dataset=dict(pipeline=pipeline)),
+        )
     else:
         found = scores(distillation(), tmp_path / 'net.pth', '--tta', tta_model=TTA, tta_pipeline=pipeline)
     inputs = (images() - 4.9) / 6

@@ -27,8 +27,11 @@ def joined(*parts):
 
 def part(numbers, wrapper=None, **kwargs):
     config = dict(type=Numbers, numbers=numbers, **kwargs)
-    return dict(type=wrapper, dataset=config, **({'times': 2} if wrapper == 'RepeatDataset' else {})) if wrapper \
+    return (
+        dict(type=wrapper, dataset=config, **({'times': 2} if wrapper == 'RepeatDataset' else {}))
+        if wrapper
         else config
+    )
 
 
 def ids(dataset):
@@ -79,13 +82,17 @@ def test_copies_are_numbered_too(copied):
     np.testing.assert_array_equal(twin.datasets[1].get_subset([1]).get_data_info(0)['number'], 8)
 
 
-@pytest.mark.parametrize('config, collate', [
-    (dict(data_preprocessor=dict(type='ClsDataPreprocessor')), 'default_collate'),
-    (dict(data_preprocessor=dict(mean=[0], std=[1])), 'default_collate'),  # mmpretrain's, by default
-    (dict(data_preprocessor=dict(type='SegDataPreProcessor')), 'pseudo_collate'),
-    (dict(model=dict(data_preprocessor=dict(type='mmdet.DetDataPreprocessor'))), 'pseudo_collate'),
-    (dict(model=dict(architecture=dict(data_preprocessor=dict(type='mmdet.BatchFixedSizePad')))), 'pseudo_collate'),
-], ids=str)
+@pytest.mark.parametrize(
+    'config, collate',
+    [
+        (dict(data_preprocessor=dict(type='ClsDataPreprocessor')), 'default_collate'),
+        (dict(data_preprocessor=dict(mean=[0], std=[1])), 'default_collate'),  # mmpretrain's, by default
+        (dict(data_preprocessor=dict(type='SegDataPreProcessor')), 'pseudo_collate'),
+        (dict(model=dict(data_preprocessor=dict(type='mmdet.DetDataPreprocessor'))), 'pseudo_collate'),
+        (dict(model=dict(architecture=dict(data_preprocessor=dict(type='mmdet.BatchFixedSizePad')))), 'pseudo_collate'),
+    ],
+    ids=str,
+)
 def test_who_stacks_images_says_the_data_preprocessor(config, collate):
     config = Config(config)
     assert collate_for(config) == collate

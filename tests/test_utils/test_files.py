@@ -12,7 +12,7 @@ from mmwsl.utils import files
 from mmwsl.utils.files import lock, whole_file
 from tests.tiny import ROOT
 
-AS_ON_WINDOWS = '''
+AS_ON_WINDOWS = """
 import os, pathlib, sys
 
 sys.modules['fcntl'] = None  # cannot be imported
@@ -28,7 +28,7 @@ import mmwsl.cache, mmwsl.engine, mmwsl.utils
 
 with mmwsl.utils.whole_file(pathlib.Path(sys.argv[1])) as file:
     file.write(b'[1, 2]')
-'''
+"""
 
 
 def test_works_without_fcntl_and_without_folders_that_open(tmp_path):
@@ -75,8 +75,9 @@ def test_many_writers_of_one_file(tmp_path, processes):
     assert [file.name for file in tmp_path.iterdir()] == ['file']
 
 
-@pytest.mark.parametrize('umask, mode, expected', [(0o022, 0o600, 0o600), (0o077, 0o664, 0o664), (0o022, None, 0o644),
-                                                   (0o077, None, 0o600)])
+@pytest.mark.parametrize(
+    'umask, mode, expected', [(0o022, 0o600, 0o600), (0o077, 0o664, 0o664), (0o022, None, 0o644), (0o077, None, 0o600)]
+)
 def test_a_file_keeps_its_mode(tmp_path, umask, mode, expected):
     path = tmp_path / 'file'
     if mode is not None:
@@ -107,6 +108,7 @@ def test_a_planted_link_is_not_followed(tmp_path, monkeypatch):
 def test_a_full_disk_leaves_the_old_file_and_no_remains(tmp_path, monkeypatch, call):
     def full(*_):
         raise OSError(errno.ENOSPC, 'No space left on device')
+
     path = tmp_path / 'file'
     path.write_bytes(b'old')
     monkeypatch.setattr(os, call, full)
@@ -123,6 +125,7 @@ def test_a_storage_that_syncs_no_folders_is_written_to(tmp_path, monkeypatch):
         if os.path.isdir(f'/proc/self/fd/{descriptor}'):
             raise OSError(errno.EINVAL, 'Invalid argument')
         real(descriptor)
+
     monkeypatch.setattr(os, 'fsync', fsync)
     with whole_file(tmp_path / 'file') as file:
         file.write(b'new')

@@ -4,6 +4,7 @@ The k-th run of every config has the same resample and the same seed, so that co
 are finished are not done again, and those that were killed go on. Writes results.csv, results.json and
 bias_variance.png.
 """
+
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
@@ -26,31 +27,47 @@ from mmwsl.engine.runs import train
 
 TRAIN = Path(__file__).resolve().parents[1] / 'train.py'
 QUANTITIES = {  # their axes
-    'error': 'top-1 error (%)', 'loss': 'expected loss (nats)', 'bias': 'bias (nats)', 'variance': 'variance (nats)',
-    'share': 'regularization samples (%)', 'weight': 'mean weight w',
+    'error': 'top-1 error (%)',
+    'loss': 'expected loss (nats)',
+    'bias': 'bias (nats)',
+    'variance': 'variance (nats)',
+    'share': 'regularization samples (%)',
+    'weight': 'mean weight w',
 }
 
 
 @dataclass
 class Arm:
     """One contestant: a config, at one temperature."""
+
     name: str
     cfg: Config
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('configs', nargs='+', type=Path, metavar='CONFIG', help='the first is what the others are '
-                        'compared with')
-    parser.add_argument('--models', type=int, default=10, help='runs of each config, K; fewer than '
-                        f'{FEWEST_MODELS} give means alone')
+    parser.add_argument(
+        'configs', nargs='+', type=Path, metavar='CONFIG', help='the first is what the others are compared with'
+    )
+    parser.add_argument(
+        '--models', type=int, default=10, help=f'runs of each config, K; fewer than {FEWEST_MODELS} give means alone'
+    )
     parser.add_argument('--taus', type=float, nargs='+', help='temperatures to try in configs with soft labels')
-    parser.add_argument('--same-data', action='store_true', help='train all on the training set itself: variance is '
-                        'then that of initial weights, order and views alone')
+    parser.add_argument(
+        '--same-data',
+        action='store_true',
+        help='train all on the training set itself: variance is then that of initial weights, order and views alone',
+    )
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/bias_variance'))
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', default={},
-                        help='settings to override in every config')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        default={},
+        help='settings to override in every config',
+    )
     args = parser.parse_args()
     if args.models < 2:
         parser.error(f'variance between models needs two of them or more, got --models {args.models}')
@@ -102,15 +119,20 @@ def train_all(arms: list[Arm], args: argparse.Namespace) -> None:
     configs = [(arm, prepare(arm, model, args)) for model in range(args.models) for arm in arms]
     total = len(configs)
     with ThreadPoolExecutor(args.jobs) as pool:
-        running = {pool.submit(train, TRAIN, config, config.parent / 'run', threads=threads): (arm, config.parent)
-                   for arm, config in configs}
+        running = {
+            pool.submit(train, TRAIN, config, config.parent / 'run', threads=threads): (arm, config.parent)
+            for arm, config in configs
+        }
         try:
             for number, future in enumerate(as_completed(running), 1):
                 future.result()
                 arm, folder = running[future]
                 accuracy = predict(arm, folder)
-                print(f'[{number:{len(str(total))}}/{total}] {folder.parent.name}, run {folder.name}: '
-                      f'{100 * accuracy:.2f} % top-1', flush=True)
+                print(
+                    f'[{number:{len(str(total))}}/{total}] {folder.parent.name}, run {folder.name}: '
+                    f'{100 * accuracy:.2f} % top-1',
+                    flush=True,
+                )
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -133,8 +155,9 @@ def prepare(arm: Arm, model: int, args: argparse.Namespace) -> Path:
     config = args.out / arm.name / str(model) / 'config.py'
     config.parent.mkdir(parents=True, exist_ok=True)
     if config.exists() and config.read_text() != cfg.pretty_text:
-        raise ValueError(f'{config.parent} holds a run with other settings, see config.py there: choose another --out, '
-                         'or delete it')
+        raise ValueError(
+            f'{config.parent} holds a run with other settings, see config.py there: choose another --out, or delete it'
+        )
     with whole_file(config) as file:
         file.write(cfg.pretty_text.encode())
     return config
@@ -166,8 +189,9 @@ def estimate(arms: list[Arm], args: argparse.Namespace) -> list[dict]:
             row = dict(arm=arm.name, models=args.models, quantity=quantity, **estimated(value))
             if quantity in first and first is not values:
                 if first[quantity].shape != value.shape:
-                    raise ValueError(f'{arm.name} was tested on other images than {arms[0].name}: they cannot be '
-                                     'compared in pairs')
+                    raise ValueError(
+                        f'{arm.name} was tested on other images than {arms[0].name}: they cannot be compared in pairs'
+                    )
                 difference = estimated(value - first[quantity])
                 row.update({f'difference_{name}': number for name, number in difference.items()})
             rows.append(row)
@@ -205,8 +229,10 @@ def write(rows: list[dict], out: Path) -> None:
 def print_table(rows: list[dict]) -> None:
     width = max(len(row['arm']) for row in rows)
     few = rows[0]['models'] < FEWEST_MODELS
-    print(f'\n{"":{width}}  quantity                     mean  {"" if few else "95 % interval      "}difference to the '
-          'first')
+    print(
+        f'\n{"":{width}}  quantity                     mean  {"" if few else "95 % interval      "}difference to the '
+        'first'
+    )
     for row in rows:
         line = f'{row["arm"]:{width}}  {QUANTITIES[row["quantity"]]:26} {row["value"]:6.3f}'
         line += '' if few else f'  {row["low"]:6.3f} to {row["high"]:6.3f}'
@@ -215,23 +241,35 @@ def print_table(rows: list[dict]) -> None:
             line += '' if few else f'  {row["difference_low"]:+7.3f} to {row["difference_high"]:+7.3f}'
         print(line)
     if few:
-        print(f'\n{rows[0]["models"]} networks of each config are too few for intervals, bias and variance: give '
-              f'--models {FEWEST_MODELS} or more.')
+        print(
+            f'\n{rows[0]["models"]} networks of each config are too few for intervals, bias and variance: give '
+            f'--models {FEWEST_MODELS} or more.'
+        )
 
 
 def draw(rows: list[dict], path: Path, args: argparse.Namespace) -> None:
     """A panel for each quantity, a line for each arm."""
     import matplotlib
+
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
+
     arms = list(dict.fromkeys(row['arm'] for row in rows))
     quantities = list(dict.fromkeys(row['quantity'] for row in rows))
-    figure, panels = plt.subplots(1, len(quantities), figsize=(1.5 + 2.1 * len(quantities), 1.4 + 0.32 * len(arms)),
-                                  sharey=True, layout='constrained')
+    figure, panels = plt.subplots(
+        1,
+        len(quantities),
+        figsize=(1.5 + 2.1 * len(quantities), 1.4 + 0.32 * len(arms)),
+        sharey=True,
+        layout='constrained',
+    )
     for quantity, panel in zip(quantities, panels, strict=True):
         for row in (row for row in rows if row['quantity'] == quantity):
-            ends = None if row['low'] is None else [
-                [max(0, row['value'] - row['low'])], [max(0, row['high'] - row['value'])]]
+            ends = (
+                None
+                if row['low'] is None
+                else [[max(0, row['value'] - row['low'])], [max(0, row['high'] - row['value'])]]
+            )
             panel.errorbar(row['value'], arms.index(row['arm']), fmt='ko', markersize=4, capsize=3, xerr=ends)
         panel.set(xlabel=QUANTITIES[quantity])
         panel.grid(axis='x', alpha=0.3)

@@ -3,6 +3,7 @@
 Runs a config's teacher and student over views of training images, without a cache on disk. A teacher that predicts with
 batch statistics is also compared with itself in other batches of the same views.
 """
+
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
@@ -19,8 +20,14 @@ from mmwsl.models import WSLLoss
 from mmwsl.engine import launcher_parser, prepare_run
 from mmwsl.utils import load_network
 
-HEADER = ('record', 'bytes', 'loss, mean error / mean', 'weight, mean error', 'largest',
-          'weight from logits alone, mean error')
+HEADER = (
+    'record',
+    'bytes',
+    'loss, mean error / mean',
+    'weight, mean error',
+    'largest',
+    'weight from logits alone, mean error',
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,14 +50,18 @@ def gather(cfg: Config, args: argparse.Namespace) -> tuple[Tensor, Tensor, Tenso
     losses = [loss for loss in model.distiller.distill_losses.values() if isinstance(loss, WSLLoss)]
     size = cfg.train_dataloader.batch_size
     if not losses or args.images < size:
-        raise ValueError(f'a config with a WSLLoss and at least a batch, {size} images, are needed, got '
-                         f'{list(model.distiller.distill_losses)} and --images {args.images}')
-    images = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:args.images // size * size]
+        raise ValueError(
+            f'a config with a WSLLoss and at least a batch, {size} images, are needed, got '
+            f'{list(model.distiller.distill_losses)} and --images {args.images}'
+        )
+    images = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[: args.images // size * size]
     shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
 
     def batches(order: Tensor) -> list:
-        return [collate(cfg.train_dataloader)([dataset[View(int(image), 0, 0)] for image in batch])
-                for batch in order.split(size)]
+        return [
+            collate(cfg.train_dataloader)([dataset[View(int(image), 0, 0)] for image in batch])
+            for batch in order.split(size)
+        ]
 
     taught = [answers(model, batch) for batch in batches(images)]
     again = torch.cat([answers(model, batch)[0] for batch in batches(images[shuffled])])
@@ -60,31 +71,35 @@ def gather(cfg: Config, args: argparse.Namespace) -> tuple[Tensor, Tensor, Tenso
     return torch.cat(student), teacher, again[shuffled.argsort()], labels, losses[0]
 
 
-def loss_and_weight(loss: WSLLoss, student: Tensor, teacher: Tensor, labels: Tensor,
-                    hard_loss: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def loss_and_weight(
+    loss: WSLLoss, student: Tensor, teacher: Tensor, labels: Tensor, hard_loss: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Of each image."""
     values = loss(student, teacher, labels, reduction_override='none', teacher_hard_loss=hard_loss)
     return values, loss.sample_terms['w']
 
 
-def row(name: str, size: int | str, exact: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor],
-        alone: tuple[Tensor, Tensor]) -> str:
+def row(
+    name: str, size: int | str, exact: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor], alone: tuple[Tensor, Tensor]
+) -> str:
     difference, weights = (found[0] - exact[0]).abs().mean() / exact[0].mean(), (found[1] - exact[1]).abs()
-    return (f'| {name} | {size} | {difference:.1e} | {weights.mean():.1e} | {weights.max():.1e} | '
-            f'{(alone[1] - exact[1]).abs().mean():.1e} |')
+    return (
+        f'| {name} | {size} | {difference:.1e} | {weights.mean():.1e} | {weights.max():.1e} | '
+        f'{(alone[1] - exact[1]).abs().mean():.1e} |'
+    )
 
 
 def main() -> None:
     args = parse_args()
     cfg = Config.fromfile(args.config)
-    prepare_run(cfg, args, ('train_dataloader', ))
+    prepare_run(cfg, args, ('train_dataloader',))
     student, teacher, again, labels, loss = gather(cfg, args)
     exact = loss_and_weight(loss, student, teacher, labels)
     print(f'{len(labels)} views, tau {loss.tau}; mean loss {exact[0].mean():.4g}, mean weight {exact[1].mean():.4f}')
     print(f'| {" | ".join(HEADER)} |\n|{" --- |" * len(HEADER)}')
     for top_k in (None, *args.top_k):
         for dtype in ('float32', 'float16'):
-            form = RecordFormat(teacher.shape[1], top_k, dtype, (loss.tau, ) if top_k else ())
+            form = RecordFormat(teacher.shape[1], top_k, dtype, (loss.tau,) if top_k else ())
             records = form.encode(teacher, labels)
             restored = form.decode(records, loss.tau)
             found = loss_and_weight(loss, student, restored, labels, form.hard_loss(records))

@@ -8,6 +8,7 @@ From the records that mmwsl.SampleRecordHook wrote in one or several work dirs o
 Writes share.csv, share.png, flow.csv, flow.png, summary.csv, and contact sheets of the images with the largest and the
 smallest weights in the last epoch of the first run.
 """
+
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
@@ -37,13 +38,27 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('sources', nargs='+', type=Path, metavar='SOURCE', help='work dirs, or one config')
     parser.add_argument('--checkpoints', nargs='+', type=Path, help='of the config: epoch_<N>.pth')
-    parser.add_argument('--taus', nargs='+', type=float, help="temperatures; default: the config's. Other ones need "
-                        'checkpoints, since records hold that of the run alone')
+    parser.add_argument(
+        '--taus',
+        nargs='+',
+        type=float,
+        help="temperatures; default: the config's. Other ones need "
+        'checkpoints, since records hold that of the run alone',
+    )
     parser.add_argument('--images', type=int, default=24, help='images on a contact sheet')
-    parser.add_argument('--out', type=Path, help='default: regularization_samples in the first work dir, or in the '
-                        'folder of the first checkpoint')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', default={},
-                        help='settings of CONFIG to override')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        help='default: regularization_samples in the first work dir, or in the folder of the first checkpoint',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        default={},
+        help='settings of CONFIG to override',
+    )
     args = parser.parse_args()
     if args.taus and not args.checkpoints:
         parser.error('--taus needs --checkpoints: records hold the temperature of their run alone')
@@ -57,10 +72,12 @@ def main() -> None:
     if args.checkpoints:
         cfg = Config.fromfile(args.sources[0])
         merge_options(cfg, args.cfg_options)
-        check_data(cfg, ('train_dataloader', ))
+        check_data(cfg, ('train_dataloader',))
         checkpoints = {epoch_of(path): str(path) for path in sorted(args.checkpoints, key=epoch_of)}
-        series = {tau: [epochs] for tau, epochs in
-                  records_of_checkpoints(cfg, checkpoints, args.taus or [temperature(cfg)]).items()}
+        series = {
+            tau: [epochs]
+            for tau, epochs in records_of_checkpoints(cfg, checkpoints, args.taus or [temperature(cfg)]).items()
+        }
     else:
         cfg = config_of(args.sources[0])
         series = {temperature(cfg): [read_records(work_dir) for work_dir in args.sources]}
@@ -98,8 +115,10 @@ def config_of(work_dir: Path) -> Config:
     """
     files = sorted(work_dir.glob('*.py'))
     if len(files) != 1:
-        raise FileNotFoundError(f'{work_dir} should be the work dir of a run, with its config in it; it has '
-                                f'{", ".join(path.name for path in files) or "no config"}')
+        raise FileNotFoundError(
+            f'{work_dir} should be the work dir of a run, with its config in it; it has '
+            f'{", ".join(path.name for path in files) or "no config"}'
+        )
     return Config.fromfile(files[0])
 
 
@@ -120,10 +139,22 @@ def share_rows(series: dict[float, list]) -> list[dict]:
 
     ``held_back`` is the share of those whose soft label lowers the true class's logit.
     """
-    return [dict(tau=tau, run=run, epoch=epoch, samples=len(records), share=100 * share(records),
-                 held_back=100 * held_back(records), mean_w=float(records['w'].mean()),
-                 mean_L_s=float(records['L_s'].mean()), mean_L_t=float(records['L_t'].mean()))
-            for tau, runs in series.items() for run, epochs in enumerate(runs) for epoch, records in epochs.items()]
+    return [
+        dict(
+            tau=tau,
+            run=run,
+            epoch=epoch,
+            samples=len(records),
+            share=100 * share(records),
+            held_back=100 * held_back(records),
+            mean_w=float(records['w'].mean()),
+            mean_L_s=float(records['L_s'].mean()),
+            mean_L_t=float(records['L_t'].mean()),
+        )
+        for tau, runs in series.items()
+        for run, epochs in enumerate(runs)
+        for epoch, records in epochs.items()
+    ]
 
 
 def flow_rows(series: dict[float, list]) -> list[dict]:
@@ -137,10 +168,17 @@ def flow_rows(series: dict[float, list]) -> list[dict]:
         for run, epochs in enumerate(runs):
             for before, after in itertools.pairwise(epochs):
                 moved = flow(epochs[before], epochs[after])
-                rows.append(dict(
-                    tau=tau, run=run, before=before, epoch=after,
-                    **{name: 100 * value for name, value in moved._asdict().items()},
-                    kept=100 * moved.kept, by_chance=100 * (moved.stay + moved.enter)))
+                rows.append(
+                    dict(
+                        tau=tau,
+                        run=run,
+                        before=before,
+                        epoch=after,
+                        **{name: 100 * value for name, value in moved._asdict().items()},
+                        kept=100 * moved.kept,
+                        by_chance=100 * (moved.stay + moved.enter),
+                    )
+                )
     return rows
 
 
@@ -191,8 +229,9 @@ def draw_flows(rows: list[dict], path: Path) -> None:
         left.set(xlabel='epoch', ylabel='% of training samples', ylim=(0, None), title=f'tau {tau:g}')
         draw_line(right, some, 'kept', 'k-o', 'measured')
         draw_line(right, some, 'by_chance', '0.5--s', 'if epochs were independent')
-        right.set(xlabel='epoch', ylabel="% of the epoch before's set\nthat is still in it", ylim=(-2, 102),
-                  title=title(rows))
+        right.set(
+            xlabel='epoch', ylabel="% of the epoch before's set\nthat is still in it", ylim=(-2, 102), title=title(rows)
+        )
         left.legend()
         right.legend()
     figure.savefig(path, dpi=100)
@@ -204,8 +243,9 @@ def draw_line(axes: plt.Axes, rows: list[dict], quantity: str, style: str, label
     values = [[row[quantity] for row in rows if row['epoch'] == epoch] for epoch in epochs]
     color, style = ('0.5', style[3:]) if style.startswith('0.5') else ('k', style[1:])
     axes.plot(epochs, [np.mean(some) for some in values], style, color=color, markersize=4, label=label)
-    axes.fill_between(epochs, [min(some) for some in values], [max(some) for some in values], color=color, alpha=0.15,
-                      linewidth=0)
+    axes.fill_between(
+        epochs, [min(some) for some in values], [max(some) for some in values], color=color, alpha=0.15, linewidth=0
+    )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -225,8 +265,12 @@ def draw_sheets(cfg: Config, records: np.ndarray, epoch: int, count: int, out: P
     records = records[np.unique(records['index'], return_index=True)[1]]
     order = np.argsort(records['L_s'] / (records['L_t'] + 1e-7))  # as w, which rounds to 1
     for name, chosen in (('smallest', order[:count]), ('largest', order[::-1][:count])):
-        draw_sheet(datasets, records[chosen], f'{name} weights w in epoch {epoch} (losses in nats)',
-                   out / f'{name}_weights.png')
+        draw_sheet(
+            datasets,
+            records[chosen],
+            f'{name} weights w in epoch {epoch} (losses in nats)',
+            out / f'{name}_weights.png',
+        )
 
 
 def innermost(cfg: dict) -> list[dict]:
@@ -247,23 +291,29 @@ def image_of(datasets: list, index: int) -> dict:
         if place < len(dataset):
             return dataset.get_data_info(place)
         place -= len(dataset)
-    raise ValueError(f'the records are of another training set: they have an image {index}, and the train_dataloader '
-                     f"of the run's config has {index - place} images")
+    raise ValueError(
+        f'the records are of another training set: they have an image {index}, and the train_dataloader '
+        f"of the run's config has {index - place} images"
+    )
 
 
 def draw_sheet(datasets: list, records: np.ndarray, heading: str, path: Path) -> None:
     columns, classes = 8, datasets[0].metainfo['classes']
     rows = -(-len(records) // columns)
-    figure, panels = plt.subplots(rows, columns, figsize=(1.25 * columns, 0.4 + 1.85 * rows), squeeze=False,
-                                  layout='constrained')
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(1.25 * columns, 0.4 + 1.85 * rows), squeeze=False, layout='constrained'
+    )
     for panel in panels.flat:
         panel.axis('off')
     for panel, record in zip(panels.flat, records, strict=False):
         info = image_of(datasets, int(record['index']))
         image = info['img'] if 'img' in info else mmcv.imread(info['img_path'], channel_order='rgb')
         panel.imshow(image.squeeze(), cmap='gray', interpolation='nearest')
-        panel.set_title(f'label: {classes[info["gt_label"]]}\nw = {record["w"]:.3f}\n'
-                        f'$L_s$ {record["L_s"]:.2g}, $L_t$ {record["L_t"]:.2g}', fontsize=7)
+        panel.set_title(
+            f'label: {classes[info["gt_label"]]}\nw = {record["w"]:.3f}\n'
+            f'$L_s$ {record["L_s"]:.2g}, $L_t$ {record["L_t"]:.2g}',
+            fontsize=7,
+        )
     figure.suptitle(heading, fontsize='medium')
     figure.savefig(path, dpi=100)
 

@@ -1,4 +1,5 @@
 """The loss of another checkout of mmwsl beside this one's, in the same process."""
+
 from __future__ import annotations
 
 import importlib
@@ -23,8 +24,10 @@ def loss_of(checkout: Path) -> tuple[str, Callable]:
         FileNotFoundError: If there is no mmwsl in the folder.
     """
     if not (checkout / 'mmwsl/models/losses').is_dir():
-        raise FileNotFoundError(f'the baseline should be a folder with a tree of mmwsl, got {checkout}. '
-                                f'Make one with git worktree add {checkout} COMMIT')
+        raise FileNotFoundError(
+            f'the baseline should be a folder with a tree of mmwsl, got {checkout}. '
+            f'Make one with git worktree add {checkout} COMMIT'
+        )
     with _mmwsl_of(checkout):
         version = importlib.import_module('mmwsl.version').__version__
         return version, importlib.import_module('mmwsl.models.losses').WSLLoss

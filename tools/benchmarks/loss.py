@@ -13,6 +13,7 @@ what a copy of a large tensor moves on this machine in the same time, read and w
 A ratio compares the first contestant with another, round by round: its median in each process, then the median of the
 processes, with the lowest and the highest of them to show what the machine's noise is.
 """
+
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
@@ -52,9 +53,11 @@ def plain_kd(preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
 
 def of_pixels(loss: Callable) -> Callable:
     """A loss of (N, C), for dense logits as well: each pixel is a sample."""
+
     def flattened(preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
         rows = (preds.movedim(1, -1).reshape(-1, preds.shape[1]) for preds in (preds_S, preds_T))
         return loss(*rows, target.reshape(-1))
+
     return flattened
 
 
@@ -129,8 +132,7 @@ def peak_memory(loss: Callable, inputs: tuple[Tensor, ...], device: str) -> int:
 
 
 def measure(shape: tuple[int, ...], dtype: str, args: argparse.Namespace) -> tuple[dict, dict, dict]:
-    """Seconds of each contestant's steps, round by round, the memory it holds, in logits tensors, and its first step's.
-    """
+    """Each contestant's seconds a step, round by round, its memory in tensors of logits, and its first step's."""
     generator, order = torch.Generator(args.device).manual_seed(0), random.Random(0)
     preds_S, preds_T = torch.randn(2, *shape, generator=generator, device=args.device).to(getattr(torch, dtype))
     target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator, device=args.device)
@@ -143,8 +145,11 @@ def measure(shape: tuple[int, ...], dtype: str, args: argparse.Namespace) -> tup
             times[name].append(seconds(contestants[name], inputs, args.device))
     size = preds_S.numel() * preds_S.element_size()
     memory = {name: peak_memory(loss, inputs, args.device) / size for name, loss in contestants.items()}
-    return ({name: values[WARM_UP:] for name, values in times.items()}, memory,
-            {name: values[0] for name, values in times.items()})
+    return (
+        {name: values[WARM_UP:] for name, values in times.items()},
+        memory,
+        {name: values[0] for name, values in times.items()},
+    )
 
 
 def runs_of(shape: tuple[int, ...], dtype: str, args: argparse.Namespace) -> list[tuple[dict, dict, dict]]:
@@ -184,23 +189,33 @@ def print_row(row: dict) -> None:
     for name, value in row['milliseconds'].items():
         ratios = row[f'{first} / other'].get(name)
         spread = f'{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})' if ratios else ''
-        print(f'  {name:30} {value:9.3f} {row["share of copy bandwidth"][name]:11.3f} '
-              f'{row["memory / logits"][name]:16.2f}   {spread}', flush=True)
+        print(
+            f'  {name:30} {value:9.3f} {row["share of copy bandwidth"][name]:11.3f} '
+            f'{row["memory / logits"][name]:16.2f}   {spread}',
+            flush=True,
+        )
 
 
 def draw(rows: list[dict], machine: dict, path: Path) -> None:
     """Bars of every contestant's time over the first one's, a group for each row."""
     import matplotlib
+
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
+
     figure, axes = plt.subplots(figsize=(max(8, 2 * len(rows)), 4), layout='constrained')
     names = list({name: None for row in rows for name in row['milliseconds']})
     width = 0.8 / len(names)
     for place, name in enumerate(names):
         values = [row['milliseconds'].get(name, 0) / row['milliseconds'][names[0]] for row in rows]
         offset = width * (place - (len(names) - 1) / 2)
-        axes.bar([i + offset for i in range(len(rows))], values, 0.9 * width, label=name,
-                 hatch=('', 'xx', '//', '..', '++')[place % 5])
+        axes.bar(
+            [i + offset for i in range(len(rows))],
+            values,
+            0.9 * width,
+            label=name,
+            hatch=('', 'xx', '//', '..', '++')[place % 5],
+        )
     axes.set_xticks(range(len(rows)), [f'{" x ".join(map(str, row["shape"]))}\n{row["dtype"]}' for row in rows])
     axes.set(ylabel=f'time of forward + backward / {names[0]}', xlabel='shape and type of the logits')
     axes.set_title(caption(machine), fontsize='small')
@@ -225,10 +240,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--dtype', nargs='+', default=['float32'], choices=['float32', 'bfloat16', 'float16'])
     parser.add_argument('--shapes', nargs='+', type=shape_of, default=SHAPES, metavar='NxC')
-    parser.add_argument('--contestants', nargs='+', choices=CONTESTANTS,
-                        help=f'default: all, {KERNEL} on a GPU alone')
-    parser.add_argument('--baseline', type=Path, metavar='CHECKOUT',
-                        help="folder with another version's tree, whose WSLLoss takes part")
+    parser.add_argument('--contestants', nargs='+', choices=CONTESTANTS, help=f'default: all, {KERNEL} on a GPU alone')
+    parser.add_argument(
+        '--baseline', type=Path, metavar='CHECKOUT', help="folder with another version's tree, whose WSLLoss takes part"
+    )
     parser.add_argument('--rounds', type=int, default=60, help='in a process, at least')
     parser.add_argument('--seconds', type=float, default=1.0, help='of steps of each contestant in a process, at least')
     parser.add_argument('--processes', type=int, default=5, help='0: this one alone, for as much as a short time gives')

@@ -1,4 +1,5 @@
 """What the benchmarks say of the machine that they ran on."""
+
 import platform
 from pathlib import Path
 
@@ -9,8 +10,13 @@ import mmwsl
 
 def describe(device: str) -> dict:
     name = torch.cuda.get_device_name() if device == 'cuda' else _cpu()
-    return {'device': name, 'threads': torch.get_num_threads(), 'torch': torch.__version__, 'mmwsl': mmwsl.__version__,
-            'python': platform.python_version()}
+    return {
+        'device': name,
+        'threads': torch.get_num_threads(),
+        'torch': torch.__version__,
+        'mmwsl': mmwsl.__version__,
+        'python': platform.python_version(),
+    }
 
 
 def caption(machine: dict) -> str:

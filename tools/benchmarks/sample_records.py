@@ -4,6 +4,7 @@ Step and hook take turns, and each is timed by itself: their ratio does not depe
 end of an epoch (gathering, writing and drawing 50,000 records) is shared out over the epoch's steps. Images are random
 and lie ready, so a step is as short as it can be, and the ratio an upper bound.
 """
+
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
@@ -41,8 +42,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         steps, calls, end = measure(model, build_optim_wrapper(model, cfg.optim_wrapper), args.steps, folder)
     step, per_step = median(steps), sum(calls) / len(calls) + end / (EPOCH / BATCH)
-    print(f'step {1e3 * step:.2f} ms; hook {1e3 * sum(calls) / len(calls):.3f} ms a step, {1e3 * end:.0f} ms an epoch; '
-          f'together {100 * per_step / step:.2f} % of a step')
+    print(
+        f'step {1e3 * step:.2f} ms; hook {1e3 * sum(calls) / len(calls):.3f} ms a step, {1e3 * end:.0f} ms an epoch; '
+        f'together {100 * per_step / step:.2f} % of a step'
+    )
 
 
 def measure(model: Any, optimizer: Any, count: int, folder: str) -> tuple[list[float], list[float], float]:
@@ -50,13 +53,23 @@ def measure(model: Any, optimizer: Any, count: int, folder: str) -> tuple[list[f
     hub = MessageHub.get_instance('benchmark')
     visualizer = Visualizer(vis_backends=[LocalVisBackend(folder)], save_dir=folder)
     runner = SimpleNamespace(
-        model=model, train_loop=None, hooks=[LoggerHook(interval=LOG_INTERVAL)], epoch=0, max_epochs=1,
-        train_dataloader=range(EPOCH // BATCH), work_dir=folder, message_hub=hub, visualizer=visualizer)
+        model=model,
+        train_loop=None,
+        hooks=[LoggerHook(interval=LOG_INTERVAL)],
+        epoch=0,
+        max_epochs=1,
+        train_dataloader=range(EPOCH // BATCH),
+        work_dir=folder,
+        message_hub=hub,
+        visualizer=visualizer,
+    )
     hook = SampleRecordHook()
     hook.before_train(runner)
     hook.before_train_epoch(runner)
-    batch = dict(inputs=torch.randint(0, 256, (BATCH, 3, 32, 32), dtype=torch.uint8), data_samples=[
-        DataSample(metainfo=dict(sample_idx=i)).set_gt_label(i) for i in range(BATCH)])
+    batch = dict(
+        inputs=torch.randint(0, 256, (BATCH, 3, 32, 32), dtype=torch.uint8),
+        data_samples=[DataSample(metainfo=dict(sample_idx=i)).set_gt_label(i) for i in range(BATCH)],
+    )
     steps, calls = [], []
     for position in range(EPOCH // BATCH):
         if position < count:

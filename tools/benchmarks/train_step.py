@@ -15,6 +15,7 @@ Medians and ratios are printed and written to a JSON file, round by round, with 
 of each arm's first step, in which it compiles; all are drawn in the end. An arm that cannot be had here is left out,
 and the reason is told.
 """
+
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
@@ -47,20 +48,56 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {'vanilla': 'vanilla/r20_cifar100', 'cached': 'wsl_r56_r20_cifar100_cached'}
 LAYOUT = dict(type='mmwsl.ChannelsLastHook', device_type=None)
 GROUPS = {
-    'plain': ['bare', 'teacher', 'vanilla', 'wsl, eval', 'wsl, batch statistics', 'cached', 'mmrazor',
-              'mmrazor, channels last', 'timm'],
-    'device': ['bare, device', 'vanilla, device', 'wsl, eval, device', 'wsl, batch statistics, device',
-               'wsl, triton, device', 'mmrazor, device', 'timm, device', 'vanilla'],
-    'compiled': ['teacher', 'vanilla', 'wsl, eval', 'wsl, eval, device', 'wsl, loss compiled, device',
-                 'wsl, compiled, device', 'wsl, every option', 'wsl, every option, compiled, device'],
+    'plain': [
+        'bare',
+        'teacher',
+        'vanilla',
+        'wsl, eval',
+        'wsl, batch statistics',
+        'cached',
+        'mmrazor',
+        'mmrazor, channels last',
+        'timm',
+    ],
+    'device': [
+        'bare, device',
+        'vanilla, device',
+        'wsl, eval, device',
+        'wsl, batch statistics, device',
+        'wsl, triton, device',
+        'mmrazor, device',
+        'timm, device',
+        'vanilla',
+    ],
+    'compiled': [
+        'teacher',
+        'vanilla',
+        'wsl, eval',
+        'wsl, eval, device',
+        'wsl, loss compiled, device',
+        'wsl, compiled, device',
+        'wsl, every option',
+        'wsl, every option, compiled, device',
+    ],
 }
 RATIOS = [
-    ('vanilla', 'bare'), ('vanilla, device', 'vanilla'), ('cached', 'vanilla'), ('wsl, eval', 'mmrazor'),
-    ('wsl, eval', 'mmrazor, channels last'), ('wsl, every option', 'mmrazor'), ('wsl, batch statistics', 'mmrazor'),
-    ('wsl, eval', 'timm'), ('vanilla, device', 'bare, device'), ('wsl, eval, device', 'vanilla, device'),
-    ('wsl, eval, device', 'mmrazor, device'), ('wsl, eval, device', 'timm, device'),
-    ('wsl, triton, device', 'wsl, eval, device'), ('wsl, loss compiled, device', 'wsl, eval, device'),
-    ('wsl, compiled, device', 'wsl, eval, device'), ('wsl, every option, compiled, device', 'wsl, eval, device')]
+    ('vanilla', 'bare'),
+    ('vanilla, device', 'vanilla'),
+    ('cached', 'vanilla'),
+    ('wsl, eval', 'mmrazor'),
+    ('wsl, eval', 'mmrazor, channels last'),
+    ('wsl, every option', 'mmrazor'),
+    ('wsl, batch statistics', 'mmrazor'),
+    ('wsl, eval', 'timm'),
+    ('vanilla, device', 'bare, device'),
+    ('wsl, eval, device', 'vanilla, device'),
+    ('wsl, eval, device', 'mmrazor, device'),
+    ('wsl, eval, device', 'timm, device'),
+    ('wsl, triton, device', 'wsl, eval, device'),
+    ('wsl, loss compiled, device', 'wsl, eval, device'),
+    ('wsl, compiled, device', 'wsl, eval, device'),
+    ('wsl, every option, compiled, device', 'wsl, eval, device'),
+]
 LOSS = {'triton': 'triton', 'loss compiled': True}  # WSLLoss(compile=...)
 WARM_UP = 5  # steps of each arm that are not counted
 
@@ -137,6 +174,7 @@ def reason_of(error: Exception) -> str:
 @DATASETS.register_module()
 class RandomImages(BaseDataset):
     """So many images of CIFAR-100's size."""
+
     METAINFO = {'classes': tuple(map(str, range(100)))}
 
     def __init__(self, images: int, **kwargs: Any) -> None:
@@ -146,13 +184,16 @@ class RandomImages(BaseDataset):
     def load_data_list(self) -> list[dict]:
         drawn = np.random.default_rng(0)
         images = drawn.integers(0, 256, (self.number, 32, 32, 3), dtype=np.uint8)
-        return [dict(img=image, gt_label=int(label)) for image, label in
-                zip(images, drawn.integers(0, 100, self.number), strict=True)]
+        return [
+            dict(img=image, gt_label=int(label))
+            for image, label in zip(images, drawn.integers(0, 100, self.number), strict=True)
+        ]
 
 
 @HOOKS.register_module()
 class TurnsHook(Hook):
     """A step of the Runner, from after one iteration to after the next: data, hooks and all."""
+
     priority = 'LOWEST'
     turns: Turns  # set below: a config holds only data
 
@@ -162,8 +203,9 @@ class TurnsHook(Hook):
     def before_train_epoch(self, runner: Runner) -> None:
         self.turns.wait(self.arm)
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None,
-                         outputs: object = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: object = None
+    ) -> None:
         self.turns.done(self.arm)
         if batch_idx + 1 < len(runner.train_dataloader):
             self.turns.wait(self.arm)
@@ -172,14 +214,24 @@ class TurnsHook(Hook):
 def config_of(arm: str, steps: int, teacher: str, out: Path) -> Config:
     """An arm's name tells its method and, after commas, what is changed about it."""
     method, *traits = arm.split(', ')
-    cfg = Config.fromfile(ROOT / f"configs/{CONFIGS.get(method, 'wsl_r56_r20_cifar100')}.py")
+    cfg = Config.fromfile(ROOT / f'configs/{CONFIGS.get(method, "wsl_r56_r20_cifar100")}.py')
     prepare_data(cfg, 'device' in traits, steps)
-    cfg.merge_from_dict(dict(
-        work_dir=str(out / arm), experiment_name=f'{arm} {time.time()}', log_level='ERROR',
-        train_cfg=dict(max_epochs=1), val_cfg=None, val_dataloader=None, val_evaluator=None,
-        custom_hooks=[*([] if method == 'mmrazor' and 'channels last' not in traits else [LAYOUT]),
-                      dict(type='TurnsHook', arm=arm)],
-        randomness=dict(seed=0)))
+    cfg.merge_from_dict(
+        dict(
+            work_dir=str(out / arm),
+            experiment_name=f'{arm} {time.time()}',
+            log_level='ERROR',
+            train_cfg=dict(max_epochs=1),
+            val_cfg=None,
+            val_dataloader=None,
+            val_evaluator=None,
+            custom_hooks=[
+                *([] if method == 'mmrazor' and 'channels last' not in traits else [LAYOUT]),
+                dict(type='TurnsHook', arm=arm),
+            ],
+            randomness=dict(seed=0),
+        )
+    )
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=-1)
     cfg.compile = 'compiled' in traits
     if method != 'vanilla':
@@ -193,8 +245,9 @@ def prepare_data(cfg: Config, on_device: bool, steps: int) -> None:
         cfg.train_dataloader = base.train_dataloader
     loader = cfg.train_dataloader
     loader.update(num_batch_per_epoch=steps, num_workers=0, persistent_workers=False, pin_memory=False)
-    loader.dataset.dataset = dict(type='RandomImages', images=steps * loader.batch_size,
-                                  pipeline=loader.dataset.dataset.pipeline)
+    loader.dataset.dataset = dict(
+        type='RandomImages', images=steps * loader.batch_size, pipeline=loader.dataset.dataset.pipeline
+    )
 
 
 def teach(cfg: Config, method: str, traits: list[str], teacher: str, out: Path) -> None:
@@ -240,6 +293,7 @@ def script_of(arm: str, turns: Turns, steps: int, teacher: str) -> Callable[[], 
             loss.backward()
             optimizer.step()
             turns.done(arm)
+
     return run
 
 
@@ -251,13 +305,21 @@ def alone(student: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
 def timm_task(student: nn.Module, teacher: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     """timm's distillation with soft labels of the same temperature and weight."""
     from timm.task import LogitDistillationTask
+
     for network in (student, teacher):  # what timm's own have; both see the same images
         network.pretrained_cfg = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         network.num_classes, network.in_chans = 100, 3
     teacher.to(memory_format=torch.channels_last).requires_grad_(False)
-    task = LogitDistillationTask(student, teacher, criterion=nn.CrossEntropyLoss(), distill_loss_weight=2.25,
-                                 task_loss_weight=1.0, temperature=4.0, device=next(student.parameters()).device,
-                                 verbose=False)
+    task = LogitDistillationTask(
+        student,
+        teacher,
+        criterion=nn.CrossEntropyLoss(),
+        distill_loss_weight=2.25,
+        task_loss_weight=1.0,
+        temperature=4.0,
+        device=next(student.parameters()).device,
+        verbose=False,
+    )
     task.train()
     return lambda images, labels: task(images, labels)['loss']
 
@@ -279,6 +341,7 @@ def teacher_loop(arm: str, turns: Turns, steps: int, path: str) -> Callable[[], 
             with torch.no_grad():
                 model(inputs)
             turns.done(arm)
+
     return run
 
 
@@ -316,8 +379,11 @@ def measure(arms: list[str], seconds: float, after_round: Callable[[dict], None]
 
 def ratios_of(medians: dict[str, float]) -> dict[str, float]:
     """Of those arms that were measured."""
-    ratios = {f'{ours} / {theirs}': medians[ours] / medians[theirs] for ours, theirs in RATIOS
-              if {ours, theirs} <= set(medians)}
+    ratios = {
+        f'{ours} / {theirs}': medians[ours] / medians[theirs]
+        for ours, theirs in RATIOS
+        if {ours, theirs} <= set(medians)
+    }
     for arm in ('wsl, eval', 'wsl, every option'):
         if {arm, 'vanilla', 'teacher'} <= set(medians):
             ratios[f'({arm} - vanilla) / teacher'] = (medians[arm] - medians['vanilla']) / medians['teacher']
@@ -326,8 +392,10 @@ def ratios_of(medians: dict[str, float]) -> dict[str, float]:
 
 def draw(result: dict, path: Path) -> None:
     import matplotlib
+
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
+
     figure, axes = plt.subplots(figsize=(8, 4), layout='constrained')
     arms, times = zip(*result['milliseconds'].items(), strict=True)
     bars = axes.barh(arms, times, color='0.8', edgecolor='black')
@@ -342,8 +410,12 @@ def draw(result: dict, path: Path) -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--steps', type=int, default=20, help='of each arm in a round')
-    parser.add_argument('--rounds', type=int, default=4, help='each with networks made anew: where their memory lies '
-                        'alone can change a step by a tenth')
+    parser.add_argument(
+        '--rounds',
+        type=int,
+        default=4,
+        help='each with networks made anew: where their memory lies alone can change a step by a tenth',
+    )
     parser.add_argument('--groups', nargs='+', default=list(GROUPS), choices=GROUPS)
     parser.add_argument('--seconds', type=float, default=math.inf, help='of the steps of a group in a round, at most')
     parser.add_argument('--teacher', default='checkpoints/resnet56_cifar100.pth')
@@ -373,9 +445,14 @@ class Result:
         steps = {arm: self.steps.get(arm, []) + running.get(arm, [])[WARM_UP:] for arm in {**self.steps, **running}}
         medians = {arm: statistics.median(times) for arm, times in steps.items() if times}
         first = {**{arm: times[0] for arm, times in running.items() if times}, **self.first_steps}
-        result = {'machine': self.machine, 'milliseconds': {arm: 1e3 * value for arm, value in medians.items()},
-                  'steps': {arm: len(steps[arm]) for arm in medians}, 'seconds of the first step': first,
-                  'missing': self.missing, 'ratios': ratios_of(medians)}
+        result = {
+            'machine': self.machine,
+            'milliseconds': {arm: 1e3 * value for arm, value in medians.items()},
+            'steps': {arm: len(steps[arm]) for arm in medians},
+            'seconds of the first step': first,
+            'missing': self.missing,
+            'ratios': ratios_of(medians),
+        }
         with whole_file(self.path) as file:
             file.write(json.dumps(result, indent=1).encode())
         return result

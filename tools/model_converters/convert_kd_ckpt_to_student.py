@@ -2,6 +2,7 @@
 
 With it come the names of its classes, a config that predicts image files with it, and on demand the same as ONNX.
 """
+
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
@@ -28,11 +29,13 @@ from mmwsl.utils.checkpoint import classes_in, read_meta
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('checkpoint', help='checkpoint of WSLDistill, or of a MMRazor distillation')
-    parser.add_argument('--config', help="the distillation's config; default: the one that mmengine keeps in the "
-                        'checkpoint')
+    parser.add_argument(
+        '--config', help="the distillation's config; default: the one that mmengine keeps in the checkpoint"
+    )
     parser.add_argument('--out-path', help='the file to write; default: <checkpoint>_student.pth')
-    parser.add_argument('--inplace', action='store_true', help='replace the checkpoint itself; it cannot be resumed '
-                        'from afterwards')
+    parser.add_argument(
+        '--inplace', action='store_true', help='replace the checkpoint itself; it cannot be resumed from afterwards'
+    )
     parser.add_argument('--onnx', action='store_true', help='also write an ONNX file (mmwsl[onnx])')
     args = parser.parse_args(arguments)
     if args.inplace and args.out_path:
@@ -44,8 +47,10 @@ def read_student(checkpoint: str) -> dict[str, Tensor]:
     weights = read_weights(checkpoint, "Give a distillation's, such as work_dirs/<config>/epoch_100.pth")
     student = student_weights(weights)
     if not student:
-        raise ValueError(f"{checkpoint} holds no student: none of its {len(weights)} keys begins with "
-                         f"'architecture.' (the first is {next(iter(weights))!r}). Is it a plain network already?")
+        raise ValueError(
+            f'{checkpoint} holds no student: none of its {len(weights)} keys begins with '
+            f"'architecture.' (the first is {next(iter(weights))!r}). Is it a plain network already?"
+        )
     return student
 
 
@@ -77,8 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = f' and the names of {len(classes)} classes' if classes else '; names of its classes are not known'
     print(f'{len(student)} tensors of the student{names}: {target}\nThe config that predicts with them: {config}')
     if shape:
-        print(f'The same as ONNX, for RGB images (N, {", ".join(map(str, shape))}) from 0 to 255: '
-              f'{target.with_suffix(".onnx")}')
+        print(
+            f'The same as ONNX, for RGB images (N, {", ".join(map(str, shape))}) from 0 to 255: '
+            f'{target.with_suffix(".onnx")}'
+        )
     print(f'In Python:\n\n{lines_to_predict(cfg, config, bool(classes))}', end='')
 
 

@@ -6,6 +6,7 @@ MobileNetV2 and ShuffleNetV2, and any network of timm's with a --config that nam
 Before they are written, weights are loaded strictly into the teacher (or only model) of --config, or else into a
 network of the shapes that they have.
 """
+
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
@@ -34,8 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('source', help='the published file')
     parser.add_argument('target', help='the file to write, e.g. checkpoints/resnet56_cifar100.pth')
     parser.add_argument('--config', help='a config whose teacher, or only model, the result must fit')
-    parser.add_argument('--image-size', type=int, choices=(32, 224), help='pixels of its images, for a network whose '
-                        'weights do not tell; default: 32 with 10 or 100 classes, 224 with 1000')
+    parser.add_argument(
+        '--image-size',
+        type=int,
+        choices=(32, 224),
+        help='pixels of its images, for a network whose '
+        'weights do not tell; default: 32 with 10 or 100 classes, 224 with 1000',
+    )
     args = parser.parse_args(arguments)
     weights, advice = read_weights(args.source, 'Give the path of the published file'), ''
     network = network_of(args.config) if args.config else None
@@ -45,8 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         converted, layout = convert(weights)
         name = layout.name
     if network is not None:
-        load_weights(network, converted, args.source, f'Its layout is {name}: choose a config whose teacher is as deep '
-                     'and wide, with as many classes')
+        load_weights(
+            network,
+            converted,
+            args.source,
+            f'Its layout is {name}: choose a config whose teacher is as deep and wide, with as many classes',
+        )
     else:
         config, network = published_network(converted, layout, args.image_size, args.source)
         advice = f'\n{Config(dict(teacher=config)).pretty_text}\nteacher_ckpt = {args.target!r}\n'

@@ -3,6 +3,7 @@
 Names, networks and recipes are read from the configs, parameters and multiply-adds (MACs) are counted. This project's
 results come from results/runs.jsonl, which tools/sweep.py writes, and others' from configs/published.yml.
 """
+
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
@@ -27,41 +28,74 @@ from mmwsl.utils.text import table, with_table
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
 RESULTS = ROOT / 'results'
-DATASETS = {'in1k': ('ImageNet-1k', (3, 224, 224)), 'cifar100': ('CIFAR-100', (3, 32, 32)),
-            'cifar10': ('CIFAR-10', (3, 32, 32)), 'digits': ('Digits', (1, 8, 8))}
+DATASETS = {
+    'in1k': ('ImageNet-1k', (3, 224, 224)),
+    'cifar100': ('CIFAR-100', (3, 32, 32)),
+    'cifar10': ('CIFAR-10', (3, 32, 32)),
+    'digits': ('Digits', (1, 8, 8)),
+}
 OTHER_TASKS = ('det', 'multi', 'seg')  # folders that the tables of top-1 leave out
 METHODS = {
-    'wsl': 'Weighted soft labels', 'kd': 'Plain soft labels', 'kd-hinton': "Plain soft labels, Hinton's recipe",
-    'kd-ls': 'Standardised logits', 'dkd': 'DKD', 'nkd': 'NKD', 'dist': 'DIST', 'wttm': 'WTTM',
-    'wsl-hinton': "Weighted soft labels, Hinton's recipe", 'wsl-dkd': 'DKD, weighted', 'wsl-nkd': 'NKD, weighted',
-    'wsl-dist': 'DIST, weighted', 'mmrazor': "MMRazor's weighted soft labels", 'ablations': 'Ablations of the weight',
-    'vanilla': 'Networks alone'}
+    'wsl': 'Weighted soft labels',
+    'kd': 'Plain soft labels',
+    'kd-hinton': "Plain soft labels, Hinton's recipe",
+    'kd-ls': 'Standardised logits',
+    'dkd': 'DKD',
+    'nkd': 'NKD',
+    'dist': 'DIST',
+    'wttm': 'WTTM',
+    'wsl-hinton': "Weighted soft labels, Hinton's recipe",
+    'wsl-dkd': 'DKD, weighted',
+    'wsl-nkd': 'NKD, weighted',
+    'wsl-dist': 'DIST, weighted',
+    'mmrazor': "MMRazor's weighted soft labels",
+    'ablations': 'Ablations of the weight',
+    'vanilla': 'Networks alone',
+}
 # the heading of methods that share a table
 SECTIONS = {
     **dict.fromkeys(('kd-ls', 'dkd', 'nkd', 'dist', 'wttm'), 'Other methods'),
-    **dict.fromkeys(('wsl-hinton', 'wsl-dkd', 'wsl-nkd', 'wsl-dist'), "Other methods with WSL's weights")}
+    **dict.fromkeys(('wsl-hinton', 'wsl-dkd', 'wsl-nkd', 'wsl-dist'), "Other methods with WSL's weights"),
+}
 WSL_PAPER = ('Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective', '2102.00650')
 # of the methods that are in others' papers: title, and number on arXiv
 PAPERS = {
     'kd-hinton': ('Distilling the Knowledge in a Neural Network', '1503.02531'),
     'kd-ls': ('Logit Standardization in Knowledge Distillation', '2403.01427'),
     'dkd': ('Decoupled Knowledge Distillation', '2203.08679'),
-    'nkd': ('From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized Loss and '
-            'Customized Soft Labels', '2303.13005'),
+    'nkd': (
+        'From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized Loss and '
+        'Customized Soft Labels',
+        '2303.13005',
+    ),
     'dist': ('Knowledge Distillation from A Stronger Teacher', '2205.10536'),
-    'wttm': ('Knowledge Distillation Based on Transformed Teacher Matching', '2402.11148')}
+    'wttm': ('Knowledge Distillation Based on Transformed Teacher Matching', '2402.11148'),
+}
 NETWORKS = {
     **{f'r{depth}': f'ResNet-{depth}' for depth in (18, 20, 32, 34, 44, 50, 56, 110)},
-    'r8x4': 'ResNet-8x4', 'r32x4': 'ResNet-32x4', 'wrn16-2': 'WRN-16-2', 'wrn40-1': 'WRN-40-1', 'wrn40-2': 'WRN-40-2',
-    'vgg8': 'VGG-8', 'vgg13': 'VGG-13', 'mbv1': 'MobileNetV1', 'mbv2': 'MobileNetV2', 'sv1': 'ShuffleNetV1',
-    'sv2': 'ShuffleNetV2', 'swin-t': 'Swin-T', 'r56-r44-r32': 'ResNet-56 + 44 + 32', 'teacher': 'ResNet-14',
-    'teacher-ls': 'ResNet-14, label smoothing', 'student': 'ResNet-8, 2 channels',
+    'r8x4': 'ResNet-8x4',
+    'r32x4': 'ResNet-32x4',
+    'wrn16-2': 'WRN-16-2',
+    'wrn40-1': 'WRN-40-1',
+    'wrn40-2': 'WRN-40-2',
+    'vgg8': 'VGG-8',
+    'vgg13': 'VGG-13',
+    'mbv1': 'MobileNetV1',
+    'mbv2': 'MobileNetV2',
+    'sv1': 'ShuffleNetV1',
+    'sv2': 'ShuffleNetV2',
+    'swin-t': 'Swin-T',
+    'r56-r44-r32': 'ResNet-56 + 44 + 32',
+    'teacher': 'ResNet-14',
+    'teacher-ls': 'ResNet-14, label smoothing',
+    'student': 'ResNet-8, 2 channels',
     'r56-ls': 'ResNet-56, label smoothing',
 }
 # settings of a run that leave its last figure alone: where things lie, how they are read, what is logged and when
 NEUTRAL = re.compile(
     r'(model\.teacher_ckpt|model\..*\.teacher_losses|.*data_root|.*_workers|work_dir'
-    r'|default_hooks\.(logger|checkpoint|sample_records)\..*|train_cfg\.val_interval)=')
+    r'|default_hooks\.(logger|checkpoint|sample_records)\..*|train_cfg\.val_interval)='
+)
 # what README.md compares
 DIFFERENCES = {
     'weighted soft labels - alone': ('wsl_r56_r20_cifar100_8e', 'r20_cifar100_8e'),
@@ -133,6 +167,7 @@ Seeds = dict[int, dict]  # runs of one kind, by their seeds
 @dataclass
 class Entry:
     """One config."""
+
     name: str
     path: Path
     method: str
@@ -143,33 +178,39 @@ class Entry:
 
 
 def read_entries() -> list[Entry]:
-    paths = [path for path in CONFIGS.rglob('*.py')
-             if not {'_base_', *OTHER_TASKS} & set(path.relative_to(CONFIGS).parts)]
+    paths = [
+        path for path in CONFIGS.rglob('*.py') if not {'_base_', *OTHER_TASKS} & set(path.relative_to(CONFIGS).parts)
+    ]
     datasets, methods = list(DATASETS), list(METHODS)
-    return sorted((read_entry(path) for path in paths),
-                  key=lambda entry: (datasets.index(entry.dataset), methods.index(entry.method), entry.name))
+    return sorted(
+        (read_entry(path) for path in paths),
+        key=lambda entry: (datasets.index(entry.dataset), methods.index(entry.method), entry.name),
+    )
 
 
 @functools.cache
 def read_entry(path: Path) -> Entry:
     """What a config's name says, and its content."""
     method = path.stem.partition('_')[0] if path.parent == CONFIGS else path.parent.name
-    words = path.stem.split('_')[0 if method == 'vanilla' else 1:]
+    words = path.stem.split('_')[0 if method == 'vanilla' else 1 :]
     place = next(place for place, word in enumerate(words) if word in DATASETS)
     networks = words[:place]
     if words[place] == 'digits':  # its name comes first, and a pair's two usual networks need none
         networks = [word for word in words[1:] if word in NETWORKS] or ['teacher', 'student']
     teacher = '' if method == 'vanilla' else NETWORKS[networks[0]]
-    return Entry(path.stem, path.relative_to(ROOT), method, teacher, NETWORKS[networks[-1]], words[place],
-                 Config.fromfile(path))
+    return Entry(
+        path.stem, path.relative_to(ROOT), method, teacher, NETWORKS[networks[-1]], words[place], Config.fromfile(path)
+    )
 
 
 def recipe(cfg: Config) -> str:
     optimizer = cfg.optim_wrapper.optimizer
     more = ', cached teacher' if cfg.model.get('teacher_cache') else ''
     more += ', images on the device' if cfg.train_dataloader.dataset.type == 'mmwsl.DeviceDataset' else ''
-    return (f'{optimizer.type}, lr {optimizer.lr:g}, {cfg.train_cfg.max_epochs} epochs, '
-            f'batch {cfg.train_dataloader.batch_size}{more}')
+    return (
+        f'{optimizer.type}, lr {optimizer.lr:g}, {cfg.train_cfg.max_epochs} epochs, '
+        f'batch {cfg.train_dataloader.batch_size}{more}'
+    )
 
 
 def count(entry: Entry) -> tuple[int, int]:
@@ -193,11 +234,17 @@ def readme(entries: list[Entry], numbers: dict, results: dict) -> str:
     lines = [PROSE]
     for dataset, (title, _) in DATASETS.items():
         for heading in dict.fromkeys(map(section, METHODS)):
-            rows = [row(entry, numbers, results) for entry in entries
-                    if (entry.dataset, section(entry.method)) == (dataset, heading)]
+            rows = [
+                row(entry, numbers, results)
+                for entry in entries
+                if (entry.dataset, section(entry.method)) == (dataset, heading)
+            ]
             if rows:
-                lines += [f'## {title}: {heading if heading.startswith("MM") else heading[0].lower() + heading[1:]}\n',
-                          table(COLUMNS, rows), '']
+                lines += [
+                    f'## {title}: {heading if heading.startswith("MM") else heading[0].lower() + heading[1:]}\n',
+                    table(COLUMNS, rows),
+                    '',
+                ]
     return '\n'.join(lines).rstrip() + '\n'
 
 
@@ -210,9 +257,18 @@ def row(entry: Entry, numbers: dict, results: dict) -> tuple[str, ...]:
     parameters, macs = count(entry)
     top1, source = published(entry.name, numbers)
     runs = results.get(entry.name, [])
-    return (f'[{entry.name}]({entry.path.relative_to("configs")})', entry.teacher, entry.student, recipe(entry.cfg),
-            f'{parameters:,}', f'{macs / 1e6:.2f} M', f'{top1:.2f}' if top1 else '', source, mean_and_spread(runs),
-            str(len(runs) or ''))
+    return (
+        f'[{entry.name}]({entry.path.relative_to("configs")})',
+        entry.teacher,
+        entry.student,
+        recipe(entry.cfg),
+        f'{parameters:,}',
+        f'{macs / 1e6:.2f} M',
+        f'{top1:.2f}' if top1 else '',
+        source,
+        mean_and_spread(runs),
+        str(len(runs) or ''),
+    )
 
 
 def mean_and_spread(runs: list[dict]) -> str:
@@ -229,7 +285,7 @@ def each(runs: Iterable[dict]) -> str:
 def difference(first: Seeds, second: Seeds) -> str:
     """Mean of first - second over the seeds that both have, and its standard error if there are three or more."""
     pairs = paired(first, second)
-    error = f' ± {statistics.stdev(pairs) / len(pairs)**0.5:.2f}' if len(pairs) > 2 else ''
+    error = f' ± {statistics.stdev(pairs) / len(pairs) ** 0.5:.2f}' if len(pairs) > 2 else ''
     return f'{statistics.mean(pairs):+.2f}{error}' if pairs else ''
 
 
@@ -248,7 +304,7 @@ def read_runs() -> list[dict]:
     runs, curves = kept.all(), kept.curves()
     for run in runs:
         if run['name'] not in curves:
-            raise ValueError(f"{RESULTS / 'curves.jsonl'} has no log of {run['name']}")
+            raise ValueError(f'{RESULTS / "curves.jsonl"} has no log of {run["name"]}')
     return sorted(runs, key=lambda run: run['seed'])
 
 
@@ -284,8 +340,14 @@ def differences(results: dict) -> str:
 
 def result_row(entry: Entry, numbers: dict, runs: list[dict]) -> tuple[str, ...]:
     top1, source = published(entry.name, numbers)
-    return (f'`{entry.name}`', str(entry.cfg.train_cfg.max_epochs), mean_and_spread(runs),
-            each(runs), f'{top1:.2f}' if top1 else '', source)
+    return (
+        f'`{entry.name}`',
+        str(entry.cfg.train_cfg.max_epochs),
+        mean_and_spread(runs),
+        each(runs),
+        f'{top1:.2f}' if top1 else '',
+        source,
+    )
 
 
 def published(name: str, numbers: dict) -> tuple[float | None, str]:
@@ -294,8 +356,9 @@ def published(name: str, numbers: dict) -> tuple[float | None, str]:
 
 
 def metafile(entries: list[Entry], results: dict) -> str:
-    collections = [dict(Name=heading, README='configs/README.md', Paper=paper(method))
-                   for method, heading in METHODS.items()]
+    collections = [
+        dict(Name=heading, README='configs/README.md', Paper=paper(method)) for method, heading in METHODS.items()
+    ]
     content = dict(Collections=collections, Models=[model(entry, results) for entry in entries])
     return '# written by tools/results/catalogue.py\n' + yaml.safe_dump(content, sort_keys=False, width=120)
 
@@ -307,13 +370,22 @@ def paper(method: str) -> dict:
 
 def model(entry: Entry, results: dict) -> dict:
     parameters, macs = count(entry)
-    facts = {'Training Data': DATASETS[entry.dataset][0], 'Epochs': entry.cfg.train_cfg.max_epochs,
-             'Batch Size': entry.cfg.train_dataloader.batch_size, 'Architecture': [entry.student],
-             'Parameters': parameters, 'FLOPs': macs}
+    facts = {
+        'Training Data': DATASETS[entry.dataset][0],
+        'Epochs': entry.cfg.train_cfg.max_epochs,
+        'Batch Size': entry.cfg.train_dataloader.batch_size,
+        'Architecture': [entry.student],
+        'Parameters': parameters,
+        'FLOPs': macs,
+    }
     if entry.teacher:
         facts['Teacher'] = entry.teacher
-    described = {'Name': entry.name, 'In Collection': METHODS[entry.method], 'Config': str(entry.path),
-                 'Metadata': facts}
+    described = {
+        'Name': entry.name,
+        'In Collection': METHODS[entry.method],
+        'Config': str(entry.path),
+        'Metadata': facts,
+    }
     if entry.name in results:
         accuracy = {'Top 1 Accuracy': round(statistics.mean(run['top1'] for run in results[entry.name]), 2)}
         described['Results'] = [dict(Task='Image Classification', Dataset=facts['Training Data'], Metrics=accuracy)]
@@ -332,10 +404,12 @@ def catalogue() -> dict[Path, str]:
     strangers = named - {entry.name for entry in entries}
     if strangers:
         raise ValueError(f'published.yml or results/ names configs that do not exist: {sorted(strangers)}')
-    return {CONFIGS / 'README.md': readme(entries, numbers, results),
-            CONFIGS / 'metafile.yml': metafile(entries, results),
-            ROOT / 'model-index.yml': '# written by tools/results/catalogue.py\nImport:\n  - configs/metafile.yml\n',
-            ROOT / 'README.md': main_readme(entries, numbers, results)}
+    return {
+        CONFIGS / 'README.md': readme(entries, numbers, results),
+        CONFIGS / 'metafile.yml': metafile(entries, results),
+        ROOT / 'model-index.yml': '# written by tools/results/catalogue.py\nImport:\n  - configs/metafile.yml\n',
+        ROOT / 'README.md': main_readme(entries, numbers, results),
+    }
 
 
 def main() -> None:

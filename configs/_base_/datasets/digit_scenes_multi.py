@@ -8,8 +8,11 @@ train_dataloader = dict(
     sampler=dict(type='mmwsl.ViewSampler', shuffle=True),
     dataset=dict(
         type='mmwsl.SeededViews',
-        dataset=dict(type='mmwsl.DigitScenes', task='multi', split='train', scenes=600,
-                     pipeline=[dict(type='PackInputs')])))
+        dataset=dict(
+            type='mmwsl.DigitScenes', task='multi', split='train', scenes=600, pipeline=[dict(type='PackInputs')]
+        ),
+    ),
+)
 
 val_dataloader = dict(
     batch_size=50,
@@ -17,7 +20,8 @@ val_dataloader = dict(
     persistent_workers=False,
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='mmwsl.DigitScenes', task='multi', split='test', scenes=300, pipeline=[dict(type='PackInputs')]))
+    dataset=dict(type='mmwsl.DigitScenes', task='multi', split='test', scenes=300, pipeline=[dict(type='PackInputs')]),
+)
 val_evaluator = [dict(type='AveragePrecision'), dict(type='MultiLabelMetric')]
 
 test_dataloader = val_dataloader

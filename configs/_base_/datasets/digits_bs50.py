@@ -7,8 +7,9 @@ train_dataloader = dict(
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='mmwsl.ViewSampler', shuffle=True),
     dataset=dict(
-        type='mmwsl.SeededViews',
-        dataset=dict(type='mmwsl.Digits', split='train', pipeline=[dict(type='PackInputs')])))
+        type='mmwsl.SeededViews', dataset=dict(type='mmwsl.Digits', split='train', pipeline=[dict(type='PackInputs')])
+    ),
+)
 
 val_dataloader = dict(
     batch_size=400,
@@ -16,8 +17,9 @@ val_dataloader = dict(
     persistent_workers=False,
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='mmwsl.Digits', split='test', pipeline=[dict(type='PackInputs')]))
-val_evaluator = dict(type='Accuracy', topk=(1, ))
+    dataset=dict(type='mmwsl.Digits', split='test', pipeline=[dict(type='PackInputs')]),
+)
+val_evaluator = dict(type='Accuracy', topk=(1,))
 
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator

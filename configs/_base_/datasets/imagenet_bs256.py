@@ -5,7 +5,8 @@ data_preprocessor = dict(
     # RGB
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
-    to_rgb=True)
+    to_rgb=True,
+)
 
 train_dataloader = dict(
     batch_size=256,
@@ -25,7 +26,10 @@ train_dataloader = dict(
                 dict(type='RandomResizedCrop', scale=224),
                 dict(type='RandomFlip', prob=0.5, direction='horizontal'),
                 dict(type='PackInputs'),
-            ])))
+            ],
+        ),
+    ),
+)
 
 val_dataloader = dict(
     batch_size=256,
@@ -43,7 +47,9 @@ val_dataloader = dict(
             dict(type='ResizeEdge', scale=256, edge='short'),
             dict(type='CenterCrop', crop_size=224),
             dict(type='PackInputs'),
-        ]))
+        ],
+    ),
+)
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 
 test_dataloader = val_dataloader

@@ -4,5 +4,6 @@
 dist = dict(
     type='mmwsl.WSLDistiller',
     distill_losses=dict(
-        loss_dist=dict(
-            type='mmwsl.WeightedLoss', loss=dict(type='DIST', tau=4.0, beta=1.0, gamma=1.0), loss_weight=2.0)))
+        loss_dist=dict(type='mmwsl.WeightedLoss', loss=dict(type='DIST', tau=4.0, beta=1.0, gamma=1.0), loss_weight=2.0)
+    ),
+)

@@ -4,5 +4,6 @@
 dkd = dict(
     type='mmwsl.WSLDistiller',
     distill_losses=dict(
-        loss_dkd=dict(
-            type='mmwsl.WeightedLoss', loss=dict(type='DKD', tau=4.0, alpha=1.0, beta=2.0), warmup_epochs=20)))
+        loss_dkd=dict(type='mmwsl.WeightedLoss', loss=dict(type='DKD', tau=4.0, alpha=1.0, beta=2.0), warmup_epochs=20)
+    ),
+)

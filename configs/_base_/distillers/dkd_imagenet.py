@@ -3,5 +3,5 @@
 # none) and mdistiller/engine/cfg.py (ALPHA 1).
 dkd = dict(
     type='mmwsl.WSLDistiller',
-    distill_losses=dict(
-        loss_dkd=dict(type='mmwsl.WeightedLoss', loss=dict(type='DKD', tau=1.0, alpha=1.0, beta=0.5))))
+    distill_losses=dict(loss_dkd=dict(type='mmwsl.WeightedLoss', loss=dict(type='DKD', tau=1.0, alpha=1.0, beta=0.5))),
+)

@@ -5,4 +5,6 @@
 kd_hinton = dict(
     type='mmwsl.WSLDistiller',
     distill_losses=dict(
-        loss_kd=dict(type='mmwsl.WeightedLoss', loss=dict(type='SoftCrossEntropy', tau=1.0), loss_weight=0.5)))
+        loss_kd=dict(type='mmwsl.WeightedLoss', loss=dict(type='SoftCrossEntropy', tau=1.0), loss_weight=0.5)
+    ),
+)

@@ -5,5 +5,9 @@ kd_ls = dict(
     type='mmwsl.WSLDistiller',
     distill_losses=dict(
         loss_kd=dict(
-            type='mmwsl.WeightedLoss', loss=dict(type='Standardized', loss=dict(type='SoftCrossEntropy', tau=2.0)),
-            loss_weight=9.0)))
+            type='mmwsl.WeightedLoss',
+            loss=dict(type='Standardized', loss=dict(type='SoftCrossEntropy', tau=2.0)),
+            loss_weight=9.0,
+        )
+    ),
+)

@@ -2,4 +2,5 @@
 # yzd-v/cls_KD 1e5d48f, configs/distillers/cifar100/res34_distill_res18_cifar.py (temp 3, gamma 3.5; CE weight 1).
 nkd = dict(
     type='mmwsl.WSLDistiller',
-    distill_losses=dict(loss_nkd=dict(type='mmwsl.WeightedLoss', loss=dict(type='NKD', tau=3.0, gamma=3.5))))
+    distill_losses=dict(loss_nkd=dict(type='mmwsl.WeightedLoss', loss=dict(type='NKD', tau=3.0, gamma=3.5))),
+)

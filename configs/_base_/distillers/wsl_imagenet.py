@@ -1,3 +1,3 @@
 wsl = dict(
-    type='mmwsl.WSLDistiller',
-    distill_losses=dict(loss_wsl=dict(type='mmwsl.WSLLoss', tau=2.0, loss_weight=2.5)))
+    type='mmwsl.WSLDistiller', distill_losses=dict(loss_wsl=dict(type='mmwsl.WSLLoss', tau=2.0, loss_weight=2.5))
+)

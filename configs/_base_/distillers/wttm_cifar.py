@@ -5,5 +5,10 @@ wttm = dict(
     type='mmwsl.WSLDistiller',
     distill_losses=dict(
         loss_wttm=dict(
-            type='mmwsl.WeightedLoss', loss=dict(type='TTM', tau=1 / 0.3),
-            weighting=dict(type='WTTMWeighting', tau=1 / 0.3), loss_weight=1.5)))
+            type='mmwsl.WeightedLoss',
+            loss=dict(type='TTM', tau=1 / 0.3),
+            weighting=dict(type='WTTMWeighting', tau=1 / 0.3),
+            loss_weight=1.5,
+        )
+    ),
+)

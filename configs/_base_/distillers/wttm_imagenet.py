@@ -4,5 +4,10 @@ wttm = dict(
     type='mmwsl.WSLDistiller',
     distill_losses=dict(
         loss_wttm=dict(
-            type='mmwsl.WeightedLoss', loss=dict(type='TTM', tau=1 / 0.8),
-            weighting=dict(type='WTTMWeighting', tau=1 / 0.8), loss_weight=1.6)))
+            type='mmwsl.WeightedLoss',
+            loss=dict(type='TTM', tau=1 / 0.8),
+            weighting=dict(type='WTTMWeighting', tau=1 / 0.8),
+            loss_weight=1.6,
+        )
+    ),
+)

@@ -4,4 +4,5 @@ resnet110 = dict(
     backbone=dict(type='mmwsl.CIFARResNet', depth=110),
     neck=dict(type='GlobalAveragePooling'),
     # drawn as nn.Linear does by itself, as in the field's code
-    head=dict(type='LinearClsHead', num_classes=100, in_channels=64, init_cfg=None))
+    head=dict(type='LinearClsHead', num_classes=100, in_channels=64, init_cfg=None),
+)

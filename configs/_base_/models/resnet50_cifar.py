@@ -4,4 +4,5 @@ resnet50 = dict(
     backbone=dict(type='ResNet_CIFAR', depth=50, zero_init_residual=False),
     neck=dict(type='GlobalAveragePooling'),
     # drawn as nn.Linear does by itself, as in the field's code
-    head=dict(type='LinearClsHead', num_classes=100, in_channels=2048, init_cfg=None))
+    head=dict(type='LinearClsHead', num_classes=100, in_channels=2048, init_cfg=None),
+)

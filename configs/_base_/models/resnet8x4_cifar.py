@@ -4,4 +4,5 @@ resnet8x4 = dict(
     backbone=dict(type='mmwsl.CIFARResNet', depth=8, stem_channels=32, base_channels=64),
     neck=dict(type='GlobalAveragePooling'),
     # drawn as nn.Linear does by itself, as in the field's code
-    head=dict(type='LinearClsHead', num_classes=100, in_channels=256, init_cfg=None))
+    head=dict(type='LinearClsHead', num_classes=100, in_channels=256, init_cfg=None),
+)

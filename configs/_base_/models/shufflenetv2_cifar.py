@@ -4,4 +4,5 @@ shufflenetv2 = dict(
     backbone=dict(type='mmwsl.CIFARShuffleNetV2'),
     neck=dict(type='GlobalAveragePooling'),
     # drawn as nn.Linear does by itself, as in the field's code
-    head=dict(type='LinearClsHead', num_classes=100, in_channels=1024, init_cfg=None))
+    head=dict(type='LinearClsHead', num_classes=100, in_channels=1024, init_cfg=None),
+)

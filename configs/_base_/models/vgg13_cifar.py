@@ -3,4 +3,5 @@ vgg13 = dict(
     _scope_='mmpretrain',
     backbone=dict(type='mmwsl.CIFARVGG', depth=13),
     neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=100, in_channels=512))
+    head=dict(type='LinearClsHead', num_classes=100, in_channels=512),
+)

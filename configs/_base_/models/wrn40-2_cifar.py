@@ -9,5 +9,7 @@ wrn40_2 = dict(
         num_classes=100,
         in_channels=128,
         init_cfg=dict(
-            type='Kaiming', layer='Linear', a=5**0.5, mode='fan_in', nonlinearity='leaky_relu',
-            distribution='uniform')))
+            type='Kaiming', layer='Linear', a=5**0.5, mode='fan_in', nonlinearity='leaky_relu', distribution='uniform'
+        ),
+    ),
+)

@@ -1,4 +1,5 @@
 """Hooks: what must happen at a certain moment of a run."""
+
 from mmwsl.engine.hooks.best_checkpoint_hook import BestCheckpointHook
 from mmwsl.engine.hooks.channels_last_hook import ChannelsLastHook
 from mmwsl.engine.hooks.check_labels_hook import CheckLabelsHook
@@ -16,7 +17,19 @@ from mmwsl.engine.hooks.sample_record_hook import SampleRecordHook
 from mmwsl.engine.hooks.stop_on_signal_hook import StopOnSignalHook
 
 __all__ = [
-    'BestCheckpointHook', 'ChannelsLastHook', 'CheckLabelsHook', 'CheckResumeHook', 'CheckTeacherHook', 'EpochSeedHook',
-    'ExactResumeHook', 'FiniteLossHook', 'HardLossHook', 'LateScalarsHook', 'LossStatisticsHook', 'ProgressHook',
-    'RunReportHook', 'SampleRecordHook', 'StopOnSignalHook',
+    'BestCheckpointHook',
+    'ChannelsLastHook',
+    'CheckLabelsHook',
+    'CheckResumeHook',
+    'CheckTeacherHook',
+    'EpochSeedHook',
+    'ExactResumeHook',
+    'FiniteLossHook',
+    'HardLossHook',
+    'LateScalarsHook',
+    'LossStatisticsHook',
+    'ProgressHook',
+    'RunReportHook',
+    'SampleRecordHook',
+    'StopOnSignalHook',
 ]

@@ -30,8 +30,9 @@ class BestCheckpointHook(CheckpointHook):
         kwargs: As of mmengine's hook.
     """
 
-    def __init__(self, save_best: str | list[str] | None = 'auto', rule: str | list[str] | None = None,
-                 **kwargs: Any) -> None:
+    def __init__(
+        self, save_best: str | list[str] | None = 'auto', rule: str | list[str] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(save_best=save_best, rule=rule, **{'greater_keys': _GREATER, **kwargs})
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, Any]) -> None:
@@ -50,7 +51,9 @@ class BestCheckpointHook(CheckpointHook):
             self._init_rule(self.rules, [name])
         except ValueError:  # a name like 'kappa', of which mmengine cannot tell whether more is better
             self.save_best = None
-            runner.logger.warning(f'No best checkpoint is kept: is more or less of {name} better? Set '
-                                  "default_hooks.checkpoint.rule='greater' or 'less'.")
+            runner.logger.warning(
+                f'No best checkpoint is kept: is more or less of {name} better? Set '
+                "default_hooks.checkpoint.rule='greater' or 'less'."
+            )
             return False
         return True

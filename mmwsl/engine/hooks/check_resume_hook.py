@@ -46,22 +46,29 @@ class CheckResumeHook(Hook):
         self._initialised = {}  # what was initialised is replaced
         model = unwrapped_model(runner.model)
         if runner._resume:
-            _compare_teachers(runner, checkpoint.get('meta', {}).get('teacher_sha256'),
-                              getattr(model, 'teacher_sha256', None))
+            _compare_teachers(
+                runner, checkpoint.get('meta', {}).get('teacher_sha256'), getattr(model, 'teacher_sha256', None)
+            )
             _warn_of_other_settings(runner, checkpoint.get('meta', {}).get('cfg'))
         # by way of the wrapper, which gathers what is sharded, for FSDP 1 in the first process
-        expected: dict[str, Tensor] = {key.removeprefix('module.'): value
-                                       for key, value in runner.model.state_dict().items()}
+        expected: dict[str, Tensor] = {
+            key.removeprefix('module.'): value for key, value in runner.model.state_dict().items()
+        }
         found = {key.removeprefix('module.'): value for key, value in checkpoint.get('state_dict', checkpoint).items()}
-        misfits = sorted(key for key, value in expected.items() if not key.endswith('num_batches_tracked') and (
-            key not in found or getattr(found[key], 'shape', None) != value.shape))
+        misfits = sorted(
+            key
+            for key, value in expected.items()
+            if not key.endswith('num_batches_tracked')
+            and (key not in found or getattr(found[key], 'shape', None) != value.shape)
+        )
         if not misfits or (not runner._resume and len(misfits) < len(expected) // 2):
             return
         raise ValueError(
             f'the checkpoint is not of this model: {len(misfits)} of {len(expected)} tensors are missing there or of '
             f'another shape ({first_of(misfits)}). Is it of another config or work dir? To resume, '
             'give the config that the run was begun with; to start from a network of another shape, take parts of it '
-            "with init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)")
+            "with init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)"
+        )
 
     def before_train(self, runner: Runner) -> None:
         for name, (module, init_cfg) in self._initialised.items():
@@ -73,8 +80,11 @@ def _pretrained(module: nn.Module, name: str = 'model') -> Iterator[tuple[str, t
     if getattr(module, 'is_init', False):
         return
     given = getattr(module, 'init_cfg', None) or []
-    found = [init_cfg for init_cfg in ([given] if isinstance(given, Mapping) else given)
-             if init_cfg.get('type') in ('Pretrained', PretrainedInit)]
+    found = [
+        init_cfg
+        for init_cfg in ([given] if isinstance(given, Mapping) else given)
+        if init_cfg.get('type') in ('Pretrained', PretrainedInit)
+    ]
     if found:
         yield name, (module, found[-1])
         return
@@ -86,27 +96,32 @@ def _pretrained(module: nn.Module, name: str = 'model') -> Iterator[tuple[str, t
 def _check_initialised(name: str, module: nn.Module, init_cfg: Mapping) -> None:
     """Compare values and not keys, because some networks convert the keys of what they load."""
     checkpoint = CheckpointLoader.load_checkpoint(init_cfg['checkpoint'], map_location='cpu')
-    weights = {key: value for key, value in checkpoint.get('state_dict', checkpoint).items()
-               if isinstance(value, Tensor)}
+    weights = {
+        key: value for key, value in checkpoint.get('state_dict', checkpoint).items() if isinstance(value, Tensor)
+    }
     by_shape = defaultdict(list)
     for value in weights.values():
         by_shape[value.shape].append(value)
     own = {key: value.cpu() for key, value in module.state_dict().items() if not key.endswith('num_batches_tracked')}
-    loaded = sum(any(torch.equal(value, other.to(value.dtype)) for other in by_shape[value.shape])
-                 for value in own.values())
+    loaded = sum(
+        any(torch.equal(value, other.to(value.dtype)) for other in by_shape[value.shape]) for value in own.values()
+    )
     if loaded >= len(own) / 2:
         return
     prefix = init_cfg.get('prefix') or ''
     advice = _advice(module, own, weights, name) or "Give this network's own file, or leave init_cfg out"
-    part = {key.removeprefix(prefix).removeprefix('.'): value for key, value in weights.items()
-            if key.startswith(prefix)}
-    raise ValueError(f"{name}.init_cfg: {init_cfg['checkpoint']!r} is of another network: only {loaded} of {len(own)} "
-                     f'tensors came from it, and the others are untrained. {load_what_fits(module, part)}. {advice}')
+    part = {
+        key.removeprefix(prefix).removeprefix('.'): value for key, value in weights.items() if key.startswith(prefix)
+    }
+    raise ValueError(
+        f'{name}.init_cfg: {init_cfg["checkpoint"]!r} is of another network: only {loaded} of {len(own)} '
+        f'tensors came from it, and the others are untrained. {load_what_fits(module, part)}. {advice}'
+    )
 
 
 def _advice(module: nn.Module, own: Mapping, weights: Mapping, name: str) -> str:
     """How the file would fit: as a part of it, or in a part of the network."""
-    prefixes = Counter(key[:-len(end)] for key in weights for end in _endings(key) if end in own)
+    prefixes = Counter(key[: -len(end)] for key in weights for end in _endings(key) if end in own)
     for prefix, count in prefixes.most_common(1):
         if count >= len(own) / 2:
             return f'It would fit with prefix={prefix!r} in init_cfg'
@@ -124,22 +139,27 @@ def _endings(key: str) -> list[str]:
 
 def _warn_of_other_settings(runner: Runner, begun: str | None) -> None:
     """Compare two configs line by line, as text: the one in a checkpoint is not to be run."""
+
     def lines(text: str) -> dict[str, None]:
         return dict.fromkeys(line.strip(' ,') for line in text.splitlines() if not line.startswith(_MAY_DIFFER))
+
     before, now = lines(begun or ''), lines(runner.cfg.pretty_text)
     if begun and before != now:
         runner.logger.warning(
             'Settings differ from those of the checkpoint. Only here: '
             f'{first_of([line for line in now if line not in before]) or "nothing"}; only there: '
-            f'{first_of([line for line in before if line not in now]) or "nothing"}.')
+            f'{first_of([line for line in before if line not in now]) or "nothing"}.'
+        )
 
 
 def _compare_teachers(runner: Runner, begun: list[str] | None, current: list[str] | None) -> None:
     if not begun or not current or begun == current:
         return
     if runner.cfg.get('model', {}).get('teacher_sha256'):
-        runner.logger.warning(f"The run was begun with another teacher, whose file has the SHA-256 {first_of(begun)}.")
+        runner.logger.warning(f'The run was begun with another teacher, whose file has the SHA-256 {first_of(begun)}.')
         return
-    raise ValueError(f"the run was begun with another teacher: the SHA-256 of its file is {first_of(begun)} in the "
-                     f'checkpoint and {first_of(current)} here. Put that file there again, or to go on with this one, '
-                     f'give --cfg-options model.teacher_sha256={current[0] if len(current) == 1 else current}')
+    raise ValueError(
+        f'the run was begun with another teacher: the SHA-256 of its file is {first_of(begun)} in the '
+        f'checkpoint and {first_of(current)} here. Put that file there again, or to go on with this one, '
+        f'give --cfg-options model.teacher_sha256={current[0] if len(current) == 1 else current}'
+    )

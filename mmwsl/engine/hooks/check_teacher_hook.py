@@ -23,8 +23,9 @@ from mmwsl.utils.checkpoint import read_classes, unwrapped_model
 from mmwsl.utils.data import single_labels
 
 _TRIED = 128  # images of which other kinds of input are tried
-_ADVICE = ('Is teacher_ckpt the right file, and do data_preprocessor (mean, std, to_rgb) and the order of the classes '
-           'fit it?')
+_ADVICE = (
+    'Is teacher_ckpt the right file, and do data_preprocessor (mean, std, to_rgb) and the order of the classes fit it?'
+)
 _UNLESS = "If it is meant to be so, set min_score of the hook 'mmwsl.CheckTeacherHook' in custom_hooks to 0."
 
 
@@ -62,11 +63,17 @@ class CheckTeacherHook(CheckLabelsHook):
         CacheError: If a file of L_t is of other images or labels than the training set.
     """
 
-    def __init__(self, max_batches: int = 10, min_accuracy: float | None = None, expected_score: float | None = None,
-                 min_score: float | None = None) -> None:
+    def __init__(
+        self,
+        max_batches: int = 10,
+        min_accuracy: float | None = None,
+        expected_score: float | None = None,
+        min_score: float | None = None,
+    ) -> None:
         if min_accuracy is not None and min_score is not None:
-            raise ValueError(f'min_accuracy={min_accuracy} and min_score={min_score} say the same: leave min_accuracy '
-                             'out')
+            raise ValueError(
+                f'min_accuracy={min_accuracy} and min_score={min_score} say the same: leave min_accuracy out'
+            )
         self.max_batches = max_batches
         self.min_score = min_score if min_accuracy is None else 100 * min_accuracy
         self.expected_score = expected_score
@@ -88,8 +95,11 @@ class CheckTeacherHook(CheckLabelsHook):
         _check_teacher_losses(model, runner.train_dataloader.dataset)
         if isinstance(model.teacher, CachedTeacher):
             recorded = model.teacher.cache.manifest
-            self._judge(runner, _Score(model.teacher.top1, recorded.views * recorded.length, recorded.record.classes),
-                        'recorded views of training images')
+            self._judge(
+                runner,
+                _Score(model.teacher.top1, recorded.views * recorded.length, recorded.record.classes),
+                'recorded views of training images',
+            )
             return
         if runner.val_loop is None:
             runner.logger.warning('The teacher was not checked: there is no validation data (val_dataloader).')
@@ -142,8 +152,10 @@ class CheckTeacherHook(CheckLabelsHook):
             raise RuntimeError(f'{found}; chance is {chance:.2f} % and {least:.2f} % is required. {_ADVICE} {_UNLESS}')
         tolerance = 100 * _tolerance(score.accuracy, score.images)
         if self.expected_score is not None and accuracy < self.expected_score - tolerance:
-            raise RuntimeError(f"{found}, and expected_score of the hook 'mmwsl.CheckTeacherHook' says "
-                               f'{self.expected_score:.2f} % (give or take {tolerance:.2f}). {_ADVICE}')
+            raise RuntimeError(
+                f"{found}, and expected_score of the hook 'mmwsl.CheckTeacherHook' says "
+                f'{self.expected_score:.2f} % (give or take {tolerance:.2f}). {_ADVICE}'
+            )
 
     def _judge_figure(self, runner: Runner, figure: Figure) -> None:
         name, value, images, constant = figure
@@ -159,8 +171,10 @@ class CheckTeacherHook(CheckLabelsHook):
         full = 1 if self.expected_score <= 1 else 100  # mmdet prints shares, others per cent
         tolerance = full * _tolerance(min(max(value / full, 0), 1), images)
         if value < self.expected_score - tolerance:
-            raise RuntimeError(f"{found}, and expected_score of the hook 'mmwsl.CheckTeacherHook' says "
-                               f'{self.expected_score:.4g} (give or take {tolerance:.2g}). {_ADVICE}')
+            raise RuntimeError(
+                f"{found}, and expected_score of the hook 'mmwsl.CheckTeacherHook' says "
+                f'{self.expected_score:.4g} (give or take {tolerance:.2g}). {_ADVICE}'
+            )
 
 
 def _least(chance: float) -> float:
@@ -175,6 +189,7 @@ def _tolerance(share: float, images: int) -> float:
 
 class _Score(NamedTuple):
     """A teacher's accuracy, in [0, 1], on so many images of so many classes."""
+
     accuracy: float
     images: int
     classes: int
@@ -183,9 +198,11 @@ class _Score(NamedTuple):
 def _check_warmup(runner: Runner, model: Any) -> None:
     for name, loss in getattr(getattr(model, 'distiller', None), 'distill_losses', {}).items():
         if getattr(loss, 'warmup_epochs', 0) and isinstance(runner.train_loop, IterBasedTrainLoop):
-            raise ValueError(f'{name}: warmup_epochs={loss.warmup_epochs} counts epochs, and this run counts '
-                             f'iterations, so the loss would keep 1/{loss.warmup_epochs} of its weight. Set '
-                             'warmup_epochs=0, or train by epochs (train_cfg.by_epoch=True)')
+            raise ValueError(
+                f'{name}: warmup_epochs={loss.warmup_epochs} counts epochs, and this run counts '
+                f'iterations, so the loss would keep 1/{loss.warmup_epochs} of its weight. Set '
+                'warmup_epochs=0, or train by epochs (train_cfg.by_epoch=True)'
+            )
 
 
 def _tell_of_copies(runner: Runner, teacher: nn.Module) -> None:
@@ -210,12 +227,17 @@ def _check_order_of_classes(runner: Runner) -> None:
     if not teachers or not datas or teachers == datas:
         return
     place = next((place for place, pair in enumerate(zip(teachers, datas, strict=False)) if pair[0] != pair[1]), None)
-    found = (f'there are {len(teachers)} in {path} and {len(datas)} in the validation data' if place is None else
-             f'class {place} is {teachers[place]!r} in {path} and {datas[place]!r} in the validation data')
+    found = (
+        f'there are {len(teachers)} in {path} and {len(datas)} in the validation data'
+        if place is None
+        else f'class {place} is {teachers[place]!r} in {path} and {datas[place]!r} in the validation data'
+    )
     if set(teachers) == set(datas):
-        raise ValueError(f'the teacher knows the same classes in another order: {found}, so it would teach wrong '
-                         'classes. Give the dataset the order of the file (metainfo=dict(classes=...)), or train the '
-                         'teacher on these data')
+        raise ValueError(
+            f'the teacher knows the same classes in another order: {found}, so it would teach wrong '
+            'classes. Give the dataset the order of the file (metainfo=dict(classes=...)), or train the '
+            'teacher on these data'
+        )
     runner.logger.warning(f"The teacher's classes have other names than those of the data: {found}.")
 
 
@@ -224,8 +246,10 @@ def _check_finite(logits: Any) -> None:
         return
     bad = int((~torch.isfinite(logits)).flatten(1).any(1).sum())
     if bad:
-        raise RuntimeError(f"the teacher's logits are not finite for {bad} of {len(logits)} validation images, and a "
-                           'loss would be nan: is teacher_ckpt whole, and its data_preprocessor right?')
+        raise RuntimeError(
+            f"the teacher's logits are not finite for {bad} of {len(logits)} validation images, and a "
+            'loss would be nan: is teacher_ckpt whole, and its data_preprocessor right?'
+        )
 
 
 def _compares_alike(runner: Runner, model: Any, batch: dict, classes: int) -> bool:
@@ -236,22 +260,33 @@ def _compares_alike(runner: Runner, model: Any, batch: dict, classes: int) -> bo
     if not isinstance(student, Tensor) or student.dim() != 2 or student.shape[1] == classes:
         return True
     if len(getattr(getattr(model, 'distiller', None), 'connectors', ())):
-        runner.logger.warning(f'The teacher predicts {classes} classes and the student {student.shape[1]}, and '
-                              'connectors join them: what the teacher knows was not checked.')
+        runner.logger.warning(
+            f'The teacher predicts {classes} classes and the student {student.shape[1]}, and '
+            'connectors join them: what the teacher knows was not checked.'
+        )
         return False
-    raise ValueError(f'the teacher predicts {classes} classes and the student {student.shape[1]}: set num_classes of '
-                     'the heads (and of data_preprocessor) to the same number')
+    raise ValueError(
+        f'the teacher predicts {classes} classes and the student {student.shape[1]}: set num_classes of '
+        'the heads (and of data_preprocessor) to the same number'
+    )
 
 
 def _name_better_input(runner: Runner, model: Any, inputs: Tensor, target: Tensor, right: Tensor) -> None:
     """Log a warning where the teacher knows clearly more of images in another order or normalisation."""
     # not model.teacher(...), whose hook adapts the student's input
-    found = better_input(lambda images: model.teacher.forward(images, mode='tensor'), float(right.double().mean()),
-                         inputs, target, model.data_preprocessor)
+    found = better_input(
+        lambda images: model.teacher.forward(images, mode='tensor'),
+        float(right.double().mean()),
+        inputs,
+        target,
+        model.data_preprocessor,
+    )
     if found:
-        runner.logger.warning(f'Of {len(target)} images the teacher gets {100 * float(right.double().mean()):.0f} % '
-                              f'right as they are, and {100 * found[1]:.0f} % with {found[0]}: give model.teacher a '
-                              'data_preprocessor of its own with mean, std and to_rgb as it was trained.')
+        runner.logger.warning(
+            f'Of {len(target)} images the teacher gets {100 * float(right.double().mean()):.0f} % '
+            f'right as they are, and {100 * found[1]:.0f} % with {found[0]}: give model.teacher a '
+            'data_preprocessor of its own with mean, std and to_rgb as it was trained.'
+        )
 
 
 def _devices() -> list[int]:
@@ -263,19 +298,25 @@ def _check_classes(runner: Runner, predicted: int | None) -> None:
     names = [tuple(getattr(loop.dataloader.dataset, 'metainfo', {}).get('classes') or ()) for loop in loops]
     if len(set(filter(None, names))) > 1 and set(names[0]) == set(names[1]) and len(names[0]) == len(names[1]):
         place = next(place for place, pair in enumerate(zip(*names, strict=True)) if pair[0] != pair[1])
-        raise ValueError('training and validation data have the same classes in another order, so a label means '
-                         f'another class in each: class {place} is {names[0][place]!r} in training and '
-                         f'{names[1][place]!r} in validation. Give both the same order (metainfo=dict(classes=...))')
+        raise ValueError(
+            'training and validation data have the same classes in another order, so a label means '
+            f'another class in each: class {place} is {names[0][place]!r} in training and '
+            f'{names[1][place]!r} in validation. Give both the same order (metainfo=dict(classes=...))'
+        )
     if len(set(filter(None, names))) > 1:
-        raise ValueError('training and validation data have different classes, so a label means another class in each; '
-                         f'only in training: {sorted(set(names[0]) - set(names[1]))}, only in validation: '
-                         f'{sorted(set(names[1]) - set(names[0]))}. Give both the same class '
-                         'folders, an empty one for a class without images')
+        raise ValueError(
+            'training and validation data have different classes, so a label means another class in each; '
+            f'only in training: {sorted(set(names[0]) - set(names[1]))}, only in validation: '
+            f'{sorted(set(names[1]) - set(names[0]))}. Give both the same class '
+            'folders, an empty one for a class without images'
+        )
     found = len(max(names))
     if not found or not predicted or found == predicted:
         return
-    message = (f'the data have {found} classes and the student predicts {predicted}: set num_classes of the heads (and '
-               'of data_preprocessor) to the same number')
+    message = (
+        f'the data have {found} classes and the student predicts {predicted}: set num_classes of the heads (and '
+        'of data_preprocessor) to the same number'
+    )
     if found > predicted:
         raise ValueError(message)
     runner.logger.warning(f'{message}, unless the others are meant to stay unused.')
@@ -284,13 +325,17 @@ def _check_classes(runner: Runner, predicted: int | None) -> None:
 def _check_mixing(preprocessor: Any, predicted: int) -> None:
     mixes, mixed = getattr(preprocessor, 'batch_augments', None), getattr(preprocessor, 'num_classes', None)
     if mixes is not None and mixed != predicted:
-        raise ValueError(f'data_preprocessor mixes labels of {mixed} classes and the student predicts {predicted}: set '
-                         f'num_classes={predicted} in data_preprocessor')
+        raise ValueError(
+            f'data_preprocessor mixes labels of {mixed} classes and the student predicts {predicted}: set '
+            f'num_classes={predicted} in data_preprocessor'
+        )
 
 
 def _check_topk(runner: Runner, predicted: int) -> None:
     """What mmpretrain says after the first epoch."""
     for metric in runner.val_loop.evaluator.metrics if runner.val_loop is not None else ():
         if isinstance(metric, Accuracy) and max(metric.topk) > predicted:
-            raise ValueError(f'val_evaluator has topk={metric.topk} and the student predicts {predicted} classes: set '
-                             'val_evaluator = test_evaluator = dict(topk=(1, ))')
+            raise ValueError(
+                f'val_evaluator has topk={metric.topk} and the student predicts {predicted} classes: set '
+                'val_evaluator = test_evaluator = dict(topk=(1, ))'
+            )

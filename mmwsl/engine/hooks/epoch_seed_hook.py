@@ -25,6 +25,7 @@ class EpochSeedHook(Hook):
     ``mmwsl.InfiniteViewSampler`` begin where the run was. Works with ``mmwsl.SeededViews``, which does the same for the
     views.
     """
+
     priority = 'VERY_HIGH'  # before whatever else an epoch's start draws
 
     def before_train_epoch(self, runner: Runner) -> None:

@@ -34,6 +34,7 @@ class ExactResumeHook(Hook):
     from a checkpoint without the optimiser's state, with gradients that are lost, or if nothing repeats what is drawn.
     ``tools/train.py`` adds this hook.
     """
+
     priority = 'LOWEST'  # a validation at the resume needs the other hooks ready
 
     def __init__(self) -> None:
@@ -45,8 +46,10 @@ class ExactResumeHook(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         if self._position:
-            runner.logger.info(f'Epoch {runner.epoch + 1} continues after {self._position} of '
-                               f'{len(runner.train_dataloader)} iterations.')
+            runner.logger.info(
+                f'Epoch {runner.epoch + 1} continues after {self._position} of '
+                f'{len(runner.train_dataloader)} iterations.'
+            )
             _begin_at(runner, self._position)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -65,9 +68,12 @@ class ExactResumeHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if 'optimizer' in checkpoint:
-            checkpoint[_STATE] = dict(is_validated=self.is_validated, gradients=_gradients(runner),
-                                      stopping=[[hook.wait_count, hook.best_score] for hook in _stopping(runner)],
-                                      **self._within_epoch(runner, checkpoint['meta']))
+            checkpoint[_STATE] = dict(
+                is_validated=self.is_validated,
+                gradients=_gradients(runner),
+                stopping=[[hook.wait_count, hook.best_score] for hook in _stopping(runner)],
+                **self._within_epoch(runner, checkpoint['meta']),
+            )
 
     def _within_epoch(self, runner: Runner, meta: Mapping[str, Any]) -> dict[str, Any]:
         """The position in an epoch that a checkpoint is saved within; empty at an epoch's end."""
@@ -109,8 +115,12 @@ def is_pending(runner: Runner) -> bool:
     """Whether gradients are accumulated that no step has applied."""
     several = runner.optim_wrapper
     wrappers = several.optim_wrappers.values() if isinstance(several, OptimWrapperDict) else [several]
-    return any(isinstance(wrapper, OptimWrapper) and wrapper._inner_count % wrapper._accumulative_counts != 0
-               and wrapper._inner_count != wrapper._max_counts for wrapper in wrappers)
+    return any(
+        isinstance(wrapper, OptimWrapper)
+        and wrapper._inner_count % wrapper._accumulative_counts != 0
+        and wrapper._inner_count != wrapper._max_counts
+        for wrapper in wrappers
+    )
 
 
 def _gradients(runner: Runner) -> dict[str, Tensor]:
@@ -131,8 +141,12 @@ def _restore(runner: Runner, state: dict[str, Any]) -> None:
 
 def generator_states() -> dict[str, Any]:
     """The states of Python's, numpy's and torch's generators in this process."""
-    return dict(python=random.getstate(), numpy=np.random.get_state(), torch=torch.get_rng_state(),
-                **(dict(cuda=torch.cuda.get_rng_state()) if torch.cuda.is_available() else {}))
+    return dict(
+        python=random.getstate(),
+        numpy=np.random.get_state(),
+        torch=torch.get_rng_state(),
+        **(dict(cuda=torch.cuda.get_rng_state()) if torch.cuda.is_available() else {}),
+    )
 
 
 def restore_generators(states: dict[str, Any]) -> None:
@@ -158,8 +172,13 @@ def _images_a_step(runner: Runner) -> int:
 
 def _can_continue(runner: Runner, state: dict[str, Any]) -> bool:
     """Whether a run can go on within the epoch that its checkpoint is from."""
-    return bool(state.get('position') and isinstance(_sampler(runner), ViewSampler) and _images_a_step(runner)
-                and _images_a_step(runner) == state['images_a_step'] and _counts_epochs(runner))
+    return bool(
+        state.get('position')
+        and isinstance(_sampler(runner), ViewSampler)
+        and _images_a_step(runner)
+        and _images_a_step(runner) == state['images_a_step']
+        and _counts_epochs(runner)
+    )
 
 
 def _begin_at(runner: Runner, position: int) -> None:
@@ -172,26 +191,38 @@ def _inexact(runner: Runner, state: dict[str, Any]) -> Iterator[str]:
     """Why the weights will be others."""
     if _can_continue(runner, state):
         if not _of_this_process(state):
-            yield ('dropout and mixup, if there are any, draw other numbers in the rest of this epoch, because its '
-                   'checkpoint does not have the generators of this number of processes')
+            yield (
+                'dropout and mixup, if there are any, draw other numbers in the rest of this epoch, because its '
+                'checkpoint does not have the generators of this number of processes'
+            )
     elif _counts_epochs(runner) and not _is_at_an_epochs_end(runner):
-        yield (f'its checkpoint has {runner.iter} iterations and {runner.epoch} epochs, and an epoch has '
-               f'{len(runner.train_dataloader)}, so epoch {runner.epoch + 1} begins again with weights from within it, '
-               "or the batch size was another. Resume with the batch size and number of processes of then, and "
-               "sampler=dict(type='mmwsl.ViewSampler', shuffle=True)")
+        yield (
+            f'its checkpoint has {runner.iter} iterations and {runner.epoch} epochs, and an epoch has '
+            f'{len(runner.train_dataloader)}, so epoch {runner.epoch + 1} begins again with weights from within it, '
+            'or the batch size was another. Resume with the batch size and number of processes of then, and '
+            "sampler=dict(type='mmwsl.ViewSampler', shuffle=True)"
+        )
     if not state['has_optimizer']:
-        yield ("its checkpoint does not hold the optimiser's state, as best_*.pth do not. Resume from an epoch's "
-               'checkpoint')
+        yield (
+            "its checkpoint does not hold the optimiser's state, as best_*.pth do not. Resume from an epoch's "
+            'checkpoint'
+        )
     if is_pending(runner) and not state.get('gradients'):
-        yield ('gradients that were accumulated when it was saved are not in the checkpoint. Let accumulative_counts '
-               'divide the iterations of an epoch')
+        yield (
+            'gradients that were accumulated when it was saved are not in the checkpoint. Let accumulative_counts '
+            'divide the iterations of an epoch'
+        )
     if not any(isinstance(hook, EpochSeedHook) for hook in runner.hooks):
-        yield ('dropout and mixup, if there are any, draw other numbers. Add '
-               "custom_hooks=[dict(type='mmwsl.EpochSeedHook')]")
+        yield (
+            'dropout and mixup, if there are any, draw other numbers. Add '
+            "custom_hooks=[dict(type='mmwsl.EpochSeedHook')]"
+        )
     if not isinstance(_sampler(runner), ViewSampler | InfiniteViewSampler):
         name = 'ViewSampler' if _counts_epochs(runner) else 'InfiniteViewSampler'
-        yield ('augmentations, if there are any, draw other numbers. Put mmwsl.SeededViews around the dataset, with '
-               f"sampler=dict(type='mmwsl.{name}', shuffle=True)")
+        yield (
+            'augmentations, if there are any, draw other numbers. Put mmwsl.SeededViews around the dataset, with '
+            f"sampler=dict(type='mmwsl.{name}', shuffle=True)"
+        )
 
 
 def _counts_epochs(runner: Runner) -> bool:

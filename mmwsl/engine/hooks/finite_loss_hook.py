@@ -24,20 +24,29 @@ class FiniteLossHook(Hook):
     def before_train(self, runner: Runner) -> None:
         self.interval = next((hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), 100)
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: dict[str, Any] | None = None) -> None:
-        logs = self.every_n_inner_iters(batch_idx, self.interval) or self.end_of_epoch(runner.train_dataloader,
-                                                                                       batch_idx)
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        logs = self.every_n_inner_iters(batch_idx, self.interval) or self.end_of_epoch(
+            runner.train_dataloader, batch_idx
+        )
         loss = (outputs or {}).get('loss')
         if not logs or not isinstance(loss, Tensor) or bool(torch.isfinite(loss).all()):
             return
-        parts = ', '.join(f'{name} {float(value):.4g}' for name, value in (outputs or {}).items()
-                          if isinstance(value, Tensor) and value.numel() == 1 and not bool(torch.isfinite(value)))
-        broken = next((name for name, parameter in runner.model.named_parameters()
-                       if not bool(torch.isfinite(parameter).all())), None)
+        parts = ', '.join(
+            f'{name} {float(value):.4g}'
+            for name, value in (outputs or {}).items()
+            if isinstance(value, Tensor) and value.numel() == 1 and not bool(torch.isfinite(value))
+        )
+        broken = next(
+            (name for name, parameter in runner.model.named_parameters() if not bool(torch.isfinite(parameter).all())),
+            None,
+        )
         if broken is None:
             runner.logger.warning(f'Not finite in step {runner.iter + 1}: {parts}. The parameters still are.')
             return
-        raise RuntimeError(f'training has diverged: in step {runner.iter + 1} these are not finite: {parts}; and so is '
-                           f'the parameter {broken}. Take a smaller learning rate or loss_weight (the gradient of soft '
-                           'labels grows with tau times loss_weight), or look for images that are not finite')
+        raise RuntimeError(
+            f'training has diverged: in step {runner.iter + 1} these are not finite: {parts}; and so is '
+            f'the parameter {broken}. Take a smaller learning rate or loss_weight (the gradient of soft '
+            'labels grows with tau times loss_weight), or look for images that are not finite'
+        )

@@ -32,7 +32,7 @@ class HardLossHook(Hook):
         model: Any = unwrapped_model(runner.model)
         classes, factor = _classes(model), getattr(model, 'student_loss_weight', 1)
         values, _ = runner.message_hub.log_scalars[_LOSS].data
-        loss = float(values[-runner.log_processor.window_size:].mean()) / (factor or math.inf)
+        loss = float(values[-runner.log_processor.window_size :].mean()) / (factor or math.inf)
         if classes is None or not loss > _MARGIN * math.log(classes):
             return
         optimizer: Mapping = runner.cfg.optim_wrapper.get('optimizer') or {}
@@ -40,14 +40,18 @@ class HardLossHook(Hook):
             f"After the first epoch the student's own loss is {loss:.3g}, and guessing among {classes} classes costs "
             f'{math.log(classes):.3g}: it learns nothing from the labels. The soft labels make the gradient up to '
             f'{_growth(model):.3g} times as large. Divide optim_wrapper.optimizer.lr ({optimizer.get("lr")}) by that, '
-            "or reduce the losses' loss_weight (docs/choosing.md).")
+            "or reduce the losses' loss_weight (docs/choosing.md)."
+        )
 
 
 def _classes(model: Any) -> int | None:
     """Of a distilled student with one label per image, whose loss is a cross-entropy of unmixed labels."""
     head = getattr(getattr(model, 'student', None), 'head', None)
-    if type(getattr(head, 'loss_module', None)).__name__ != 'CrossEntropyLoss' or getattr(
-            model.data_preprocessor, 'batch_augments', None) is not None or 'MultiLabel' in type(head).__name__:
+    if (
+        type(getattr(head, 'loss_module', None)).__name__ != 'CrossEntropyLoss'
+        or getattr(model.data_preprocessor, 'batch_augments', None) is not None
+        or 'MultiLabel' in type(head).__name__
+    ):
         return None
     return predicted_classes(model)
 

@@ -25,13 +25,18 @@ class LateScalarsHook(RuntimeInfoHook):
         self.interval = next((hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), 1)
         self.unread: list[dict[str, Any]] = []
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: dict[str, Any] | None = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
         # a loss would keep its graph
-        self.unread.append({name: value.detach() if isinstance(value, Tensor) else value
-                            for name, value in (outputs or {}).items()})
-        if (self.every_n_inner_iters(batch_idx, self.interval) or self.end_of_epoch(runner.train_dataloader, batch_idx)
-                or not any(map(waits, self.unread[-1].values()))):
+        self.unread.append(
+            {name: value.detach() if isinstance(value, Tensor) else value for name, value in (outputs or {}).items()}
+        )
+        if (
+            self.every_n_inner_iters(batch_idx, self.interval)
+            or self.end_of_epoch(runner.train_dataloader, batch_idx)
+            or not any(map(waits, self.unread[-1].values()))
+        ):
             self._read(runner)
 
     def after_train(self, runner: Runner) -> None:

@@ -28,6 +28,7 @@ class ProgressHook(Hook):
     console that shows mmengine's log (``--verbose``) it shows nothing. Nothing is read from a GPU: the figures are
     those that the logger has just written. ``tools/train.py`` and ``tools/test.py`` add this hook.
     """
+
     priority = 'LOW'  # after the logger
 
     def before_train(self, runner: Runner) -> None:
@@ -55,8 +56,9 @@ class ProgressHook(Hook):
             return False
         steps, interval = len(runner.train_dataloader), self.logger.interval
         ends = self.end_of_epoch(runner.train_dataloader, batch_idx)
-        return self.every_n_inner_iters(batch_idx, interval) or (ends and (
-            not self.logger.ignore_last or steps <= interval))
+        return self.every_n_inner_iters(batch_idx, interval) or (
+            ends and (not self.logger.ignore_last or steps <= interval)
+        )
 
     def _show_row(self, runner: Runner, batch_idx: int) -> None:
         figures = _figures(runner)
@@ -65,9 +67,12 @@ class ProgressHook(Hook):
             console.show(runner.logger, f'\n{legend(unwrapped_model(runner.model), self.columns)}\n')
             head = [f'{"step" if counts_iterations(runner) else "epoch step":>16}', *self.columns, 'lr', 'left']
             console.show(runner.logger, '  '.join([f'{name:>8}' for name in head]))
-        cells = [f'{_place(runner, batch_idx):>16}', *(
-            f'{figures.get(name, float("nan")):>{max(8, len(name))}.4g}' for name in self.columns),
-            f'{figures.get("lr", float("nan")):>8.3g}', f'{_shown(runner.message_hub.get_info("eta") or 0):>8}']
+        cells = [
+            f'{_place(runner, batch_idx):>16}',
+            *(f'{figures.get(name, float("nan")):>{max(8, len(name))}.4g}' for name in self.columns),
+            f'{figures.get("lr", float("nan")):>8.3g}',
+            f'{_shown(runner.message_hub.get_info("eta") or 0):>8}',
+        ]
         console.show(runner.logger, '  '.join(cells))
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:

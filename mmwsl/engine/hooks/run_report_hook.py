@@ -69,12 +69,20 @@ class RunReportHook(Hook):
         if not figures:
             return None
         values, better = figures['values'], _better(runner, figures['name'])
-        best = next(moment for moment, value in values.items() if not any(
-            better(other, value) for other in values.values()))
+        best = next(
+            moment for moment, value in values.items() if not any(better(other, value) for other in values.values())
+        )
         return gain.Result(
-            setup=gain.setup(runner.cfg, get_world_size()), taught=bool(runner.cfg.model.get('distiller')),
-            seed=runner.seed, name=figures['name'], last=values[max(values)], best=values[best], best_at=best,
-            length=length, unit=unit)
+            setup=gain.setup(runner.cfg, get_world_size()),
+            taught=bool(runner.cfg.model.get('distiller')),
+            seed=runner.seed,
+            name=figures['name'],
+            last=values[max(values)],
+            best=values[best],
+            best_at=best,
+            length=length,
+            unit=unit,
+        )
 
 
 def _checkpoints(runner: Runner) -> CheckpointHook | None:

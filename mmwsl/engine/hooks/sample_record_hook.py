@@ -64,25 +64,30 @@ class SampleRecordHook(Hook):
     def before_train_epoch(self, runner: Runner) -> None:
         self.indices, self.terms, self.unlogged = [], [], 0
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: dict | None = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
         if self.model.distillation_stopped:
             return
         call: Any = self.loss.last_call
         samples = data_batch['data_samples']
-        if self.writes and call.batch.student_hard_loss.shape != (len(samples), ):
+        if self.writes and call.batch.student_hard_loss.shape != (len(samples),):
             self._write_nothing(runner, 'samples have several targets')
         if self.writes:
             self.indices.extend(sample_indices(samples))
         # where it was computed: a copy to the CPU would wait for the device at each step
-        self.terms.append(_rows(call.sample_terms(), (*_TERMS, 'kept')) if self.writes else
-                          _sampled(_rows(call.weight_terms(), (*_TERMS[:3], 'kept')), batch_idx))
+        self.terms.append(
+            _rows(call.sample_terms(), (*_TERMS, 'kept'))
+            if self.writes
+            else _sampled(_rows(call.weight_terms(), (*_TERMS[:3], 'kept')), batch_idx)
+        )
         self.unlogged += 1
-        if self.log_interval and ((batch_idx + 1) % self.log_interval == 0
-                                  or self.end_of_epoch(runner.train_dataloader, batch_idx)):  # as the logger may
+        if self.log_interval and (
+            (batch_idx + 1) % self.log_interval == 0 or self.end_of_epoch(runner.train_dataloader, batch_idx)
+        ):  # as the logger may
             self._log(runner)
         if not self.writes:
-            self.terms = self.terms[-self.unlogged:] if self.unlogged and self.log_interval else []
+            self.terms = self.terms[-self.unlogged :] if self.unlogged and self.log_interval else []
 
     def _write_nothing(self, runner: Runner, reason: str) -> None:
         self.writes = False
@@ -103,14 +108,15 @@ class SampleRecordHook(Hook):
             runner.visualizer.add_image('wsl_weights', _histogram(records['w'], epoch), step=epoch)
 
     def _log(self, runner: Runner) -> None:
-        rows = torch.cat(self.terms[-self.unlogged:], 1)
+        rows = torch.cat(self.terms[-self.unlogged :], 1)
         w, student, teacher = rows[:3, rows[-1] > 0]
         self.unlogged = 0
         if not len(w):
             return
         levels = torch.tensor(_QUANTILES, dtype=w.dtype, device=w.device)
-        scalars = {f'w_p{100 * level:.0f}': value
-                   for level, value in zip(_QUANTILES, torch.quantile(w, levels), strict=True)}
+        scalars = {
+            f'w_p{100 * level:.0f}': value for level, value in zip(_QUANTILES, torch.quantile(w, levels), strict=True)
+        }
         for name, value in {**scalars, 'L_s': student.mean(), 'L_t': teacher.mean()}.items():
             runner.message_hub.update_scalar(f'train/wsl/{name}', value)
 
@@ -119,9 +125,11 @@ def _only_loss(model: Any) -> WeightedLoss:
     losses = getattr(getattr(model, 'distiller', None), 'distill_losses', {})
     found = {name: loss for name, loss in losses.items() if isinstance(loss, WeightedLoss)}
     if len(found) != 1:
-        raise ValueError(f'SampleRecordHook reads the one weighted loss of model.distiller.distill_losses, and there '
-                         f'{"are " + ", ".join(found) if found else "is none"}. Plain soft labels can be recorded too, '
-                         "as WSLLoss with weighting='one'")
+        raise ValueError(
+            f'SampleRecordHook reads the one weighted loss of model.distiller.distill_losses, and there '
+            f'{"are " + ", ".join(found) if found else "is none"}. Plain soft labels can be recorded too, '
+            "as WSLLoss with weighting='one'"
+        )
     return next(iter(found.values()))
 
 
@@ -149,7 +157,11 @@ def _histogram(weights: np.ndarray, epoch: int) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.hist(weights, bins=40, range=(0, 1), color='0.4', edgecolor='white')
-    axes.set(xlabel='sample weight w', ylabel='samples', xlim=(0, 1),
-             title=f'epoch {epoch}: mean {weights.mean():.3f}, median {np.median(weights):.3f}')
+    axes.set(
+        xlabel='sample weight w',
+        ylabel='samples',
+        xlim=(0, 1),
+        title=f'epoch {epoch}: mean {weights.mean():.3f}, median {np.median(weights):.3f}',
+    )
     canvas.draw()
     return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])

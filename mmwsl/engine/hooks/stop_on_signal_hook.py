@@ -34,6 +34,7 @@ class StopOnSignalHook(Hook):
             stops after each step.
         grace: Seconds after which a process that is stuck in a step, because another process is gone, is ended.
     """
+
     priority = 95  # type: ignore[assignment]  # after what changes or saves the run's state, and before ExactResumeHook
 
     def __init__(self, interval: int = 10, grace: int = 20) -> None:
@@ -57,8 +58,9 @@ class StopOnSignalHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self._is_in_step = True
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: dict | None = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
         self._is_in_step = False
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
         is_last = by_epoch and batch_idx + 1 == len(runner.train_dataloader)  # its checkpoint is the epoch's
@@ -113,8 +115,10 @@ class StopOnSignalHook(Hook):
         if is_main_process():
             Path(runner.work_dir, 'last_checkpoint').write_text(str(Path(runner.work_dir, NAME)))
         number = signal.Signals(self.received or self.agreed)
-        runner.logger.warning(f'{number.name} stopped the run after iteration {iteration}, in epoch {epoch + 1}. The '
-                              f'same command with --resume goes on from {NAME}.')
+        runner.logger.warning(
+            f'{number.name} stopped the run after iteration {iteration}, in epoch {epoch + 1}. The '
+            f'same command with --resume goes on from {NAME}.'
+        )
         barrier()  # a launcher that sees one process end ends the others
         self.after_train(runner)
         raise SystemExit(128 + number)

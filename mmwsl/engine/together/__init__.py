@@ -7,6 +7,7 @@ alongside one another. Runs of the same seed see the same batches, so a teacher 
 A run comes out as with tools/train.py, from the same initial weights and batches, up to rounding; what a network draws
 itself (dropout) differs. What a graph cannot hold is refused.
 """
+
 from __future__ import annotations
 
 import time
@@ -31,8 +32,7 @@ from mmwsl.engine.together.steps import Together
 from mmwsl.registry import DATASETS, HOOKS
 
 
-def train_together(configs: Sequence[Config], work_dirs: Sequence[Path],
-                   tell: Callable[[str], None] = print) -> None:
+def train_together(configs: Sequence[Config], work_dirs: Sequence[Path], tell: Callable[[str], None] = print) -> None:
     """Train some runs to their end, going on from where they were.
 
     Args:
@@ -53,8 +53,10 @@ def train_together(configs: Sequence[Config], work_dirs: Sequence[Path],
     device = torch.device(get_device())
     loaders = {cfg.randomness.seed: cfg.train_dataloader for cfg in configs}
     dataset = DATASETS.build(configs[0].train_dataloader.dataset)
-    batches = {seed: Batches(Runner.build_dataloader({**loader, 'dataset': dataset}, seed=seed))
-               for seed, loader in loaders.items()}
+    batches = {
+        seed: Batches(Runner.build_dataloader({**loader, 'dataset': dataset}, seed=seed))
+        for seed, loader in loaders.items()
+    }
     validation = Runner.build_dataloader(configs[0].val_dataloader)
     steps = len(next(iter(batches.values())).sizes)
     members = [Member(cfg, work_dir, steps, device) for cfg, work_dir in zip(configs, work_dirs, strict=True)]
@@ -73,9 +75,14 @@ def _check(member: Member, training: DataLoader, validation: DataLoader) -> None
     member.work_dir.mkdir(parents=True, exist_ok=True)
     hooks = [hook for hook in member.cfg.get('custom_hooks') or [] if 'CheckTeacherHook' in hook['type']]
     runner = SimpleNamespace(
-        model=member.model, cfg=member.cfg, hooks=[], logger=MMLogger.get_current_instance(),
-        train_dataloader=training, train_loop=SimpleNamespace(dataloader=training),
-        val_loop=SimpleNamespace(dataloader=validation, evaluator=Evaluator(member.cfg.val_evaluator)))
+        model=member.model,
+        cfg=member.cfg,
+        hooks=[],
+        logger=MMLogger.get_current_instance(),
+        train_dataloader=training,
+        train_loop=SimpleNamespace(dataloader=training),
+        val_loop=SimpleNamespace(dataloader=validation, evaluator=Evaluator(member.cfg.val_evaluator)),
+    )
     for hook in hooks or [dict(type='mmwsl.CheckLabelsHook')]:
         HOOKS.build(hook).before_train(runner)
 
@@ -99,8 +106,10 @@ def _train(together: Together, begun: int, validation: DeviceDataset, tell: Call
             for member in members:
                 top1 = member.validate(epoch + 1, validation.images, validation.labels)
                 member.save(epoch + 1)
-                tell(f'epoch {epoch + 1}/{member.epochs} {member.work_dir.name}: top-1 {top1:.2f} %, '
-                     f'{1000 * seconds:.2f} ms a step of all')
+                tell(
+                    f'epoch {epoch + 1}/{member.epochs} {member.work_dir.name}: top-1 {top1:.2f} %, '
+                    f'{1000 * seconds:.2f} ms a step of all'
+                )
 
 
 def _common_epoch(members: Sequence[Member]) -> int:

@@ -1,4 +1,5 @@
 """Batches of images that stay on the device, made without the host."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -37,8 +38,11 @@ class Batches:
         self.sampler.set_epoch(epoch)
         views = list(self.sampler)
         images = np.fromiter((getattr(view, 'image', view) for view in views), np.int64, len(views))
-        crops = draw(views, self.dataset.padding, self.dataset.flip_prob) if self._is_random() else [
-            np.zeros(len(views), np.int64)] * 3
+        crops = (
+            draw(views, self.dataset.padding, self.dataset.flip_prob)
+            if self._is_random()
+            else [np.zeros(len(views), np.int64)] * 3
+        )
         drawn = torch.from_numpy(np.stack((images, *crops)))
         return drawn.pin_memory() if self.views.is_cuda else drawn
 
@@ -63,5 +67,7 @@ class Batches:
 
 def _samples(labels: Tensor, places: Tensor) -> list[DataSample]:
     """With each image's label and place in its dataset, on the device."""
-    return [DataSample(gt_label=label, metainfo=dict(sample_idx=place))
-            for label, place in zip(labels.split(1), places.unbind(), strict=True)]
+    return [
+        DataSample(gt_label=label, metainfo=dict(sample_idx=place))
+        for label, place in zip(labels.split(1), places.unbind(), strict=True)
+    ]

@@ -1,4 +1,5 @@
 """What configs of runs that train together may say, and what they have in common."""
+
 from __future__ import annotations
 
 import warnings
@@ -15,8 +16,17 @@ from torch import Tensor, nn
 from mmwsl.utils.data import dataset_chain
 
 # Hooks that change nothing of what is trained. What the checks among them look at is looked at here, too.
-_WATCHING = ('EpochSeedHook', 'CheckTeacherHook', 'CheckLabelsHook', 'CheckResumeHook', 'ExactResumeHook',
-             'FiniteLossHook', 'LossStatisticsHook', 'LateScalarsHook', 'ChannelsLastHook')
+_WATCHING = (
+    'EpochSeedHook',
+    'CheckTeacherHook',
+    'CheckLabelsHook',
+    'CheckResumeHook',
+    'ExactResumeHook',
+    'FiniteLossHook',
+    'LossStatisticsHook',
+    'LateScalarsHook',
+    'ChannelsLastHook',
+)
 _LOOP = 'EpochBasedTrainLoop'
 _ELSE = 'change that, or train each run by itself (tools/sweep.py without --together)'
 
@@ -29,16 +39,21 @@ def check_config(cfg: Config) -> None:
         'optim_wrapper.clip_grad': wrapper.get('clip_grad'),
         'optim_wrapper.accumulative_counts': wrapper.get('accumulative_counts', 1) != 1,
         'optim_wrapper.optimizer.dampening': wrapper.optimizer.get('dampening'),
-        f'optim_wrapper.type={wrapper.get("type")!r} (in mixed precision it is dtype=\'bfloat16\')':
-            wrapper.get('type', 'OptimWrapper') != 'OptimWrapper' and not mixed,
+        f"optim_wrapper.type={wrapper.get('type')!r} (in mixed precision it is dtype='bfloat16')": wrapper.get(
+            'type', 'OptimWrapper'
+        )
+        != 'OptimWrapper'
+        and not mixed,
         'model.teacher_cache': cfg.model.get('teacher_cache'),
         'load_from': cfg.get('load_from'),
         'compile': cfg.get('compile'),
         'auto_scale_lr.enable': (cfg.get('auto_scale_lr') or {}).get('enable'),
         'a val_evaluator other than Accuracy': not _is(cfg.get('val_evaluator'), 'Accuracy'),
         'a train_cfg that is not by epoch': not loop.get('by_epoch') or loop.get('type', _LOOP) != _LOOP,
-        **{f'the hook {hook["type"]!r}': hook['type'].rpartition('.')[2] not in _WATCHING
-           for hook in cfg.get('custom_hooks') or []},
+        **{
+            f'the hook {hook["type"]!r}': hook['type'].rpartition('.')[2] not in _WATCHING
+            for hook in cfg.get('custom_hooks') or []
+        },
     }
     refused = [name for name, present in asked.items() if present]
     if refused:
@@ -59,12 +74,16 @@ def check_alike(configs: Sequence[Config]) -> None:
     """Raise ValueError for the first setting that differs and may not."""
     for key in ('train_dataloader', 'val_dataloader', 'data_preprocessor'):
         if any(cfg.get(key) != configs[0].get(key) for cfg in configs):
-            raise ValueError(f'runs that train together have one {key}, and these differ in it: '
-                             f'{[Path(cfg.filename).stem for cfg in configs]}')
+            raise ValueError(
+                f'runs that train together have one {key}, and these differ in it: '
+                f'{[Path(cfg.filename).stem for cfg in configs]}'
+            )
     for key in ('max_epochs', 'val_interval'):
         if len({cfg.train_cfg.get(key, 1) for cfg in configs}) > 1:
-            raise ValueError(f'runs that train together have one train_cfg.{key}, got '
-                             f'{[cfg.train_cfg.get(key, 1) for cfg in configs]}')
+            raise ValueError(
+                f'runs that train together have one train_cfg.{key}, got '
+                f'{[cfg.train_cfg.get(key, 1) for cfg in configs]}'
+            )
     unseeded = [Path(cfg.filename).stem for cfg in configs if cfg.get('randomness', {}).get('seed') is None]
     if unseeded:
         raise ValueError(f'runs that train together need a seed: set randomness.seed of {unseeded}')
@@ -84,11 +103,14 @@ def put_on_device(cfg: Config) -> None:
             dataset = loader.dataset.dataset if _is(loader.dataset, 'SeededViews') else loader.dataset
             innermost = dataset_chain(dataset)[-1]  # of a Fold or a Resample
             settings = _views(innermost.pipeline, f'{split}_dataloader')
-            innermost.pipeline = [*(each for each in innermost.pipeline if _is(each, 'LabelNoise')),
-                                  dict(type='PackInputs')]
+            innermost.pipeline = [
+                *(each for each in innermost.pipeline if _is(each, 'LabelNoise')),
+                dict(type='PackInputs'),
+            ]
             loader.dataset = dict(type='mmwsl.DeviceDataset', dataset=dataset, **settings)
-        loader.update(num_workers=0, persistent_workers=False, pin_memory=False,
-                      collate_fn=dict(type='mmwsl.already_collated'))
+        loader.update(
+            num_workers=0, persistent_workers=False, pin_memory=False, collate_fn=dict(type='mmwsl.already_collated')
+        )
 
 
 def _views(pipeline: Sequence[dict], where: str) -> dict[str, Any]:
@@ -100,9 +122,11 @@ def _views(pipeline: Sequence[dict], where: str) -> dict[str, Any]:
         elif _is(transform, 'RandomFlip') and transform.get('direction', 'horizontal') == 'horizontal':
             settings['flip_prob'] = transform['prob']
         elif not (_is(transform, 'PackInputs') or _is(transform, 'LabelNoise')):
-            raise ValueError(f'{where} has {transform["type"]} in its pipeline, and images of runs that train together '
-                             'are of one size, and only padded, cropped and flipped (mmwsl.DeviceDataset): '
-                             f'{_ELSE}')
+            raise ValueError(
+                f'{where} has {transform["type"]} in its pipeline, and images of runs that train together '
+                'are of one size, and only padded, cropped and flipped (mmwsl.DeviceDataset): '
+                f'{_ELSE}'
+            )
     return settings
 
 
@@ -125,15 +149,17 @@ def learning_rates(wrapper: OptimWrapper, cfg: Config, steps: int) -> Tensor:
                 if not scheduler.by_epoch or (step + 1) % steps == 0:
                     scheduler.step()
     if _others(wrapper) != before:
-        raise ValueError(f'runs that train together cannot schedule more than the learning rate (param_scheduler): '
-                         f'{_ELSE}')
+        raise ValueError(
+            f'runs that train together cannot schedule more than the learning rate (param_scheduler): {_ELSE}'
+        )
     return torch.tensor(rates, dtype=torch.float64)
 
 
 def _others(wrapper: OptimWrapper) -> list[dict]:
     """What else parameter groups hold."""
-    return [{key: value for key, value in group.items() if key not in ('params', 'lr')}
-            for group in wrapper.param_groups]
+    return [
+        {key: value for key, value in group.items() if key not in ('params', 'lr')} for group in wrapper.param_groups
+    ]
 
 
 def _schedulers(wrapper: OptimWrapper, cfg: Config, steps: int) -> list:

@@ -1,4 +1,5 @@
 """One of several runs that train together."""
+
 from __future__ import annotations
 
 import json
@@ -72,8 +73,10 @@ class Member:
         if not self.rates.is_cuda:
             return
         if not isinstance(self.optimizer, torch.optim.SGD | torch.optim.Adam):
-            raise ValueError(f'runs that train together have SGD, Adam or AdamW, got {type(self.optimizer).__name__}: '
-                             'leave --together out')
+            raise ValueError(
+                f'runs that train together have SGD, Adam or AdamW, got {type(self.optimizer).__name__}: '
+                'leave --together out'
+            )
         for group, rate in zip(self.optimizer.param_groups, self.rate.unbind(), strict=True):
             group.update(lr=rate, fused=True, foreach=False)
             if 'capturable' in group:
@@ -121,8 +124,9 @@ class Member:
 
     def state(self) -> list[Tensor]:
         """All tensors that a step changes."""
-        optimizer = [value for state in self.optimizer.state.values() for value in state.values()
-                     if isinstance(value, Tensor)]
+        optimizer = [
+            value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
+        ]
         return [*self.model.state_dict().values(), self.step_number, *optimizer]
 
     def log_epoch(self, epoch: int, logged: dict[str, float]) -> None:
@@ -132,8 +136,10 @@ class Member:
             RuntimeError: If the loss is not finite.
         """
         if not math.isfinite(logged.get('loss', 0.0)):
-            raise RuntimeError(f'the loss of {self.work_dir.name} is {logged["loss"]} in epoch {epoch}: leave this run '
-                               'out, or give it a smaller optim_wrapper.optimizer.lr')
+            raise RuntimeError(
+                f'the loss of {self.work_dir.name} is {logged["loss"]} in epoch {epoch}: leave this run '
+                'out, or give it a smaller optim_wrapper.optimizer.lr'
+            )
         step = epoch * self.steps
         self._write(dict(lr=self.rates[step - 1, 0].item(), **logged, epoch=epoch, iter=step, step=step))
 
@@ -149,10 +155,10 @@ class Member:
         self.model.eval()
         hits = torch.zeros(len(ranks), device=images.device)
         for start in range(0, len(images), _EVALUATED):
-            batch = dict(inputs=images[start:start + _EVALUATED])
+            batch = dict(inputs=images[start : start + _EVALUATED])
             logits = self.model(**self.model.data_preprocessor(batch, False), mode='tensor')
             best = logits.topk(min(max(ranks), logits.shape[1])).indices
-            found = best == labels[start:start + _EVALUATED, None]
+            found = best == labels[start : start + _EVALUATED, None]
             hits += torch.stack([found[:, :rank].sum() for rank in ranks])
         self.model.train()
         return (100 * hits / len(images)).tolist()
@@ -220,8 +226,14 @@ class _Halves:
 @contextmanager
 def counted_at_once(model: nn.Module) -> Iterator[None]:
     """Count the batches of all BatchNorm layers by one kernel, where their statistics don't depend on the number."""
-    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.training
-              and layer.num_batches_tracked is not None and layer.momentum is not None]
+    layers = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, _BatchNorm)
+        and layer.training
+        and layer.num_batches_tracked is not None
+        and layer.momentum is not None
+    ]
     counts: list[Any] = [layer.num_batches_tracked for layer in layers]
     for layer in layers:
         layer.num_batches_tracked = None

@@ -1,4 +1,5 @@
 """A step of several runs, which a GPU records once as a CUDA graph and replays."""
+
 from __future__ import annotations
 
 import json
@@ -100,8 +101,17 @@ class _Teachers:
         for member in members:
             if not hasattr(member.model, 'frozen_teacher'):
                 continue
-            described = json.dumps([member.cfg.optim_wrapper.get('type'), *(member.cfg.model.get(key) for key in (
-                'teacher', 'teacher_ckpt', 'teacher_norm_eval', 'teacher_speed'))], default=str, sort_keys=True)
+            described = json.dumps(
+                [
+                    member.cfg.optim_wrapper.get('type'),
+                    *(
+                        member.cfg.model.get(key)
+                        for key in ('teacher', 'teacher_ckpt', 'teacher_norm_eval', 'teacher_speed')
+                    ),
+                ],
+                default=str,
+                sort_keys=True,
+            )
             own = member.model.frozen_teacher
             *_, answers = self.shared.setdefault(described, (member, own, []))
             answers.append(_Answer(own, member.model.distiller))
@@ -143,7 +153,7 @@ class _Answer:
     def __call__(self, inputs: Tensor, data_samples: list | None = None) -> Any:
         with recording(self.teacher.recorders):
             for recorder in self.teacher.recorders.recorders.values():
-                recorder.forward_hook(self.teacher.network, (inputs, ), self.output)
+                recorder.forward_hook(self.teacher.network, (inputs,), self.output)
         return self.output
 
     def _when_ready(self) -> dict[str, Tensor]:
@@ -165,5 +175,5 @@ def _restore(now: list[Tensor], before: list[Tensor]) -> None:
     """Put tensors back to what they were; an optimiser that had none yet begins with zeros, which is the same."""
     for tensor, old in zip(now, before, strict=False):
         tensor.copy_(old)
-    for tensor in now[len(before):]:
+    for tensor in now[len(before) :]:
         tensor.zero_()

@@ -66,23 +66,39 @@ class WSLDistill(SingleTeacherDistill):
         CacheError: If the cache is missing, unfinished, damaged, or of another teacher; the fields are named.
     """
 
-    def __init__(self, distiller: dict, teacher: Any, teacher_ckpt: str | None = None, teacher_norm_eval: bool = True,
-                 teacher_speed: str = 'fold', teacher_trainable: bool = False, teacher_cache: str | None = None,
-                 student_loss_weight: float = 1.0, teacher_sha256: str | Sequence[str] | None = None,
-                 **kwargs: Any) -> None:
+    def __init__(
+        self,
+        distiller: dict,
+        teacher: Any,
+        teacher_ckpt: str | None = None,
+        teacher_norm_eval: bool = True,
+        teacher_speed: str = 'fold',
+        teacher_trainable: bool = False,
+        teacher_cache: str | None = None,
+        student_loss_weight: float = 1.0,
+        teacher_sha256: str | Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if teacher_trainable:
-            raise ValueError('WSLDistill keeps its teacher frozen, got teacher_trainable=True. MMRazor has '
-                             'SingleTeacherDistill for a teacher that learns')
+            raise ValueError(
+                'WSLDistill keeps its teacher frozen, got teacher_trainable=True. MMRazor has '
+                'SingleTeacherDistill for a teacher that learns'
+            )
         check_speed(teacher_speed)
         _check_student_loss_weight(student_loss_weight, kwargs.get('calculate_student_loss', True))
         cached = CachedTeacher(teacher_cache) if teacher_cache else None
         # of its files, for the student's checkpoint; empty if they are not known
         self.teacher_sha256 = check_files(teacher_files(teacher, teacher_ckpt), teacher_sha256, required=not cached)
         # before the base class, whose `self.teacher = ...` then changes nothing
-        self.frozen_teacher = FrozenTeacher(cached or _built(teacher), teacher_norm_eval,
-                                            'plain' if cached else teacher_speed)
-        super().__init__(cached.recorded_by(distiller) if cached else distiller, self.teacher,
-                         teacher_norm_eval=teacher_norm_eval, **kwargs)
+        self.frozen_teacher = FrozenTeacher(
+            cached or _built(teacher), teacher_norm_eval, 'plain' if cached else teacher_speed
+        )
+        super().__init__(
+            cached.recorded_by(distiller) if cached else distiller,
+            self.teacher,
+            teacher_norm_eval=teacher_norm_eval,
+            **kwargs,
+        )
         self.student_loss_weight = student_loss_weight
         _check_one_preprocessor(kwargs.get('architecture'), self.student, self.data_preprocessor)
         self._keep_batch_augments()
@@ -122,8 +138,10 @@ class WSLDistill(SingleTeacherDistill):
     def _replace_teacher(self, network: BaseModel) -> None:
         """Teach with another network: frozen, on this model's device, with the recorders and its own kind of input."""
         if isinstance(self.teacher, CachedTeacher):
-            raise ValueError('a cached teacher cannot be replaced, because the images come with its records: build the '
-                             'model without teacher_cache, with the other network as teacher')
+            raise ValueError(
+                'a cached teacher cannot be replaced, because the images come with its records: build the '
+                'model without teacher_cache, with the other network as teacher'
+            )
         replaced = self.frozen_teacher
         teacher = FrozenTeacher(network, self.teacher_norm_eval, self.teacher_speed)
         teacher.network.to(next(self.parameters()).device)
@@ -142,8 +160,10 @@ class WSLDistill(SingleTeacherDistill):
         augments = getattr(own, 'batch_augments', None)
         if augments is not None and getattr(shared, 'batch_augments', None) is None:
             if not hasattr(shared, 'batch_augments'):
-                raise ValueError("the student's train_cfg mixes images, and the algorithm's data_preprocessor, a "
-                                 f'{type(shared).__name__}, cannot: take mmpretrain.ClsDataPreprocessor')
+                raise ValueError(
+                    "the student's train_cfg mixes images, and the algorithm's data_preprocessor, a "
+                    f'{type(shared).__name__}, cannot: take mmpretrain.ClsDataPreprocessor'
+                )
             shared.batch_augments = augments
             if hasattr(shared, 'to_onehot'):  # mmpretrain's mix labels, too
                 shared.to_onehot, shared.num_classes = True, shared.num_classes or own.num_classes
@@ -157,14 +177,17 @@ class WSLDistill(SingleTeacherDistill):
     def loss(self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None = None) -> dict[str, Tensor]:
         """The student's losses under ``student.``, the distiller's losses and statistics under ``distill.``."""
         if torch.compiler.is_compiling():
-            tell_of_breaks(self.distiller.student_recorders, self.distiller.teacher_recorders,
-                           self.distiller.deliveries)
+            tell_of_breaks(
+                self.distiller.student_recorders, self.distiller.teacher_recorders, self.distiller.deliveries
+            )
         if self._is_taught():
             self.frozen_teacher(batch_inputs, data_samples)
         self.distiller.set_deliveries_override(True)
         learns = self.calculate_student_loss or self.student_trainable
-        with recording(self.distiller.student_recorders, self.distiller.deliveries), torch.set_grad_enabled(
-                learns and torch.is_grad_enabled()):
+        with (
+            recording(self.distiller.student_recorders, self.distiller.deliveries),
+            torch.set_grad_enabled(learns and torch.is_grad_enabled()),
+        ):
             student_losses = self.student(batch_inputs, data_samples, mode='loss')
         losses = add_prefix(self._weighted(student_losses), 'student') if self.calculate_student_loss else {}
         if not self.distillation_stopped:
@@ -179,8 +202,14 @@ class WSLDistill(SingleTeacherDistill):
         factor = self.student_loss_weight
         if factor == 1:
             return student_losses
-        return {key: value if 'loss' not in key else factor * value if isinstance(value, Tensor) else [
-            factor * part for part in value] for key, value in student_losses.items()}
+        return {
+            key: value
+            if 'loss' not in key
+            else factor * value
+            if isinstance(value, Tensor)
+            else [factor * part for part in value]
+            for key, value in student_losses.items()
+        }
 
     def teacher_logits(self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None = None) -> Tensor:
         """What a loss is given as ``preds_T``. Shape: (N, C)."""
@@ -207,9 +236,11 @@ class WSLDistill(SingleTeacherDistill):
             return self.student.get_layer_depth(param_name.removeprefix(STUDENT))
         except (AttributeError, NotImplementedError) as error:
             backbone = type(getattr(self.student, 'backbone', self.student)).__name__
-            raise NotImplementedError(f'layer_decay_rate needs a student that knows how deep its layers are '
-                                      f'(get_layer_depth), and its {backbone} does not: leave it out of '
-                                      'optim_wrapper.paramwise_cfg') from error
+            raise NotImplementedError(
+                f'layer_decay_rate needs a student that knows how deep its layers are '
+                f'(get_layer_depth), and its {backbone} does not: leave it out of '
+                'optim_wrapper.paramwise_cfg'
+            ) from error
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> WSLDistill:
         super()._apply(fn, *args, **kwargs)
@@ -221,25 +252,35 @@ def _check_student_loss_weight(weight: float, calculate_student_loss: bool) -> N
     if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
         raise ValueError(f'student_loss_weight should be a finite number of at least 0, got {weight!r}')
     if weight != 1 and not calculate_student_loss:
-        raise ValueError(f"student_loss_weight={weight} scales the student's own losses, and "
-                         'calculate_student_loss=False leaves them out: set only one of the two')
+        raise ValueError(
+            f"student_loss_weight={weight} scales the student's own losses, and "
+            'calculate_student_loss=False leaves them out: set only one of the two'
+        )
 
 
 def _check_one_preprocessor(architecture: Any, student: Any, shared: Any) -> None:
     """Raise ValueError for settings of the student's data_preprocessor that the algorithm's puts out of use."""
     own = getattr(student, 'data_preprocessor', None)
     named = (architecture.get('data_preprocessor') if isinstance(architecture, dict) else None) or {}
-    attributes = {key: '_channel_conversion' if key in ('bgr_to_rgb', 'rgb_to_bgr') else key for key in named
-                  if key not in ('type', 'num_classes', 'to_onehot', 'batch_augments')}
-    differ = [key for key, attribute in attributes.items()
-              if not _same(getattr(own, attribute, None), getattr(shared, attribute, None))]
+    attributes = {
+        key: '_channel_conversion' if key in ('bgr_to_rgb', 'rgb_to_bgr') else key
+        for key in named
+        if key not in ('type', 'num_classes', 'to_onehot', 'batch_augments')
+    }
+    differ = [
+        key
+        for key, attribute in attributes.items()
+        if not _same(getattr(own, attribute, None), getattr(shared, attribute, None))
+    ]
     mixing = [_mixing(preprocessor) for preprocessor in (own, shared)]
     if all(mixing) and mixing[0] != mixing[1]:
         differ.append('batch_augments (train_cfg)')
     if differ:
-        raise ValueError(f'model.architecture sets {", ".join(differ)} of its data_preprocessor, which is not used: '
-                         "the config's data_preprocessor prepares the images, and has other values. Set them there, "
-                         'and delete them in model.architecture')
+        raise ValueError(
+            f'model.architecture sets {", ".join(differ)} of its data_preprocessor, which is not used: '
+            "the config's data_preprocessor prepares the images, and has other values. Set them there, "
+            'and delete them in model.architecture'
+        )
 
 
 def _same(first: Any, second: Any) -> bool:
@@ -253,7 +294,8 @@ def _mixing(preprocessor: Any) -> Any:
     augments = getattr(preprocessor, 'batch_augments', None)
     return augments and (  # mmdet's are a list
         [(type(part).__name__, getattr(part, '__dict__', None)) for part in getattr(augments, 'augments', augments)],
-        getattr(augments, 'probs', None))
+        getattr(augments, 'probs', None),
+    )
 
 
 def _built(teacher: Any) -> Any:
@@ -270,8 +312,12 @@ def _load_teacher(network: BaseModel, config: Any, checkpoint: str | None) -> No
     if checkpoint is not None:
         load_network(network, checkpoint)
     elif isinstance(config, dict) and not config.get('pretrained') and not network.is_init:
-        warnings.warn('teacher_ckpt is None: the teacher is untrained, and a student learns nothing from it. Name '
-                      'its checkpoint in model.teacher_ckpt', UserWarning, stacklevel=3)
+        warnings.warn(
+            'teacher_ckpt is None: the teacher is untrained, and a student learns nothing from it. Name '
+            'its checkpoint in model.teacher_ckpt',
+            UserWarning,
+            stacklevel=3,
+        )
         return
     network.is_init = True
 
@@ -305,7 +351,9 @@ def _keep_student(state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     for key in [key for key in state_dict if key.startswith(f'{prefix}teacher.')]:
         del state_dict[key]
     if state_dict and not any(key.startswith(prefix + STUDENT) for key in state_dict):
-        raise ValueError(f'the checkpoint holds no student: none of its keys begins with {STUDENT!r} (the first is '
-                         f'{next(iter(state_dict))!r}). load_from and --resume take checkpoints of a distillation; to '
-                         "start a student from a network's own file, set model.architecture.init_cfg="
-                         "dict(type='Pretrained', checkpoint=...)")
+        raise ValueError(
+            f'the checkpoint holds no student: none of its keys begins with {STUDENT!r} (the first is '
+            f'{next(iter(state_dict))!r}). load_from and --resume take checkpoints of a distillation; to '
+            "start a student from a network's own file, set model.architecture.init_cfg="
+            "dict(type='Pretrained', checkpoint=...)"
+        )

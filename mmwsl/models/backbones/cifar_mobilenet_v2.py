@@ -22,12 +22,26 @@ class CIFARMobileNetV2(BaseBackbone):
 
     Shape: (N, 3, H, W) to a tuple of one (N, 1280, H / 16, W / 16).
     """
-    # expansion, channels, blocks, stride of the first block
-    arch_settings = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
-                     (6, 320, 1, 1))
 
-    def __init__(self, widen_factor: float = 0.5, init_cfg: dict | Sequence[dict] | None = (
-            dict(type='Kaiming', layer='Conv2d'), dict(type='Constant', val=1, layer='BatchNorm2d'))) -> None:
+    # expansion, channels, blocks, stride of the first block
+    arch_settings = (
+        (1, 16, 1, 1),
+        (6, 24, 2, 1),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    )
+
+    def __init__(
+        self,
+        widen_factor: float = 0.5,
+        init_cfg: dict | Sequence[dict] | None = (
+            dict(type='Kaiming', layer='Conv2d'),
+            dict(type='Constant', val=1, layer='BatchNorm2d'),
+        ),
+    ) -> None:
         super().__init__(list(init_cfg) if isinstance(init_cfg, tuple) else init_cfg)
         channels = int(32 * widen_factor)
         self.conv1 = nn.Sequential(*_conv_bn(3, channels, 3, stride=2), nn.ReLU(inplace=True))
@@ -45,7 +59,7 @@ class CIFARMobileNetV2(BaseBackbone):
         x = self.conv1(x)
         for stage in self.blocks:
             x = stage(x)
-        return (self.conv2(x), )
+        return (self.conv2(x),)
 
 
 class _InvertedResidual(nn.Module):
@@ -56,9 +70,12 @@ class _InvertedResidual(nn.Module):
         hidden = in_channels * expansion
         self.adds = stride == 1 and in_channels == out_channels
         self.conv = nn.Sequential(
-            *_conv_bn(in_channels, hidden, 1), nn.ReLU(inplace=True),
-            *_conv_bn(hidden, hidden, 3, stride, groups=hidden), nn.ReLU(inplace=True),
-            *_conv_bn(hidden, out_channels, 1))
+            *_conv_bn(in_channels, hidden, 1),
+            nn.ReLU(inplace=True),
+            *_conv_bn(hidden, hidden, 3, stride, groups=hidden),
+            nn.ReLU(inplace=True),
+            *_conv_bn(hidden, out_channels, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv(x) if self.adds else self.conv(x)

@@ -32,16 +32,32 @@ class CIFARResNet(ResNet_CIFAR):
     Raises:
         ValueError: If ``shortcut`` is neither.
     """
+
     arch_settings = {6 * n + 2: (BasicBlock, (n, n, n)) for n in range(1, 201)}
 
-    def __init__(self, depth: int, stem_channels: int = 16, base_channels: int = 16,
-                 out_indices: Sequence[int] = (2, ), zero_init_residual: bool = False,
-                 shortcut: str = 'conv', **kwargs: Any) -> None:
+    def __init__(
+        self,
+        depth: int,
+        stem_channels: int = 16,
+        base_channels: int = 16,
+        out_indices: Sequence[int] = (2,),
+        zero_init_residual: bool = False,
+        shortcut: str = 'conv',
+        **kwargs: Any,
+    ) -> None:
         if shortcut not in ('conv', 'pad'):
             raise ValueError(f"shortcut should be 'conv' or 'pad', got {shortcut!r}")
         super().__init__(
-            depth, stem_channels=stem_channels, base_channels=base_channels, out_indices=out_indices,
-            zero_init_residual=zero_init_residual, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), **kwargs)
+            depth,
+            stem_channels=stem_channels,
+            base_channels=base_channels,
+            out_indices=out_indices,
+            zero_init_residual=zero_init_residual,
+            num_stages=3,
+            strides=(1, 2, 2),
+            dilations=(1, 1, 1),
+            **kwargs,
+        )
         for block in (block for name in self.res_layers for block in getattr(self, name)):
             if shortcut == 'pad' and block.downsample is not None:
                 block.downsample = _PadShortcut(block.out_channels - block.in_channels, block.conv1.stride[0])
@@ -55,4 +71,4 @@ class _PadShortcut(nn.Module):
         self.stride, self.channels = stride, (added // 2, added - added // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, ::self.stride, ::self.stride], (0, 0, 0, 0, *self.channels))
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *self.channels))

@@ -25,6 +25,7 @@ class CIFARShuffleNetV1(BaseBackbone):
 
     Shape: (N, 3, H, W) to a tuple of one (N, 960, H / 8, W / 8).
     """
+
     groups = 3
     stages = ((240, 4), (480, 8), (960, 4))  # channels, units
 
@@ -43,14 +44,15 @@ class CIFARShuffleNetV1(BaseBackbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         x = self.relu(self.bn1(self.conv1(x)))
-        return (self.layer3(self.layer2(self.layer1(x))), )
+        return (self.layer3(self.layer2(self.layer1(x))),)
 
 
 class _ShuffleUnit(nn.Module):
     """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1; its input is added, or with stride 2 pooled and appended."""
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int, stride: int = 1,
-                 split_input: bool = True) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, groups: int, stride: int = 1, split_input: bool = True
+    ) -> None:
         super().__init__()
         middle = out_channels // 4
         self.stride = stride
@@ -83,9 +85,13 @@ class CIFARShuffleNetV2(ShuffleNetV2):
         kwargs: As of mmpretrain's ``ShuffleNetV2``.
     """
 
-    def __init__(self, init_cfg: Any = dict(  # noqa: B006  only read
-            type='Kaiming', layer='Conv2d', a=5**0.5, mode='fan_in', nonlinearity='leaky_relu',
-            distribution='uniform'), **kwargs: Any) -> None:
+    def __init__(
+        self,
+        init_cfg: Any = dict(  # noqa: B006  only read
+            type='Kaiming', layer='Conv2d', a=5**0.5, mode='fan_in', nonlinearity='leaky_relu', distribution='uniform'
+        ),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(init_cfg=init_cfg, **kwargs)
         self.conv1 = nn.Sequential(nn.Conv2d(3, 24, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU(inplace=True))
         self.maxpool = nn.Identity()

@@ -22,6 +22,7 @@ class CIFARVGG(VGG):
         norm_cfg: Config of the norm layers.
         kwargs: As of mmpretrain's ``VGG``.
     """
+
     arch_settings = {8: (1, 1, 1, 1, 1), **VGG.arch_settings}
 
     def __init__(self, depth: int, norm_cfg: dict | None = None, **kwargs: Any) -> None:

@@ -1,4 +1,5 @@
 """mmpretrain's networks with fewer strides, as published for 32x32 images; their keys stay the same."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -20,8 +21,10 @@ class SmallImageMobileNetV2(MobileNetV2):
 
     Shape: (N, 3, H, W) to a tuple of one (N, C, H / 8, W / 8).
     """
-    arch_settings = [[*layer[:3], 1 if index == 1 else layer[3]]
-                     for index, layer in enumerate(MobileNetV2.arch_settings)]
+
+    arch_settings = [
+        [*layer[:3], 1 if index == 1 else layer[3]] for index, layer in enumerate(MobileNetV2.arch_settings)
+    ]
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -1,4 +1,5 @@
 """Where mmseg's segmentors keep what a logit loss needs, and which of them have no logits of pixels."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ _NOT_COMPARABLE = {  # by the class or a base class of a head
 
 class Segmentor(NamedTuple):
     """What is known of a student's decode head."""
+
     loss: str
     """The module that is given its logits, at the labels' resolution, and the labels."""
     logits: str
@@ -80,16 +82,23 @@ def segmentor(network: nn.Module, resolution: str) -> Segmentor:
     check_head('student', head)
     losses = head.loss_decode
     return Segmentor(
-        f'{name}.loss_decode{".0" if isinstance(losses, nn.ModuleList) else ""}', f'{name}.conv_seg', head.num_classes,
-        bool(head.align_corners), head.ignore_index, resolution)
+        f'{name}.loss_decode{".0" if isinstance(losses, nn.ModuleList) else ""}',
+        f'{name}.conv_seg',
+        head.num_classes,
+        bool(head.align_corners),
+        head.ignore_index,
+        resolution,
+    )
 
 
 def check_classes(student: Segmentor, teacher: nn.Module) -> None:
     """Raise ValueError for a teacher that is a segmentor of another number of classes."""
     found = last_head(teacher)[1].num_classes if is_segmentor(teacher) else student.classes
     if found != student.classes:
-        raise ValueError(f'the teacher predicts {found} classes and the student {student.classes}: set num_classes of '
-                         'the decode heads to the same number')
+        raise ValueError(
+            f'the teacher predicts {found} classes and the student {student.classes}: set num_classes of '
+            'the decode heads to the same number'
+        )
 
 
 def teacher_source(network: nn.Module) -> str:
@@ -112,5 +121,7 @@ def check_head(who: str, head: Any) -> None:
     if reason is None and head.out_channels != head.num_classes:
         reason = f'it has {head.out_channels} output for {head.num_classes} classes'
     if reason:
-        raise ValueError(f'the {who} has a {type(head).__name__}, and {reason}: soft labels need scores of '
-                         'all classes at each pixel. Take another decode_head, such as FCNHead, PSPHead or ASPPHead')
+        raise ValueError(
+            f'the {who} has a {type(head).__name__}, and {reason}: soft labels need scores of '
+            'all classes at each pixel. Take another decode_head, such as FCNHead, PSPHead or ASPPHead'
+        )

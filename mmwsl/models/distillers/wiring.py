@@ -1,4 +1,5 @@
 """Where classifiers keep what a logit loss needs, and which of them have no such place."""
+
 from __future__ import annotations
 
 import inspect
@@ -30,9 +31,19 @@ RECORDS: dict[str, dict] = {
 }
 # The field's other names for the same.
 _SYNONYMS = {
-    'logits_S': 'preds_S', 'student': 'preds_S', 'logits_student': 'preds_S', 'student_logits': 'preds_S',
-    'logits_T': 'preds_T', 'teacher': 'preds_T', 'logits_teacher': 'preds_T', 'teacher_logits': 'preds_T',
-    'target': 'gt_labels', 'targets': 'gt_labels', 'label': 'gt_labels', 'labels': 'gt_labels', 'gt_label': 'gt_labels',
+    'logits_S': 'preds_S',
+    'student': 'preds_S',
+    'logits_student': 'preds_S',
+    'student_logits': 'preds_S',
+    'logits_T': 'preds_T',
+    'teacher': 'preds_T',
+    'logits_teacher': 'preds_T',
+    'teacher_logits': 'preds_T',
+    'target': 'gt_labels',
+    'targets': 'gt_labels',
+    'label': 'gt_labels',
+    'labels': 'gt_labels',
+    'gt_label': 'gt_labels',
 }
 _NOT_COMPARABLE: dict[type, str] = {
     ConformerHead: 'it has two classifiers, whose logits it adds in a test alone',
@@ -54,9 +65,11 @@ def student_recorder(student: nn.Module) -> dict:
     if reason is None and head is not None and 'target' in inspect.signature(head.forward).parameters:
         reason = "it moves the true class's logit by a margin in training"
     if reason:
-        raise ValueError(f'the student has a {type(head).__name__}, and {reason}: what reaches its loss is not what it '
-                         "predicts. Take another head, such as LinearClsHead, or record the student's logits yourself: "
-                         f'student_recorders=dict({HARD_LOSS}=...) in model.distiller')
+        raise ValueError(
+            f'the student has a {type(head).__name__}, and {reason}: what reaches its loss is not what it '
+            "predicts. Take another head, such as LinearClsHead, or record the student's logits yourself: "
+            f'student_recorders=dict({HARD_LOSS}=...) in model.distiller'
+        )
     return dict(type='mmrazor.ModuleInputs', source='head.loss_module')
 
 
@@ -93,9 +106,11 @@ def records_for(name: str, loss: Any, recorded: Iterable[str], mapped: dict[str,
         if record and record['recorder'] in recorded:
             records[argument] = record
         elif parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-            raise ValueError(f'{name}: nothing is recorded for the argument {argument!r} of {type(loss).__name__}. '
-                             f'Give {name}=dict({argument}=dict(recorder=..., from_student=...), ...) in '
-                             'loss_forward_mappings of model.distiller, with recorders for them')
+            raise ValueError(
+                f'{name}: nothing is recorded for the argument {argument!r} of {type(loss).__name__}. '
+                f'Give {name}=dict({argument}=dict(recorder=..., from_student=...), ...) in '
+                'loss_forward_mappings of model.distiller, with recorders for them'
+            )
     return records
 
 
@@ -112,24 +127,31 @@ def check_targets(name: str, loss: WeightedLoss, student: nn.Module, data_prepro
     # one label by a binary cross-entropy, as "ResNet strikes back" trains, takes either
     either = getattr(getattr(head, 'loss_module', None), 'use_sigmoid', False)
     if (several and not loss.sample_loss.for_sigmoids) or (
-            isinstance(head, ClsHead) and not either and loss.sample_loss.for_sigmoids):
+        isinstance(head, ClsHead) and not either and loss.sample_loss.for_sigmoids
+    ):
         kind, other = ('sigmoids', 'BernoulliKD') if several else ('a softmax', 'SoftCrossEntropy')
-        raise ValueError(f"{name}: {type(loss.sample_loss).__name__} is not defined for the student's "
-                         f'{type(head).__name__}, a head of {kind}. Take mmwsl.WeightedLoss with '
-                         f"loss=dict(type='{other}') in model.distiller.distill_losses")
+        raise ValueError(
+            f"{name}: {type(loss.sample_loss).__name__} is not defined for the student's "
+            f'{type(head).__name__}, a head of {kind}. Take mmwsl.WeightedLoss with '
+            f"loss=dict(type='{other}') in model.distiller.distill_losses"
+        )
     needy = [part for part in (loss.sample_loss, loss.sample_weighting) if part.needs_classes]
     if getattr(data_preprocessor, 'batch_augments', None) is not None and needy:
-        raise ValueError(f'{name}: {type(needy[0]).__name__} needs one class for each image, and batch_augments mixes '
-                         'images and labels (mixup, cutmix). Leave batch_augments out, or take a loss and a weighting '
-                         'that are defined for class scores')
+        raise ValueError(
+            f'{name}: {type(needy[0]).__name__} needs one class for each image, and batch_augments mixes '
+            'images and labels (mixup, cutmix). Leave batch_augments out, or take a loss and a weighting '
+            'that are defined for class scores'
+        )
 
 
 def _check_segmentor(name: str, loss: WeightedLoss, head: Any) -> None:
     losses = head.loss_decode if isinstance(head.loss_decode, nn.ModuleList) else [head.loss_decode]
     if loss.sample_loss.for_sigmoids and not any(getattr(part, 'use_sigmoid', False) for part in losses):
-        raise ValueError(f"{name}: {type(loss.sample_loss).__name__} is not defined for the student's "
-                         f'{type(head).__name__}, whose classes exclude each other. Take mmwsl.WSLLoss, or another '
-                         'loss of a softmax')
+        raise ValueError(
+            f"{name}: {type(loss.sample_loss).__name__} is not defined for the student's "
+            f'{type(head).__name__}, whose classes exclude each other. Take mmwsl.WSLLoss, or another '
+            'loss of a softmax'
+        )
     _check_weighting(name, loss, 'a segmentor has targets at each pixel')
 
 
@@ -137,14 +159,18 @@ def _check_detector(name: str, loss: WeightedLoss, head: Any) -> None:
     """Of a dense head; one with two stages is wired by a config, and has a softmax."""
     sigmoid = head is not None and is_sigmoid(head)
     if loss.sample_loss.for_sigmoids != sigmoid:
-        kind = f"{type(head).__name__}, a head of {'sigmoids' if sigmoid else 'a softmax'}" if head else 'second stage'
+        kind = f'{type(head).__name__}, a head of {"sigmoids" if sigmoid else "a softmax"}' if head else 'second stage'
         instead = "mmwsl.WeightedLoss with loss=dict(type='BernoulliKD')" if sigmoid else 'mmwsl.WSLLoss'
-        raise ValueError(f"{name}: {type(loss.sample_loss).__name__} is not defined for the student's {kind}. Take "
-                         f'{instead} in model.distiller.distill_losses')
+        raise ValueError(
+            f"{name}: {type(loss.sample_loss).__name__} is not defined for the student's {kind}. Take "
+            f'{instead} in model.distiller.distill_losses'
+        )
     _check_weighting(name, loss, 'a detector has targets at each anchor')
 
 
 def _check_weighting(name: str, loss: WeightedLoss, why: str) -> None:
     if loss.sample_weighting.per_image:
-        raise ValueError(f'{name}: teacher_losses has one value per image, and {why}: take the weight from the teacher '
-                         '(without teacher_losses)')
+        raise ValueError(
+            f'{name}: teacher_losses has one value per image, and {why}: take the weight from the teacher '
+            '(without teacher_losses)'
+        )

@@ -28,8 +28,10 @@ from mmwsl.models.losses import Call, WeightedLoss
 from mmwsl.models.teachers import CachedTeacher
 from mmwsl.registry import MODELS
 
-NOT_CACHED = ('a teacher cache holds one answer for each image, and segmentors and detectors answer for each pixel or '
-              'anchor: teach live (without model.teacher_cache)')
+NOT_CACHED = (
+    'a teacher cache holds one answer for each image, and segmentors and detectors answer for each pixel or '
+    'anchor: teach live (without model.teacher_cache)'
+)
 
 
 @MODELS.register_module()
@@ -62,9 +64,15 @@ class WSLDistiller(ConfigurableDistiller):
             labels that the preprocessor mixes.
     """
 
-    def __init__(self, distill_losses: dict | None = None, student_recorders: dict | None = None,
-                 teacher_recorders: dict | None = None, loss_forward_mappings: dict | None = None,
-                 resolution: str = 'label', **kwargs: Any) -> None:
+    def __init__(
+        self,
+        distill_losses: dict | None = None,
+        student_recorders: dict | None = None,
+        teacher_recorders: dict | None = None,
+        loss_forward_mappings: dict | None = None,
+        resolution: str = 'label',
+        **kwargs: Any,
+    ) -> None:
         if resolution not in RESOLUTIONS:
             raise ValueError(f'resolution should be one of {RESOLUTIONS}, got {resolution!r}')
         self._names_losses = bool(distill_losses)
@@ -75,17 +83,24 @@ class WSLDistiller(ConfigurableDistiller):
             super().__init__(distill_losses=distill_losses, **kwargs)
             self._own_recorders = {*(student_recorders or {}), *(teacher_recorders or {})}
             looked_up = any(getattr(loss, 'needs_data_samples', False) for loss in self.distill_losses.values())
-            self.student_recorders = RecorderManager({
-                HARD_LOSS: dict(type='ModuleInputs', source='head.loss_module'),
-                **({SAMPLES: dict(type='ModuleInputs', source='')} if looked_up else {}), **(student_recorders or {})})
-            self.teacher_recorders = RecorderManager({
-                LOGITS: dict(type='ModuleOutputs', source='head'), **(teacher_recorders or {})})
+            self.student_recorders = RecorderManager(
+                {
+                    HARD_LOSS: dict(type='ModuleInputs', source='head.loss_module'),
+                    **({SAMPLES: dict(type='ModuleInputs', source='')} if looked_up else {}),
+                    **(student_recorders or {}),
+                }
+            )
+            self.teacher_recorders = RecorderManager(
+                {LOGITS: dict(type='ModuleOutputs', source='head'), **(teacher_recorders or {})}
+            )
         given = loss_forward_mappings or {}
         recorded = {*self.student_recorders.recorders, *self.teacher_recorders.recorders}
-        mappings = {name: records_for(name, loss, recorded, given.get(name, {}))
-                    for name, loss in self.distill_losses.items()}
-        self._check_loss_forward_mappings(self.distill_losses, {**given, **mappings}, self.student_recorders,
-                                          self.teacher_recorders)
+        mappings = {
+            name: records_for(name, loss, recorded, given.get(name, {})) for name, loss in self.distill_losses.items()
+        }
+        self._check_loss_forward_mappings(
+            self.distill_losses, {**given, **mappings}, self.student_recorders, self.teacher_recorders
+        )
         self.loss_forward_mappings = mappings
         self.resolution = resolution
         self.segmentor: Segmentor | None = None
@@ -178,8 +193,12 @@ class WSLDistiller(ConfigurableDistiller):
     def _given(self, name: str, anchors: dict[str, Any]) -> dict[str, Any]:
         """A loss's arguments."""
         records, loss = self.loss_forward_mappings[name], self.distill_losses[name]
-        found = {argument: anchors[role] for argument, record in records.items() for role in anchors
-                 if RECORDS.get(role) == record}
+        found = {
+            argument: anchors[role]
+            for argument, record in records.items()
+            for role in anchors
+            if RECORDS.get(role) == record
+        }
         if isinstance(loss, WeightedLoss) and loss.reduction == 'mean' and 'preds_S' in found:
             found['avg_factor'] = anchors['avg_factor']
         values = {argument: self.get_record(**record) for argument, record in records.items() if argument not in found}
@@ -208,15 +227,21 @@ class WSLDistiller(ConfigurableDistiller):
         recorder = self.loss_forward_mappings[name].get('preds_S', RECORDS['preds_S'])['recorder']
         prefix = '' if recorder == HARD_LOSS else f'{recorder}.'
         # of a loss of one's own; torch.compile would look in each step whether ours has them, and so compute them
-        found = self.calls[name].statistics() if name in self.calls else getattr(
-            self.distill_losses[name], 'statistics', {})
+        found = (
+            self.calls[name].statistics()
+            if name in self.calls
+            else getattr(self.distill_losses[name], 'statistics', {})
+        )
         # mmengine sums whatever has 'loss' in its name
         return {f'{prefix}{statistic}'.replace('loss', 'logits'): value for statistic, value in found.items()}
 
     def _is_read(self, recorder: str) -> bool:
         """Whether a loss is given what a recorder finds."""
-        return any(record['recorder'] == recorder for records in self.loss_forward_mappings.values()
-                   for record in records.values())
+        return any(
+            record['recorder'] == recorder
+            for records in self.loss_forward_mappings.values()
+            for record in records.values()
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), 'calls': {}}  # type: ignore[misc]  # of a batch, and no part of a copy
@@ -236,8 +261,10 @@ def _put(manager: RecorderManager, name: str, config: dict) -> None:
 def _check_names(losses: dict) -> None:
     for name in losses:
         if 'loss' not in name:
-            raise ValueError(f'distill_losses has {name!r}, which would be logged and not trained on: mmengine sums '
-                             f"what has 'loss' in its name. Call it 'loss_{name}'")
+            raise ValueError(
+                f'distill_losses has {name!r}, which would be logged and not trained on: mmengine sums '
+                f"what has 'loss' in its name. Call it 'loss_{name}'"
+            )
 
 
 @contextmanager
@@ -248,4 +275,5 @@ def _explained(who: str, network: nn.Module) -> Iterator[None]:
         raise ValueError(
             f'a recorder of the {who} finds nothing: {error} The {who} is a {type(network).__name__} of '
             f'{[name for name, _ in network.named_children()]}. Name one of its modules in {who}_recorders of '
-            "model.distiller; '' is the network itself") from error
+            "model.distiller; '' is the network itself"
+        ) from error

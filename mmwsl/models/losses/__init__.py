@@ -1,4 +1,5 @@
 """What is weighted: losses with one value per target, and what joins them with a weighting."""
+
 from mmwsl.models.losses.base import SampleLoss
 from mmwsl.models.losses.call import Call
 from mmwsl.models.losses.logit_losses import DIST, DKD, NKD, TTM, BernoulliKD, SoftCrossEntropy, Standardized
@@ -6,6 +7,16 @@ from mmwsl.models.losses.weighted_loss import WeightedLoss, over_processes
 from mmwsl.models.losses.wsl_loss import WSLLoss
 
 __all__ = [
-    'DIST', 'DKD', 'NKD', 'TTM', 'BernoulliKD', 'Call', 'SampleLoss', 'SoftCrossEntropy', 'Standardized', 'WSLLoss',
-    'WeightedLoss', 'over_processes'
+    'DIST',
+    'DKD',
+    'NKD',
+    'TTM',
+    'BernoulliKD',
+    'Call',
+    'SampleLoss',
+    'SoftCrossEntropy',
+    'Standardized',
+    'WSLLoss',
+    'WeightedLoss',
+    'over_processes',
 ]

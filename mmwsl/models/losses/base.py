@@ -19,6 +19,7 @@ class SampleLoss(nn.Module):
     To distil by a loss of one's own, derive from this class, register it in ``mmwsl.registry.MODELS`` and write
     ``forward``. :class:`mmwsl.models.losses.WeightedLoss` has checked the arguments, and reduces the result.
     """
+
     tau = 1.0
     """Temperature, at which regularization samples are counted and a top K of a teacher cache is restored."""
     per_class = False
@@ -81,21 +82,37 @@ class SampleLoss(nn.Module):
     def check(self, preds_S: Tensor, preds_T: Tensor, target: Target, ignore_index: int) -> None:
         """Raise TypeError or ValueError for arguments that do not belong together."""
         if isinstance(target, tuple):
-            raise TypeError(f'{type(self).__name__} takes class indices or class scores, got a tuple of '
-                            f'{len(target)}, as of a detector with qualities: take BernoulliKD')
+            raise TypeError(
+                f'{type(self).__name__} takes class indices or class scores, got a tuple of '
+                f'{len(target)}, as of a detector with qualities: take BernoulliKD'
+            )
         functional.check_logits(preds_S, preds_T)
         functional.check_target(preds_S, target, ignore_index, later=False)  # batch.target does
         functional.check_single_label(target)
         if self.needs_classes and target.is_floating_point():
-            raise ValueError(f'{type(self).__name__} needs one class for each target, got class scores (of mixup, '
-                             'cutmix or a soft label): leave mixing out, or take a loss that is defined for them '
-                             '(SoftCrossEntropy, DIST, TTM)')
+            raise ValueError(
+                f'{type(self).__name__} needs one class for each target, got class scores (of mixup, '
+                'cutmix or a soft label): leave mixing out, or take a loss that is defined for them '
+                '(SoftCrossEntropy, DIST, TTM)'
+            )
 
-    def batch(self, preds_S: Tensor, preds_T: Tensor, target: Target, ignore_index: int,
-              data_samples: Sequence[Any] | None = None) -> SampleBatch:
+    def batch(
+        self,
+        preds_S: Tensor,
+        preds_T: Tensor,
+        target: Target,
+        ignore_index: int,
+        data_samples: Sequence[Any] | None = None,
+    ) -> SampleBatch:
         """Of checked arguments, what a weighting looks at."""
-        return self.batch_type(preds_S, preds_T, target, self.tau,  # type: ignore[arg-type]
-                               ignore_index, data_samples)
+        return self.batch_type(
+            preds_S,
+            preds_T,
+            target,  # type: ignore[arg-type]
+            self.tau,
+            ignore_index,
+            data_samples,
+        )
 
 
 def build_loss(loss: Any) -> SampleLoss:
@@ -106,6 +123,8 @@ def build_loss(loss: Any) -> SampleLoss:
     """
     built = MODELS.build({'_scope_': 'mmwsl', **loss}) if isinstance(loss, Mapping) else loss
     if not isinstance(built, SampleLoss):
-        raise TypeError(f"loss should be the config of a SampleLoss, such as dict(type='DKD'), got "
-                        f'{type(built).__name__}: docs/pairs.md lists them, docs/own_parts.md shows how to write one')
+        raise TypeError(
+            f"loss should be the config of a SampleLoss, such as dict(type='DKD'), got "
+            f'{type(built).__name__}: docs/pairs.md lists them, docs/own_parts.md shows how to write one'
+        )
     return built

@@ -22,8 +22,9 @@ class Call:
         divergence: Computes the KL divergence of each, or None. It holds the teacher's logits until :meth:`release`.
     """
 
-    def __init__(self, batch: SampleBatch, weight: Tensor, losses: Tensor,
-                 divergence: Callable[[], Tensor | None] | None = None) -> None:
+    def __init__(
+        self, batch: SampleBatch, weight: Tensor, losses: Tensor, divergence: Callable[[], Tensor | None] | None = None
+    ) -> None:
         self.batch, self.weight, self.losses = batch, weight, losses
         self.divergence = divergence
         batch.release()
@@ -62,8 +63,10 @@ class Call:
     def _of_signs(self, batch: BernoulliBatch, kept: Tensor) -> dict[str, Tensor]:
         positive, negative = kept & batch.is_positive, kept & ~batch.is_positive
         total, negatives = (torch.where(mask, self.losses, 0.0).sum() for mask in (kept, negative))
-        weights = {f'wsl_weight_{sign}': torch.where(mask, self.weight, 0.0).sum() / mask.sum().clamp(min=1)
-                   for sign, mask in (('positive', positive), ('negative', negative))}
+        weights = {
+            f'wsl_weight_{sign}': torch.where(mask, self.weight, 0.0).sum() / mask.sum().clamp(min=1)
+            for sign, mask in (('positive', positive), ('negative', negative))
+        }
         return {**weights, 'negative_share': torch.where(total > 0, negatives / total, 0.0)}
 
     def sample_terms(self) -> dict[str, Tensor]:

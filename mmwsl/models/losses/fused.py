@@ -13,6 +13,7 @@ On a CPU the batch is walked in blocks that stay in the cache, in memory that is
 temperatures the last form saves an exponential for each logit. Elsewhere torch.compile can make kernels of it, or, for
 targets with one class each, those of :mod:`mmwsl.models.losses.kernel` compute it.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
@@ -33,6 +34,7 @@ _SMALLEST = 1e-30  # a probability whose logarithm and power of 4 are still exac
 
 class Terms(NamedTuple):
     r"""What the loss of each target is made of. Only ``soft_loss`` has a gradient. Shape: (N, \*) each."""
+
     soft_loss: Tensor
     """Unweighted."""
     student_hard_loss: Tensor
@@ -44,8 +46,9 @@ class Terms(NamedTuple):
     """:func:`functional.weight_of_losses` of the two hard losses, from the kernel alone."""
 
 
-def soft_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, compile: bool = False,
-               ignored: Tensor | None = None) -> Terms:
+def soft_terms(
+    preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, compile: bool = False, ignored: Tensor | None = None
+) -> Terms:
     r"""As :func:`functional.soft_cross_entropy`, :func:`functional.hard_loss` and the probabilities that
     :func:`functional.bias_and_variance_gradients` takes, for arguments that have been checked.
 
@@ -92,14 +95,15 @@ def kernel_module() -> ModuleType:
         ImportError: If Triton is missing.
     """
     from mmwsl.models.losses import kernel
+
     return kernel
 
 
 class _SoftTerms(torch.autograd.Function):
-
     @staticmethod
-    def forward(ctx: Any, preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float,
-                compile: bool, ignored: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, compile: bool, ignored: Tensor | None
+    ) -> tuple[Tensor, ...]:
         walks = preds_S.device.type == 'cpu' and not torch.compiler.is_compiling()
         make_terms = _compiled_terms() if compile else _walked_terms if walks else _careful_terms
         (*terms, _), difference = make_terms(preds_S, preds_T, target, tau)
@@ -116,15 +120,15 @@ class _SoftTerms(torch.autograd.Function):
         _refuse_second_derivative()
         if grad_loss is None:
             return None, None, None, None, None, None
-        difference, = ctx.saved_tensors
+        (difference,) = ctx.saved_tensors
         return (difference * (grad_loss * ctx.tau).unsqueeze(1)).to(ctx.dtype), None, None, None, None, None
 
 
 class _KernelTerms(torch.autograd.Function):
-
     @staticmethod
-    def forward(ctx: Any, preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float,
-                ignore_index: int) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, ignore_index: int
+    ) -> tuple[Tensor, ...]:
         terms = torch.ops.mmwsl.soft_terms(preds_S, preds_T, target, tau, ignore_index).unbind()
         ctx.mark_non_differentiable(*terms[1:])
         ctx.set_materialize_grads(False)
@@ -143,8 +147,10 @@ class _KernelTerms(torch.autograd.Function):
 
 def _refuse_second_derivative() -> None:
     if torch.is_grad_enabled():  # once_differentiable would let a constant's zeros through
-        raise RuntimeError('WSLLoss has a first derivative alone, and create_graph=True asks for a second one: '
-                           'mmwsl.functional.wsl_loss has both')
+        raise RuntimeError(
+            'WSLLoss has a first derivative alone, and create_graph=True asks for a second one: '
+            'mmwsl.functional.wsl_loss has both'
+        )
 
 
 def _walked_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float) -> tuple[Terms, Tensor]:
@@ -169,8 +175,13 @@ def _blocks(preds_S: Tensor, preds_T: Tensor, target: Tensor, difference: Tensor
         return [(preds_S, preds_T, target, difference)]
     height = max(1, _BLOCK // (preds_S.numel() // preds_S.shape[2]))
     lines = target.dim() - preds_S.dim() + 2  # indices have no dimension of classes
-    return zip(preds_S.split(height, 2), preds_T.split(height, 2), target.split(height, lines),
-               difference.split(height, 2), strict=True)
+    return zip(
+        preds_S.split(height, 2),
+        preds_T.split(height, 2),
+        target.split(height, lines),
+        difference.split(height, 2),
+        strict=True,
+    )
 
 
 def _joined(terms: list[Terms], dim: int) -> Terms:
@@ -183,11 +194,12 @@ def _is_quick(target: Tensor, tau: float) -> bool:
     return tau in (2, 4) and not target.is_floating_point() and target.numel() > 0
 
 
-def _block_terms(tau: float, scratch: Tensor | None, preds_S: Tensor, preds_T: Tensor, target: Tensor,
-                 difference: Tensor) -> Terms:
+def _block_terms(
+    tau: float, scratch: Tensor | None, preds_S: Tensor, preds_T: Tensor, target: Tensor, difference: Tensor
+) -> Terms:
     """The terms of a block; ``difference`` is filled with p_s - p_t."""
     if scratch is not None:
-        memory = scratch[:, :preds_S.numel()].view(2, *preds_S.shape)
+        memory = scratch[:, : preds_S.numel()].view(2, *preds_S.shape)
         terms = _quick_terms(tau, memory, preds_S, preds_T, target.unsqueeze(1), difference)
         if terms is not None:
             return terms
@@ -196,8 +208,9 @@ def _block_terms(tau: float, scratch: Tensor | None, preds_S: Tensor, preds_T: T
     return terms
 
 
-def _quick_terms(tau: float, memory: Tensor, preds_S: Tensor, preds_T: Tensor, index: Tensor,
-                 difference: Tensor) -> Terms | None:
+def _quick_terms(
+    tau: float, memory: Tensor, preds_S: Tensor, preds_T: Tensor, index: Tensor, difference: Tensor
+) -> Terms | None:
     """At temperature 2 or 4, in the memory that is given. None where a true class's probability vanishes."""
     probs_S, (probs_T, scratch) = difference, memory
     torch.softmax(scratch.copy_(preds_T).div_(tau), 1, out=probs_T)
@@ -228,7 +241,7 @@ def _careful_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float)
     dtype = torch.promote_types(preds_S.dtype, torch.float32)
     preds_S, preds_T = preds_S.to(dtype), preds_T.to(dtype)
     log_probs_S, probs_T = F.log_softmax(preds_S / tau, 1), F.softmax(preds_T / tau, 1)
-    soft = (log_probs_S * probs_T).sum(1) * -tau**2
+    soft = (log_probs_S * probs_T).sum(1) * -(tau**2)
     difference = log_probs_S.exp() - probs_T
     hard_S, hard_T = (functional.cross_entropy(preds, target) for preds in (preds_S, preds_T))
     return Terms(soft, hard_S, hard_T, functional.at_target(difference, target)), difference

@@ -6,6 +6,7 @@ their sums, as an online softmax does. What is computed is what :func:`mmwsl.mod
 
 Importing this module needs the extra ``triton``. With TRITON_INTERPRET=1, set before, the kernels run on CPU tensors.
 """
+
 from __future__ import annotations
 
 import math
@@ -32,6 +33,7 @@ _SMALLEST_TILE = 1024  # logits of a program, at least
 
 class _Blocks(NamedTuple):
     """How the logits are divided among programs."""
+
     ROWS: int
     """Targets of a program, a power of two."""
     BLOCK: int
@@ -73,12 +75,13 @@ def soft_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, ign
         weight, in float32. Shape: (5, N, \*).
     """
     terms = _empty_terms(preds_S, preds_T, target, tau, ignore_index)
-    _run(terms_kernel, preds_S, preds_T, target, (terms.flatten(1), ), tau, ignore_index)
+    _run(terms_kernel, preds_S, preds_T, target, (terms.flatten(1),), tau, ignore_index)
     return terms
 
 
-def soft_gradient(preds_S: Tensor, preds_T: Tensor, target: Tensor, upstream: Tensor, tau: float,
-                  ignore_index: int) -> Tensor:
+def soft_gradient(
+    preds_S: Tensor, preds_T: Tensor, target: Tensor, upstream: Tensor, tau: float, ignore_index: int
+) -> Tensor:
     r"""Compute the gradient of the soft loss in preds_S.
 
     Args:
@@ -98,8 +101,9 @@ def _empty_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, i
     return target.new_empty((5, *target.shape), dtype=torch.float32)
 
 
-def _empty_gradient(preds_S: Tensor, preds_T: Tensor, target: Tensor, upstream: Tensor, tau: float,
-                    ignore_index: int) -> Tensor:
+def _empty_gradient(
+    preds_S: Tensor, preds_T: Tensor, target: Tensor, upstream: Tensor, tau: float, ignore_index: int
+) -> Tensor:
     """In the layout of preds_S."""
     rows = torch.empty_like(_rows(preds_S))
     return rows[0].t() if preds_S.dim() == 2 else rows.view(preds_S.shape)
@@ -110,8 +114,15 @@ def is_interpreted() -> bool:
     return isinstance(terms_kernel, InterpretedFunction)
 
 
-def _run(kernel: Any, preds_S: Tensor, preds_T: Tensor, target: Tensor, others: tuple[Tensor, ...], tau: float,
-         ignore_index: int) -> None:
+def _run(
+    kernel: Any,
+    preds_S: Tensor,
+    preds_T: Tensor,
+    target: Tensor,
+    others: tuple[Tensor, ...],
+    tau: float,
+    ignore_index: int,
+) -> None:
     if not target.numel():
         return
     grid, arguments, settings = launch(preds_S, preds_T, target, others, tau, ignore_index)
@@ -119,8 +130,9 @@ def _run(kernel: Any, preds_S: Tensor, preds_T: Tensor, target: Tensor, others: 
         kernel[grid](*arguments, **settings)
 
 
-def launch(preds_S: Tensor, preds_T: Tensor, target: Tensor, others: tuple[Tensor, ...], tau: float,
-           ignore_index: int) -> tuple[tuple[int], list[Any], dict[str, Any]]:
+def launch(
+    preds_S: Tensor, preds_T: Tensor, target: Tensor, others: tuple[Tensor, ...], tau: float, ignore_index: int
+) -> tuple[tuple[int], list[Any], dict[str, Any]]:
     """Return the number of programs, the arguments of a kernel, and its settings.
 
     Args:
@@ -134,8 +146,11 @@ def launch(preds_S: Tensor, preds_T: Tensor, target: Tensor, others: tuple[Tenso
     groups, classes, rows = preds_S.shape
     # kernels are in debug mode for their one assertion, not to look for an overflow in each sum of indices
     settings = {**blocks._asdict(), 'sanitize_overflow': False}
-    return ((triton.cdiv(rows, blocks.ROWS) * groups, ), [*tensors, *strides, classes, rows, tau, ignore_index],
-            settings)
+    return (
+        (triton.cdiv(rows, blocks.ROWS) * groups,),
+        [*tensors, *strides, classes, rows, tau, ignore_index],
+        settings,
+    )
 
 
 def _rows(preds: Tensor) -> Tensor:
@@ -150,8 +165,10 @@ def _flat(values: Tensor) -> Tensor:
 
 # one operation each for autograd, torch.compile and tensors without memory; ``default`` is every device
 _LOGITS = 'Tensor preds_S, Tensor preds_T, Tensor target'
-for _function, _empty, _tensors in ((soft_terms, _empty_terms, _LOGITS),
-                                    (soft_gradient, _empty_gradient, f'{_LOGITS}, Tensor upstream')):
+for _function, _empty, _tensors in (
+    (soft_terms, _empty_terms, _LOGITS),
+    (soft_gradient, _empty_gradient, f'{_LOGITS}, Tensor upstream'),
+):
     _name = f'mmwsl::{_function.__name__}'
     torch.library.define(_name, f'({_tensors}, float tau, int ignore_index) -> Tensor')
     torch.library.impl(_name, 'default', _function)
@@ -201,8 +218,23 @@ def _sums(preds_S, preds_T, s_class, t_class, classes, exists, counts, true, sta
 
 
 @triton.jit
-def _merged(max_S, sum_S, others_S, max_T, sum_T, others_T, dot,
-            max_S2, sum_S2, others_S2, max_T2, sum_T2, others_T2, dot2, inverse_tau):
+def _merged(
+    max_S,
+    sum_S,
+    others_S,
+    max_T,
+    sum_T,
+    others_T,
+    dot,
+    max_S2,
+    sum_S2,
+    others_S2,
+    max_T2,
+    sum_T2,
+    others_T2,
+    dot2,
+    inverse_tau,
+):
     """The sums of two chunks together."""
     top_S, top_T = tl.maximum(max_S, max_S2), tl.maximum(max_T, max_T2)
     down_S, down_S2, down_T, down_T2 = max_S - top_S, max_S2 - top_S, max_T - top_T, max_T2 - top_T
@@ -249,9 +281,30 @@ def _weight(student, teacher):
 
 
 @triton.jit(debug=True)
-def terms_kernel(preds_S, preds_T, target, terms, s_group, s_class, s_row, t_group, t_class, t_row, y_group, y_row,
-                  term, _row, classes, rows, tau, ignore_index, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-                  LOOPED: tl.constexpr, ALIGNED: tl.constexpr):
+def terms_kernel(
+    preds_S,
+    preds_T,
+    target,
+    terms,
+    s_group,
+    s_class,
+    s_row,
+    t_group,
+    t_class,
+    t_row,
+    y_group,
+    y_row,
+    term,
+    _row,
+    classes,
+    rows,
+    tau,
+    ignore_index,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    LOOPED: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
     inverse_tau = 1 / tau
     if ALIGNED > 1:
         classes = classes // ALIGNED * ALIGNED
@@ -261,14 +314,30 @@ def terms_kernel(preds_S, preds_T, target, terms, s_group, s_class, s_row, t_gro
     preds_S += group * s_group + row * s_row
     preds_T += group * t_group + row * t_row
     max_S, sum_S, others_S, max_T, sum_T, others_T, dot = _sums(
-        preds_S, preds_T, s_class, t_class, classes, exists, counts, true, 0, inverse_tau, BLOCK)
+        preds_S, preds_T, s_class, t_class, classes, exists, counts, true, 0, inverse_tau, BLOCK
+    )
     if LOOPED:
         for start in range(BLOCK, classes, BLOCK):
             max_S2, sum_S2, others_S2, max_T2, sum_T2, others_T2, dot2 = _sums(
-                preds_S, preds_T, s_class, t_class, classes, exists, counts, true, start, inverse_tau, BLOCK)
+                preds_S, preds_T, s_class, t_class, classes, exists, counts, true, start, inverse_tau, BLOCK
+            )
             max_S, sum_S, others_S, max_T, sum_T, others_T, dot = _merged(
-                max_S, sum_S, others_S, max_T, sum_T, others_T, dot,
-                max_S2, sum_S2, others_S2, max_T2, sum_T2, others_T2, dot2, inverse_tau)
+                max_S,
+                sum_S,
+                others_S,
+                max_T,
+                sum_T,
+                others_T,
+                dot,
+                max_S2,
+                sum_S2,
+                others_S2,
+                max_T2,
+                sum_T2,
+                others_T2,
+                dot2,
+                inverse_tau,
+            )
     sum_S, sum_T = tl.where(counts, sum_S, 1.0), tl.where(counts, sum_T, 1.0)
     behind_S = tl.load(preds_S + true * s_class, mask=counts, other=0).to(tl.float32) - max_S
     behind_T = tl.load(preds_T + true * t_class, mask=counts, other=0).to(tl.float32) - max_T
@@ -306,14 +375,42 @@ def _online(preds, class_stride, classes, exists, counts, inverse_tau, BLOCK: tl
 def _write(gradient, class_stride, classes, exists, start, probs_S, probs_T, scale, counts, BLOCK: tl.constexpr):
     place = start + tl.arange(0, BLOCK)[None, :].to(tl.int64)
     values = tl.where(counts[:, None], scale[:, None] * (probs_S - probs_T), 0.0)
-    tl.store(gradient[:, None] + place * class_stride, values.to(gradient.dtype.element_ty),
-             mask=exists[:, None] & (place < classes))
+    tl.store(
+        gradient[:, None] + place * class_stride,
+        values.to(gradient.dtype.element_ty),
+        mask=exists[:, None] & (place < classes),
+    )
 
 
 @triton.jit(debug=True)
-def gradient_kernel(preds_S, preds_T, target, gradient, upstream, s_group, s_class, s_row, t_group, t_class, t_row,
-                     y_group, y_row, g_group, g_class, g_row, u_group, u_row, classes, rows, tau, ignore_index,
-                     ROWS: tl.constexpr, BLOCK: tl.constexpr, LOOPED: tl.constexpr, ALIGNED: tl.constexpr):
+def gradient_kernel(
+    preds_S,
+    preds_T,
+    target,
+    gradient,
+    upstream,
+    s_group,
+    s_class,
+    s_row,
+    t_group,
+    t_class,
+    t_row,
+    y_group,
+    y_row,
+    g_group,
+    g_class,
+    g_row,
+    u_group,
+    u_row,
+    classes,
+    rows,
+    tau,
+    ignore_index,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    LOOPED: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
     inverse_tau = 1 / tau
     if ALIGNED > 1:
         classes = classes // ALIGNED * ALIGNED
@@ -337,5 +434,15 @@ def gradient_kernel(preds_S, preds_T, target, gradient, upstream, s_group, s_cla
     else:
         exp_S, total_S, _top_S = _softmax(preds_S, s_class, classes, exists, counts, 0, inverse_tau, BLOCK)
         exp_T, total_T, _top_T = _softmax(preds_T, t_class, classes, exists, counts, 0, inverse_tau, BLOCK)
-        _write(gradient, g_class, classes, exists, 0, exp_S / total_S[:, None], exp_T / total_T[:, None], scale,
-               counts, BLOCK)
+        _write(
+            gradient,
+            g_class,
+            classes,
+            exists,
+            0,
+            exp_S / total_S[:, None],
+            exp_T / total_T[:, None],
+            scale,
+            counts,
+            BLOCK,
+        )

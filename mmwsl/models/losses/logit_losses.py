@@ -1,4 +1,5 @@
 """Losses between the logits of student and teacher, with one value for each target."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -48,6 +49,7 @@ class SoftCrossEntropy(_Tempered):
         >>> SoftCrossEntropy(tau=1.0)(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([0]))  # ln 2
         tensor([0.6931])
     """
+
     never_vanishes = True
 
     def __init__(self, tau: float = 4.0, compile: bool | str = False) -> None:
@@ -81,8 +83,14 @@ class SoftCrossEntropy(_Tempered):
     def _terms(self, preds_S: Tensor, batch: SampleBatch) -> Terms:
         if self._uses_kernel(preds_S, batch.preds_T, batch.given_target):
             return kernel_terms(preds_S, batch.preds_T, batch.given_target, self.tau, batch.ignore_index)
-        return soft_terms(preds_S, batch.preds_T, batch.target, self.tau, self._compiles(preds_S),
-                          batch.ignored if batch.ignores else None)
+        return soft_terms(
+            preds_S,
+            batch.preds_T,
+            batch.target,
+            self.tau,
+            self._compiles(preds_S),
+            batch.ignored if batch.ignores else None,
+        )
 
     def _uses_kernel(self, preds_S: Tensor, preds_T: Tensor, target: Tensor) -> bool:
         return self.compile_terms == 'triton' and kernel_takes(preds_S, preds_T, target)
@@ -108,6 +116,7 @@ class DKD(_Tempered):
         >>> DKD(tau=1.0)(torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log(), torch.tensor([0]))
         tensor([0.1308])
     """
+
     needs_classes = True
 
     def __init__(self, tau: float = 4.0, alpha: float = 1.0, beta: float = 8.0) -> None:
@@ -135,6 +144,7 @@ class NKD(_Tempered):
         >>> NKD()(torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log(), torch.tensor([0]))  # 0.75 ln 2
         tensor([0.5199])
     """
+
     needs_classes = True
 
     def __init__(self, tau: float = 1.0, gamma: float = 1.5) -> None:
@@ -238,8 +248,10 @@ class Standardized(SampleLoss):
         super().__init__()
         self.loss = build_loss(loss or dict(type='SoftCrossEntropy', tau=2.0))
         if self.loss.for_sigmoids:
-            raise ValueError(f'logits are standardised among the classes of a softmax, and {type(self.loss).__name__} '
-                             'is for heads of sigmoids: leave Standardized out')
+            raise ValueError(
+                f'logits are standardised among the classes of a softmax, and {type(self.loss).__name__} '
+                'is for heads of sigmoids: leave Standardized out'
+            )
         self.needs_classes, self.never_vanishes = self.loss.needs_classes, self.loss.never_vanishes
 
     @property
@@ -300,6 +312,7 @@ class BernoulliKD(_Tempered):
         >>> BernoulliKD(per_class=False)(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([0]))
         tensor([1.3863])
     """
+
     never_vanishes = True
 
     def __init__(self, tau: float = 1.0, per_class: bool = True) -> None:
@@ -329,8 +342,10 @@ class BernoulliKD(_Tempered):
         functional.check_label_scores(labels)
         if quality is not None:
             if labels.is_floating_point() or quality.shape != labels.shape:
-                raise ValueError('a quality belongs to each class index, got indices of shape '
-                                 f'{tuple(labels.shape)} ({labels.dtype}) and qualities of {tuple(quality.shape)}')
+                raise ValueError(
+                    'a quality belongs to each class index, got indices of shape '
+                    f'{tuple(labels.shape)} ({labels.dtype}) and qualities of {tuple(quality.shape)}'
+                )
             functional.check_label_scores(quality)
 
     def extra_repr(self) -> str:

@@ -52,9 +52,17 @@ class WeightedLoss(nn.Module):
         >>> loss(student, teacher, torch.randint(100, (8, ))).backward()
     """
 
-    def __init__(self, loss: Any, weighting: Any = None, loss_weight: float = 1.0,
-                 ignore_index: int = functional.IGNORE_INDEX, reduction: str = 'mean', warmup_epochs: int = 0,
-                 average: str = 'targets', sync_divisor: bool = False) -> None:
+    def __init__(
+        self,
+        loss: Any,
+        weighting: Any = None,
+        loss_weight: float = 1.0,
+        ignore_index: int = functional.IGNORE_INDEX,
+        reduction: str = 'mean',
+        warmup_epochs: int = 0,
+        average: str = 'targets',
+        sync_divisor: bool = False,
+    ) -> None:
         super().__init__()
         self.sample_loss = build_loss(loss)
         self.sample_weighting = build_weighting(weighting or dict(type='UniformWeighting'))
@@ -65,8 +73,10 @@ class WeightedLoss(nn.Module):
         if average not in _AVERAGES:
             raise ValueError(f'average should be one of {_AVERAGES}, got {average!r}')
         if average == 'positives' and not self.sample_loss.for_sigmoids:
-            raise ValueError(f"average='positives' is for heads of sigmoids, and {type(self.sample_loss).__name__} is "
-                             "for a softmax, in which background is a class like others: take 'targets'")
+            raise ValueError(
+                f"average='positives' is for heads of sigmoids, and {type(self.sample_loss).__name__} is "
+                "for a softmax, in which background is a class like others: take 'targets'"
+            )
         self.average, self.sync_divisor = average, sync_divisor
         if not warmup_epochs >= 0:
             raise ValueError(f'warmup_epochs should be at least 0, got {warmup_epochs}')
@@ -74,9 +84,17 @@ class WeightedLoss(nn.Module):
         self._share: float | None = None
         self._last = _LastCall()
 
-    def forward(self, preds_S: Tensor, preds_T: Tensor, gt_labels: Target, weight: Tensor | None = None,
-                avg_factor: float | Tensor | None = None, reduction_override: str | None = None,
-                teacher_hard_loss: Tensor | None = None, data_samples: Sequence[Any] | None = None) -> Tensor:
+    def forward(
+        self,
+        preds_S: Tensor,
+        preds_T: Tensor,
+        gt_labels: Target,
+        weight: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+        reduction_override: str | None = None,
+        teacher_hard_loss: Tensor | None = None,
+        data_samples: Sequence[Any] | None = None,
+    ) -> Tensor:
         r"""Loss of a batch.
 
         Args:
@@ -104,8 +122,10 @@ class WeightedLoss(nn.Module):
         self.sample_loss.check(preds_S, preds_T, gt_labels, self.ignore_index)
         batch = self.sample_loss.batch(preds_S, preds_T, gt_labels, self.ignore_index, data_samples)
         if self.sample_weighting.needs_classes and not batch.has_classes:
-            raise ValueError(f'{type(self.sample_weighting).__name__} needs class indices, got class scores, of which '
-                             'no class is the true one: leave mixing out, or take another weighting')
+            raise ValueError(
+                f'{type(self.sample_weighting).__name__} needs class indices, got class scores, of which '
+                'no class is the true one: leave mixing out, or take another weighting'
+            )
         losses = self._losses(preds_S, batch)
         if teacher_hard_loss is not None:
             batch.replace_teacher_hard_loss(_one_per_target(teacher_hard_loss.detach(), losses, 'teacher_hard_loss'))
@@ -143,9 +163,11 @@ class WeightedLoss(nn.Module):
         losses = self.sample_loss.of_batch(preds_S, batch)
         expected = preds_S.shape if self.sample_loss.per_class else (len(preds_S), *preds_S.shape[2:])
         if losses.shape != expected:
-            raise ValueError(f'{type(self.sample_loss).__name__} should give losses of shape {tuple(expected)} for '
-                             f'logits of shape {tuple(preds_S.shape)}, got {tuple(losses.shape)}: one value for each '
-                             'target, or with per_class=True for each class of it')
+            raise ValueError(
+                f'{type(self.sample_loss).__name__} should give losses of shape {tuple(expected)} for '
+                f'logits of shape {tuple(preds_S.shape)}, got {tuple(losses.shape)}: one value for each '
+                'target, or with per_class=True for each class of it'
+            )
         return losses
 
     def _weights(self, batch: SampleBatch, losses: Tensor) -> Tensor:
@@ -153,16 +175,20 @@ class WeightedLoss(nn.Module):
         with torch.no_grad():
             weights = self.sample_weighting(batch)
         if weights.shape not in (losses.shape, batch.kept.shape):  # it may broadcast, and be wrong without a word
-            raise ValueError(f'{type(self.sample_weighting).__name__} should give weights of shape '
-                             f'{tuple(losses.shape)}, one for each loss, got {tuple(weights.shape)}')
+            raise ValueError(
+                f'{type(self.sample_weighting).__name__} should give weights of shape '
+                f'{tuple(losses.shape)}, one for each loss, got {tuple(weights.shape)}'
+            )
         return weights.to(losses)
 
     def _checked(self, reduction: str) -> str:
         if reduction not in _REDUCTIONS:
             raise ValueError(f'reduction should be one of {_REDUCTIONS}, got {reduction!r}')
         if self.sample_loss.has_term_of_the_whole and reduction != 'mean':
-            raise ValueError(f"a term of the batch as a whole is a mean, got reduction={reduction!r}: take 'mean', or "
-                             'leave the term out (of DIST: gamma=0)')
+            raise ValueError(
+                f"a term of the batch as a whole is a mean, got reduction={reduction!r}: take 'mean', or "
+                'leave the term out (of DIST: gamma=0)'
+            )
         return reduction
 
     def prepare(self) -> None:
@@ -177,8 +203,10 @@ class WeightedLoss(nn.Module):
             return
         epoch = MessageHub.get_current_instance().get_info('epoch')
         if epoch is None:
-            raise RuntimeError(f'warmup_epochs={self.warmup_epochs} needs to know the epoch, which a run of mmengine '
-                               'tells: train with its Runner, or set warmup_epochs=0 and scale the loss yourself')
+            raise RuntimeError(
+                f'warmup_epochs={self.warmup_epochs} needs to know the epoch, which a run of mmengine '
+                'tells: train with its Runner, or set warmup_epochs=0 and scale the loss yourself'
+            )
         self._share = min(1.0, (epoch + 1) / self.warmup_epochs)
 
     def _warmth(self) -> float:
@@ -220,8 +248,10 @@ class WeightedLoss(nn.Module):
         return self._last.call.statistics() if self._last.call else {}
 
     def extra_repr(self) -> str:
-        return (f'loss_weight={self.loss_weight}, ignore_index={self.ignore_index}, reduction={self.reduction!r}, '
-                f'warmup_epochs={self.warmup_epochs}')
+        return (
+            f'loss_weight={self.loss_weight}, ignore_index={self.ignore_index}, reduction={self.reduction!r}, '
+            f'warmup_epochs={self.warmup_epochs}'
+        )
 
 
 def over_processes(count: Tensor) -> Tensor:
@@ -233,6 +263,7 @@ def over_processes(count: Tensor) -> Tensor:
 
 class _LastCall(threading.local):
     """One for each thread, and none for a copy."""
+
     call: Call | None = None
 
     def __reduce__(self) -> tuple:
@@ -243,17 +274,25 @@ def check_pair(loss: SampleLoss, weighting: SampleWeighting) -> None:
     """Raise ValueError where the weight of a loss is not defined."""
     names = f'{type(loss).__name__} under {type(weighting).__name__}'
     if weighting.per_class and not loss.per_class:
-        raise ValueError(f'{names} is not defined: the weight is per class, and the loss has one value per target. '
-                         'Take a weight per target, or a loss per class (BernoulliKD)')
+        raise ValueError(
+            f'{names} is not defined: the weight is per class, and the loss has one value per target. '
+            'Take a weight per target, or a loss per class (BernoulliKD)'
+        )
     if weighting.needs_classes and not weighting.per_image and loss.for_sigmoids and not loss.per_class:
-        raise ValueError(f'{names} is not defined: the weight needs one outcome for each target, and a target of '
-                         'sigmoids has one for each class. Take another weight, or per_class=True')
+        raise ValueError(
+            f'{names} is not defined: the weight needs one outcome for each target, and a target of '
+            'sigmoids has one for each class. Take another weight, or per_class=True'
+        )
     if weighting.per_image and loss.for_sigmoids:
-        raise ValueError(f'{names} is not defined: the weight looks up one loss per image, and each class of it is '
-                         'decided by itself. Take the weight from the teacher (without teacher_losses)')
+        raise ValueError(
+            f'{names} is not defined: the weight looks up one loss per image, and each class of it is '
+            'decided by itself. Take the weight from the teacher (without teacher_losses)'
+        )
     if not loss.is_weightable and not isinstance(weighting, UniformWeighting):
-        raise ValueError(f'{names} is not defined: what is left of the loss is a term of the batch as a whole, and no '
-                         'target has a value of its own. Leave the weighting out')
+        raise ValueError(
+            f'{names} is not defined: what is left of the loss is a term of the batch as a whole, and no '
+            'target has a value of its own. Leave the weighting out'
+        )
 
 
 def _one_per_target(values: Tensor, losses: Tensor, name: str) -> Tensor:

@@ -42,8 +42,15 @@ class WSLLoss(WeightedLoss):
         >>> loss(student, teacher, torch.randint(100, (8, ))).backward()
     """
 
-    def __init__(self, tau: float = 2.0, loss_weight: float = 2.5, ignore_index: int = functional.IGNORE_INDEX,
-                 reduction: str = 'mean', weighting: str | dict = 'wsl', compile: bool | str = False) -> None:
+    def __init__(
+        self,
+        tau: float = 2.0,
+        loss_weight: float = 2.5,
+        ignore_index: int = functional.IGNORE_INDEX,
+        reduction: str = 'mean',
+        weighting: str | dict = 'wsl',
+        compile: bool | str = False,
+    ) -> None:
         super().__init__(SoftCrossEntropy(tau, compile), _named(weighting), loss_weight, ignore_index, reduction)
         self.weighting = weighting
 

@@ -1,4 +1,5 @@
 """Frozen networks: fast, ensemble or replayed from a cache."""
+
 from mmwsl.models.teachers.cached_teacher import CachedTeacher
 from mmwsl.models.teachers.ensemble_teacher import EnsembleTeacher
 from mmwsl.models.teachers.teacher import FrozenTeacher

@@ -76,17 +76,22 @@ class CachedTeacher(BaseModel):
         recorders = distiller.get('teacher_recorders') or {}
         for name, recorder in recorders.items():
             if not str(recorder['type']).endswith('ModuleOutputs') or recorder['source'] not in ('', 'head'):
-                raise ValueError(f"a cached teacher has logits and no layers: the teacher's recorder {name!r} asks for "
-                                 f'{recorder["type"]} of {recorder["source"]!r}. Teach live (without teacher_cache)')
+                raise ValueError(
+                    f"a cached teacher has logits and no layers: the teacher's recorder {name!r} asks for "
+                    f'{recorder["type"]} of {recorder["source"]!r}. Teach live (without teacher_cache)'
+                )
         if distiller.get('distill_deliveries'):
-            raise ValueError('a cached teacher has nothing to deliver, got distill_deliveries='
-                             f'{list(distiller["distill_deliveries"])}. Teach live (without teacher_cache)')
+            raise ValueError(
+                'a cached teacher has nothing to deliver, got distill_deliveries='
+                f'{list(distiller["distill_deliveries"])}. Teach live (without teacher_cache)'
+            )
         if self.cache.manifest.record.is_exact:
             return dict(distiller)
         return {**distiller, 'teacher_recorders': {**recorders, **HARD_LOSS_RECORDER}}
 
-    def check(self, teacher: Any, teacher_ckpt: str | None, teacher_norm_eval: bool,
-              data_preprocessor: nn.Module) -> None:
+    def check(
+        self, teacher: Any, teacher_ckpt: str | None, teacher_norm_eval: bool, data_preprocessor: nn.Module
+    ) -> None:
         """Raise CacheError or ValueError unless the cache is of this teacher, and inputs are not mixed."""
         if not isinstance(teacher, Mapping):
             raise ValueError(f'with teacher_cache, teacher should be the config that was cached, got {type(teacher)}')
@@ -102,17 +107,22 @@ class CachedTeacher(BaseModel):
             ValueError: If the records cannot serve one of them.
         """
         wired = distiller.loss_forward_mappings
-        self._losses = [(name, distiller.distill_losses[name]) for name, records in wired.items()
-                        if any(not record['from_student'] for record in records.values())]
+        self._losses = [
+            (name, distiller.distill_losses[name])
+            for name, records in wired.items()
+            if any(not record['from_student'] for record in records.values())
+        ]
         self._tau()
         if self.cache.manifest.record.is_exact:
             return
         for name, loss in self._losses:
             named = inspect.signature(loss.forward).parameters
             if 'teacher_hard_loss' in named and 'teacher_hard_loss' not in wired[name]:
-                raise ValueError(f"these records are not exact, so {name} needs the teacher's loss as well: add "
-                                 "teacher_hard_loss=dict(recorder='teacher_hard_loss', from_student=False) to its "
-                                 'loss_forward_mappings')
+                raise ValueError(
+                    f"these records are not exact, so {name} needs the teacher's loss as well: add "
+                    "teacher_hard_loss=dict(recorder='teacher_hard_loss', from_student=False) to its "
+                    'loss_forward_mappings'
+                )
 
     @property
     def top1(self) -> float:
@@ -122,11 +132,15 @@ class CachedTeacher(BaseModel):
     def _stacked(self, data_samples: list) -> np.ndarray:
         records = [sample.get('teacher_record') for sample in data_samples]
         if not records or None in records:
-            raise CacheError('the samples carry no records of a teacher: with teacher_cache, train_dataloader.dataset '
-                             'should be a mmwsl.CachedViews with the same cache, and its sampler a mmwsl.ViewSampler')
+            raise CacheError(
+                'the samples carry no records of a teacher: with teacher_cache, train_dataloader.dataset '
+                'should be a mmwsl.CachedViews with the same cache, and its sampler a mmwsl.ViewSampler'
+            )
         if {record.cache for record in records} != {self.cache.identity}:
-            raise CacheError(f"the samples' records are of another cache than model.teacher_cache={self.cache.folder}: "
-                             'train_dataloader.dataset.cache should be the same folder')
+            raise CacheError(
+                f"the samples' records are of another cache than model.teacher_cache={self.cache.folder}: "
+                'train_dataloader.dataset.cache should be the same folder'
+            )
         return np.frombuffer(b''.join(record.data for record in records), self.cache.manifest.record.layout)
 
     def _tau(self) -> float | None:
@@ -136,8 +150,10 @@ class CachedTeacher(BaseModel):
             return None
         taus = {name: getattr(loss, 'tau', None) for name, loss in self._losses}
         if len(set(taus.values())) > 1:
-            raise ValueError(f'a top {form.top_k} is completed for one temperature, and the losses have {taus}: '
-                             'cache all classes (without --top-k)')
+            raise ValueError(
+                f'a top {form.top_k} is completed for one temperature, and the losses have {taus}: '
+                'cache all classes (without --top-k)'
+            )
         return form.checked_tau(next(iter(taus.values())))
 
     def _hard_loss(self, records: np.ndarray, logits: Tensor, data_samples: list) -> Tensor:
@@ -145,6 +161,8 @@ class CachedTeacher(BaseModel):
         if 'gt_score' not in data_samples[0]:
             return to_device(form.hard_loss(records), logits.device)
         if form.top_k is not None:
-            raise ValueError(f"targets are scores of classes (gt_score), and a top {form.top_k} knows the teacher's "
-                             'loss for the true class alone: cache all classes (without --top-k)')
+            raise ValueError(
+                f"targets are scores of classes (gt_score), and a top {form.top_k} knows the teacher's "
+                'loss for the true class alone: cache all classes (without --top-k)'
+            )
         return hard_loss(logits, torch.stack([sample.gt_score for sample in data_samples]).to(logits))

@@ -34,8 +34,13 @@ class EnsembleTeacher(BaseModel):
             :func:`mmwsl.utils.load_network`.
     """
 
-    def __init__(self, models: Sequence[dict], ckpts: Sequence[str] | None = None, combine: str = 'probabilities',
-                 data_preprocessor: Any = None) -> None:
+    def __init__(
+        self,
+        models: Sequence[dict],
+        ckpts: Sequence[str] | None = None,
+        combine: str = 'probabilities',
+        data_preprocessor: Any = None,
+    ) -> None:
         super().__init__(data_preprocessor)
         _check_arguments(models, ckpts, combine)
         self.combine = combine
@@ -61,10 +66,12 @@ class EnsembleTeacher(BaseModel):
             ValueError: For another mode.
         """
         if mode not in ('tensor', 'predict'):
-            raise ValueError(f"an EnsembleTeacher has the modes 'tensor' and 'predict' and no loss, got {mode!r}. "
-                             "Record its logits at 'head', as WSLDistiller does by default, and train its members "
-                             'alone, with their configs in configs/vanilla/')
-        features = (self._combined(torch.stack([member(inputs) for member in self.members])), )
+            raise ValueError(
+                f"an EnsembleTeacher has the modes 'tensor' and 'predict' and no loss, got {mode!r}. "
+                "Record its logits at 'head', as WSLDistiller does by default, and train its members "
+                'alone, with their configs in configs/vanilla/'
+            )
+        features = (self._combined(torch.stack([member(inputs) for member in self.members])),)
         return self.head(features) if mode == 'tensor' else self.head.predict(features, data_samples)
 
     def _combined(self, logits: Tensor) -> Tensor:

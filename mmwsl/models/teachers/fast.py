@@ -1,4 +1,5 @@
 """Accelerated inference for a frozen teacher when only its output is needed."""
+
 from __future__ import annotations
 
 import copy
@@ -92,13 +93,17 @@ _Switch = tuple[Callable[[], Any], Callable[[Any], None], Any]
 
 def _tf32_switches() -> list[_Switch]:
     """How the precision of matrix products and of convolutions is read and set, and its value without TF32."""
+
     def attribute(owner: Any, name: str, exact: Any) -> _Switch:
         return partial(getattr, owner, name), partial(setattr, owner, name), exact
+
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     if hasattr(cudnn, 'conv'):  # torch 2.9 and later; the older switches cannot be read where one of these was set
         return [attribute(matmul, 'fp32_precision', 'ieee'), attribute(cudnn.conv, 'fp32_precision', 'ieee')]
-    return [(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, 'highest'),
-            attribute(cudnn, 'allow_tf32', False)]
+    return [
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, 'highest'),
+        attribute(cudnn, 'allow_tf32', False),
+    ]
 
 
 def _rearranged(teacher: nn.Module, batch: _Batch, expected: Any) -> nn.Module | None:
@@ -113,13 +118,17 @@ def _rearranged(teacher: nn.Module, batch: _Batch, expected: Any) -> nn.Module |
         print_log(f'The teacher runs as it is, {plain:.3g} ms a batch. {"; ".join(reasons)}.', logger='current')
         return None
     needed, form, network = fastest
-    print_log(f'The teacher runs with {form}: {needed:.3g} ms a batch, as it is {plain:.3g}. The copy takes '
-              f'{_megabytes(network):.3g} MB more.', logger='current')
+    print_log(
+        f'The teacher runs with {form}: {needed:.3g} ms a batch, as it is {plain:.3g}. The copy takes '
+        f'{_megabytes(network):.3g} MB more.',
+        logger='current',
+    )
     return network
 
 
-def _right_forms(teacher: nn.Module, batch: _Batch, expected: Any,
-                 reasons: list[str]) -> Iterator[tuple[str, nn.Module]]:
+def _right_forms(
+    teacher: nn.Module, batch: _Batch, expected: Any, reasons: list[str]
+) -> Iterator[tuple[str, nn.Module]]:
     """Copies of the teacher that say the same, by name; why others do not is added to reasons.
 
     On a CPU the first is the fastest, and what a run computes should not depend on a clock.
@@ -154,9 +163,13 @@ def _is_right_in_use(network: nn.Module, teacher: nn.Module, batch: _Batch, expe
 
 def _errors(output: Any, expected: Any) -> Tensor:
     """The largest difference in each tensor of a tree, as a share of its largest value."""
-    return torch.stack([(leaf.float() - wanted.float()).abs().max() / wanted.float().abs().max().clamp(min=1e-12)
-                        for leaf, wanted in zip(tree_leaves(output), tree_leaves(expected), strict=True)
-                        if leaf.numel()])
+    return torch.stack(
+        [
+            (leaf.float() - wanted.float()).abs().max() / wanted.float().abs().max().clamp(min=1e-12)
+            for leaf, wanted in zip(tree_leaves(output), tree_leaves(expected), strict=True)
+            if leaf.numel()
+        ]
+    )
 
 
 def _milliseconds(network: nn.Module, batch: _Batch) -> float:
@@ -225,8 +238,11 @@ def _are_close(tolerance: float, leaf: Tensor, expected: Tensor) -> bool:
 
 def _in_bf16(teacher: nn.Module, batch: _Batch, expected: Any) -> nn.Module | None:
     if batch[0].is_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        warnings.warn(f'the teacher runs in float32, because the {torch.cuda.get_device_name()} has no bfloat16',
-                      UserWarning, stacklevel=2)
+        warnings.warn(
+            f'the teacher runs in float32, because the {torch.cuda.get_device_name()} has no bfloat16',
+            UserWarning,
+            stacklevel=2,
+        )
         return None
     network = copy.deepcopy(teacher).to(torch.bfloat16)
     try:
@@ -245,6 +261,7 @@ def _runner(network: nn.Module, half: bool) -> _Forward:
             return tree_map(Tensor.contiguous, network(inputs, data_samples, mode='tensor'))
         with torch.autocast(inputs.device.type, enabled=False):
             return tree_map(_in_full, network(inputs.to(torch.bfloat16), data_samples, mode='tensor'))
+
     return run  # contiguous, though the network be channels last: losses of MMRazor call view()
 
 
@@ -262,6 +279,9 @@ def _compiled(run: _Forward, batch: _Batch, tolerance: float) -> _Forward:
         reason = f'changes a logit by more than {tolerance} of the largest'
     except Exception as error:  # each backend has its own: no compiler, an operator that it does not know
         reason = f'fails here ({error})'
-    warnings.warn(f"the teacher runs without torch.compile, which {reason}. teacher_speed without 'compile' is silent "
-                  'about it', UserWarning, stacklevel=3)
+    warnings.warn(
+        f"the teacher runs without torch.compile, which {reason}. teacher_speed without 'compile' is silent about it",
+        UserWarning,
+        stacklevel=3,
+    )
     return run

@@ -1,4 +1,5 @@
 """A teacher's own kind of input, made from the student's."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -67,18 +68,22 @@ def input_adapter(own: nn.Module, shared: nn.Module, normalises: bool = False) -
             return InputAdapter(torch.ones(1), torch.zeros(1), True) if _swaps(own) != _swaps(shared) else None
         teacher = torch.zeros_like(student[0]), torch.ones_like(student[1])
     if student is None:
-        raise ValueError('the teacher comes with a data_preprocessor that normalises and the student with one that '
-                         'does not: give the student mean and std too (mean 0 and std 1 change nothing)')
+        raise ValueError(
+            'the teacher comes with a data_preprocessor that normalises and the student with one that '
+            'does not: give the student mean and std too (mean 0 and std 1 change nothing)'
+        )
     padding = _padding(own) if _pads(shared) else None
     return _affine_map(student, teacher, _swaps(own) != _swaps(shared), padding)
 
 
-def _affine_map(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], swap: bool,
-                padding: float | None) -> InputAdapter | None:
+def _affine_map(
+    student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], swap: bool, padding: float | None
+) -> InputAdapter | None:
     (mean, std), (own_mean, own_std) = student, teacher
     if own_mean.shape != mean.shape:
-        raise ValueError(f"the teacher's data_preprocessor is for {len(own_mean)} channels and the student's for "
-                         f'{len(mean)}')
+        raise ValueError(
+            f"the teacher's data_preprocessor is for {len(own_mean)} channels and the student's for {len(mean)}"
+        )
     flip = swap and len(mean) == 3
     if flip:  # the student's statistics, in the teacher's channel order
         mean, std = mean.flip(0), std.flip(0)
@@ -91,8 +96,9 @@ def _normalisation(preprocessor: nn.Module) -> tuple[Tensor, Tensor] | None:
     """Mean and std of mmpretrain's and of mmengine's preprocessors."""
     if getattr(preprocessor, 'mean', None) is None:
         return None
-    mean, std = (torch.as_tensor(value, dtype=torch.float32, device='cpu')
-                 for value in (preprocessor.mean, preprocessor.std))
+    mean, std = (
+        torch.as_tensor(value, dtype=torch.float32, device='cpu') for value in (preprocessor.mean, preprocessor.std)
+    )
     return mean, std
 
 
@@ -103,8 +109,11 @@ def _padding(preprocessor: nn.Module) -> float:
 
 def _pads(preprocessor: nn.Module) -> bool:
     """Whether a batch may hold images that do not fill it; then ``img_shape`` is theirs, as mmseg and mmdet keep it."""
-    return (getattr(preprocessor, 'pad_size_divisor', 1) > 1 or getattr(preprocessor, 'size', None) is not None
-            or hasattr(preprocessor, 'pad_mask'))
+    return (
+        getattr(preprocessor, 'pad_size_divisor', 1) > 1
+        or getattr(preprocessor, 'size', None) is not None
+        or hasattr(preprocessor, 'pad_mask')
+    )
 
 
 def _swaps(preprocessor: nn.Module) -> bool:

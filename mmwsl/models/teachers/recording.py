@@ -1,4 +1,5 @@
 """MMRazor's recorders and deliveries, as a step of this package enters them."""
+
 from __future__ import annotations
 
 import logging
@@ -41,16 +42,26 @@ def tell_of_breaks(*managers: RecorderManager | DistillDeliveryManager) -> None:
 @torch.compiler.disable
 @cache
 def _tell(names: str) -> None:
-    print_log(f'torch.compile cannot make one graph of a step with {names}, which replaces a function: it runs in '
-              "parts. Record a module's inputs or outputs instead if you can.", 'current', logging.WARNING)
+    print_log(
+        f'torch.compile cannot make one graph of a step with {names}, which replaces a function: it runs in '
+        "parts. Record a module's inputs or outputs instead if you can.",
+        'current',
+        logging.WARNING,
+    )
 
 
 def breaking(*managers: RecorderManager | DistillDeliveryManager) -> list[str]:
     """Name the recorders and deliveries that replace a method or function while they are entered."""
-    parts = {name: part for manager in managers for name, part in getattr(
-        manager, 'recorders', getattr(manager, 'deliveries', {})).items()}
-    return [f'{name!r} ({type(part).__name__})' for name, part in parts.items()
-            if not isinstance(part, ModuleOutputsRecorder | ParameterRecorder)]
+    parts = {
+        name: part
+        for manager in managers
+        for name, part in getattr(manager, 'recorders', getattr(manager, 'deliveries', {})).items()
+    }
+    return [
+        f'{name!r} ({type(part).__name__})'
+        for name, part in parts.items()
+        if not isinstance(part, ModuleOutputsRecorder | ParameterRecorder)
+    ]
 
 
 def hook_again(recorders: RecorderManager, network: nn.Module) -> None:

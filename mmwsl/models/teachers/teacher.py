@@ -1,4 +1,5 @@
 """A network that teaches and does not learn."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -48,8 +49,10 @@ class FrozenTeacher:
     def __init__(self, network: BaseModel, norm_eval: bool = True, speed: str = 'fold') -> None:
         check_speed(speed)
         if not isinstance(network, BaseModel):
-            raise TypeError(f'teacher should be a config or a BaseModel of mmengine, got {type(network)}. Put another '
-                            'kind of network into a BaseModel whose forward takes (inputs, data_samples, mode)')
+            raise TypeError(
+                f'teacher should be a config or a BaseModel of mmengine, got {type(network)}. Put another '
+                'kind of network into a BaseModel whose forward takes (inputs, data_samples, mode)'
+            )
         self.network = revert_sync_batchnorm(network)
         self.norm_eval, self.speed, self.training = norm_eval, speed, False
         self.recorders, self.deliveries = RecorderManager(), DistillDeliveryManager()
@@ -157,7 +160,7 @@ class FrozenTeacher:
         output = self._copy(inputs, data_samples)  # type: ignore[misc]
         with recording(self.recorders):
             for recorder in self.recorders.recorders.values():
-                recorder.forward_hook(self.network, (inputs, ), output)
+                recorder.forward_hook(self.network, (inputs,), output)
         return output
 
     def _find_mode(self, inputs: Tensor, data_samples: list | None) -> None:
@@ -167,17 +170,21 @@ class FrozenTeacher:
         network run in ``mode='loss'``.
         """
         if data_samples and 'teacher_record' in data_samples[0] and not isinstance(self.network, CachedTeacher):
-            raise CacheError('the samples carry records of a teacher, and the model teaches live: set '
-                             'model.teacher_cache to the folder of mmwsl.CachedViews, or take mmwsl.SeededViews')
+            raise CacheError(
+                'the samples carry records of a teacher, and the model teaches live: set '
+                'model.teacher_cache to the folder of mmwsl.CachedViews, or take mmwsl.SeededViews'
+            )
         self._mode = 'tensor'
         output = self._whole_pass(inputs, data_samples)
         buffers = [recorder.data_buffer for recorder in self.recorders.recorders.values()]
         queues = [delivery.data_queue for delivery in self.deliveries.deliveries.values()]
         if not all(map(len, (*buffers, *queues))):
             self._mode = 'loss'
-        self._only_output_is_read = not queues and all(
-            len(buffer) == 1 and buffer[0] is output for buffer in buffers) and all(
-            type(recorder) is ModuleOutputsRecorder for recorder in self.recorders.recorders.values())
+        self._only_output_is_read = (
+            not queues
+            and all(len(buffer) == 1 and buffer[0] is output for buffer in buffers)
+            and all(type(recorder) is ModuleOutputsRecorder for recorder in self.recorders.recorders.values())
+        )
         for queue in queues:
             queue.clear()
 
@@ -197,20 +204,28 @@ class FrozenTeacher:
     def _drop_copy(self) -> None:
         if self._copy is not None and not self._change_is_said:
             self._change_is_said = True
-            print_log('The teacher has changed since its fast copy was made. It runs as it is until it stays the same '
-                      'for two batches, and is then copied again (this is said once).', logger='current')
+            print_log(
+                'The teacher has changed since its fast copy was made. It runs as it is until it stays the same '
+                'for two batches, and is then copied again (this is said once).',
+                logger='current',
+            )
         self._copy, self._is_tried = None, False
 
     def _has_foreign_hooks(self) -> bool:
         """In what runs when the network runs: it holds the student's preprocessor, and does not call it."""
-        return any(not self._is_own(hook) for module in self.network.modules()
-                   if module is not self.network.data_preprocessor
-                   for hooks in forward_hooks(module) for hook in hooks.values())
+        return any(
+            not self._is_own(hook)
+            for module in self.network.modules()
+            if module is not self.network.data_preprocessor
+            for hooks in forward_hooks(module)
+            for hook in hooks.values()
+        )
 
     def _is_own(self, hook: Any) -> bool:
         owner = getattr(hook, '__self__', None)
         return isinstance(hook, InputAdapter) or any(
-            owner is recorder for recorder in self.recorders.recorders.values())
+            owner is recorder for recorder in self.recorders.recorders.values()
+        )
 
     def __getstate__(self) -> dict:
         """Without the fast copy, which cannot be copied or pickled once it is compiled."""

@@ -1,4 +1,5 @@
 """Notices when a network is no longer what it was."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -35,16 +36,19 @@ class Watch:
         self._held = [part for content in self._contents for part in content.values()]  # alive, so that ids stay theirs
         self._tensors = [part for part in self._held if isinstance(part, Tensor)]
         self._counted = [tensor for tensor in self._tensors if not tensor.is_inference()]  # the others have no counter
-        self._summed = [tensor for tensor in self._tensors
-                        if tensor.device.type == 'cpu' and tensor.is_floating_point()]
+        self._summed = [
+            tensor for tensor in self._tensors if tensor.device.type == 'cpu' and tensor.is_floating_point()
+        ]
         self._seen = self._state()
 
     def _state(self) -> tuple[list, ...]:
-        return ([id(part) for content in self._contents for part in content.values()],
-                [module.training for module in self._modules],
-                [tensor._version for tensor in self._counted],
-                [tensor.data_ptr() for tensor in self._tensors],
-                [tensor.sum().item() for tensor in self._summed])
+        return (
+            [id(part) for content in self._contents for part in content.values()],
+            [module.training for module in self._modules],
+            [tensor._version for tensor in self._counted],
+            [tensor.data_ptr() for tensor in self._tensors],
+            [tensor.sum().item() for tensor in self._summed],
+        )
 
 
 def _contents(module: nn.Module) -> Iterator[dict]:

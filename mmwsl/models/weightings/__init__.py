@@ -1,4 +1,5 @@
 """By what a loss is weighted: one value per target, without gradient."""
+
 from mmwsl.models.weightings.base import SampleWeighting, build_weighting
 from mmwsl.models.weightings.batch import BernoulliBatch, JointBernoulliBatch, SampleBatch
 from mmwsl.models.weightings.controls import (
@@ -16,7 +17,19 @@ from mmwsl.models.weightings.softness import (
 from mmwsl.models.weightings.wsl import LabelFreeWSLWeighting, WSLWeighting
 
 __all__ = [
-    'BernoulliBatch', 'DisagreementWeighting', 'EntropyWeighting', 'JointBernoulliBatch', 'LabelFreeWSLWeighting',
-    'MeanWeighting', 'ProductWeighting', 'RegularizationWeighting', 'SampleBatch', 'SampleWeighting',
-    'ShuffledWeighting', 'UniformWeighting', 'WSLWeighting', 'WTTMWeighting', 'build_weighting',
+    'BernoulliBatch',
+    'DisagreementWeighting',
+    'EntropyWeighting',
+    'JointBernoulliBatch',
+    'LabelFreeWSLWeighting',
+    'MeanWeighting',
+    'ProductWeighting',
+    'RegularizationWeighting',
+    'SampleBatch',
+    'SampleWeighting',
+    'ShuffledWeighting',
+    'UniformWeighting',
+    'WSLWeighting',
+    'WTTMWeighting',
+    'build_weighting',
 ]

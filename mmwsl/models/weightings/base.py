@@ -15,6 +15,7 @@ class SampleWeighting(nn.Module):
     To weight by a rule of one's own, derive from this class, register it in ``mmwsl.registry.MODELS`` and write
     ``forward``. What it may look at is in :class:`SampleBatch`: student's and teacher's losses, logits, the target.
     """
+
     per_class = False
     r"""Whether there is a value for each class of a target, (N, C, \*): for losses per class alone."""
     per_image = False
@@ -37,8 +38,10 @@ def build_weighting(weighting: Any) -> SampleWeighting:
     """
     built = MODELS.build({'_scope_': 'mmwsl', **weighting}) if isinstance(weighting, Mapping) else weighting
     if not isinstance(built, SampleWeighting):
-        raise TypeError(f"weighting should be the config of a SampleWeighting, such as dict(type='WSLWeighting'), got "
-                        f'{type(built).__name__}: docs/pairs.md lists them, docs/own_parts.md shows how to write one')
+        raise TypeError(
+            f"weighting should be the config of a SampleWeighting, such as dict(type='WSLWeighting'), got "
+            f'{type(built).__name__}: docs/pairs.md lists them, docs/own_parts.md shows how to write one'
+        )
     return built
 
 

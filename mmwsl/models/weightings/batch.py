@@ -3,6 +3,7 @@
 Each quantity is computed at most once, and only when something asks for it. A loss that has computed one on its way
 sets it, and so does whoever knows the teacher's loss better than its logits tell it.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -42,8 +43,15 @@ class SampleBatch:
         data_samples: Of the images, for what is known of each by its ``sample_idx``. Length: N.
     """
 
-    def __init__(self, preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 1.0,
-                 ignore_index: int = functional.IGNORE_INDEX, data_samples: Sequence[Any] | None = None) -> None:
+    def __init__(
+        self,
+        preds_S: Tensor,
+        preds_T: Tensor,
+        target: Tensor,
+        tau: float = 1.0,
+        ignore_index: int = functional.IGNORE_INDEX,
+        data_samples: Sequence[Any] | None = None,
+    ) -> None:
         self.preds_S, self.preds_T = preds_S.detach(), preds_T.detach()
         self.tau = tau
         self.data_samples = data_samples
@@ -122,13 +130,17 @@ class SampleBatch:
             ValueError: If the call knows no data samples, or a sample has no ``sample_idx``.
         """
         if self.data_samples is None:
-            raise ValueError('this weighting looks images up by their sample_idx, and the loss was given no '
-                             'data_samples: use mmwsl.WSLDistiller, or map data_samples to a ModuleInputs recorder of '
-                             "the student (source='', data_idx=1)")
+            raise ValueError(
+                'this weighting looks images up by their sample_idx, and the loss was given no '
+                'data_samples: use mmwsl.WSLDistiller, or map data_samples to a ModuleInputs recorder of '
+                "the student (source='', data_idx=1)"
+            )
         found = [sample.metainfo.get('sample_idx') for sample in self.data_samples]
         if None in found:
-            raise ValueError("an image has no sample_idx: keep 'sample_idx' among meta_keys of PackInputs (it is by "
-                             'default), and take a dataset of mmengine or mmpretrain')
+            raise ValueError(
+                "an image has no sample_idx: keep 'sample_idx' among meta_keys of PackInputs (it is by "
+                'default), and take a dataset of mmengine or mmpretrain'
+            )
         if found and isinstance(found[0], Tensor):  # of batches made on the device
             return torch.stack(found)
         return to_device(torch.tensor(found, dtype=torch.int64), self.kept.device)
@@ -204,8 +216,15 @@ class BernoulliBatch(SampleBatch):
         ignore_index: An index whose targets do not count.
     """
 
-    def __init__(self, preds_S: Tensor, preds_T: Tensor, target: Tensor | tuple[Tensor, Tensor], tau: float = 1.0,
-                 ignore_index: int = functional.IGNORE_INDEX, data_samples: Sequence[Any] | None = None) -> None:
+    def __init__(
+        self,
+        preds_S: Tensor,
+        preds_T: Tensor,
+        target: Tensor | tuple[Tensor, Tensor],
+        tau: float = 1.0,
+        ignore_index: int = functional.IGNORE_INDEX,
+        data_samples: Sequence[Any] | None = None,
+    ) -> None:
         labels, quality = target if isinstance(target, tuple) else (target, None)
         super().__init__(preds_S, preds_T, labels, tau, ignore_index, data_samples)
         if self.has_classes:
@@ -255,9 +274,11 @@ class BernoulliBatch(SampleBatch):
 
     def entropies(self, tau: float) -> tuple[Tensor, Tensor]:
         r"""Of the student's and the teacher's decisions, in nats. Shape: (N, C, \*) each."""
+
         def entropy(preds: Tensor) -> Tensor:
             scaled = at_least_float32(preds) / tau
             return -sum(z.sigmoid() * F.logsigmoid(z) for z in (scaled, -scaled))  # type: ignore[return-value]
+
         return entropy(self.preds_S), entropy(self.preds_T)
 
     @property

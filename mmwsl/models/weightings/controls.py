@@ -1,4 +1,5 @@
 """Weights that show what a weight does, by taking part of it away."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -119,6 +120,7 @@ class RegularizationWeighting(SampleWeighting):
         >>> RegularizationWeighting(keep='others')(SampleBatch(student, teacher, torch.tensor([0])))
         tensor([1.])
     """
+
     needs_classes = True
 
     def __init__(self, keep: str = 'others') -> None:

@@ -1,4 +1,5 @@
 """Weights that look at how soft the teacher's answer is, and at no label."""
+
 from __future__ import annotations
 
 import torch
@@ -79,6 +80,7 @@ class DisagreementWeighting(SampleWeighting):
         >>> DisagreementWeighting()(SampleBatch(torch.zeros(1, 1), teacher, torch.tensor([[1.0]])))
         tensor([[0.2500]])
     """
+
     per_class = True
 
     def __init__(self, beta: float = 1.0) -> None:

@@ -39,13 +39,20 @@ class WSLWeighting(SampleWeighting):
     table: Tensor
     running: Tensor
 
-    def __init__(self, teacher_losses: str | None = None, teacher_tau: float = 1.0, scale_free: bool = False,
-                 momentum: float = 0.99) -> None:
+    def __init__(
+        self,
+        teacher_losses: str | None = None,
+        teacher_tau: float = 1.0,
+        scale_free: bool = False,
+        momentum: float = 0.99,
+    ) -> None:
         super().__init__()
         functional.check_temperature(teacher_tau)
         if teacher_losses is not None and teacher_tau != 1:
-            raise ValueError(f'teacher_tau={teacher_tau} is for the teacher\'s logits, and teacher_losses='
-                             f'{teacher_losses!r} replaces what they say: take one of the two')
+            raise ValueError(
+                f"teacher_tau={teacher_tau} is for the teacher's logits, and teacher_losses="
+                f'{teacher_losses!r} replaces what they say: take one of the two'
+            )
         if not 0 <= momentum < 1:
             raise ValueError(f'momentum should lie in [0, 1), got {momentum}')
         self.teacher_losses = None if teacher_losses is None else TeacherLosses.load(teacher_losses)
@@ -79,16 +86,22 @@ class WSLWeighting(SampleWeighting):
 
     def _looked_up(self, batch: SampleBatch) -> Tensor:
         """L_t of the images, from the file. Shape: (N, )."""
-        if batch.kept.shape != (len(batch.kept), ):
-            raise ValueError(f'teacher_losses has one value per image, and there are targets of shape '
-                             f'{tuple(batch.kept.shape)}: it is for classification alone')
+        if batch.kept.shape != (len(batch.kept),):
+            raise ValueError(
+                f'teacher_losses has one value per image, and there are targets of shape '
+                f'{tuple(batch.kept.shape)}: it is for classification alone'
+            )
         return self.table[batch.sample_idx].to(batch.student_hard_loss.dtype)
 
     def _means(self, student: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
         """Running means of L_s and L_t. Shape: (2, )."""
         if self.training:
-            sums = torch.stack([torch.where(kept, values, 0.0).sum().double() for values in
-                                (student, teacher, torch.ones_like(student))])
+            sums = torch.stack(
+                [
+                    torch.where(kept, values, 0.0).sum().double()
+                    for values in (student, teacher, torch.ones_like(student))
+                ]
+            )
             all_reduce(sums)
             seen = torch.cat((sums[:2] / sums[2].clamp(min=1), torch.ones_like(sums[2:])))
             self.running.copy_(torch.where(sums[2] > 0, self.running.lerp(seen, 1 - self.momentum), self.running))
@@ -97,8 +110,10 @@ class WSLWeighting(SampleWeighting):
         return torch.where(filled > 0, means, 1.0)
 
     def extra_repr(self) -> str:
-        return (f'teacher_losses={self.teacher_losses is not None}, teacher_tau={self.teacher_tau}, '
-                f'scale_free={self.scale_free}')
+        return (
+            f'teacher_losses={self.teacher_losses is not None}, teacher_tau={self.teacher_tau}, '
+            f'scale_free={self.scale_free}'
+        )
 
 
 @MODELS.register_module()
@@ -115,5 +130,6 @@ class LabelFreeWSLWeighting(SampleWeighting):
     def forward(self, batch: SampleBatch) -> Tensor:
         r"""In [0, 1]. Shape: (N, \*)."""
         target = batch.teachers_target()
-        return functional.weight_of_losses(batch.hard_loss(batch.preds_S, target),
-                                           batch.hard_loss(batch.preds_T, target))
+        return functional.weight_of_losses(
+            batch.hard_loss(batch.preds_S, target), batch.hard_loss(batch.preds_T, target)
+        )

@@ -17,6 +17,7 @@ from tests.tiny import ROOT, digits_config, network
 @METRICS.register_module(force=True)
 class Scripted(BaseMetric):
     """A segmentor's figures, of which mIoU is written down beforehand, one for each epoch."""
+
     values = ()
 
     def process(self, data_batch, data_samples):
@@ -28,9 +29,16 @@ class Scripted(BaseMetric):
 
 def scripted(work_dir, values, model=None, **kwargs):
     """A config of a run whose mIoU is known, with the hooks that training has."""
-    cfg = digits_config(work_dir, model or network(2), len(values), dict(max_keep_ckpts=-1),
-                        custom_hooks=[dict(type='mmwsl.EpochSeedHook')], train_dataloader=dict(batch_size=150),
-                        val_dataloader=dict(batch_size=600), **kwargs)
+    cfg = digits_config(
+        work_dir,
+        model or network(2),
+        len(values),
+        dict(max_keep_ckpts=-1),
+        custom_hooks=[dict(type='mmwsl.EpochSeedHook')],
+        train_dataloader=dict(batch_size=150),
+        val_dataloader=dict(batch_size=600),
+        **kwargs,
+    )
     cfg.val_evaluator, Scripted.values = dict(type='Scripted'), values
     add_hooks(cfg)
     return cfg
@@ -43,13 +51,17 @@ def chosen(metrics, **settings):
     return hook, hook._choose(runner, metrics), said
 
 
-@pytest.mark.parametrize('metrics, name, rule', [
-    ({'accuracy/top1': 50.0, 'accuracy/top5': 90.0}, 'accuracy/top1', 'greater'),
-    ({'aAcc': 90.0, 'mIoU': 50.0, 'mAcc': 60.0}, 'mIoU', 'greater'),
-    ({'coco/bbox_mAP': 0.3, 'coco/bbox_mAP_50': 0.5}, 'coco/bbox_mAP', 'greater'),
-    ({'multi-label/mAP': 50.0}, 'multi-label/mAP', 'greater'),
-    ({'single-label/precision': 70.0, 'single-label/f1-score': 50.0}, 'single-label/f1-score', 'greater'),
-    ({'loss': 0.5}, 'loss', 'less')])
+@pytest.mark.parametrize(
+    'metrics, name, rule',
+    [
+        ({'accuracy/top1': 50.0, 'accuracy/top5': 90.0}, 'accuracy/top1', 'greater'),
+        ({'aAcc': 90.0, 'mIoU': 50.0, 'mAcc': 60.0}, 'mIoU', 'greater'),
+        ({'coco/bbox_mAP': 0.3, 'coco/bbox_mAP_50': 0.5}, 'coco/bbox_mAP', 'greater'),
+        ({'multi-label/mAP': 50.0}, 'multi-label/mAP', 'greater'),
+        ({'single-label/precision': 70.0, 'single-label/f1-score': 50.0}, 'single-label/f1-score', 'greater'),
+        ({'loss': 0.5}, 'loss', 'less'),
+    ],
+)
 def test_the_figure_that_counts_decides_by_its_name(metrics, name, rule):
     hook, decided, said = chosen(metrics)
     assert decided and (hook.key_indicators, hook.rules, said) == ([name], [rule], [])
@@ -58,8 +70,10 @@ def test_the_figure_that_counts_decides_by_its_name(metrics, name, rule):
 def test_a_figure_whose_name_tells_no_rule_is_said_once_and_needs_one():
     hook, decided, said = chosen({'kappa': 0.5})
     assert not decided and hook.save_best is None
-    assert said == ["No best checkpoint is kept: is more or less of kappa better? Set "
-                    "default_hooks.checkpoint.rule='greater' or 'less'."]
+    assert said == [
+        'No best checkpoint is kept: is more or less of kappa better? Set '
+        "default_hooks.checkpoint.rule='greater' or 'less'."
+    ]
     hook, decided, said = chosen({'kappa': 0.5}, rule='less')
     assert decided and (hook.rules, said) == (['less'], [])
 
@@ -81,9 +95,16 @@ def test_a_run_that_is_killed_and_resumed_keeps_the_best_of_all_its_epochs(tmp_p
     torch.testing.assert_close(*weights, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('checkpoint, expected', [
-    ({}, 'mmwsl.BestCheckpointHook'), (dict(save_best=None), 'CheckpointHook'),
-    (dict(save_best='accuracy/top1'), 'CheckpointHook'), (dict(interval=-1), 'CheckpointHook')], ids=str)
+@pytest.mark.parametrize(
+    'checkpoint, expected',
+    [
+        ({}, 'mmwsl.BestCheckpointHook'),
+        (dict(save_best=None), 'CheckpointHook'),
+        (dict(save_best='accuracy/top1'), 'CheckpointHook'),
+        (dict(interval=-1), 'CheckpointHook'),
+    ],
+    ids=str,
+)
 def test_training_keeps_the_best_unless_the_config_says_what_it_keeps(checkpoint, expected):
     cfg = Config.fromfile(ROOT / 'configs/wsl_digits.py')
     cfg.merge_from_dict(dict(default_hooks=dict(checkpoint=checkpoint)))

@@ -12,8 +12,11 @@ from tests.tiny import batch, build, network, run_digits
 def formats(model):
     """Whether each convolution computes in channels_last; a kernel of one pixel or one channel fits both."""
     weights = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
-    return {weight.is_contiguous(memory_format=torch.channels_last) for weight in weights
-            if weight.shape[1] > 1 and weight.shape[2] > 1}
+    return {
+        weight.is_contiguous(memory_format=torch.channels_last)
+        for weight in weights
+        if weight.shape[1] > 1 and weight.shape[2] > 1
+    }
 
 
 @pytest.mark.parametrize('device_type, expected', [('cpu', True), (None, True), ('cuda', False)])
@@ -21,7 +24,7 @@ def test_weights_change_on_the_device_asked_for(device_type, expected):
     model = build(network())
     ChannelsLastHook(device_type).before_train(SimpleNamespace(model=model))
     assert formats(model) == {expected}
-    features, = model.backbone(torch.randn(2, 1, 8, 8))
+    (features,) = model.backbone(torch.randn(2, 1, 8, 8))
     assert features.is_contiguous(memory_format=torch.channels_last) is expected
 
 
@@ -33,7 +36,7 @@ def test_mathematics_is_the_same():
     assert formats(model) == {False}
     for change in (lambda: None, lambda: ChannelsLastHook().before_train(SimpleNamespace(model=model))):
         change()
-        loss, = model(**data, mode='loss').values()
+        (loss,) = model(**data, mode='loss').values()
         gradients.append(torch.autograd.grad(loss, list(model.parameters())))
     assert formats(model) == {True}
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-12)
@@ -57,7 +60,9 @@ def test_model_in_distributed_data_parallel_stays(tmp_path):
 def test_initial_weights_are_those_without_it(tmp_path):
     def initial(device_type):
         hook = dict(type='mmwsl.ChannelsLastHook', device_type=device_type)
-        runner = run_digits(tmp_path / device_type, network(), custom_hooks=[hook],
-                            optim_wrapper=dict(optimizer=dict(lr=0.0)))
+        runner = run_digits(
+            tmp_path / device_type, network(), custom_hooks=[hook], optim_wrapper=dict(optimizer=dict(lr=0.0))
+        )
         return dict(runner.model.named_parameters())
+
     torch.testing.assert_close(initial('cpu'), initial('cuda'), rtol=0, atol=0)

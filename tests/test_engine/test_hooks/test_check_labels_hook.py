@@ -23,7 +23,6 @@ class MislabelledDigits(Digits):
 
 @TRANSFORMS.register_module()
 class SevenIsTwo(BaseTransform):
-
     def transform(self, results):
         return {**results, 'gt_label': results['gt_label'] % 10}
 
@@ -38,9 +37,14 @@ def mislabelled(given, split='train', transform=None):
     return dict(type='MislabelledDigits', split=split, given=given, pipeline=pipeline)
 
 
-@pytest.mark.parametrize('label, said', [
-    (10, r'none of 10 classes \(0 to 9\), and 1 more of 600 images have such labels. Correct'),
-    (-1, 'none of 10 classes'), (-100, 'Losses ignore -100, so it would train nothing. Correct the labels')])
+@pytest.mark.parametrize(
+    'label, said',
+    [
+        (10, r'none of 10 classes \(0 to 9\), and 1 more of 600 images have such labels. Correct'),
+        (-1, 'none of 10 classes'),
+        (-100, 'Losses ignore -100, so it would train nothing. Correct the labels'),
+    ],
+)
 @pytest.mark.parametrize('hook', ['CheckLabelsHook', 'CheckTeacherHook'])
 def test_labels_that_are_no_class_are_named_before_the_first_step(tmp_path, label, said, hook):
     with pytest.raises(ValueError, match=f'^train_dataloader: digits/7.png has the label {label}, which is .*{said}'):

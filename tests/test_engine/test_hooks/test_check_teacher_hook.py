@@ -53,8 +53,14 @@ def test_the_teachers_accuracy_in_eval_mode_is_logged(tmp_path, trained, norm_ev
 def test_the_memory_of_a_teacher_that_is_copied_with_the_model_is_logged(tmp_path, trained, averages):
     hooks = [dict(type='mmwsl.CheckTeacherHook', max_batches=1), *[dict(type='EMAHook')] * averages]
     runner = run_digits(tmp_path, distillation(teacher_ckpt=trained[0]), custom_hooks=hooks)
-    size = sum(4 if value.dtype == torch.float32 else 8 for value in runner.model.teacher.state_dict().values()
-               for _ in range(value.numel())) / 1e6
+    size = (
+        sum(
+            4 if value.dtype == torch.float32 else 8
+            for value in runner.model.teacher.state_dict().values()
+            for _ in range(value.numel())
+        )
+        / 1e6
+    )
     said = f'EMAHook copies the whole model, and with it the teacher: {size:.3g} MB more.'
     assert (said in next(tmp_path.glob('*/*.log')).read_text()) == averages
 
@@ -90,9 +96,13 @@ def test_the_least_score_may_be_stated(hook):
         CheckTeacherHook(min_accuracy=0.5, min_score=50)
 
 
-@pytest.mark.parametrize('images, tolerance', [
-    (10_000, 3.0),  # three standard errors of 80 % of 10,000 are 1.2 points
-    (400, 6.0)])  # and of 400 6 points: 3 sqrt(0.8 * 0.2 / 400)
+@pytest.mark.parametrize(
+    'images, tolerance',
+    [
+        (10_000, 3.0),  # three standard errors of 80 % of 10,000 are 1.2 points
+        (400, 6.0),
+    ],
+)  # and of 400 6 points: 3 sqrt(0.8 * 0.2 / 400)
 def test_a_score_below_the_expected_one_stops_the_run(images, tolerance):
     judge(0.8, images=images, expected_score=80 + tolerance - 0.01)
     judge(0.8, images=images, expected_score=20)
@@ -106,8 +116,12 @@ def test_images_that_lie_in_order_of_classes_are_looked_at_in_another(tmp_path, 
     checkpoint['state_dict']['head.fc.bias'][0] = 1e4
     torch.save(checkpoint, tmp_path / 'says_0.pth')
     with pytest.raises(RuntimeError, match=r'gets (\d|1\d)\.\d\d % of 200 validation images right'):
-        run(tmp_path, distillation(teacher_ckpt=str(tmp_path / 'says_0.pth')), dict(max_batches=1),
-            val_dataloader=dict(batch_size=200, dataset=dict(type='SortedDigits')))
+        run(
+            tmp_path,
+            distillation(teacher_ckpt=str(tmp_path / 'says_0.pth')),
+            dict(max_batches=1),
+            val_dataloader=dict(batch_size=200, dataset=dict(type='SortedDigits')),
+        )
 
 
 def test_training_and_validation_have_the_same_classes(tmp_path, trained):
@@ -145,8 +159,14 @@ def test_class_counts_that_differ_stop_the_run(tmp_path):
 
 
 def test_without_validation_data_there_is_a_warning(tmp_path):
-    runner = run(tmp_path, distillation(), val_cfg=None, val_dataloader=None, val_evaluator=None,
-                 checkpoint=dict(type='CheckpointHook', _delete_=True))
+    runner = run(
+        tmp_path,
+        distillation(),
+        val_cfg=None,
+        val_dataloader=None,
+        val_evaluator=None,
+        checkpoint=dict(type='CheckpointHook', _delete_=True),
+    )
     assert runner.iter == 6
     assert 'The teacher was not checked: there is no validation data' in next(tmp_path.glob('*/*.log')).read_text()
 
@@ -192,16 +212,20 @@ def test_a_score_by_the_metric_changes_nothing(tmp_path, trained):
 
 
 def figure(value, constant=None, name='mIoU', images=1000, **hook):
-    CheckTeacherHook(**hook)._judge_figure(SimpleNamespace(logger=logging.getLogger()),
-                                           Figure(name, value, images, constant))
+    CheckTeacherHook(**hook)._judge_figure(
+        SimpleNamespace(logger=logging.getLogger()), Figure(name, value, images, constant)
+    )
 
 
 @pytest.mark.parametrize('constant, required', [(6.0, 12.0), (60.0, 80.0)])
 def test_twice_the_best_class_everywhere_is_required(constant, required):
     figure(required + 0.01, constant)
     figure(0, constant, min_score=0)
-    with pytest.raises(RuntimeError, match=rf'has a mIoU of .* the best class everywhere has {constant:.4g} and '
-                       rf'{required:.4g} is required\. Is teacher_ckpt the right'):
+    with pytest.raises(
+        RuntimeError,
+        match=rf'has a mIoU of .* the best class everywhere has {constant:.4g} and '
+        rf'{required:.4g} is required\. Is teacher_ckpt the right',
+    ):
         figure(required - 0.01, constant)
 
 
@@ -211,14 +235,15 @@ def test_no_other_figure_is_required_unless_it_is_stated():
         figure(0.01, name='pascal_voc/mAP', min_score=0.3)
 
 
-@pytest.mark.parametrize('expected, images, tolerance', [
-    (40.0, 10_000, 3.0), (40.0, 25, 29.4), (0.4, 10_000, 0.03), (0.4, 25, 0.294)])  # 3 sqrt(0.4 * 0.6 / 25) = 0.294
+@pytest.mark.parametrize(
+    'expected, images, tolerance', [(40.0, 10_000, 3.0), (40.0, 25, 29.4), (0.4, 10_000, 0.03), (0.4, 25, 0.294)]
+)  # 3 sqrt(0.4 * 0.6 / 25) = 0.294
 def test_a_figure_below_the_expected_one_stops_the_run(expected, images, tolerance):
     unit = 100 if expected > 1 else 1
     for share in (0.4, 0.6):  # errors of the score that is found: both have the same
         value = share * unit
         figure(value, images=images, expected_score=min(value + 0.99 * tolerance, unit))
-    with pytest.raises(RuntimeError, match=r"and expected_score of the hook .* \(give or take [0-9.]+\)"):
+    with pytest.raises(RuntimeError, match=r'and expected_score of the hook .* \(give or take [0-9.]+\)'):
         figure(0.4 * unit, images=images, expected_score=0.4 * unit + 1.01 * tolerance)
 
 
@@ -243,13 +268,17 @@ def test_the_check_changes_nothing_that_training_draws(tmp_path, trained):
     def weights(name, hooks):
         cfg = distillation(teacher_ckpt=trained[0])
         return run_digits(tmp_path / name, cfg, custom_hooks=hooks).model.student.state_dict()
+
     checked = weights('checked', [dict(type='mmwsl.CheckTeacherHook')])
     torch.testing.assert_close(checked, weights('unchecked', []), rtol=0, atol=0)
 
 
 def test_labels_are_mixed_over_the_classes_that_are_predicted(tmp_path):
-    mixing = dict(type='mmpretrain.ClsDataPreprocessor', num_classes=12,
-                  batch_augments=dict(augments=[dict(type='Mixup', alpha=0.2)]))
+    mixing = dict(
+        type='mmpretrain.ClsDataPreprocessor',
+        num_classes=12,
+        batch_augments=dict(augments=[dict(type='Mixup', alpha=0.2)]),
+    )
     with pytest.raises(ValueError, match='mixes labels of 12 classes and the student predicts 10: set num_classes=10'):
         run(tmp_path, network(2, data_preprocessor=mixing))
 
@@ -271,6 +300,7 @@ def changed(path, folder, change):
 def test_logits_that_are_not_finite_stop_the_run(tmp_path, trained):
     def overflow(checkpoint):
         checkpoint['state_dict']['head.fc.weight'][3] *= 3e38
+
     with pytest.raises(RuntimeError, match=r"teacher's logits are not finite for \d+ of 400 validation images"):
         run(tmp_path, changed(trained[0], tmp_path, overflow))
 
@@ -280,6 +310,7 @@ def test_classes_in_another_order_than_in_the_teachers_file_stop_the_run(tmp_pat
         names = list(checkpoint['meta']['dataset_meta']['classes'])
         names[2], names[7] = names[7], names[2]
         checkpoint['meta']['dataset_meta']['classes'] = tuple(names)
+
     with pytest.raises(ValueError, match="another order: class 2 is '7' in .*changed.pth and '2' in the validation"):
         run(tmp_path, changed(trained[0], tmp_path, swap))
 
@@ -287,6 +318,7 @@ def test_classes_in_another_order_than_in_the_teachers_file_stop_the_run(tmp_pat
 def test_other_names_of_classes_are_said(tmp_path, trained):
     def rename(checkpoint):
         checkpoint['meta']['dataset_meta']['classes'] = tuple(f'digit {name}' for name in '0123456789')
+
     run(tmp_path, changed(trained[0], tmp_path, rename))
     assert "have other names than those of the data: class 0 is 'digit 0'" in next(tmp_path.glob('*/*.log')).read_text()
 
@@ -295,27 +327,42 @@ def test_normalisation_that_fits_better_is_named(tmp_path, trained):
     raw = dict(type='mmpretrain.ClsDataPreprocessor', mean=[0.0], std=[1.0], num_classes=10)
     run_digits(tmp_path / 'teacher', network(4), epochs=5, custom_hooks=[], data_preprocessor=raw)
     run(tmp_path, distillation(teacher_ckpt=str(tmp_path / 'teacher/epoch_5.pth')), dict(min_score=0))
-    assert '% with pixels from 0 to 255: give model.teacher a data_preprocessor' in next(
-        tmp_path.glob('2*/*.log')).read_text()
+    assert (
+        '% with pixels from 0 to 255: give model.teacher a data_preprocessor'
+        in next(tmp_path.glob('2*/*.log')).read_text()
+    )
     run(tmp_path / 'right', distillation(teacher_ckpt=trained[0]))
     assert 'give model.teacher' not in next(tmp_path.glob('right/*/*.log')).read_text()
 
 
 def test_connector_may_join_other_numbers_of_classes(tmp_path):
     connectors = dict(fewer=dict(type='TorchFunctionalConnector', function_name='softmax', func_args=dict(dim=1)))
-    model = distillation(teacher=network(4, classes=12), distiller=dict(
-        type='mmwsl.WSLDistiller', connectors=connectors, distill_losses=dict(loss_l2=dict(type='L2Loss')),
-        student_recorders=dict(features=dict(type='ModuleOutputs', source='backbone')),
-        teacher_recorders=dict(features=dict(type='ModuleOutputs', source='backbone')),
-        loss_forward_mappings=dict(loss_l2=dict(
-            s_feature=dict(recorder='features', from_student=True, data_idx=0),
-            t_feature=dict(recorder='features', from_student=True, data_idx=0)))))
+    model = distillation(
+        teacher=network(4, classes=12),
+        distiller=dict(
+            type='mmwsl.WSLDistiller',
+            connectors=connectors,
+            distill_losses=dict(loss_l2=dict(type='L2Loss')),
+            student_recorders=dict(features=dict(type='ModuleOutputs', source='backbone')),
+            teacher_recorders=dict(features=dict(type='ModuleOutputs', source='backbone')),
+            loss_forward_mappings=dict(
+                loss_l2=dict(
+                    s_feature=dict(recorder='features', from_student=True, data_idx=0),
+                    t_feature=dict(recorder='features', from_student=True, data_idx=0),
+                )
+            ),
+        ),
+    )
     assert run(tmp_path, model).iter == 6
     assert 'connectors join them: what the teacher knows was not checked' in next(tmp_path.glob('*/*.log')).read_text()
 
 
 def test_warmup_epochs_need_epochs(tmp_path):
-    model = distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(
-        loss_kd=dict(type='mmwsl.WeightedLoss', loss=dict(type='DKD'), warmup_epochs=20))))
+    model = distillation(
+        distiller=dict(
+            type='mmwsl.WSLDistiller',
+            distill_losses=dict(loss_kd=dict(type='mmwsl.WeightedLoss', loss=dict(type='DKD'), warmup_epochs=20)),
+        )
+    )
     with pytest.raises(ValueError, match='loss_kd: warmup_epochs=20 counts epochs.*would keep 1/20 of its weight'):
         run(tmp_path, model, train_cfg=dict(by_epoch=False, max_iters=2, _delete_=True), param_scheduler=None)

@@ -29,18 +29,26 @@ def callers_generators():
 
 def runner_with(seed=5, epoch=2, sampler=None, iter=0, **randomness):
     return SimpleNamespace(
-        seed=seed, epoch=epoch, iter=iter, _randomness_cfg=randomness, train_loop=None,
-        train_dataloader=SimpleNamespace(batch_sampler=SimpleNamespace(sampler=sampler or SimpleNamespace(seed=0)),
-                                         sampler=None))
+        seed=seed,
+        epoch=epoch,
+        iter=iter,
+        _randomness_cfg=randomness,
+        train_loop=None,
+        train_dataloader=SimpleNamespace(
+            batch_sampler=SimpleNamespace(sampler=sampler or SimpleNamespace(seed=0)), sampler=None
+        ),
+    )
 
 
 @pytest.fixture
 def draws(monkeypatch):
     """What each generator gives after the hook."""
+
     def after(seed=5, epoch=2, rank=0, iter=0):
         monkeypatch.setattr(epoch_seed_hook, 'get_rank', lambda: rank)
         EpochSeedHook().before_train_epoch(runner_with(seed, epoch, iter=iter))
         return random.random(), np.random.rand(), torch.rand(()).item()
+
     return after
 
 
@@ -53,8 +61,9 @@ def test_draws_repeat_whatever_was_drawn_before(draws):
         assert draws() == wanted
 
 
-@pytest.mark.parametrize('change', [dict(seed=6), dict(epoch=3), dict(rank=1), dict(seed=2, epoch=5),
-                                    dict(epoch=0, rank=2)], ids=str)
+@pytest.mark.parametrize(
+    'change', [dict(seed=6), dict(epoch=3), dict(rank=1), dict(seed=2, epoch=5), dict(epoch=0, rank=2)], ids=str
+)
 def test_seed_epoch_and_rank_change_the_draws_of_each_generator(draws, change):
     for a, b in zip(draws(), draws(**change)):
         assert a != b
@@ -95,9 +104,7 @@ def test_loader_without_a_sampler_is_no_obstacle():
     EpochSeedHook().before_train_epoch(runner)
 
 
-AUGMENTED = dict(
-    views=dict(dataset=dict(dataset=dict(pipeline=PIPELINE))),
-    device=on_device()['train_dataloader'])
+AUGMENTED = dict(views=dict(dataset=dict(dataset=dict(pipeline=PIPELINE))), device=on_device()['train_dataloader'])
 AUGMENTED['device']['dataset'].update(padding=1, flip_prob=0.5)
 
 
@@ -105,15 +112,27 @@ AUGMENTED['device']['dataset'].update(padding=1, flip_prob=0.5)
 def test_a_resumed_run_ends_with_the_very_weights_of_an_unbroken_one(tmp_path, loader):
     """With random views and mixup, and from another state of the generators."""
     mixing = dict(augments=[dict(type='mmpretrain.Mixup', alpha=0.8)])
-    model = distillation(teacher_ckpt=save_teacher(tmp_path / 'teacher.pth'),
-                         data_preprocessor=dict(PREPROCESSOR, batch_augments=mixing))
+    model = distillation(
+        teacher_ckpt=save_teacher(tmp_path / 'teacher.pth'), data_preprocessor=dict(PREPROCESSOR, batch_augments=mixing)
+    )
 
     def weights(name, **kwargs):
-        runner = Runner.from_cfg(digits_config(
-            tmp_path / name, model, 2, custom_hooks=[dict(type='mmwsl.EpochSeedHook')], val_cfg=None,
-            val_dataloader=None, val_evaluator=None, train_dataloader=AUGMENTED[loader], **kwargs))
+        runner = Runner.from_cfg(
+            digits_config(
+                tmp_path / name,
+                model,
+                2,
+                custom_hooks=[dict(type='mmwsl.EpochSeedHook')],
+                val_cfg=None,
+                val_dataloader=None,
+                val_evaluator=None,
+                train_dataloader=AUGMENTED[loader],
+                **kwargs,
+            )
+        )
         runner.train()
         return runner.model.state_dict()
+
     unbroken = weights('unbroken')
     shutil.copytree(tmp_path / 'unbroken', tmp_path / 'resumed', ignore=shutil.ignore_patterns('epoch_2.pth'))
     (tmp_path / 'resumed/last_checkpoint').write_text(str(tmp_path / 'resumed/epoch_1.pth'))
@@ -123,12 +142,19 @@ def test_a_resumed_run_ends_with_the_very_weights_of_an_unbroken_one(tmp_path, l
 
 def by_iterations(work_dir, model, max_iters=10, loader=None, **kwargs):
     """Config of a run that is saved every 4 iterations; 6 are an epoch of the data. It is not validated."""
-    loader = dict(copy.deepcopy(loader or {}),
-                  sampler=dict(type='mmwsl.InfiniteViewSampler', shuffle=True, _delete_=True))
+    loader = dict(
+        copy.deepcopy(loader or {}), sampler=dict(type='mmwsl.InfiniteViewSampler', shuffle=True, _delete_=True)
+    )
     cfg = digits_config(
-        work_dir, model, custom_hooks=[dict(type='mmwsl.EpochSeedHook')], train_dataloader=loader,
-        train_cfg=dict(by_epoch=False, max_iters=max_iters, _delete_=True), param_scheduler=None,
-        default_hooks=dict(checkpoint=dict(by_epoch=False, interval=4), logger=dict(interval=1)), **kwargs)
+        work_dir,
+        model,
+        custom_hooks=[dict(type='mmwsl.EpochSeedHook')],
+        train_dataloader=loader,
+        train_cfg=dict(by_epoch=False, max_iters=max_iters, _delete_=True),
+        param_scheduler=None,
+        default_hooks=dict(checkpoint=dict(by_epoch=False, interval=4), logger=dict(interval=1)),
+        **kwargs,
+    )
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     return cfg
 
@@ -149,15 +175,18 @@ class Spy(Hook):
 def test_a_run_by_iterations_ends_with_the_very_weights_of_an_unbroken_one(tmp_path, loader):
     """With random views and mixup, and without a seed in the config of the run that is killed."""
     mixing = dict(augments=[dict(type='mmpretrain.Mixup', alpha=0.8)])
-    model = distillation(teacher_ckpt=save_teacher(tmp_path / 'teacher.pth'),
-                         data_preprocessor=dict(PREPROCESSOR, batch_augments=mixing))
+    model = distillation(
+        teacher_ckpt=save_teacher(tmp_path / 'teacher.pth'), data_preprocessor=dict(PREPROCESSOR, batch_augments=mixing)
+    )
 
     def train(name, spy, seed=None, **kwargs):
-        runner = Runner.from_cfg(by_iterations(tmp_path / name, model, loader=AUGMENTED[loader],
-                                               randomness=dict(seed=seed), **kwargs))
+        runner = Runner.from_cfg(
+            by_iterations(tmp_path / name, model, loader=AUGMENTED[loader], randomness=dict(seed=seed), **kwargs)
+        )
         runner.register_hook(spy)
         runner.train()
         return runner
+
     unbroken, killed, resumed = Spy(), Spy(ends_in=7), Spy()
     with pytest.raises(KeyboardInterrupt):
         train('killed', killed)
@@ -187,6 +216,7 @@ def test_each_iteration_is_seeded(monkeypatch):
         runner.train_loop = SimpleNamespace()
         EpochSeedHook().before_train_iter(runner, 0)
         return random.random(), np.random.rand(), torch.rand(()).item()
+
     assert drawn(epoch=0, iter=3) == drawn(epoch=0, iter=3)
     for a, b in zip(drawn(epoch=0, iter=3), drawn(epoch=0, iter=4)):
         assert a != b

@@ -9,8 +9,14 @@ HOOK = dict(runtime_info=dict(type='mmwsl.LateScalarsHook'))
 
 def history(work_dir, default_hooks, **kwargs):
     """What the message hub has of a run of 20 steps in two epochs, and of its last checkpoint."""
-    cfg = digits_config(work_dir, distillation(), 2, custom_hooks=[dict(type='mmwsl.EpochSeedHook')],
-                        train_dataloader=dict(batch_size=60), **kwargs)
+    cfg = digits_config(
+        work_dir,
+        distillation(),
+        2,
+        custom_hooks=[dict(type='mmwsl.EpochSeedHook')],
+        train_dataloader=dict(batch_size=60),
+        **kwargs,
+    )
     cfg.default_hooks.update(default_hooks)
     cfg.default_hooks.logger.interval = 4
     cfg.default_hooks.checkpoint.update(interval=7, by_epoch=False, save_last=False)
@@ -18,8 +24,10 @@ def history(work_dir, default_hooks, **kwargs):
     runner = Runner.from_cfg(cfg)
     runner.train()
     saved = torch.load(work_dir / 'iter_14.pth', weights_only=False)['message_hub']['log_scalars']
-    return [{name: buffer.data[0].tolist() for name, buffer in scalars.items() if 'time' not in name}
-            for scalars in (runner.message_hub.log_scalars, saved)]
+    return [
+        {name: buffer.data[0].tolist() for name, buffer in scalars.items() if 'time' not in name}
+        for scalars in (runner.message_hub.log_scalars, saved)
+    ]
 
 
 def test_history_is_mmengines_and_is_read_in_one_copy_at_a_turn(tmp_path, monkeypatch):

@@ -19,8 +19,11 @@ HOOK = dict(type='mmwsl.SampleRecordHook')
 
 
 def with_loss(**loss):
-    return distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(
-        loss_wsl={**dict(type='mmwsl.WSLLoss', tau=4.0), **loss})))
+    return distillation(
+        distiller=dict(
+            type='mmwsl.WSLDistiller', distill_losses=dict(loss_wsl={**dict(type='mmwsl.WSLLoss', tau=4.0), **loss})
+        )
+    )
 
 
 class Spy(Hook):
@@ -33,6 +36,7 @@ class Spy(Hook):
         def listening(loss, preds_S, preds_T, gt_labels, *args, **kwargs):
             self.inputs = preds_S.detach().clone(), preds_T.clone(), gt_labels.clone()
             return forward(loss, preds_S, preds_T, gt_labels, *args, **kwargs)
+
         monkeypatch.setattr(WSLLoss, 'forward', listening)
 
     def before_train_epoch(self, runner):
@@ -88,14 +92,18 @@ def test_every_interval_and_after_the_last_epoch(tmp_path):
 def test_histogram_shows_where_the_weights_are():
     low, high = (_histogram(np.full(100, w, np.float32), 3) for w in (0.1, 0.9))
     assert low.dtype == np.uint8 and low.shape == high.shape and low.shape[2] == 3
+
     def dark(picture):
         return np.argwhere((picture == 102).all(2))[:, 1].mean() / picture.shape[1]
+
     assert dark(low) < 0.4 and dark(high) > 0.7
 
 
 def test_recording_changes_nothing_that_is_trained(tmp_path):
-    weights = [run_digits(tmp_path / name, with_loss(), custom_hooks=hooks).model.student.state_dict()
-               for name, hooks in (('with', [HOOK]), ('without', []))]
+    weights = [
+        run_digits(tmp_path / name, with_loss(), custom_hooks=hooks).model.student.state_dict()
+        for name, hooks in (('with', [HOOK]), ('without', []))
+    ]
     torch.testing.assert_close(*weights, rtol=0, atol=0)
 
 
@@ -105,8 +113,16 @@ def recorded(tmp_path):
     loss = WSLLoss()
     model = SimpleNamespace(distiller=SimpleNamespace(distill_losses=dict(loss_wsl=loss)), distillation_stopped=False)
     loader = DataLoader(range(6), batch_size=2)
-    runner = SimpleNamespace(model=model, train_loop=None, hooks=[], epoch=0, max_epochs=9, train_dataloader=loader,
-                             work_dir=tmp_path, visualizer=SimpleNamespace(add_image=lambda *args, **kwargs: None))
+    runner = SimpleNamespace(
+        model=model,
+        train_loop=None,
+        hooks=[],
+        epoch=0,
+        max_epochs=9,
+        train_dataloader=loader,
+        work_dir=tmp_path,
+        visualizer=SimpleNamespace(add_image=lambda *args, **kwargs: None),
+    )
     hook = SampleRecordHook()
     hook.before_train(runner)
     hook.before_train_epoch(runner)
@@ -117,6 +133,7 @@ def recorded(tmp_path):
         loss(torch.randn(shape, requires_grad=True), torch.randn(shape), target)
         samples = [DataSample(metainfo=meta or dict(sample_idx=size * batch_idx + i)) for i in range(size)]
         hook.after_train_iter(runner, batch_idx, dict(data_samples=samples))
+
     return hook, runner, step
 
 
@@ -130,7 +147,7 @@ def test_an_epoch_that_was_seen_in_part_is_not_written(recorded, tmp_path):
     for batch_idx in range(3):
         step(batch_idx)
     hook.after_train_epoch(runner)
-    (epoch, records), = read_records(tmp_path).items()
+    ((epoch, records),) = read_records(tmp_path).items()
     assert epoch == 2 and records['index'].tolist() == [0, 1, 2, 3, 4, 5]
 
 
@@ -142,7 +159,7 @@ def test_ignored_targets_are_left_out(recorded, tmp_path):
         step(batch_idx, target=target)
     hook._log(runner)
     hook.after_train_epoch(runner)
-    (_, records), = read_records(tmp_path).items()
+    ((_, records),) = read_records(tmp_path).items()
     assert records['index'].tolist() == [1, 2]
     assert logged['train/wsl/L_s'] == pytest.approx(records['L_s'].mean())
     hook.unlogged = 1
@@ -180,8 +197,9 @@ def test_of_dense_targets_percentiles_alone_are_logged(recorded, tmp_path, shape
     for batch_idx in range(2):
         step(batch_idx, shape=shape)
         weights.append(hook.loss.sample_terms['w'].flatten())
-    assert said == ['SampleRecordHook writes no records, because samples have several targets: it logs percentiles '
-                    'alone.']
+    assert said == [
+        'SampleRecordHook writes no records, because samples have several targets: it logs percentiles alone.'
+    ]
     # of 14,400 targets 4,096: the error of a quantile of 8,192 is 0.006 at most, and these have less density than 0.5
     near = 1e-6 if shape == (2, 5, 3) else 0.04
     for level in (10, 50, 90):
@@ -193,7 +211,7 @@ def test_of_dense_targets_percentiles_alone_are_logged(recorded, tmp_path, shape
 
 
 def test_no_target_is_sampled_twice_and_others_in_the_next_step():
-    rows = torch.arange(3 * 4096.).expand(4, -1)
+    rows = torch.arange(3 * 4096.0).expand(4, -1)
     seen = torch.cat([_sampled(rows, step) for step in (7, 8, 9)], 1)
     assert seen.shape == (4, 3 * 4096) and seen[0].sort().values.tolist() == rows[0].tolist()
     assert _sampled(rows[:, :4096], 3) is not None and _sampled(rows[:, :4096], 3).shape == (4, 4096)
@@ -201,12 +219,23 @@ def test_no_target_is_sampled_twice_and_others_in_the_next_step():
     assert [(first // 1024 == part).sum().item() for part in range(12)] == pytest.approx([341.3] * 12, abs=3)
 
 
-@pytest.mark.parametrize('model, message', [
-    (network(2), "there is none.*WSLLoss with weighting='one'"),
-    (with_loss(type='mmrazor.KLDivergence'), 'there is none'),
-    (distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(
-        loss_1=dict(type='mmwsl.WSLLoss'), loss_2=dict(type='mmwsl.WSLLoss')))), 'there are loss_1, loss_2'),
-], ids=['network alone', 'KLDivergence', 'two losses'])
+@pytest.mark.parametrize(
+    'model, message',
+    [
+        (network(2), "there is none.*WSLLoss with weighting='one'"),
+        (with_loss(type='mmrazor.KLDivergence'), 'there is none'),
+        (
+            distillation(
+                distiller=dict(
+                    type='mmwsl.WSLDistiller',
+                    distill_losses=dict(loss_1=dict(type='mmwsl.WSLLoss'), loss_2=dict(type='mmwsl.WSLLoss')),
+                )
+            ),
+            'there are loss_1, loss_2',
+        ),
+    ],
+    ids=['network alone', 'KLDivergence', 'two losses'],
+)
 def test_model_without_exactly_one_loss_stops_before_the_first_step(tmp_path, model, message):
     with pytest.raises(ValueError, match=message):
         run_digits(tmp_path, model, custom_hooks=[HOOK])
@@ -214,8 +243,13 @@ def test_model_without_exactly_one_loss_stops_before_the_first_step(tmp_path, mo
 
 def test_a_run_by_iterations_logs_percentiles_and_writes_nothing(tmp_path, monkeypatch):
     spy = Spy(monkeypatch)
-    cfg = digits_config(tmp_path, with_loss(), custom_hooks=[HOOK], param_scheduler=None,
-                        train_dataloader=dict(sampler=dict(type='mmwsl.InfiniteViewSampler', shuffle=True)))
+    cfg = digits_config(
+        tmp_path,
+        with_loss(),
+        custom_hooks=[HOOK],
+        param_scheduler=None,
+        train_dataloader=dict(sampler=dict(type='mmwsl.InfiniteViewSampler', shuffle=True)),
+    )
     cfg.train_cfg = dict(by_epoch=False, max_iters=9)  # an epoch of the data has 6
     cfg.log_processor = dict(by_epoch=False)
     cfg.default_hooks.logger.interval = 4
@@ -234,10 +268,20 @@ def test_a_run_by_iterations_logs_percentiles_and_writes_nothing(tmp_path, monke
 def test_two_processes_write_one_record_of_all_samples(tmp_path):
     torch.manual_seed(0)
     torch.save(build(network(16, depth=14)).state_dict(), tmp_path / 'teacher.pth')
-    launch('dist_train.sh', 'configs/wsl_digits.py', 2, '--work-dir', tmp_path, '--no-validate',
-           '--cfg-options', f'model.teacher_ckpt={tmp_path / "teacher.pth"}', 'train_cfg.max_epochs=1',
-           'train_dataloader.batch_size=25', 'default_hooks.sample_records.type=mmwsl.SampleRecordHook')
-    (epoch, records), = read_records(tmp_path).items()
+    launch(
+        'dist_train.sh',
+        'configs/wsl_digits.py',
+        2,
+        '--work-dir',
+        tmp_path,
+        '--no-validate',
+        '--cfg-options',
+        f'model.teacher_ckpt={tmp_path / "teacher.pth"}',
+        'train_cfg.max_epochs=1',
+        'train_dataloader.batch_size=25',
+        'default_hooks.sample_records.type=mmwsl.SampleRecordHook',
+    )
+    ((epoch, records),) = read_records(tmp_path).items()
     assert epoch == 1 and records['index'].tolist() == list(range(600))
 
 

@@ -21,6 +21,7 @@ HOOKS = [dict(type='mmwsl.EpochSeedHook'), dict(type='mmwsl.StopOnSignalHook'), 
 
 class Send(Hook):
     """Sends a signal to this process and its workers, as Slurm does, in a step or a validation."""
+
     priority = 'HIGHEST'
 
     def __init__(self, number, step=None, epoch=None):
@@ -51,11 +52,24 @@ def callers_generators_and_handlers():
 
 
 def run(work_dir, *sent, resume=False, workers=0, **settings):
-    cfg = digits_config(work_dir, MIXING, 2, **copy.deepcopy(dict(  # epochs of 6 steps
-        custom_hooks=HOOKS, optim_wrapper=dict(accumulative_counts=4), **settings)))
+    cfg = digits_config(
+        work_dir,
+        MIXING,
+        2,
+        **copy.deepcopy(
+            dict(  # epochs of 6 steps
+                custom_hooks=HOOKS, optim_wrapper=dict(accumulative_counts=4), **settings
+            )
+        ),
+    )
     cfg.train_dataloader.num_workers = workers
-    cfg.merge_from_dict(dict(resume=resume, load_from=latest_checkpoint(work_dir) if resume else None,
-                             experiment_name=f'{work_dir}{resume}'.replace('/', '_')))
+    cfg.merge_from_dict(
+        dict(
+            resume=resume,
+            load_from=latest_checkpoint(work_dir) if resume else None,
+            experiment_name=f'{work_dir}{resume}'.replace('/', '_'),
+        )
+    )
     runner = Runner.from_cfg(cfg)
     if sent:
         runner.register_hook(Send(*sent))
@@ -77,10 +91,17 @@ def unbroken(tmp_path_factory):
     return run(folder), losses(folder)
 
 
-@pytest.mark.parametrize('sent, saved, workers', [
-    ((signal.SIGTERM, 7), (1, 8), 0), ((signal.SIGUSR1, 2), (0, 3), 1), ((signal.SIGTERM, 8), (1, 9), 1),
-    ((signal.SIGTERM, 5), (1, 6), 0), ((signal.SIGTERM, None, 1), (1, 6), 0),
-], ids=['in an epoch', 'requeue', 'with workers', 'at the end of an epoch', 'in a validation'])
+@pytest.mark.parametrize(
+    'sent, saved, workers',
+    [
+        ((signal.SIGTERM, 7), (1, 8), 0),
+        ((signal.SIGUSR1, 2), (0, 3), 1),
+        ((signal.SIGTERM, 8), (1, 9), 1),
+        ((signal.SIGTERM, 5), (1, 6), 0),
+        ((signal.SIGTERM, None, 1), (1, 6), 0),
+    ],
+    ids=['in an epoch', 'requeue', 'with workers', 'at the end of an epoch', 'in a validation'],
+)
 def test_a_run_that_was_told_to_end_ends_with_the_very_weights(tmp_path, unbroken, sent, saved, workers):
     run(tmp_path, *sent, workers=workers)
     assert latest_checkpoint(tmp_path) == str(tmp_path / 'interrupted.pth')

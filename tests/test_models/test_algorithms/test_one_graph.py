@@ -1,4 +1,5 @@
 """A step under torch.compile: one graph, and the same numbers as without."""
+
 import copy
 import functools
 import re
@@ -44,11 +45,13 @@ def images(step, size=4, channels=1, side=8, classes=10):
 
 # ---- every pair in configs/
 
+
 def is_distillation(cfg):
     """Without files that others have to make first; what looks images up is traced for each batch."""
     model = cfg.get('model', {})
-    return model.get('type') == 'mmwsl.WSLDistill' and not {'teacher_cache', 'teacher_losses'} & set(re.findall(
-        r'\w+', str(model)))
+    return model.get('type') == 'mmwsl.WSLDistill' and not {'teacher_cache', 'teacher_losses'} & set(
+        re.findall(r'\w+', str(model))
+    )
 
 
 @functools.cache
@@ -68,8 +71,10 @@ def pairs():
 
 
 def quick_and_slow(names):
-    return [pytest.param(name, marks=() if 'digits' in name or name == 'wsl_r56_r20_cifar100' else pytest.mark.slow)
-            for name in names]
+    return [
+        pytest.param(name, marks=() if 'digits' in name or name == 'wsl_r56_r20_cifar100' else pytest.mark.slow)
+        for name in names
+    ]
 
 
 @pytest.fixture
@@ -99,6 +104,7 @@ def test_step_of_a_pair_is_one_graph(name, in_epoch):
 
 # ---- every kind of teacher, and whatever else a graph has to carry
 
+
 def of(**kwargs):
     return build(distillation(**kwargs))
 
@@ -121,13 +127,29 @@ LOSSES = {
         teacher_recorders=dict(features=dict(type='ModuleOutputs', source='backbone.layer3.0.bn2')),
         connectors=dict(widen=dict(type='ConvModuleConnector', in_channel=8, out_channel=16)),
         distill_losses=dict(loss_wsl=dict(type='mmwsl.WSLLoss'), loss_features=dict(type='L2Loss')),
-        loss_forward_mappings=dict(loss_features=dict(
-            s_feature=dict(recorder='features', from_student=True, connector='widen'),
-            t_feature=dict(recorder='features', from_student=False)))),
-    'standardised': dict(distill_losses=dict(loss_kd=dict(type='mmwsl.WeightedLoss', loss=dict(
-        type='Standardized', loss=dict(type='DKD')), weighting=dict(type='EntropyWeighting')))),
-    'scale-free': dict(distill_losses=dict(loss_kd=dict(
-        type='mmwsl.WeightedLoss', loss=dict(type='TTM'), weighting=dict(type='WSLWeighting', scale_free=True)))),
+        loss_forward_mappings=dict(
+            loss_features=dict(
+                s_feature=dict(recorder='features', from_student=True, connector='widen'),
+                t_feature=dict(recorder='features', from_student=False),
+            )
+        ),
+    ),
+    'standardised': dict(
+        distill_losses=dict(
+            loss_kd=dict(
+                type='mmwsl.WeightedLoss',
+                loss=dict(type='Standardized', loss=dict(type='DKD')),
+                weighting=dict(type='EntropyWeighting'),
+            )
+        )
+    ),
+    'scale-free': dict(
+        distill_losses=dict(
+            loss_kd=dict(
+                type='mmwsl.WeightedLoss', loss=dict(type='TTM'), weighting=dict(type='WSLWeighting', scale_free=True)
+            )
+        )
+    ),
 }
 
 
@@ -172,7 +194,8 @@ def test_step_with_a_cached_teacher_is_one_graph(tmp_path, dtype):
     cfg = cached(live(teacher), folder)
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     assert_one_graph_of_the_same_numbers(
-        lambda: build(cfg.model), lambda step: default_collate([dataset[View(place, 1, 99)] for place in range(4)]))
+        lambda: build(cfg.model), lambda step: default_collate([dataset[View(place, 1, 99)] for place in range(4)])
+    )
 
 
 def test_step_with_mixed_images_is_one_graph():
@@ -195,16 +218,26 @@ def test_a_compiled_model_is_one_graph():
 def test_in_a_run_of_mmengine_that_compiles_both_networks_are_in_one_graph(tmp_path):
     graphs = Graphs()
     hooks = [dict(type='mmwsl.EpochSeedHook'), dict(type='mmwsl.LossStatisticsHook')]
-    cfg = digits_config(tmp_path, distillation(), 2, custom_hooks=hooks, train_dataloader=dict(batch_size=60),
-                        default_hooks=dict(logger=dict(interval=20)), log_processor=dict(window_size=1))
+    cfg = digits_config(
+        tmp_path,
+        distillation(),
+        2,
+        custom_hooks=hooks,
+        train_dataloader=dict(batch_size=60),
+        default_hooks=dict(logger=dict(interval=20)),
+        log_processor=dict(window_size=1),
+    )
     torch._dynamo.register_backend(graphs, name='graphs')  # a config holds only data
     cfg.compile = dict(backend='graphs')
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     runner = Runner.from_cfg(cfg)
     runner.train()
     model = runner.model
-    convolutions = sum(isinstance(module, torch.nn.Conv2d) for network in (model.student, model.teacher)
-                       for module in network.modules())
+    convolutions = sum(
+        isinstance(module, torch.nn.Conv2d)
+        for network in (model.student, model.teacher)
+        for module in network.modules()
+    )
     assert convolutions == 18
     # with statistics and without
     assert [count for count in graphs.convolutions if count] == [convolutions] * 2
@@ -259,7 +292,7 @@ def test_what_breaks_the_graph_is_said_once(monkeypatch):
     graphs = Graphs().compile(model)
     for step in range(2):
         found = losses(model, images(step))
-        answer, = model.distiller.student_recorders.get_recorder('answer').data_buffer
+        (answer,) = model.distiller.student_recorders.get_recorder('answer').data_buffer
         torch.testing.assert_close(answer['loss'], found['student.loss'].detach())
     assert graphs.made > 1
     assert len(said) == 1 and "'answer' (MethodOutputsRecorder)" in said[0]
@@ -269,12 +302,19 @@ def test_a_delivery_breaks_the_graph_and_still_delivers():
     def make():
         torch.manual_seed(1)
         deliveries = dict(loss=dict(type='MethodOutputs', max_keep_data=1, method_path=CLASS_METHOD))
-        wiring = dict(preds_S=dict(recorder='logits', from_student=True),
-                      preds_T=dict(recorder='logits', from_student=False))
-        return of(distiller=dict(
-            type='mmwsl.WSLDistiller', distill_deliveries=deliveries,
-            student_recorders=dict(logits=dict(type='ModuleOutputs', source='head')),
-            distill_losses=dict(loss_kd=dict(type='KLDivergence')), loss_forward_mappings=dict(loss_kd=wiring)))
+        wiring = dict(
+            preds_S=dict(recorder='logits', from_student=True), preds_T=dict(recorder='logits', from_student=False)
+        )
+        return of(
+            distiller=dict(
+                type='mmwsl.WSLDistiller',
+                distill_deliveries=deliveries,
+                student_recorders=dict(logits=dict(type='ModuleOutputs', source='head')),
+                distill_losses=dict(loss_kd=dict(type='KLDivergence')),
+                loss_forward_mappings=dict(loss_kd=wiring),
+            )
+        )
+
     expected, _ = steps_of(make())
     found, (made, _) = steps_of(make(), compiled=True)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -296,6 +336,7 @@ def test_statistics_are_computed_in_the_graph_alone(monkeypatch):
 
 # ---- modules that are replaced under a recorder
 
+
 def test_recorder_reads_the_norm_layer_that_replaced_its_own():
     recorders = dict(features=dict(type='ModuleOutputs', source='backbone.bn1'))
     model = of(distiller=dict(type='mmwsl.WSLDistiller', student_recorders=recorders))
@@ -305,7 +346,7 @@ def test_recorder_reads_the_norm_layer_that_replaced_its_own():
     model.student.eval()  # on a CPU it trains not
     for _ in range(2):
         losses(model, images(0))
-        recorded, = model.distiller.student_recorders.get_recorder('features').data_buffer
+        (recorded,) = model.distiller.student_recorders.get_recorder('features').data_buffer
         assert recorded.shape == (4, 2, 8, 8)
 
 
@@ -319,6 +360,7 @@ def test_recorder_reads_a_layer_of_the_teacher_that_replaced_its_own():
 
 
 # ---- on a GPU
+
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 @pytest.mark.parametrize(('kind', 'compiled'), [*((kind, False) for kind in TEACHERS), ('eval', True)])

@@ -106,16 +106,20 @@ def test_copy_has_a_teacher_of_its_own_that_works(model):
 def test_no_loss_is_computed_for_the_teacher(model, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError('the teacher computed a loss')
+
     monkeypatch.setattr(model.teacher.head, 'loss', fail)
     losses(model, batch())
 
 
 def test_recorder_in_the_teachers_loss_makes_it_run_in_loss_mode():
     recorders = dict(logits=dict(type='ModuleInputs', source='head.loss_module'))
-    mappings = dict(loss_wsl=dict(
-        preds_S=dict(recorder='hard_loss', from_student=True, data_idx=0),
-        preds_T=dict(recorder='logits', from_student=False, data_idx=0),
-        gt_labels=dict(recorder='hard_loss', from_student=True, data_idx=1)))
+    mappings = dict(
+        loss_wsl=dict(
+            preds_S=dict(recorder='hard_loss', from_student=True, data_idx=0),
+            preds_T=dict(recorder='logits', from_student=False, data_idx=0),
+            gt_labels=dict(recorder='hard_loss', from_student=True, data_idx=1),
+        )
+    )
     distiller = dict(type='mmwsl.WSLDistiller', teacher_recorders=recorders, loss_forward_mappings=mappings)
     torch.manual_seed(0)
     through_loss = build(distillation(distiller=distiller))
@@ -128,10 +132,17 @@ def test_recorder_in_the_teachers_loss_makes_it_run_in_loss_mode():
 def test_delivery_in_the_head_makes_the_student_see_what_the_teacher_saw():
     method = 'mmpretrain.models.heads.cls_head.ClsHead._get_loss'
     deliveries = dict(loss=dict(type='MethodOutputs', max_keep_data=1, method_path=method))
-    distiller = dict(type='mmwsl.WSLDistiller', distill_deliveries=deliveries, distill_losses={
-        'loss_kd': dict(type='KLDivergence', tau=4.0)}, loss_forward_mappings=dict(loss_kd=dict(
-            preds_S=dict(recorder='logits', from_student=True), preds_T=dict(recorder='logits', from_student=False))),
-        student_recorders=dict(logits=dict(type='ModuleOutputs', source='head')))
+    distiller = dict(
+        type='mmwsl.WSLDistiller',
+        distill_deliveries=deliveries,
+        distill_losses={'loss_kd': dict(type='KLDivergence', tau=4.0)},
+        loss_forward_mappings=dict(
+            loss_kd=dict(
+                preds_S=dict(recorder='logits', from_student=True), preds_T=dict(recorder='logits', from_student=False)
+            )
+        ),
+        student_recorders=dict(logits=dict(type='ModuleOutputs', source='head')),
+    )
     model = build(distillation(distiller=distiller))
     for step in range(2):
         data = batch(seed=step)
@@ -146,18 +157,25 @@ def three_channels(cfg):
     return cfg
 
 
-@pytest.mark.parametrize('own', [
-    dict(mean=[100.0, 110.0, 120.0], std=[50.0, 60.0, 70.0], to_rgb=False),
-    dict(mean=[100.0, 110.0, 120.0], std=[50.0, 60.0, 70.0], to_rgb=True),
-    dict(mean=[120.0, 110.0, 100.0], std=[70.0, 60.0, 50.0], to_rgb=True),
-])
+@pytest.mark.parametrize(
+    'own',
+    [
+        dict(mean=[100.0, 110.0, 120.0], std=[50.0, 60.0, 70.0], to_rgb=False),
+        dict(mean=[100.0, 110.0, 120.0], std=[50.0, 60.0, 70.0], to_rgb=True),
+        dict(mean=[120.0, 110.0, 100.0], std=[70.0, 60.0, 50.0], to_rgb=True),
+    ],
+)
 def test_teacher_with_its_own_preprocessor_sees_its_own_kind_of_input(own):
     own = dict(type='mmpretrain.ClsDataPreprocessor', **own)
     student = dict(type='mmpretrain.ClsDataPreprocessor', mean=[90.0, 100.0, 105.0], std=[40.0, 41.0, 42.0])
     torch.manual_seed(0)
-    model = build(distillation(
-        architecture=three_channels(network(2)), teacher=three_channels(network(4, data_preprocessor=own)),
-        data_preprocessor=student))
+    model = build(
+        distillation(
+            architecture=three_channels(network(2)),
+            teacher=three_channels(network(4, data_preprocessor=own)),
+            data_preprocessor=student,
+        )
+    )
     data = batch(channels=3)
     reference = MODELS.build(three_channels(network(4)))
     reference.load_state_dict(model.teacher.state_dict())
@@ -168,8 +186,9 @@ def test_teacher_with_its_own_preprocessor_sees_its_own_kind_of_input(own):
     torch.testing.assert_close(model.teacher(inputs=inputs), expected)  # as val_step calls it
 
 
-@pytest.mark.parametrize('own, expected', [
-    (dict(type='mmpretrain.ClsDataPreprocessor'), 'raw'), (None, 'as the student')])
+@pytest.mark.parametrize(
+    'own, expected', [(dict(type='mmpretrain.ClsDataPreprocessor'), 'raw'), (None, 'as the student')]
+)
 def test_teacher_whose_preprocessor_does_not_normalise(own, expected):
     # named in its config, it wants raw pixels; not named, the teacher takes what there is
     model = build(distillation(teacher=network(4, data_preprocessor=own)))
@@ -182,8 +201,11 @@ def test_teacher_whose_preprocessor_does_not_normalise(own, expected):
 
 def test_padding_stays_padding_for_a_teacher_with_another_normalisation():
     own = dict(type='mmpretrain.ClsDataPreprocessor', mean=[1.0], std=[2.0], pad_size_divisor=16, pad_value=-3)
-    model = build(distillation(teacher=network(4, data_preprocessor=own),
-                               data_preprocessor=dict(PREPROCESSOR, pad_size_divisor=16)))
+    model = build(
+        distillation(
+            teacher=network(4, data_preprocessor=own), data_preprocessor=dict(PREPROCESSOR, pad_size_divisor=16)
+        )
+    )
     data = batch()
     for sample in data['data_samples']:
         sample.set_metainfo(dict(img_shape=(8, 8)))
@@ -193,8 +215,9 @@ def test_padding_stays_padding_for_a_teacher_with_another_normalisation():
     expected[:, :, :8, :8] = (raw[:, :, :8, :8] - 1) / 2
     reference = reference_teacher(model.teacher.state_dict())
     torch.testing.assert_close(model.teacher(data['inputs'], data['data_samples']), reference(expected))
-    torch.testing.assert_close(model.teacher(inputs=data['inputs'], data_samples=data['data_samples']),
-                               reference(expected))
+    torch.testing.assert_close(
+        model.teacher(inputs=data['inputs'], data_samples=data['data_samples']), reference(expected)
+    )
 
 
 def test_mixup_in_the_students_own_train_cfg_is_kept():
@@ -209,8 +232,7 @@ def test_recorder_on_a_synchronised_norm_layer_keeps_its_source():
     teacher = network(4)
     teacher['backbone']['norm_cfg'] = dict(type='SyncBN')
     recorders = dict(features=dict(type='ModuleOutputs', source='backbone.bn1'))
-    model = build(distillation(
-        teacher=teacher, distiller=dict(type='mmwsl.WSLDistiller', teacher_recorders=recorders)))
+    model = build(distillation(teacher=teacher, distiller=dict(type='mmwsl.WSLDistiller', teacher_recorders=recorders)))
     losses(model, batch())
     recorded = model.distiller.teacher_recorders.get_recorder('features').get_record_data()
     assert recorded.shape == (6, 4, 8, 8)
@@ -233,8 +255,12 @@ def test_a_run_with_one_cycle_resumes(tmp_path):
 
 def test_teacher_that_normalises_needs_a_student_that_does():
     with pytest.raises(ValueError, match='give the student mean and std too'):
-        build(distillation(teacher=network(4, data_preprocessor=PREPROCESSOR),
-                           data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor')))
+        build(
+            distillation(
+                teacher=network(4, data_preprocessor=PREPROCESSOR),
+                data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor'),
+            )
+        )
 
 
 def test_preprocessors_of_other_channels_are_refused():
@@ -246,8 +272,15 @@ def test_preprocessors_of_other_channels_are_refused():
 def test_checkpoint_of_mmrazor_that_holds_a_teacher_loads(model):
     init_default_scope('mmpretrain')
     distiller = dict(type='mmrazor.ConfigurableDistiller')
-    theirs = MODELS.build(dict(type='mmrazor.SingleTeacherDistill', architecture=network(2), teacher=network(4),
-                               data_preprocessor=PREPROCESSOR, distiller=distiller))
+    theirs = MODELS.build(
+        dict(
+            type='mmrazor.SingleTeacherDistill',
+            architecture=network(2),
+            teacher=network(4),
+            data_preprocessor=PREPROCESSOR,
+            distiller=distiller,
+        )
+    )
     assert any(key.startswith('teacher.') for key in theirs.state_dict())
     model.load_state_dict(theirs.state_dict(), strict=True)
     torch.testing.assert_close(model.student.state_dict(), theirs.student.state_dict())
@@ -280,9 +313,13 @@ def test_teacher_that_does_not_fit_is_refused_with_its_keys(tmp_path):
     torch.save(weights, path)
     with pytest.raises(ValueError) as error:
         build(distillation(teacher_ckpt=str(path)))
-    for text in (str(path), 'missing: head.fc.bias', 'unexpected: head.fc.other',
-                 'of another shape: backbone.conv1.weight: copying a param with shape torch.Size([4, 3, 3, 3]) from',
-                 'import_teacher.py'):
+    for text in (
+        str(path),
+        'missing: head.fc.bias',
+        'unexpected: head.fc.other',
+        'of another shape: backbone.conv1.weight: copying a param with shape torch.Size([4, 3, 3, 3]) from',
+        'import_teacher.py',
+    ):
         assert text in str(error.value)
 
 
@@ -299,7 +336,7 @@ def test_file_without_weights_says_what_it_holds(tmp_path):
 
 class _RunsCode:
     def __reduce__(self):
-        return os.mkdir, (self.target, )
+        return os.mkdir, (self.target,)
 
 
 def test_teacher_that_would_run_code_is_refused(tmp_path):
@@ -328,11 +365,17 @@ def test_validation_loop_of_mmrazor_scores_the_teacher_with_its_own_input(tmp_pa
     path = save_teacher(tmp_path / 'teacher.pth')
     own = dict(type='mmpretrain.ClsDataPreprocessor', mean=[3.0], std=[2.0])
     model = distillation(teacher=network(4, data_preprocessor=own), teacher_ckpt=path)
-    runner = run_digits(tmp_path, model, custom_hooks=[],
-                        val_cfg=dict(type='mmrazor.SingleTeacherDistillValLoop', _delete_=True))
+    runner = run_digits(
+        tmp_path, model, custom_hooks=[], val_cfg=dict(type='mmrazor.SingleTeacherDistillValLoop', _delete_=True)
+    )
     teacher = runner.message_hub.get_scalar('val/teacher.accuracy/top1').current()
-    alone = run_digits(tmp_path / 'alone', network(4, data_preprocessor=own), load_from=path, custom_hooks=[],
-                       optim_wrapper=dict(optimizer=dict(lr=0.0)))
+    alone = run_digits(
+        tmp_path / 'alone',
+        network(4, data_preprocessor=own),
+        load_from=path,
+        custom_hooks=[],
+        optim_wrapper=dict(optimizer=dict(lr=0.0)),
+    )
     alone.load_checkpoint(path)
     assert teacher == pytest.approx(alone.val_loop.run()['accuracy/top1'])
 
@@ -348,8 +391,9 @@ def test_ema_hook_holds_no_teacher(tmp_path):
 def test_mixed_precision_trains(tmp_path, monkeypatch):
     # mmengine asks for a GPU; on a CPU the same code runs in bfloat16
     monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
-    runner = run_digits(tmp_path, distillation(), custom_hooks=[],
-                        optim_wrapper=dict(type='AmpOptimWrapper', dtype='bfloat16'))
+    runner = run_digits(
+        tmp_path, distillation(), custom_hooks=[], optim_wrapper=dict(type='AmpOptimWrapper', dtype='bfloat16')
+    )
     logged = runner.message_hub.get_scalar('train/distill.loss_wsl').data[0]
     assert len(logged) == 6 and all(0 < value < 1e3 for value in logged)
 
@@ -368,9 +412,13 @@ def test_every_step_is_logged(tmp_path):
 @pytest.mark.parametrize('to_rgb', [True, False])
 def test_channels_are_swapped_for_the_teacher_where_nothing_normalises(to_rgb):
     own = dict(type='mmpretrain.ClsDataPreprocessor', to_rgb=to_rgb)
-    model = build(distillation(
-        architecture=three_channels(network(2)), teacher=three_channels(network(4, data_preprocessor=own)),
-        data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor')))
+    model = build(
+        distillation(
+            architecture=three_channels(network(2)),
+            teacher=three_channels(network(4, data_preprocessor=own)),
+            data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor'),
+        )
+    )
     seen = []
     model.teacher.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     inputs = torch.rand(2, 3, 8, 8)
@@ -398,6 +446,7 @@ def test_a_checkpoint_without_a_student_is_refused(tmp_path, model):
 
 
 # ---- another network in place of the teacher's
+
 
 def shifted():
     """A teacher with its own kind of input, and logits unlike those of the fixture's."""
@@ -472,14 +521,15 @@ def test_what_cannot_teach_is_not_assigned():
     del without_neck.neck
     with pytest.raises(TypeError, match=r"a BaseModel of mmengine, got <class '.*Linear'>"):
         model.teacher = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="\"neck\" is not in the model.*Name one of its modules"):
+    with pytest.raises(ValueError, match='"neck" is not in the model.*Name one of its modules'):
         model.teacher = without_neck
     assert model.teacher is old and 'teacher' not in model._modules
     assert losses(model, batch())['distill.loss_wsl'] > 0
 
 
-@pytest.mark.parametrize('copied', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
-                         ids=['deepcopy', 'pickle'])
+@pytest.mark.parametrize(
+    'copied', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=['deepcopy', 'pickle']
+)
 def test_a_model_is_copied_after_a_step(model, copied):
     model.parse_losses(losses(model, batch()))[0].backward()
     twin = copied(model)
@@ -492,6 +542,7 @@ def test_a_model_is_copied_after_a_step(model, copied):
 
 # ---- the teacher's file, by its hash
 
+
 @pytest.fixture
 def two_teachers(tmp_path):
     """Two files, with the SHA-256 of each."""
@@ -499,8 +550,11 @@ def two_teachers(tmp_path):
     return files, [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
 
 
-@pytest.mark.parametrize('stated', [lambda digest: digest, lambda digest: digest[:8].upper(), lambda digest: [digest],
-                                    lambda digest: None], ids=['whole', 'eight digits', 'list', 'none'])
+@pytest.mark.parametrize(
+    'stated',
+    [lambda digest: digest, lambda digest: digest[:8].upper(), lambda digest: [digest], lambda digest: None],
+    ids=['whole', 'eight digits', 'list', 'none'],
+)
 def test_the_teachers_file_is_known_by_its_hash(two_teachers, stated):
     (file, other), (digest, _) = two_teachers
     assert build(distillation(teacher_ckpt=file, teacher_sha256=stated(digest))).teacher_sha256 == [digest]
@@ -515,6 +569,7 @@ def test_so_is_each_of_an_ensembles(two_teachers):
     def ensemble(**kwargs):
         teacher = dict(type='mmwsl.EnsembleTeacher', models=[network(4)] * 2, ckpts=files)
         return build(distillation(teacher=teacher, **kwargs))
+
     assert ensemble(teacher_sha256=digests).teacher_sha256 == digests
     with pytest.raises(ValueError, match=r'1\.pth is not the file'):
         ensemble(teacher_sha256=digests[::-1])
@@ -561,8 +616,10 @@ def published(tmp_path, monkeypatch):
     torch.manual_seed(3)
     weights = get_model(LENET).state_dict()
     torch.save(dict(state_dict=weights), tmp_path / 'lenet.pth')
-    monkeypatch.setattr('mmengine.hub.hub._get_cfg_metainfo', lambda package, path: dict(
-        Config='configs/lenet/lenet5_mnist.py', Weights=str(tmp_path / 'lenet.pth')))
+    monkeypatch.setattr(
+        'mmengine.hub.hub._get_cfg_metainfo',
+        lambda package, path: dict(Config='configs/lenet/lenet5_mnist.py', Weights=str(tmp_path / 'lenet.pth')),
+    )
     return weights
 
 
@@ -571,12 +628,14 @@ def batch32():
 
 
 def test_teacher_and_student_of_another_package(published, recwarn):
-    model = build(distillation(architecture=dict(cfg_path=LENET, pretrained=False),
-                               teacher=dict(cfg_path=LENET, pretrained=True)))
+    model = build(
+        distillation(architecture=dict(cfg_path=LENET, pretrained=False), teacher=dict(cfg_path=LENET, pretrained=True))
+    )
     assert not any('untrained' in str(warning.message) for warning in recwarn)
     torch.testing.assert_close(dict(model.teacher.state_dict()), dict(published), rtol=0, atol=0)
-    assert not torch.equal(model.student.state_dict()['backbone.features.0.weight'],
-                           published['backbone.features.0.weight'])
+    assert not torch.equal(
+        model.student.state_dict()['backbone.features.0.weight'], published['backbone.features.0.weight']
+    )
     loss = model.parse_losses(losses(model, batch32()))[0]
     loss.backward()
     assert all(weight.grad is not None for weight in model.student.parameters())
@@ -586,9 +645,14 @@ def test_teacher_and_student_of_another_package(published, recwarn):
     assert mine.mean.item() == pytest.approx(4.9) and model.teacher.data_preprocessor is mine
 
 
-@pytest.mark.parametrize('own, seen', [
-    ('', 'as the student'), ('data_preprocessor = dict(num_classes=10)', 'raw'),
-    ("model['data_preprocessor'] = dict(num_classes=10)", 'raw')])
+@pytest.mark.parametrize(
+    'own, seen',
+    [
+        ('', 'as the student'),
+        ('data_preprocessor = dict(num_classes=10)', 'raw'),
+        ("model['data_preprocessor'] = dict(num_classes=10)", 'raw'),
+    ],
+)
 def test_teacher_of_another_package_that_does_not_normalise(tmp_path, monkeypatch, own, seen):
     (tmp_path / 'lenet.py').write_text(f"""
 model = dict(type='ImageClassifier', backbone=dict(type='LeNet5', num_classes=10), head=dict(type='ClsHead'))
@@ -604,8 +668,11 @@ model = dict(type='ImageClassifier', backbone=dict(type='LeNet5', num_classes=10
 
 
 def test_student_of_another_package_keeps_its_weights(published):
-    model = build(distillation(architecture=dict(cfg_path=LENET, pretrained=True), teacher=dict(cfg_path=LENET),
-                               data_preprocessor=None))
+    model = build(
+        distillation(
+            architecture=dict(cfg_path=LENET, pretrained=True), teacher=dict(cfg_path=LENET), data_preprocessor=None
+        )
+    )
     torch.testing.assert_close(dict(model.student.state_dict()), dict(published), rtol=0, atol=0)
     assert model.data_preprocessor.mean.item() == pytest.approx(33.46)  # its own
 
@@ -616,6 +683,7 @@ def test_teacher_of_another_package_without_weights_is_said_to_be_untrained():
 
 
 # ---- the weight of the student's own losses
+
 
 def with_accuracy(cfg):
     cfg['head']['cal_acc'] = True
@@ -642,12 +710,19 @@ def test_lists_of_losses_are_weighted(monkeypatch):
     model = build(distillation(student_loss_weight=0.5))
     model.distillation_stopped = True
     one, two = torch.tensor(1.0), torch.tensor([2.0, 4.0])
-    monkeypatch.setattr(model.student.head, 'loss', lambda *_, **__: dict(
-        loss_cls=[one, two], aux_loss=two, iou=two, counts=[one, two]))
+    monkeypatch.setattr(
+        model.student.head, 'loss', lambda *_, **__: dict(loss_cls=[one, two], aux_loss=two, iou=two, counts=[one, two])
+    )
     found = losses(model, batch())
-    torch.testing.assert_close(found, {
-        'student.loss_cls': [torch.tensor(0.5), torch.tensor([1.0, 2.0])], 'student.aux_loss': torch.tensor([1.0, 2.0]),
-        'student.iou': two, 'student.counts': [one, two]})
+    torch.testing.assert_close(
+        found,
+        {
+            'student.loss_cls': [torch.tensor(0.5), torch.tensor([1.0, 2.0])],
+            'student.aux_loss': torch.tensor([1.0, 2.0]),
+            'student.iou': two,
+            'student.counts': [one, two],
+        },
+    )
 
 
 @pytest.mark.parametrize('weight', [-0.1, math.nan, math.inf, '0.1', None])
@@ -665,21 +740,33 @@ def test_a_weight_of_losses_that_are_not_calculated_is_refused():
 
 # ---- one data_preprocessor
 
+
 def mixing(kind='Mixup'):
     return dict(augments=dict(type=kind, alpha=0.8))
 
 
-@pytest.mark.parametrize('own, refused', [
-    (dict(mean=[5.0], std=[6.0]), 'mean'), (dict(mean=[4.9], std=[7.0], num_classes=10), 'std'),
-    (dict(mean=[4.9], std=[6.0], to_rgb=True), 'to_rgb'), (dict(pad_size_divisor=32), 'pad_size_divisor'),
-    (dict(mean=[4.9], std=[6.0], to_rgb=False), None), (dict(num_classes=10), None), (None, None)])
+@pytest.mark.parametrize(
+    'own, refused',
+    [
+        (dict(mean=[5.0], std=[6.0]), 'mean'),
+        (dict(mean=[4.9], std=[7.0], num_classes=10), 'std'),
+        (dict(mean=[4.9], std=[6.0], to_rgb=True), 'to_rgb'),
+        (dict(pad_size_divisor=32), 'pad_size_divisor'),
+        (dict(mean=[4.9], std=[6.0], to_rgb=False), None),
+        (dict(num_classes=10), None),
+        (None, None),
+    ],
+)
 def test_a_students_preprocessor_is_not_ignored(own, refused):
     cfg = distillation(architecture=network(2, data_preprocessor=own))
     if refused is None:
         assert build(cfg).data_preprocessor.mean.item() == pytest.approx(4.9)
         return
-    with pytest.raises(ValueError, match=rf"model\.architecture sets {refused} of its data_preprocessor, which is not "
-                       "used: the config's data_preprocessor prepares"):
+    with pytest.raises(
+        ValueError,
+        match=rf'model\.architecture sets {refused} of its data_preprocessor, which is not '
+        "used: the config's data_preprocessor prepares",
+    ):
         build(cfg)
 
 
@@ -693,9 +780,11 @@ def test_a_students_preprocessor_is_used_if_there_is_no_other():
 @pytest.mark.parametrize('kind, refused', [('Mixup', False), ('CutMix', True)])
 def test_images_are_mixed_in_one_way(kind, refused):
     losses_of_scores = dict(loss_kd=dict(type='mmwsl.WeightedLoss', loss=dict(type='SoftCrossEntropy')))
-    cfg = distillation(architecture=network(2, train_cfg=mixing()), data_preprocessor=dict(
-        PREPROCESSOR, batch_augments=mixing(kind)), distiller=dict(
-            type='mmwsl.WSLDistiller', distill_losses=losses_of_scores))
+    cfg = distillation(
+        architecture=network(2, train_cfg=mixing()),
+        data_preprocessor=dict(PREPROCESSOR, batch_augments=mixing(kind)),
+        distiller=dict(type='mmwsl.WSLDistiller', distill_losses=losses_of_scores),
+    )
     if not refused:
         assert type(build(cfg).data_preprocessor.batch_augments.augments[0]).__name__ == 'Mixup'
         return
@@ -705,27 +794,38 @@ def test_images_are_mixed_in_one_way(kind, refused):
 
 # ---- learning rates by depth
 
+
 def vit():
     arch = dict(embed_dims=8, num_layers=2, num_heads=2, feedforward_channels=8)
-    return dict(type='ImageClassifier', _scope_='mmpretrain', head=dict(
-        type='VisionTransformerClsHead', num_classes=10, in_channels=8), backbone=dict(
-            type='VisionTransformer', arch=arch, img_size=8, patch_size=4, in_channels=1))
+    return dict(
+        type='ImageClassifier',
+        _scope_='mmpretrain',
+        head=dict(type='VisionTransformerClsHead', num_classes=10, in_channels=8),
+        backbone=dict(type='VisionTransformer', arch=arch, img_size=8, patch_size=4, in_channels=1),
+    )
 
 
 def rates_by_depth(model):
-    wrapper = build_optim_wrapper(model, dict(
-        optimizer=dict(type='SGD', lr=1.0, weight_decay=0.0), paramwise_cfg=dict(layer_decay_rate=0.5),
-        constructor='LearningRateDecayOptimWrapperConstructor'))
+    wrapper = build_optim_wrapper(
+        model,
+        dict(
+            optimizer=dict(type='SGD', lr=1.0, weight_decay=0.0),
+            paramwise_cfg=dict(layer_decay_rate=0.5),
+            constructor='LearningRateDecayOptimWrapperConstructor',
+        ),
+    )
     return {group['param_name']: group['lr'] for group in wrapper.optimizer.param_groups}
 
 
 def test_learning_rates_follow_the_students_depth():
     connectors = dict(c=dict(type='mmrazor.ConvModuleConnector', in_channel=1, out_channel=1))
-    rates = rates_by_depth(build(distillation(architecture=vit(), distiller=dict(
-        type='mmwsl.WSLDistiller', connectors=connectors))))
+    rates = rates_by_depth(
+        build(distillation(architecture=vit(), distiller=dict(type='mmwsl.WSLDistiller', connectors=connectors)))
+    )
     student = rates_by_depth(build(vit()))
     assert {name: rate for name, rate in rates.items() if name.startswith('architecture.')} == {
-        f'architecture.{name}': rate for name, rate in student.items()}
+        f'architecture.{name}': rate for name, rate in student.items()
+    }
     # two layers between the embedding and the head
     assert rates['architecture.backbone.patch_embed.projection.weight'] == 0.125
     assert rates['architecture.backbone.layers.0.ln1.weight'] == 0.25

@@ -12,7 +12,8 @@ TARGETS = dict(type='mmrazor.ModuleInputs', source='head.loss_module')
 WIRING = dict(
     preds_S=dict(recorder='fc', from_student=True),
     preds_T=dict(recorder='fc', from_student=False),
-    gt_labels=dict(recorder='targets', from_student=True, data_idx=1))
+    gt_labels=dict(recorder='targets', from_student=True, data_idx=1),
+)
 WSL = dict(type='mmwsl.WSLLoss', tau=3.0, loss_weight=2.0)
 
 
@@ -29,23 +30,38 @@ def step(model, data=None):
 
 def mmrazors(distiller):
     init_default_scope('mmpretrain')
-    return build(dict(type='mmrazor.SingleTeacherDistill', architecture=network(2), teacher=network(4),
-                      data_preprocessor=PREPROCESSOR, distiller=distiller))
+    return build(
+        dict(
+            type='mmrazor.SingleTeacherDistill',
+            architecture=network(2),
+            teacher=network(4),
+            data_preprocessor=PREPROCESSOR,
+            distiller=distiller,
+        )
+    )
 
 
 def test_loss_by_config_alone_in_mmrazors_own_distiller():
-    model = mmrazors(dict(
-        type='mmrazor.ConfigurableDistiller', student_recorders=dict(fc=LOGITS, targets=TARGETS),
-        teacher_recorders=dict(fc=LOGITS), distill_losses=dict(loss_wsl=WSL),
-        loss_forward_mappings=dict(loss_wsl=WIRING)))
+    model = mmrazors(
+        dict(
+            type='mmrazor.ConfigurableDistiller',
+            student_recorders=dict(fc=LOGITS, targets=TARGETS),
+            teacher_recorders=dict(fc=LOGITS),
+            distill_losses=dict(loss_wsl=WSL),
+            loss_forward_mappings=dict(loss_wsl=WIRING),
+        )
+    )
     logged, moved = step(model)
     assert logged['distill.loss_wsl'] > 0 and all(moved)
 
 
 def test_loss_in_a_byot_distiller():
     # the deepest classifier teaches an exit after the first stage, which a connector makes of its features
-    connector = [dict(type='torch.nn.AdaptiveAvgPool2d', output_size=1), dict(type='torch.nn.Flatten'),
-                 dict(type='torch.nn.Linear', in_features=2, out_features=10)]
+    connector = [
+        dict(type='torch.nn.AdaptiveAvgPool2d', output_size=1),
+        dict(type='torch.nn.Flatten'),
+        dict(type='torch.nn.Linear', in_features=2, out_features=10),
+    ]
     for cfg in connector:
         name = cfg['type'].rpartition('.')[2]
         if name not in MODELS:
@@ -55,13 +71,24 @@ def test_loss_in_a_byot_distiller():
     wiring = dict(
         preds_S=dict(recorder='stage', from_student=True, connector='exit'),
         preds_T=dict(recorder='fc', from_student=False),
-        gt_labels=dict(recorder='targets', from_student=False, data_idx=1))
+        gt_labels=dict(recorder='targets', from_student=False, data_idx=1),
+    )
     init_default_scope('mmpretrain')
-    model = build(dict(
-        type='mmrazor.SelfDistill', architecture=network(2), data_preprocessor=PREPROCESSOR, distiller=dict(
-            type='mmrazor.BYOTDistiller', student_recorders=dict(stage=stage),
-            teacher_recorders=dict(fc=LOGITS, targets=TARGETS), connectors=dict(exit=connector),
-            distill_losses=dict(loss_wsl=WSL), loss_forward_mappings=dict(loss_wsl=wiring))))
+    model = build(
+        dict(
+            type='mmrazor.SelfDistill',
+            architecture=network(2),
+            data_preprocessor=PREPROCESSOR,
+            distiller=dict(
+                type='mmrazor.BYOTDistiller',
+                student_recorders=dict(stage=stage),
+                teacher_recorders=dict(fc=LOGITS, targets=TARGETS),
+                connectors=dict(exit=connector),
+                distill_losses=dict(loss_wsl=WSL),
+                loss_forward_mappings=dict(loss_wsl=wiring),
+            ),
+        )
+    )
     logged, moved = step(model)
     assert logged['distill.loss_wsl'] > 0 and all(moved)
     assert model.distiller.connectors['exit'][2].weight.grad.abs().sum() > 0
@@ -70,12 +97,18 @@ def test_loss_in_a_byot_distiller():
 def test_loss_beside_a_feature_loss_with_a_connector():
     features = dict(type='ModuleOutputs', source='backbone.layer3.0.bn2')
     distiller = dict(
-        type='mmwsl.WSLDistiller', student_recorders=dict(features=features), teacher_recorders=dict(features=features),
+        type='mmwsl.WSLDistiller',
+        student_recorders=dict(features=features),
+        teacher_recorders=dict(features=features),
         connectors=dict(widen=dict(type='ConvModuleConnector', in_channel=8, out_channel=16, norm_cfg=dict(type='BN'))),
         distill_losses=dict(loss_wsl=WSL, loss_features=dict(type='L2Loss', loss_weight=0.5)),
-        loss_forward_mappings=dict(loss_features=dict(
-            s_feature=dict(recorder='features', from_student=True, connector='widen'),
-            t_feature=dict(recorder='features', from_student=False))))
+        loss_forward_mappings=dict(
+            loss_features=dict(
+                s_feature=dict(recorder='features', from_student=True, connector='widen'),
+                t_feature=dict(recorder='features', from_student=False),
+            )
+        ),
+    )
     model = build(distillation(distiller=distiller))
     logged, moved = step(model)
     assert logged['distill.loss_wsl'] > 0 and logged['distill.loss_features'] > 0 and all(moved)
@@ -130,13 +163,26 @@ def head(name, **kwargs):
     return {**network(2), 'head': dict(type=name, num_classes=10, in_channels=8, **kwargs)}
 
 
-@pytest.mark.parametrize('student, reason', [
-    (head('ArcFaceClsHead'), 'ArcFaceClsHead, and it moves the true class.s logit by a margin'),
-    ({**network(2), 'head': dict(type='ConformerHead', num_classes=10, in_channels=[8, 8])}, 'two classifiers'),
-    (head('EfficientFormerClsHead'), 'two classifiers'),
-    ({**network(2), 'head': dict(type='MultiTaskHead', task_heads=dict(
-        digit=dict(type='LinearClsHead', num_classes=10)), in_channels=8)}, 'a head for each task'),
-], ids=['margin', 'two outputs', 'averaged', 'masked'])
+@pytest.mark.parametrize(
+    'student, reason',
+    [
+        (head('ArcFaceClsHead'), 'ArcFaceClsHead, and it moves the true class.s logit by a margin'),
+        ({**network(2), 'head': dict(type='ConformerHead', num_classes=10, in_channels=[8, 8])}, 'two classifiers'),
+        (head('EfficientFormerClsHead'), 'two classifiers'),
+        (
+            {
+                **network(2),
+                'head': dict(
+                    type='MultiTaskHead',
+                    task_heads=dict(digit=dict(type='LinearClsHead', num_classes=10)),
+                    in_channels=8,
+                ),
+            },
+            'a head for each task',
+        ),
+    ],
+    ids=['margin', 'two outputs', 'averaged', 'masked'],
+)
 def test_head_whose_loss_does_not_see_its_prediction_is_refused(student, reason):
     with pytest.raises(ValueError, match=f'{reason}.*Take another head'):
         build(distillation(architecture=student))
@@ -144,12 +190,16 @@ def test_head_whose_loss_does_not_see_its_prediction_is_refused(student, reason)
 
 def test_recorder_of_ones_own_serves_any_head():
     recorders = dict(hard_loss=dict(type='ModuleInputs', source='head.loss_module'))
-    build(distillation(architecture=head('ArcFaceClsHead'),
-                       distiller=dict(type='mmwsl.WSLDistiller', student_recorders=recorders)))
+    build(
+        distillation(
+            architecture=head('ArcFaceClsHead'), distiller=dict(type='mmwsl.WSLDistiller', student_recorders=recorders)
+        )
+    )
 
 
-@pytest.mark.parametrize('loss', [dict(type='DISTLoss', tau=2.0), dict(type='WSLD', tau=2.0, num_classes=10)],
-                         ids=lambda loss: loss['type'])
+@pytest.mark.parametrize(
+    'loss', [dict(type='DISTLoss', tau=2.0), dict(type='WSLD', tau=2.0, num_classes=10)], ids=lambda loss: loss['type']
+)
 def test_the_fields_other_names_for_logits_are_known(loss):
     model = build(distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(loss_other=loss))))
     logged, moved = step(model)
@@ -158,8 +208,7 @@ def test_the_fields_other_names_for_logits_are_known(loss):
 
 def test_argument_without_a_record_is_refused():
     with pytest.raises(ValueError, match="loss_l2: nothing is recorded for the argument 's_feature' of L2Loss. Give "):
-        build(distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(
-            loss_l2=dict(type='L2Loss')))))
+        build(distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(loss_l2=dict(type='L2Loss')))))
 
 
 def test_loss_that_mmengine_would_not_sum_is_refused():
@@ -169,10 +218,18 @@ def test_loss_that_mmengine_would_not_sum_is_refused():
 
 def test_statistics_are_in_no_sum_whatever_their_recorder_is_called():
     recorders = dict(aux_loss=dict(type='ModuleInputs', source='head.loss_module'))
-    wiring = {name: {**record, 'recorder': 'aux_loss'} if record['from_student'] else record
-              for name, record in RECORDS.items() if name in ('preds_S', 'preds_T', 'gt_labels')}
-    model = build(distillation(distiller=dict(
-        type='mmwsl.WSLDistiller', student_recorders=recorders, loss_forward_mappings=dict(loss_wsl=wiring))))
+    wiring = {
+        name: {**record, 'recorder': 'aux_loss'} if record['from_student'] else record
+        for name, record in RECORDS.items()
+        if name in ('preds_S', 'preds_T', 'gt_labels')
+    }
+    model = build(
+        distillation(
+            distiller=dict(
+                type='mmwsl.WSLDistiller', student_recorders=recorders, loss_forward_mappings=dict(loss_wsl=wiring)
+            )
+        )
+    )
     results = losses(model, batch())
     total, logged = model.parse_losses(results)
     assert 'distill.aux_logits.wsl_weight' in logged
@@ -182,14 +239,23 @@ def test_statistics_are_in_no_sum_whatever_their_recorder_is_called():
 def test_wiring_that_names_no_recorder_is_refused():
     mappings = dict(loss_wsl=dict(WIRING, preds_T=dict(recorder='nowhere', from_student=False)))
     with pytest.raises(AssertionError, match='"nowhere" must be in'):
-        build(distillation(distiller=dict(
-            type='mmwsl.WSLDistiller', student_recorders=dict(fc=LOGITS, targets=TARGETS),
-            loss_forward_mappings=mappings)))
+        build(
+            distillation(
+                distiller=dict(
+                    type='mmwsl.WSLDistiller',
+                    student_recorders=dict(fc=LOGITS, targets=TARGETS),
+                    loss_forward_mappings=mappings,
+                )
+            )
+        )
 
 
 @pytest.mark.parametrize('who', ['student', 'teacher'])
 def test_a_recorder_without_its_module_is_explained(who):
     recorders = {f'{who}_recorders': dict(features=dict(type='mmrazor.ModuleOutputs', source='backbone.layer9'))}
-    with pytest.raises(ValueError, match=f"of the {who} finds nothing.*of \\['data_preprocessor', 'backbone', 'neck', "
-                       f"'head'\\]. Name one of its modules in {who}_recorders"):
+    with pytest.raises(
+        ValueError,
+        match=f"of the {who} finds nothing.*of \\['data_preprocessor', 'backbone', 'neck', "
+        f"'head'\\]. Name one of its modules in {who}_recorders",
+    ):
         build(distillation(distiller=dict(type='mmwsl.WSLDistiller', **recorders)))

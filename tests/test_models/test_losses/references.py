@@ -4,6 +4,7 @@ A new part is one line in LOSSES or WEIGHTINGS, and the tests of this folder and
 line. Examples are multiples of 1/16, which every floating-point type stores exactly, so that all types share one
 reference.
 """
+
 import math
 from collections.abc import Callable
 from functools import cache, partial
@@ -27,6 +28,7 @@ TOLERANCES = {
 
 # ---- one distribution over classes
 
+
 def log_sum_exp(values):
     largest = max(values)
     return largest + math.log(math.fsum(math.exp(value - largest) for value in values))
@@ -43,7 +45,7 @@ def softmax(logits, tau=1.0):
 
 
 def without(values, y):
-    return values[:y] + values[y + 1:]
+    return values[:y] + values[y + 1 :]
 
 
 def cross_entropy(probabilities, log_q):
@@ -64,6 +66,7 @@ def sigmoid(z):
 
 class Decision(NamedTuple):
     """One target among its classes; for a head of sigmoids one class of a target, whose logits are (0, z)."""
+
     z_s: list[float]
     z_t: list[float]
     scores: list[float]
@@ -84,6 +87,7 @@ class Decision(NamedTuple):
 
 # ---- losses of a target
 
+
 def soft_cross_entropy(d, tau):
     return tau**2 * cross_entropy(softmax(d.z_t, tau), log_softmax(d.z_s, tau))
 
@@ -92,6 +96,7 @@ def dkd(d, tau, alpha, beta):
     def true_and_rest(logits):
         log_p = log_softmax(logits, tau)
         return [log_p[d.y], log_sum_exp(without(log_p, d.y))]
+
     tckd = kl(true_and_rest(d.z_t), true_and_rest(d.z_s))
     nckd = kl(*(log_softmax(without(logits, d.y), tau) for logits in (d.z_t, d.z_s)))
     return tau**2 * (alpha * tckd + beta * nckd)
@@ -118,8 +123,10 @@ def dist_intra(decisions, tau):
     kept = [d for d in decisions if d.kept]
     if not kept:
         return 0.0
-    columns_s, columns_t = (list(zip(*(softmax(logits, tau) for logits in side), strict=True))
-                            for side in ([d.z_s for d in kept], [d.z_t for d in kept]))
+    columns_s, columns_t = (
+        list(zip(*(softmax(logits, tau) for logits in side), strict=True))
+        for side in ([d.z_s for d in kept], [d.z_t for d in kept])
+    )
     of_classes = [1 - pearson(s, t) for s, t in zip(columns_s, columns_t, strict=True)]
     return tau**2 * math.fsum(of_classes) / len(of_classes)
 
@@ -131,7 +138,7 @@ def ttm(d, tau):
 
 def standardized(logits):
     mean = math.fsum(logits) / len(logits)
-    std = math.sqrt(math.fsum((z - mean)**2 for z in logits) / (len(logits) - 1))
+    std = math.sqrt(math.fsum((z - mean) ** 2 for z in logits) / (len(logits) - 1))
     return [(z - mean) / (std + EPSILON) for z in logits]
 
 
@@ -144,6 +151,7 @@ def whole_on_standardized(loss, decisions):
 
 
 # ---- weights of a target
+
 
 def of_losses(student, teacher):
     return -math.expm1(-student / (teacher + EPSILON))
@@ -171,7 +179,7 @@ def ea(d, tau):
 
 
 def disagreement(d, beta):
-    return abs(sigmoid(d.z_t[1]) - sigmoid(d.z_s[1]))**beta
+    return abs(sigmoid(d.z_t[1]) - sigmoid(d.z_s[1])) ** beta
 
 
 def is_regularization(d, tau):
@@ -186,6 +194,7 @@ def regularization(d, tau, wanted):
 
 # ---- weights of a batch
 
+
 def each(weight):
     return lambda decisions, tau: [weight(d) for d in decisions]
 
@@ -198,12 +207,14 @@ def mean_of(weight):
     def of_batch(decisions, tau):
         weights = [w for w, d in zip(weight(decisions, tau), decisions, strict=True) if d.kept]
         return [math.fsum(weights) / max(len(weights), 1)] * len(decisions)
+
     return of_batch
 
 
 def product_of(*weights):
-    return lambda decisions, tau: [math.prod(factors) for factors in
-                                   zip(*(weight(decisions, tau) for weight in weights), strict=True)]
+    return lambda decisions, tau: [
+        math.prod(factors) for factors in zip(*(weight(decisions, tau) for weight in weights), strict=True)
+    ]
 
 
 def scale_free(decisions, tau):
@@ -211,15 +222,19 @@ def scale_free(decisions, tau):
     kept = [d for d in decisions if d.kept]
     if not kept:
         return [wsl(d) for d in decisions]
-    mean_s, mean_t = (math.fsum(d.hard_loss(logits) for d, logits in side) / len(kept)
-                      for side in ([(d, d.z_s) for d in kept], [(d, d.z_t) for d in kept]))
+    mean_s, mean_t = (
+        math.fsum(d.hard_loss(logits) for d, logits in side) / len(kept)
+        for side in ([(d, d.z_s) for d in kept], [(d, d.z_t) for d in kept])
+    )
     return [of_losses(d.hard_loss(d.z_s) / mean_s, d.hard_loss(d.z_t) / mean_t) for d in decisions]
 
 
 # ---- the parts
 
+
 class Loss(NamedTuple):
     """A config and its formula; ``whole`` is a further term of the batch as a whole."""
+
     config: dict[str, Any]
     of_target: Callable
     whole: Callable | None = None
@@ -233,6 +248,7 @@ class Loss(NamedTuple):
 
 class Weighting(NamedTuple):
     """A config and its formula for a batch, given the loss's temperature."""
+
     config: dict[str, Any]
     of_batch: Callable
     per_class: bool = False
@@ -241,13 +257,18 @@ class Weighting(NamedTuple):
 
 
 def _standardized(inner):
-    return Loss(dict(type='Standardized', loss=inner.config), partial(on_standardized, inner.of_target),
-                inner.whole and partial(whole_on_standardized, inner.whole), needs_classes=inner.needs_classes)
+    return Loss(
+        dict(type='Standardized', loss=inner.config),
+        partial(on_standardized, inner.of_target),
+        inner.whole and partial(whole_on_standardized, inner.whole),
+        needs_classes=inner.needs_classes,
+    )
 
 
 SOFT = Loss(dict(type='SoftCrossEntropy', tau=3.0), partial(soft_cross_entropy, tau=3.0))
-DKD = Loss(dict(type='DKD', tau=4.0, alpha=1.0, beta=8.0), partial(dkd, tau=4.0, alpha=1.0, beta=8.0),
-           needs_classes=True)
+DKD = Loss(
+    dict(type='DKD', tau=4.0, alpha=1.0, beta=8.0), partial(dkd, tau=4.0, alpha=1.0, beta=8.0), needs_classes=True
+)
 NKD = Loss(dict(type='NKD', tau=2.0, gamma=1.5), partial(nkd, tau=2.0, gamma=1.5), needs_classes=True)
 DIST = Loss(dict(type='DIST', tau=2.0, beta=0.5, gamma=0.0), lambda d: 0.5 * dist_inter(d, 2.0))
 WHOLE = Loss(dict(type='DIST', tau=2.0, beta=0.5, gamma=3.0), DIST.of_target, lambda ds: 3.0 * dist_intra(ds, 2.0))
@@ -268,36 +289,53 @@ LOSSES = {
 }
 WSL = Weighting(dict(type='WSLWeighting'), each(wsl))
 ENTROPY = Weighting(dict(type='EntropyWeighting', tau=2.0), each(lambda d: entropy(d.z_t, 2.0)))
-DISAGREEMENT = Weighting(dict(type='DisagreementWeighting', beta=1.5), each(partial(disagreement, beta=1.5)),
-                         per_class=True)
+DISAGREEMENT = Weighting(
+    dict(type='DisagreementWeighting', beta=1.5), each(partial(disagreement, beta=1.5)), per_class=True
+)
 WEIGHTINGS = {
     'Uniform': Weighting(dict(type='UniformWeighting'), each(lambda d: 1.0)),
     'WSL': WSL,
     'WSL, temperature': Weighting(dict(type='WSLWeighting', teacher_tau=2.5), each(partial(wsl, teacher_tau=2.5))),
     'WSL, scale-free': Weighting(dict(type='WSLWeighting', scale_free=True), scale_free),
-    'WSL, file': Weighting(dict(type='WSLWeighting', teacher_losses='losses.npz'), each(wsl_of_file), per_image=True,
-                           needs_classes=True),
+    'WSL, file': Weighting(
+        dict(type='WSLWeighting', teacher_losses='losses.npz'), each(wsl_of_file), per_image=True, needs_classes=True
+    ),
     'LabelFreeWSL': Weighting(dict(type='LabelFreeWSLWeighting'), each(label_free)),
     'WTTM': Weighting(dict(type='WTTMWeighting', tau=4.0), each(partial(power_sum, tau=4.0))),
     'Entropy': ENTROPY,
     'Entropy, student': Weighting(dict(type='EntropyWeighting', student=True, tau=3.0), each(partial(ea, tau=3.0))),
     'Disagreement': DISAGREEMENT,
-    'Product': Weighting(dict(type='ProductWeighting', factors=[ENTROPY.config, WSL.config]),
-                         product_of(ENTROPY.of_batch, WSL.of_batch)),
-    'Product, disagreement': Weighting(dict(type='ProductWeighting', factors=[WSL.config, DISAGREEMENT.config]),
-                                       product_of(WSL.of_batch, DISAGREEMENT.of_batch), per_class=True),
+    'Product': Weighting(
+        dict(type='ProductWeighting', factors=[ENTROPY.config, WSL.config]), product_of(ENTROPY.of_batch, WSL.of_batch)
+    ),
+    'Product, disagreement': Weighting(
+        dict(type='ProductWeighting', factors=[WSL.config, DISAGREEMENT.config]),
+        product_of(WSL.of_batch, DISAGREEMENT.of_batch),
+        per_class=True,
+    ),
     'Mean': Weighting(dict(type='MeanWeighting'), mean_of(WSL.of_batch)),
     'Mean of entropy': Weighting(dict(type='MeanWeighting', of=ENTROPY.config), mean_of(ENTROPY.of_batch)),
-    'Regularization, others': Weighting(dict(type='RegularizationWeighting', keep='others'), each_at_tau(
-        partial(regularization, wanted=False)), needs_classes=True),
-    'Regularization, alone': Weighting(dict(type='RegularizationWeighting', keep='regularization'), each_at_tau(
-        partial(regularization, wanted=True)), needs_classes=True),
+    'Regularization, others': Weighting(
+        dict(type='RegularizationWeighting', keep='others'),
+        each_at_tau(partial(regularization, wanted=False)),
+        needs_classes=True,
+    ),
+    'Regularization, alone': Weighting(
+        dict(type='RegularizationWeighting', keep='regularization'),
+        each_at_tau(partial(regularization, wanted=True)),
+        needs_classes=True,
+    ),
 }
-PAIRS = [(name, of) for name, loss in LOSSES.items() for of, weighting in WEIGHTINGS.items()
-         if not (weighting.per_image if loss.per_class else weighting.per_class)]
+PAIRS = [
+    (name, of)
+    for name, loss in LOSSES.items()
+    for of, weighting in WEIGHTINGS.items()
+    if not (weighting.per_image if loss.per_class else weighting.per_class)
+]
 
 
 # ---- examples
+
 
 @cache
 def example(shape=(5, 7), kind='indices'):
@@ -324,8 +362,9 @@ def inputs(shape=(5, 7), kind='indices', dtype=torch.float64, device='cpu'):
     """An example for torch, copied: the student's logits ask for a gradient."""
     preds_S, preds_T, target = example(shape, kind)
     types = (dtype, dtype, target.dtype if target.dtype == torch.int64 else dtype)
-    preds_S, preds_T, target = (tensor.to(device, of, copy=True)
-                                for tensor, of in zip((preds_S, preds_T, target), types, strict=True))
+    preds_S, preds_T, target = (
+        tensor.to(device, of, copy=True) for tensor, of in zip((preds_S, preds_T, target), types, strict=True)
+    )
     return preds_S.requires_grad_(), preds_T, target
 
 
@@ -339,6 +378,7 @@ def teacher_losses(monkeypatch):
     import numpy as np
 
     from mmwsl.cache.teacher_losses import TeacherLosses
+
     table = SimpleNamespace(losses=np.array(TEACHER_LOSSES, np.float32), labels=np.zeros(len(TEACHER_LOSSES), int))
     monkeypatch.setattr(TeacherLosses, 'load', classmethod(lambda cls, path: table))
 
@@ -358,8 +398,10 @@ def decisions_of(preds_S, preds_T, target, per_class=False):
         scores = y if isinstance(y, list) else [float(max(y, 0) == c) for c in range(classes)]
         image = (7 * (place // places) + 3) % len(TEACHER_LOSSES)
         if per_class:
-            found += [Decision([0.0, s], [0.0, t], [1 - score, score], kept, image)
-                      for s, t, score in zip(z_s, z_t, scores, strict=True)]
+            found += [
+                Decision([0.0, s], [0.0, t], [1 - score, score], kept, image)
+                for s, t, score in zip(z_s, z_t, scores, strict=True)
+            ]
         else:
             found.append(Decision(z_s, z_t, scores, kept, image))
     return found
@@ -371,6 +413,7 @@ def decisions(shape, kind, per_class):
 
 
 # ---- what is expected of an example, without the targets that are ignored: they have 0
+
 
 @cache
 def loss_values(name, shape, kind):
@@ -403,7 +446,7 @@ def slope(f, x, step=1e-3):
 
 
 def replaced(values, place, value):
-    return [*values[:place], value, *values[place + 1:]]
+    return [*values[:place], value, *values[place + 1 :]]
 
 
 @cache
@@ -425,6 +468,9 @@ def _moved(of_target, d, c, z):
 def whole_gradient(name, shape, kind):
     """Of the term of the batch as a whole. Shape: (N, C, *)."""
     found = decisions(shape, kind, False)
-    rows = [slope(partial(_moved, lambda d, place=place: LOSSES[name].whole(replaced(found, place, d)), d, c), z)
-            for place, d in enumerate(found) for c, z in enumerate(d.z_s)]
+    rows = [
+        slope(partial(_moved, lambda d, place=place: LOSSES[name].whole(replaced(found, place, d)), d, c), z)
+        for place, d in enumerate(found)
+        for c, z in enumerate(d.z_s)
+    ]
     return of_targets(rows, shape, per_class=True)

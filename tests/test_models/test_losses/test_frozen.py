@@ -1,4 +1,5 @@
 """WSLLoss against the loss of 0.1.0 (tests/frozen), to the bit: what is rewritten inside changes no run."""
+
 import math
 import re
 
@@ -39,8 +40,9 @@ def outcome(loss, inputs, call):
     preds_S = inputs[0].detach().requires_grad_()
     value = loss(preds_S, *inputs[1:], **call)
     upstream = torch.linspace(-1.5, 1024, value.numel(), dtype=value.dtype).view_as(value)
-    gradients = [torch.autograd.grad(value, preds_S, scale, retain_graph=True)[0]
-                 for scale in (torch.ones_like(value), upstream)]
+    gradients = [
+        torch.autograd.grad(value, preds_S, scale, retain_graph=True)[0] for scale in (torch.ones_like(value), upstream)
+    ]
     return value.detach(), gradients, loss.statistics, loss.sample_terms
 
 
@@ -82,16 +84,24 @@ def test_blocks_of_a_large_batch(shape, tau, dtype, kind):
 
 @pytest.mark.parametrize('tau', TAUS)
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
-@pytest.mark.parametrize(('weighting', 'kind'), [
-    ('one', 'indices'), ('one', 'some ignored'), ('one', 'scores'),
-    ('drop_regularization', 'indices'), ('drop_regularization', 'some ignored'),
-    ('only_regularization', 'indices'), ('only_regularization', 'some ignored')])
+@pytest.mark.parametrize(
+    ('weighting', 'kind'),
+    [
+        ('one', 'indices'),
+        ('one', 'some ignored'),
+        ('one', 'scores'),
+        ('drop_regularization', 'indices'),
+        ('drop_regularization', 'some ignored'),
+        ('only_regularization', 'indices'),
+        ('only_regularization', 'some ignored'),
+    ],
+)
 def test_weightings(weighting, kind, dtype, tau):
     assert_same(example((2, 19, 4, 4), dtype, kind), tau=tau, weighting=weighting)
 
 
 @pytest.mark.parametrize('reduction', ['none', 'sum', 'mean'])
-@pytest.mark.parametrize('given', [(), ('weight', ), ('teacher_hard_loss', ), ('weight', 'teacher_hard_loss')], ids=str)
+@pytest.mark.parametrize('given', [(), ('weight',), ('teacher_hard_loss',), ('weight', 'teacher_hard_loss')], ids=str)
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('weighting', ['wsl', 'one'])

@@ -3,6 +3,7 @@
 *Run*: on CPU tensors, through Triton's interpreter (tests/conftest.py), or if there is a GPU, on it. The interpreter
 computes exponentials and logarithms to the last bits, a GPU approximately. *Compiled*: for GPUs that are not there.
 """
+
 import json
 import math
 
@@ -55,14 +56,19 @@ def launches(monkeypatch):
         launched = launch(*args)
         grids.append(launched[0])
         return launched
+
     monkeypatch.setattr(kernel, 'launch', spied)
     return grids
 
 
 # ---- run: against the reference in float64
 
-@pytest.mark.parametrize(('shape', 'tau'), [*((shape, tau) for shape in SHAPES for tau in (0.5, 2, 3)),
-                                            *((shape, 3) for shape in LONG)], ids=str)
+
+@pytest.mark.parametrize(
+    ('shape', 'tau'),
+    [*((shape, tau) for shape in SHAPES for tau in (0.5, 2, 3)), *((shape, 3) for shape in LONG)],
+    ids=str,
+)
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 def test_values_and_gradients(shape, tau, dtype, launches):
     preds_S, preds_T, target = on_device(*example(shape, dtype, 'some ignored'))
@@ -90,8 +96,12 @@ def test_the_mean_with_an_upstream_gradient(scale):
     mean = loss_with_kernel()(preds_S, preds_T, target)
     assert_near(mean.cpu(), 2.5 * math.fsum(expected.losses) / expected.count, rtol=1e-5, atol=1e-6)
     for _ in range(2):  # a graph that is kept can be gone through again
-        assert_near(gradient(scale * mean, preds_S).cpu(), scale * 2.5 * expected.gradient / expected.count,
-                    rtol=1e-5, atol=1e-6)
+        assert_near(
+            gradient(scale * mean, preds_S).cpu(),
+            scale * 2.5 * expected.gradient / expected.count,
+            rtol=1e-5,
+            atol=1e-6,
+        )
 
 
 @pytest.mark.parametrize('weighting', ['one', 'drop_regularization', 'random'])
@@ -117,6 +127,7 @@ def test_a_teachers_loss_that_is_given_takes_the_place_of_the_kernels():
 
 
 # ---- run: logits that are hard to compute with
+
 
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 @pytest.mark.parametrize('tau', [0.5, 2.0, 4.0])
@@ -173,7 +184,7 @@ def test_no_target_kept():
 STRIDED = {
     'transposed': lambda tensor: tensor.t().contiguous().t(),
     'sliced': lambda tensor: torch.stack((tensor, tensor + 1), 2)[..., 0],
-    'columns of more': lambda tensor: torch.cat((tensor, tensor), 1)[:, :tensor.shape[1]],
+    'columns of more': lambda tensor: torch.cat((tensor, tensor), 1)[:, : tensor.shape[1]],
     'not aligned': lambda tensor: torch.cat((tensor.new_zeros(1), tensor.flatten()))[1:].view(tensor.shape),
     'one for all': lambda tensor: tensor[:1].expand_as(tensor),
 }
@@ -184,8 +195,9 @@ STRIDED_DENSE = {
 }
 
 
-@pytest.mark.parametrize(('shape', 'layout'), [*((((6, 16), name)) for name in STRIDED),
-                                               *((((2, 5, 4, 3), name)) for name in STRIDED_DENSE)])
+@pytest.mark.parametrize(
+    ('shape', 'layout'), [*((((6, 16), name)) for name in STRIDED), *((((2, 5, 4, 3), name)) for name in STRIDED_DENSE)]
+)
 def test_every_layout_gives_the_same(shape, layout):
     laid_out = {**STRIDED, **STRIDED_DENSE}[layout]
     preds_S, preds_T, target = example(shape, torch.float32, 'some ignored')
@@ -239,16 +251,19 @@ def test_the_gradient_is_all_that_is_allocated_of_the_logits_size(shape):
 
 # ---- run: what calls it
 
+
 def test_the_operations_do_as_they_declare():
     """Their stand-ins for tensors without memory have the results' shapes, types and strides."""
     preds_S, preds_T, target = on_device(*example((2, 5, 3), torch.bfloat16))
     checks = ('test_schema', 'test_faketensor')
-    torch.library.opcheck(torch.ops.mmwsl.soft_terms.default, (preds_S.detach(), preds_T, target, 2.0, -100),
-                          test_utils=checks)
+    torch.library.opcheck(
+        torch.ops.mmwsl.soft_terms.default, (preds_S.detach(), preds_T, target, 2.0, -100), test_utils=checks
+    )
     upstream = torch.ones(2, 3, device=DEVICE)
     for logits in (preds_S.detach(), preds_S.detach().transpose(1, 2).contiguous().transpose(1, 2)):
-        torch.library.opcheck(torch.ops.mmwsl.soft_gradient.default, (logits, preds_T, target, upstream, 2.0, -100),
-                              test_utils=checks)
+        torch.library.opcheck(
+            torch.ops.mmwsl.soft_gradient.default, (logits, preds_T, target, upstream, 2.0, -100), test_utils=checks
+        )
 
 
 @pytest.mark.parametrize('weighting', ['wsl', 'one'])

@@ -1,4 +1,5 @@
 """Every loss, and every pair of a loss and a weighting, against tests/test_models/test_losses/references.py."""
+
 import math
 
 import pytest
@@ -52,6 +53,7 @@ def cases(names):
 
 
 # ---- each loss alone
+
 
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 @pytest.mark.parametrize(('name', 'kind'), cases(OF_TARGETS))
@@ -125,8 +127,13 @@ def test_logits_of_ten_thousand(name):
     loss = LOSSES[name]
     rows = zip(EXTREME_S.tolist(), EXTREME_T.tolist(), strict=True)
     if loss.per_class:
-        expected = [sum(loss.of_target(Decision([0, s], [0, t], [c != 1, c == 1]))
-                        for c, (s, t) in enumerate(zip(*row, strict=True))) for row in rows]
+        expected = [
+            sum(
+                loss.of_target(Decision([0, s], [0, t], [c != 1, c == 1]))
+                for c, (s, t) in enumerate(zip(*row, strict=True))
+            )
+            for row in rows
+        ]
     else:
         expected = [loss.of_target(Decision(s, t, [0, 1, 0])) for s, t in rows]
     for dtype in TOLERANCES:
@@ -149,6 +156,7 @@ def test_gradient_of_torch_with_the_weight_held_fixed(name):
         total = (loss.sample_loss.of_batch(preds, batch) * weight * batch.kept).sum()
         whole = loss.sample_loss.of_the_whole(preds, batch)
         return total if whole is None else total + whole
+
     assert torch.autograd.gradcheck(held_fixed, preds_S)
 
 
@@ -161,6 +169,7 @@ def test_the_teacher_gets_no_gradient(name):
 
 
 # ---- each pair
+
 
 @pytest.mark.parametrize(('name', 'weighting'), PAIRS)
 def test_value_and_gradient_of_each_pair(name, weighting):
@@ -181,8 +190,10 @@ def test_value_and_gradient_of_each_pair(name, weighting):
         assert_near(preds_S.grad, slopes, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize(('name', 'weighting'), [
-    ('SoftCrossEntropy', 'WSL'), ('DKD', 'Entropy, student'), ('TTM', 'WTTM'), ('BernoulliKD', 'Disagreement')])
+@pytest.mark.parametrize(
+    ('name', 'weighting'),
+    [('SoftCrossEntropy', 'WSL'), ('DKD', 'Entropy, student'), ('TTM', 'WTTM'), ('BernoulliKD', 'Disagreement')],
+)
 def test_a_further_weight_and_avg_factor(name, weighting):
     shape, kind, loss = (2, 5, 3), 'some ignored', LOSSES[name]
     weights = of_targets(weight_values(weighting, shape, kind, loss.per_class, loss.tau), shape, loss.per_class)
@@ -205,12 +216,14 @@ def test_a_temperature_may_change_between_batches(name):
 
 # ---- against others
 
+
 @pytest.mark.parametrize('kind', ['indices', 'some ignored', 'labels', 'scores'])
 @pytest.mark.parametrize('shape', [(5, 7), (2, 5, 3)], ids=str)
 def test_each_class_of_a_head_of_sigmoids_is_weighted_soft_labels_of_two_classes(kind, shape):
     preds_S, preds_T, target = inputs(shape, kind)
     result = WeightedLoss(dict(type='BernoulliKD', tau=4.0), dict(type='WSLWeighting'), loss_weight=2.25)(
-        preds_S, preds_T, target)
+        preds_S, preds_T, target
+    )
     result.backward()
     twin, expected = preds_S.detach().clone().requires_grad_(), 0.0
     wsl = WSLLoss(4.0, 2.25)
@@ -232,6 +245,7 @@ def test_each_class_of_a_head_of_sigmoids_is_weighted_soft_labels_of_two_classes
 @pytest.mark.parametrize('shape', [(5, 7), (16, 100)], ids=str)
 def test_mmrazors_losses(shape, tau):
     from mmrazor.models.losses import DISTLoss, DKDLoss, KLDivergence  # after mmwsl, which readies the stack
+
     preds_S, preds_T, target = inputs(shape)
     pairs = [
         (dict(type='DKD', tau=tau, alpha=1.5, beta=6.0), DKDLoss(tau, 1.5, 6.0)(preds_S, preds_T, target)),
@@ -244,11 +258,13 @@ def test_mmrazors_losses(shape, tau):
             p_t = (preds_T / tau).softmax(1)
             ours = ours + tau**2 * (p_t * p_t.log()).sum(1).mean()
         assert_near(ours, theirs.detach(), rtol=1e-6, atol=1e-9)
-        assert_near(*(torch.autograd.grad(loss, preds_S, retain_graph=True)[0] for loss in (ours, theirs)), rtol=1e-6,
-                    atol=1e-9)
+        assert_near(
+            *(torch.autograd.grad(loss, preds_S, retain_graph=True)[0] for loss in (ours, theirs)), rtol=1e-6, atol=1e-9
+        )
 
 
 # ---- worked by hand
+
 
 def test_dkd_of_two_halves():
     # tau 1, y = 0. Teacher (1/2, 1/4, 1/4), student (1/4, 1/4, 1/2):
@@ -256,14 +272,16 @@ def test_dkd_of_two_halves():
     student, teacher = torch.tensor([[0.25, 0.25, 0.5]]).log(), torch.tensor([[0.5, 0.25, 0.25]]).log()
     loss = WeightedLoss(dict(type='DKD', tau=1.0, alpha=1.0, beta=8.0))
     assert loss(student, teacher, torch.tensor([0])).item() == pytest.approx(
-        math.log(4 / 3) / 2 + 8 * math.log(9 / 8) / 2)
+        math.log(4 / 3) / 2 + 8 * math.log(9 / 8) / 2
+    )
 
 
 def test_nkd_of_two_halves():
     # -1/2 ln 1/4 - 1.5 (1/2 ln 1/3 + 1/2 ln 2/3)
     student, teacher = torch.tensor([[0.25, 0.25, 0.5]]).log(), torch.tensor([[0.5, 0.25, 0.25]]).log()
     assert WeightedLoss(dict(type='NKD'))(student, teacher, torch.tensor([0])).item() == pytest.approx(
-        math.log(4) / 2 + 0.75 * math.log(9 / 2))
+        math.log(4) / 2 + 0.75 * math.log(9 / 2)
+    )
 
 
 def test_a_batch_of_one_has_no_relations_between_targets():
@@ -335,8 +353,10 @@ def test_sigmoids_have_no_logits_to_be_standardised_among():
         WeightedLoss(dict(type='Standardized', loss=dict(type='BernoulliKD')))
 
 
-@pytest.mark.parametrize(('config', 'got'), [(dict(type='mmrazor.KLDivergence'), 'KLDivergence'), ('DKD', 'str'),
-                                             (dict(type='WSLWeighting'), 'WSLWeighting')])
+@pytest.mark.parametrize(
+    ('config', 'got'),
+    [(dict(type='mmrazor.KLDivergence'), 'KLDivergence'), ('DKD', 'str'), (dict(type='WSLWeighting'), 'WSLWeighting')],
+)
 def test_a_loss_of_another_kind(config, got):
     with pytest.raises(TypeError, match=f'^loss should be the config of a SampleLoss.*got {got}: docs/pairs.md'):
         WeightedLoss(config)
@@ -362,9 +382,15 @@ class Shaped(SampleWeighting):
         return torch.ones(self.shape)
 
 
-@pytest.mark.parametrize(('name', 'shape', 'expected'), [
-    ('TTM', (5, 1), r'\(5,\)'), ('TTM', (), r'\(5,\)'), ('TTM', (5, 5), r'\(5,\)'),
-    ('BernoulliKD', (5, ), r'\(5, 5\)')])
+@pytest.mark.parametrize(
+    ('name', 'shape', 'expected'),
+    [
+        ('TTM', (5, 1), r'\(5,\)'),
+        ('TTM', (), r'\(5,\)'),
+        ('TTM', (5, 5), r'\(5,\)'),
+        ('BernoulliKD', (5,), r'\(5, 5\)'),
+    ],
+)
 def test_weights_that_would_broadcast(name, shape, expected):
     with pytest.raises(ValueError, match=f'^Shaped should give weights of shape {expected}, one for each loss, got'):
         WeightedLoss(dict(type=name), Shaped(*shape))(*inputs((5, 5)))
@@ -374,11 +400,13 @@ def test_losses_of_another_shape():
     class Total(SampleLoss):
         def forward(self, preds_S, preds_T, target):
             return (preds_S - preds_T).square().sum()
+
     with pytest.raises(ValueError, match=r'^Total should give losses of shape \(5,\) for logits of shape \(5, 7\)'):
         WeightedLoss(Total())(*inputs())
 
 
 # ---- the first epochs
+
 
 def test_the_loss_grows_over_the_first_epochs(monkeypatch):
     hub = MessageHub.get_instance('test_the_loss_grows_over_the_first_epochs')
@@ -398,6 +426,7 @@ def test_the_loss_grows_over_the_first_epochs(monkeypatch):
 @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
 def test_logits_of_ignored_targets_need_not_be_finite(name, bad):
     """What is ignored may be anything: the others' loss, gradient and statistics are as without it."""
+
     def results(ignored):
         preds_S, preds_T = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         preds_S[2, 1], preds_T[2, 3] = ignored, ignored
@@ -405,6 +434,7 @@ def test_logits_of_ignored_targets_need_not_be_finite(name, bad):
         loss = WeightedLoss(LOSSES[name].config, dict(type='WSLWeighting', scale_free=True))
         value = loss(preds_S, preds_T, torch.tensor([0, 1, -100, 3, 4, 0]))
         return dict(value=value, gradient=torch.autograd.grad(value, preds_S)[0], **loss.statistics)
+
     found = results(bad)
     assert all(value.isfinite().all() for value in found.values()) and not found['gradient'][2].any()
     torch.testing.assert_close(found, results(0.5))

@@ -1,4 +1,5 @@
 """Heads of sigmoids: qualities, background, weights per target, and what a mean divides by."""
+
 import math
 
 import pytest
@@ -68,7 +69,8 @@ def test_the_same_targets_as_scores():
     scores[0, 1], scores[3, 0] = 0.75, 1.0
     loss = WeightedLoss(dict(type='BernoulliKD'), WSL, reduction='sum')
     assert loss(preds_S, preds_T, (labels, quality)).item() == pytest.approx(
-        loss(preds_S[kept], preds_T[kept], scores[kept]).item(), rel=1e-12)
+        loss(preds_S[kept], preds_T[kept], scores[kept]).item(), rel=1e-12
+    )
 
 
 def test_a_weight_per_target_sums_the_hard_losses_of_its_classes():
@@ -83,7 +85,7 @@ def test_a_weight_per_target_sums_the_hard_losses_of_its_classes():
             expected += weight * sum(4 * bce(z_s / 2, sigmoid(z_t / 2)) for z_s, z_t, _ in rows)
     loss = WeightedLoss(dict(type='BernoulliKD', tau=2.0, per_class=False), WSL, reduction='sum')
     assert loss(preds_S, preds_T, labels).item() == pytest.approx(expected, rel=1e-12)
-    assert loss.last_call.weight.shape == (6, )
+    assert loss.last_call.weight.shape == (6,)
 
 
 @pytest.mark.parametrize('per_class', [True, False])
@@ -95,15 +97,16 @@ def test_a_mean_over_targets_or_positives(per_class):
     positives = WeightedLoss(config, WSL, average='positives')
     assert positives(preds_S, preds_T, labels).item() == pytest.approx(total / 3)
     # a class whose quality is 0 is a positive still
-    assert WeightedLoss(config, average='positives')(preds_S, preds_T, (labels, torch.zeros(6))).item() == \
-        pytest.approx(WeightedLoss(config, reduction='sum')(preds_S, preds_T, labels).item() / 3)
+    assert WeightedLoss(config, average='positives')(
+        preds_S, preds_T, (labels, torch.zeros(6))
+    ).item() == pytest.approx(WeightedLoss(config, reduction='sum')(preds_S, preds_T, labels).item() / 3)
 
 
 @pytest.mark.parametrize('target', [4, -100])
 def test_no_positives_and_no_targets(target):
     preds_S, preds_T, *_ = example()
     loss = WeightedLoss(dict(type='BernoulliKD'), PRODUCT, average='positives')
-    value = loss(preds_S, preds_T, torch.full((6, ), target))
+    value = loss(preds_S, preds_T, torch.full((6,), target))
     value.backward()
     assert math.isfinite(value.item()) and preds_S.grad.isfinite().all()
     assert (value.item() == 0) == (target == -100)
@@ -120,7 +123,7 @@ def test_weights_of_labels_and_of_targets():
     of_labels[0, 2] = 0.5
     expected = 0.5 * bce(preds_S[0, 2].item(), sigmoid(preds_T[0, 2].item()))
     assert loss(preds_S, preds_T, labels, weight=of_labels).item() == pytest.approx(expected)
-    of_targets = torch.tensor([0., 1, 1, 0, 0, 0])
+    of_targets = torch.tensor([0.0, 1, 1, 0, 0, 0])
     expected = sum(bce(z_s, sigmoid(z_t)) for i, _, z_s, z_t, _ in decisions(preds_S, preds_T, labels, None) if i == 1)
     assert loss(preds_S, preds_T, labels, weight=of_targets).item() == pytest.approx(expected)
 
@@ -156,6 +159,7 @@ def test_background_is_a_label_in_a_graph_and_what_is_beyond_it_is_reported(per_
 
 
 # ---- several processes
+
 
 def gradient_of_part(rank, folder, average):
     """Of the mean over processes, as DistributedDataParallel takes it."""

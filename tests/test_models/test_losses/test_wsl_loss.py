@@ -26,6 +26,7 @@ TOLERANCES = {
 
 class Reference(NamedTuple):
     """What the loss should be, with one value for each target, and its gradient if the targets are summed up."""
+
     losses: list[float]
     weights: list[float]
     regularizing: list[bool]
@@ -104,6 +105,7 @@ def assert_near(actual, expected, **tolerance):
 
 # ---- against the reference
 
+
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 @pytest.mark.parametrize('tau', [0.5, 1, 2, 4])
 @pytest.mark.parametrize('dtype', TOLERANCES, ids=str)
@@ -142,8 +144,9 @@ def test_reductions_against_the_reference(shape, kind):
     expected = reference(preds_S, preds_T, target, tau=2.0)
     losses = 2.5 * torch.tensor(expected.losses, dtype=torch.float64).reshape(shape[0], *shape[2:])
 
-    none, total, mean = (WSLLoss(reduction=reduction)(preds_S, preds_T, target)
-                         for reduction in ('none', 'sum', 'mean'))
+    none, total, mean = (
+        WSLLoss(reduction=reduction)(preds_S, preds_T, target) for reduction in ('none', 'sum', 'mean')
+    )
     assert_near(none, losses)
     assert_near(total, losses.sum())
     assert_near(mean, losses.sum() / expected.count)
@@ -160,11 +163,14 @@ def test_the_defaults_are_those_of_the_paper_on_imagenet():
 @pytest.mark.parametrize('kind', ['indices', 'some ignored', 'scores'])
 def test_the_module_is_the_function_with_a_weight_and_a_reduction(kind):
     preds_S, preds_T, target = example((2, 5, 3), kind=kind)
-    torch.testing.assert_close(WSLLoss(tau=4, loss_weight=3.0, reduction='none')(preds_S, preds_T, target),
-                               3 * functional.wsl_loss(preds_S, preds_T, target, tau=4))
+    torch.testing.assert_close(
+        WSLLoss(tau=4, loss_weight=3.0, reduction='none')(preds_S, preds_T, target),
+        3 * functional.wsl_loss(preds_S, preds_T, target, tau=4),
+    )
 
 
 # ---- gradients
+
 
 @pytest.mark.parametrize('reduction', ['none', 'sum', 'mean'])
 @pytest.mark.parametrize('tau', [1.0, 2.0, 3.0, 4.0])
@@ -181,9 +187,9 @@ def test_gradient_with_the_weight_held_fixed(reduction, tau):
 
     assert torch.autograd.gradcheck(held_fixed, preds_S)
     upstream = torch.randn_like(held_fixed(preds_S))
-    expected, = torch.autograd.grad(held_fixed(preds_S), preds_S, upstream)
+    (expected,) = torch.autograd.grad(held_fixed(preds_S), preds_S, upstream)
     loss = WSLLoss(tau=tau, loss_weight=2.5, reduction=reduction)(preds_S, preds_T, target)
-    torch.testing.assert_close(torch.autograd.grad(loss, preds_S, upstream), (expected, ))
+    torch.testing.assert_close(torch.autograd.grad(loss, preds_S, upstream), (expected,))
 
 
 @pytest.mark.parametrize('kind', ['indices', 'scores'])
@@ -213,6 +219,7 @@ def test_an_upstream_gradient_for_each_target():
 
 # ---- extreme logits and precision
 
+
 @pytest.mark.parametrize('dtype', TOLERANCES, ids=str)
 @pytest.mark.parametrize('tau', [0.5, 2.0, 4.0])
 def test_logits_of_ten_thousand(dtype, tau):
@@ -226,8 +233,15 @@ def test_logits_of_ten_thousand(dtype, tau):
     assert gradient(loss, preds_S, torch.ones_like(loss)).tolist() == [[tau, -tau], [0, 0]]
 
 
-@pytest.mark.parametrize('dtype, expected', [(torch.float16, torch.float32), (torch.bfloat16, torch.float32),
-                                             (torch.float32, torch.float32), (torch.float64, torch.float64)])
+@pytest.mark.parametrize(
+    'dtype, expected',
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
 @pytest.mark.parametrize('reduction', ['none', 'sum', 'mean'])
 def test_type_of_the_loss(dtype, expected, reduction):
     assert WSLLoss(reduction=reduction)(*example(dtype=dtype)).dtype == expected
@@ -252,6 +266,7 @@ def test_autocast_computes_in_float32():
 
 # ---- ignored targets, weights and reductions
 
+
 @pytest.mark.parametrize('ignore_index', [-100, 255, 0])
 def test_the_mean_is_over_the_targets_kept(ignore_index):
     preds_S, preds_T, target = example()
@@ -275,7 +290,8 @@ def test_no_target_kept(shape, reduction, ignore_index):
     assert torch.equal(result, torch.zeros(target.shape if reduction == 'none' else (), dtype=torch.float64))
     assert torch.equal(gradient(result, preds_S, torch.ones_like(result)), torch.zeros_like(preds_S))
     assert {name: value.item() for name, value in loss.statistics.items()} == dict.fromkeys(
-        ('kl', 'wsl_weight', *PERCENTILES, 'regularization_share'), 0)
+        ('kl', 'wsl_weight', *PERCENTILES, 'regularization_share'), 0
+    )
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.int64, torch.bool])
@@ -322,6 +338,7 @@ def test_reduction_override_holds_for_one_call(reduction, override):
 
 # ---- statistics
 
+
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 @pytest.mark.parametrize('tau', [0.5, 2.0, 4.0])
 @pytest.mark.parametrize('kind', ['indices', 'some ignored'])
@@ -332,8 +349,7 @@ def test_statistics_against_the_reference(shape, tau, kind):
     expected = reference(preds_S, preds_T, target, tau)
     assert set(loss.statistics) == {'kl', 'wsl_weight', *PERCENTILES, 'regularization_share'}
     assert_near(loss.statistics['wsl_weight'], math.fsum(expected.weights) / expected.count)
-    assert loss.statistics['regularization_share'].item() == pytest.approx(
-        sum(expected.regularizing) / expected.count)
+    assert loss.statistics['regularization_share'].item() == pytest.approx(sum(expected.regularizing) / expected.count)
     assert not any(value.requires_grad for value in loss.statistics.values())
 
 
@@ -366,6 +382,7 @@ def test_a_weight_does_not_change_the_statistics():
 
 # ---- weightings, the controls
 
+
 def test_label_free_is_short_for_the_weighting_that_looks_at_the_teachers_class():
     preds_S, preds_T = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3), 0.0]])  # the teacher's class is 0
     # L_s = ln 2, L_t = ln 4/3: w = 1 - exp(-ln 2 / ln 4/3) = 0.910133, and the soft cross-entropy is ln 2
@@ -377,6 +394,7 @@ def test_label_free_is_short_for_the_weighting_that_looks_at_the_teachers_class(
 @pytest.mark.parametrize('shape', [(5, 7), (2, 5, 3)], ids=str)
 def test_weights_of_one_are_mmrazors_kl_divergence(shape):
     from mmrazor.models.losses import KLDivergence  # imported here, for it needs mmwsl's import before its own
+
     preds_S, preds_T, target = example(shape)
     ours = WSLLoss(4.0, 2.25, reduction='sum', weighting='one')(preds_S, preds_T, target)
     theirs = KLDivergence(4.0, reduction='sum', loss_weight=2.25)(preds_S, preds_T)
@@ -385,13 +403,16 @@ def test_weights_of_one_are_mmrazors_kl_divergence(shape):
 
 def test_weights_of_one_are_mmrazors_kl_divergence_by_default_settings():
     from mmrazor.models.losses import KLDivergence
+
     preds_S, preds_T, target = example((5, 7))
     ours, theirs = WSLLoss(4.0, 2.25, weighting='one')(preds_S, preds_T, target), KLDivergence(4.0, loss_weight=2.25)
     torch.testing.assert_close(gradient(ours, preds_S), gradient(theirs(preds_S, preds_T), preds_S))
 
 
-@pytest.mark.parametrize('weighting, of_regularization, of_others', [
-    ('one', 1, 1), ('drop_regularization', 0, 1), ('only_regularization', 1, 0)])
+@pytest.mark.parametrize(
+    'weighting, of_regularization, of_others',
+    [('one', 1, 1), ('drop_regularization', 0, 1), ('only_regularization', 1, 0)],
+)
 @pytest.mark.parametrize('kind', ['indices', 'some ignored'])
 def test_weight_of_regularization_samples_and_of_others(weighting, of_regularization, of_others, kind):
     preds_S, preds_T, target = example((64, 5), kind=kind)
@@ -443,8 +464,13 @@ def test_sample_terms_are_those_of_the_functions(shape, weighting):
     loss(preds_S, preds_T, target)
     terms, kept = loss.sample_terms, target != -100
     a, b = functional.bias_and_variance_gradients(preds_S, preds_T, target, 2.0)
-    expected = dict(w=functional.wsl_weight(preds_S, preds_T, target), L_s=functional.hard_loss(preds_S, target),
-                    L_t=functional.hard_loss(preds_T, target), a=a, b=b)
+    expected = dict(
+        w=functional.wsl_weight(preds_S, preds_T, target),
+        L_s=functional.hard_loss(preds_S, target),
+        L_t=functional.hard_loss(preds_T, target),
+        a=a,
+        b=b,
+    )
     assert torch.equal(terms['kept'], kept)
     for name, values in expected.items():
         assert not terms[name].requires_grad
@@ -466,18 +492,21 @@ LOGITS = torch.zeros(4, 5)
 LABELS = torch.zeros(4, dtype=torch.int64)
 
 
-@pytest.mark.parametrize('preds_S, preds_T, target, error, message', [
-    (LOGITS.long(), LOGITS, LABELS, TypeError, r'^preds_S should be floating-point logits, got torch\.int64$'),
-    (LOGITS, LOGITS.long(), LABELS, TypeError, r'^preds_T should be floating-point logits, got torch\.int64$'),
-    (LOGITS[0], LOGITS[0], LABELS, ValueError, r'^preds_S should have shape \(N, C\) or \(N, C, \*\), got \(5,\)$'),
-    (LOGITS, torch.zeros(4, 7), LABELS, ValueError, 'got 5 from the student and 7 from the teacher$'),
-    (LOGITS, LOGITS[:3], LABELS, ValueError, r'should have the same shape, got \(4, 5\) and \(3, 5\)$'),
-    (LOGITS, LOGITS, LABELS.int(), TypeError, r'^target should hold class indices .* got torch\.int32$'),
-    (LOGITS, LOGITS, LABELS[:3], ValueError, r'^class indices should have shape \(4,\) .* got \(3,\)$'),
-    (LOGITS, LOGITS, LABELS + 5, ValueError, r'^class indices should lie in \[0, 5\) .*=-100, got 5$'),
-    (LOGITS, LOGITS, LABELS - 1, ValueError, r'^class indices should lie in \[0, 5\) .*=-100, got -1$'),
-    (LOGITS, LOGITS, LOGITS[:, :4], ValueError, r'^class scores .* \(4, 5\), got \(4, 4\)$'),
-])
+@pytest.mark.parametrize(
+    'preds_S, preds_T, target, error, message',
+    [
+        (LOGITS.long(), LOGITS, LABELS, TypeError, r'^preds_S should be floating-point logits, got torch\.int64$'),
+        (LOGITS, LOGITS.long(), LABELS, TypeError, r'^preds_T should be floating-point logits, got torch\.int64$'),
+        (LOGITS[0], LOGITS[0], LABELS, ValueError, r'^preds_S should have shape \(N, C\) or \(N, C, \*\), got \(5,\)$'),
+        (LOGITS, torch.zeros(4, 7), LABELS, ValueError, 'got 5 from the student and 7 from the teacher$'),
+        (LOGITS, LOGITS[:3], LABELS, ValueError, r'should have the same shape, got \(4, 5\) and \(3, 5\)$'),
+        (LOGITS, LOGITS, LABELS.int(), TypeError, r'^target should hold class indices .* got torch\.int32$'),
+        (LOGITS, LOGITS, LABELS[:3], ValueError, r'^class indices should have shape \(4,\) .* got \(3,\)$'),
+        (LOGITS, LOGITS, LABELS + 5, ValueError, r'^class indices should lie in \[0, 5\) .*=-100, got 5$'),
+        (LOGITS, LOGITS, LABELS - 1, ValueError, r'^class indices should lie in \[0, 5\) .*=-100, got -1$'),
+        (LOGITS, LOGITS, LOGITS[:, :4], ValueError, r'^class scores .* \(4, 5\), got \(4, 4\)$'),
+    ],
+)
 def test_inputs_that_do_not_belong_together(preds_S, preds_T, target, error, message):
     with pytest.raises(error, match=message):
         WSLLoss()(preds_S, preds_T, target)
@@ -494,7 +523,7 @@ def test_a_temperature_that_is_not_positive(tau):
         WSLLoss(tau=tau)
 
 
-@pytest.mark.parametrize('shape', [(), (1, ), (3, ), (4, 1), (4, 5)])
+@pytest.mark.parametrize('shape', [(), (1,), (3,), (4, 1), (4, 5)])
 def test_weight_of_another_shape(shape):
     # (1,) and (4, 1) would broadcast, and be wrong without a word.
     with pytest.raises(ValueError, match=r'^weight should have one value per target, \(4,\), got \('):
@@ -510,6 +539,7 @@ def test_an_unknown_reduction():
 
 
 # ---- other devices
+
 
 @pytest.mark.parametrize('reduction', ['none', 'sum', 'mean'])
 @pytest.mark.parametrize('kind', ['indices', 'scores'])
@@ -586,11 +616,13 @@ def test_cuda_agrees_with_the_cpu_and_is_not_waited_for(kind, compile):
 
 # ---- beside OpenMMLab
 
+
 @pytest.mark.parametrize('tau', [1.0, 2.0, 4.0])
 @pytest.mark.parametrize('loss_weight', [0.5, 2.5])
 @pytest.mark.parametrize('shape', [(5, 7), (64, 100)], ids=str)
 def test_equal_to_mmrazor(tau, loss_weight, shape):
     from mmrazor.models.losses import WSLD  # imported here, for it needs mmwsl's import before its own
+
     preds_S, preds_T, target = example(shape, torch.float32)
     ours = WSLLoss(tau, loss_weight)(preds_S, preds_T, target)
     theirs = WSLD(tau, loss_weight, num_classes=shape[1])(preds_S, preds_T, target)
@@ -603,8 +635,7 @@ def test_equal_to_mmrazor(tau, loss_weight, shape):
 def test_built_from_any_registry_in_any_scope(package, scope):
     registry = pytest.importorskip(f'{package}.registry').MODELS
     with DefaultScope.overwrite_default_scope(scope):
-        loss = registry.build(dict(type='mmwsl.WSLLoss', tau=4.0, loss_weight=2.25, ignore_index=255,
-                                   reduction='sum'))
+        loss = registry.build(dict(type='mmwsl.WSLLoss', tau=4.0, loss_weight=2.25, ignore_index=255, reduction='sum'))
     assert type(loss) is WSLLoss
     assert (loss.tau, loss.loss_weight, loss.ignore_index, loss.reduction) == (4.0, 2.25, 255, 'sum')
 
@@ -625,7 +656,7 @@ def test_it_has_nothing_to_train_or_to_save():
 def test_extreme_temperatures_keep_the_weight(tau):
     generator = torch.Generator().manual_seed(0)
     preds_S, preds_T = torch.randn(2, 4, 1000, generator=generator) * 5
-    target = torch.randint(1000, (4, ), generator=generator)
+    target = torch.randint(1000, (4,), generator=generator)
     loss = WSLLoss(tau=tau)
     loss(preds_S, preds_T, target)
     expected = functional.wsl_weight(preds_S.double(), preds_T.double(), target).mean()
@@ -640,9 +671,9 @@ def test_blocks_of_a_large_batch_join(shape):
     target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
     preds_S.requires_grad_()
     expected = functional.wsl_loss(preds_S, preds_T, target, tau=4.0).mean()
-    expected_grad, = torch.autograd.grad(expected, preds_S)
+    (expected_grad,) = torch.autograd.grad(expected, preds_S)
     loss = WSLLoss(tau=4.0, loss_weight=1.0)(preds_S, preds_T, target)
-    grad, = torch.autograd.grad(loss, preds_S)
+    (grad,) = torch.autograd.grad(loss, preds_S)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-5 * expected_grad.abs().max().item())
 
@@ -691,7 +722,7 @@ def test_confident_networks_keep_the_weight(tau, margin_S, margin_T):
 
 def test_avg_factor_of_zero_where_nothing_counts_gives_zero():
     preds_S, preds_T, _ = example((3, 5))
-    target = torch.full((3, ), -100)
+    target = torch.full((3,), -100)
     assert WSLLoss()(preds_S, preds_T, target, avg_factor=0) == 0
     assert WSLLoss()(preds_S, preds_T, target, avg_factor=torch.tensor(0)) == 0
 
@@ -716,9 +747,16 @@ def test_a_teachers_loss_that_is_given_takes_the_place_of_its_own_and_gets_no_gr
         loss(preds_S, preds_T, target, teacher_hard_loss=given.unsqueeze(1))
 
 
-@pytest.mark.parametrize(('row', 'sums'), [
-    ([1.0, 0.0, 1.0], '1 to 2'), ([0.0, 0.0, 0.5], '0.5 to 1'), ([1.5, -0.5, 0.0], '1 to 1'),
-    ([math.nan, 0.5, 0.5], 'nan to nan')], ids=['several labels', 'less than one', 'negative', 'nan'])
+@pytest.mark.parametrize(
+    ('row', 'sums'),
+    [
+        ([1.0, 0.0, 1.0], '1 to 2'),
+        ([0.0, 0.0, 0.5], '0.5 to 1'),
+        ([1.5, -0.5, 0.0], '1 to 1'),
+        ([math.nan, 0.5, 0.5], 'nan to nan'),
+    ],
+    ids=['several labels', 'less than one', 'negative', 'nan'],
+)
 def test_scores_that_are_no_distribution_are_refused(row, sums):
     scores = torch.tensor([[0.5, 0.5, 0.0], row])
     with pytest.raises(ValueError, match=f'at least 0 and sum up to 1 for .*got sums from {sums}.*multi-label'):

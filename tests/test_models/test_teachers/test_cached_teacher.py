@@ -12,14 +12,20 @@ from mmwsl.models import CachedTeacher, CIFARResNet
 from tests.caches import cached, live, make_cache
 from tests.tiny import PREPROCESSOR, build, losses, network, save_teacher
 
-KINDS = {'all': {}, 'float16': dict(dtype='float16'), 'top 3': dict(top_k=3),
-         'top 3, float16': dict(top_k=3, dtype='float16')}
+KINDS = {
+    'all': {},
+    'float16': dict(dtype='float16'),
+    'top 3': dict(top_k=3),
+    'top 3, float16': dict(top_k=3, dtype='float16'),
+}
 
 
 @pytest.fixture(scope='module')
 def teacher(tmp_path_factory):
-    return save_teacher(tmp_path_factory.mktemp('teacher') / 'teacher.pth', network(4, init_cfg=[
-        dict(type='Normal', layer='Linear', std=2.0)]))  # logits of some size
+    return save_teacher(
+        tmp_path_factory.mktemp('teacher') / 'teacher.pth',
+        network(4, init_cfg=[dict(type='Normal', layer='Linear', std=2.0)]),
+    )  # logits of some size
 
 
 @pytest.fixture(scope='module')
@@ -73,8 +79,9 @@ def test_other_records_weight_as_the_network_does(teacher, folders, kind):
 
 def test_the_network_is_not_built(teacher, folders, monkeypatch):
     channels, init = [], CIFARResNet.__init__
-    monkeypatch.setattr(CIFARResNet, '__init__',
-                        lambda self, **kwargs: channels.append(kwargs['stem_channels']) or init(self, **kwargs))
+    monkeypatch.setattr(
+        CIFARResNet, '__init__', lambda self, **kwargs: channels.append(kwargs['stem_channels']) or init(self, **kwargs)
+    )
     model = build(cached(live(teacher), folders['all']).model)
     assert channels == [2]  # the student's
     assert type(model.teacher) is CachedTeacher
@@ -99,8 +106,11 @@ def test_losses_of_mmrazor_are_served(teacher, folders):
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize('recorder', [dict(type='ModuleOutputs', source='backbone.layer3'),
-                                      dict(type='ModuleInputs', source='head')], ids=['layer', 'inputs'])
+@pytest.mark.parametrize(
+    'recorder',
+    [dict(type='ModuleOutputs', source='backbone.layer3'), dict(type='ModuleInputs', source='head')],
+    ids=['layer', 'inputs'],
+)
 def test_layers_are_not_there(teacher, folders, recorder):
     distiller = dict(type='mmwsl.WSLDistiller', teacher_recorders=dict(features=recorder))
     with pytest.raises(ValueError, match=r"logits and no layers: the teacher's recorder 'features' asks for Module"):
@@ -108,18 +118,26 @@ def test_layers_are_not_there(teacher, folders, recorder):
 
 
 def test_deliveries_are_not_there(teacher, folders):
-    distiller = dict(type='mmwsl.WSLDistiller', distill_deliveries=dict(mix=dict(
-        type='FunctionOutputs', max_keep_data=1, func_path='torch.randperm')))
+    distiller = dict(
+        type='mmwsl.WSLDistiller',
+        distill_deliveries=dict(mix=dict(type='FunctionOutputs', max_keep_data=1, func_path='torch.randperm')),
+    )
     with pytest.raises(ValueError, match=r"nothing to deliver, got distill_deliveries=\['mix'\]"):
         build(cached(live(teacher, distiller=distiller), folders['all']).model)
 
 
-@pytest.mark.parametrize('taus, match', [
-    ((4.0, ), r'completed at tau in \[2\.0\] and not at 4\.0'),
-    ((2.0, 4.0), r"one temperature, and the losses have \{'loss_0': 2\.0, 'loss_1': 4\.0\}")])
+@pytest.mark.parametrize(
+    'taus, match',
+    [
+        ((4.0,), r'completed at tau in \[2\.0\] and not at 4\.0'),
+        ((2.0, 4.0), r"one temperature, and the losses have \{'loss_0': 2\.0, 'loss_1': 4\.0\}"),
+    ],
+)
 def test_other_temperatures_are_refused_for_a_top_k(teacher, folders, taus, match):
-    distiller = dict(type='mmwsl.WSLDistiller', distill_losses={
-        f'loss_{i}': dict(type='mmwsl.WSLLoss', tau=tau) for i, tau in enumerate(taus)})
+    distiller = dict(
+        type='mmwsl.WSLDistiller',
+        distill_losses={f'loss_{i}': dict(type='mmwsl.WSLLoss', tau=tau) for i, tau in enumerate(taus)},
+    )
     with pytest.raises(ValueError, match=match):
         build(cached(live(teacher, distiller=distiller), folders['top 3']).model)
     build(cached(live(teacher, distiller=distiller), folders['all']).model)
@@ -140,9 +158,11 @@ def test_a_copy_follows_its_own_losses(teacher, folders):
 
 
 def test_own_wiring_without_the_recorded_loss_is_refused(teacher, folders):
-    wiring = dict(preds_S=dict(recorder='hard_loss', from_student=True, data_idx=0),
-                  preds_T=dict(recorder='logits', from_student=False),
-                  gt_labels=dict(recorder='hard_loss', from_student=True, data_idx=1))
+    wiring = dict(
+        preds_S=dict(recorder='hard_loss', from_student=True, data_idx=0),
+        preds_T=dict(recorder='logits', from_student=False),
+        gt_labels=dict(recorder='hard_loss', from_student=True, data_idx=1),
+    )
     distiller = dict(type='mmwsl.WSLDistiller', loss_forward_mappings=dict(loss_wsl=wiring))
     with pytest.raises(ValueError, match=r"loss_wsl needs the teacher's loss as well: add teacher_hard_loss=dict"):
         build(cached(live(teacher, distiller=distiller), folders['float16']).model)
@@ -186,11 +206,17 @@ def test_records_of_another_cache(teacher, folders):
         results(model, views(folders['float16']))
 
 
-@pytest.mark.parametrize('other, field', [
-    (dict(teacher_norm_eval=False), 'teacher.teacher_norm_eval is True in the cache and False here'),
-    (dict(teacher=network(8)), 'teacher.config.backbone.stem_channels is 4 in the cache and 8 here'),
-    (dict(data_preprocessor=dict(PREPROCESSOR, mean=[5.0])),
-     r'teacher.data_preprocessor.mean.0 is 4\.9\d* in the cache and 5\.0 here')])
+@pytest.mark.parametrize(
+    'other, field',
+    [
+        (dict(teacher_norm_eval=False), 'teacher.teacher_norm_eval is True in the cache and False here'),
+        (dict(teacher=network(8)), 'teacher.config.backbone.stem_channels is 4 in the cache and 8 here'),
+        (
+            dict(data_preprocessor=dict(PREPROCESSOR, mean=[5.0])),
+            r'teacher.data_preprocessor.mean.0 is 4\.9\d* in the cache and 5\.0 here',
+        ),
+    ],
+)
 def test_another_teacher_is_refused(teacher, folders, other, field):
     with pytest.raises(CacheError, match=field):
         build(cached(live(teacher, **other), folders['all']).model)
@@ -244,6 +270,7 @@ def test_the_check_of_the_teacher_judges_its_records(tmp_path, teacher, folders)
     cfg = cached(live(teacher, tmp_path), folders['all'])
     cfg.custom_hooks = [dict(type='mmwsl.CheckTeacherHook')]
     from mmengine.runner import Runner
+
     with pytest.raises(RuntimeError, match=r'of 200 recorded views of training images right; chance is 10\.00 %'):
         Runner.from_cfg(cfg).train()
     cfg.custom_hooks = [dict(type='mmwsl.CheckTeacherHook', min_accuracy=0)]

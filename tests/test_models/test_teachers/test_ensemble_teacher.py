@@ -62,8 +62,15 @@ def test_certain_members_leave_finite_logits(ckpts):
 @pytest.mark.parametrize('combine', ['probabilities', 'logits'])
 @torch.no_grad()
 def test_one_member_predicts_as_it_does_alone(ckpts, combine):
-    model = MODELS.build(dict(type='mmwsl.EnsembleTeacher', models=[MEMBERS[0]], ckpts=ckpts[:1], combine=combine,
-                              data_preprocessor=PREPROCESSOR))
+    model = MODELS.build(
+        dict(
+            type='mmwsl.EnsembleTeacher',
+            models=[MEMBERS[0]],
+            ckpts=ckpts[:1],
+            combine=combine,
+            data_preprocessor=PREPROCESSOR,
+        )
+    )
     model.eval()
     alone = MODELS.build({**MEMBERS[0], 'data_preprocessor': PREPROCESSOR})
     alone.load_state_dict(torch.load(ckpts[0])['state_dict'])
@@ -94,13 +101,16 @@ def test_without_checkpoints_it_is_untrained():
     assert model.teacher.members[0].is_init
 
 
-@pytest.mark.parametrize('change, message', [
-    (dict(models=[]), 'models is empty'),
-    (dict(ckpts=['a.pth']), '3 models need as many ckpts, got 1'),
-    (dict(combine='votes'), "combine should be one of .* got 'votes'"),
-    (dict(models=[network(4), network(4, classes=7)]), r'the same classes, got \[10, 7\]'),
-    (dict(models=[network(4, data_preprocessor=PREPROCESSOR)]), 'give the ensemble one for all'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(models=[]), 'models is empty'),
+        (dict(ckpts=['a.pth']), '3 models need as many ckpts, got 1'),
+        (dict(combine='votes'), "combine should be one of .* got 'votes'"),
+        (dict(models=[network(4), network(4, classes=7)]), r'the same classes, got \[10, 7\]'),
+        (dict(models=[network(4, data_preprocessor=PREPROCESSOR)]), 'give the ensemble one for all'),
+    ],
+)
 def test_what_cannot_be_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         MODELS.build({**ensemble(), **change})

@@ -1,4 +1,5 @@
 """The fast teacher: which one it is, and that it says what the plain one says."""
+
 import copy
 import pickle
 import warnings
@@ -14,8 +15,10 @@ from mmwsl.models.teachers import fast as fast_teacher
 from mmwsl.models.teachers.fast import fast_forward
 from tests.tiny import ROOT, batch, build, distillation, losses, on_device, run_digits, save_teacher
 
-INSIDE = dict(type='mmwsl.WSLDistiller', teacher_recorders=dict(
-    features=dict(type='ModuleOutputs', source='backbone.layer1.0.bn2')))
+INSIDE = dict(
+    type='mmwsl.WSLDistiller',
+    teacher_recorders=dict(features=dict(type='ModuleOutputs', source='backbone.layer1.0.bn2')),
+)
 
 
 def norms(network):
@@ -46,10 +49,12 @@ def settled(network, inputs):
 @pytest.fixture
 def model():
     """A distillation whose teacher's running statistics matter."""
+
     def make(**kwargs):
         model = build(distillation(**kwargs))
         with_running_statistics(model.teacher)
         return model
+
     return make
 
 
@@ -87,11 +92,12 @@ def test_student_is_taught_by_a_fast_copy(model, speed, tolerance, norm_eval):
 def test_batchnorm_is_folded_where_its_statistics_run(model, monkeypatch, norm_eval):
     networks = []
     runner = fast_teacher._runner
-    monkeypatch.setattr(fast_teacher, '_runner',
-                        lambda network, half: networks.append(network) or runner(network, half))
+    monkeypatch.setattr(
+        fast_teacher, '_runner', lambda network, half: networks.append(network) or runner(network, half)
+    )
     model = model(teacher_norm_eval=norm_eval)
     losses(model, batch())
-    network, = networks
+    (network,) = networks
     assert bool(norms(network)) is not norm_eval
     convolution = network.backbone.layer1[0].conv1
     assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
@@ -139,8 +145,11 @@ def test_batch_statistics_are_not_taken_from_a_teacher_in_eval_mode(model):
 
 
 @pytest.mark.filterwarnings('ignore:teacher_ckpt is None')
-@pytest.mark.parametrize('copied', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), nn.Module.double],
-                         ids=['deepcopy', 'pickle', 'another type'])
+@pytest.mark.parametrize(
+    'copied',
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), nn.Module.double],
+    ids=['deepcopy', 'pickle', 'another type'],
+)
 def test_copies_and_conversions_make_a_fast_teacher_of_their_own(model, copied):
     model = model()
     losses(model, batch())
@@ -188,6 +197,7 @@ def test_a_wrong_fold_is_left_out(monkeypatch):
     def break_it(teacher):
         teacher.head.fc.bias.data += 1
         return teacher
+
     monkeypatch.setattr(fast_teacher, 'fuse_conv_bn', break_it)
     teacher = with_running_statistics(build(distillation(teacher_ckpt=None)['teacher']).eval())
     inputs = torch.randn(4, 1, 8, 8)
@@ -199,8 +209,10 @@ def test_a_wrong_fold_is_left_out(monkeypatch):
 def test_a_fold_that_rounds_otherwise_under_autocast_is_left_out_there(monkeypatch, enabled):
     def fold(teacher):
         teacher.head.register_forward_hook(
-            lambda module, args, logits: logits * (1.5 if torch.is_autocast_enabled('cpu') else 1))
+            lambda module, args, logits: logits * (1.5 if torch.is_autocast_enabled('cpu') else 1)
+        )
         return fuse_conv_bn(teacher)
+
     folded = []
     monkeypatch.setattr(fast_teacher, 'fuse_conv_bn', fold)
     monkeypatch.setattr(fast_teacher, '_runner', lambda network, half: folded.append(not norms(network)))
@@ -217,20 +229,31 @@ def test_what_is_chosen_is_said_with_its_time_and_its_memory(monkeypatch):
     teacher = build(distillation()['teacher']).eval()
     monkeypatch.setattr(teacher.head, 'loss_module', nn.Linear(1024, 1024, bias=False))  # 4 MB
     fast_forward(teacher, torch.randn(4, 1, 8, 8), 'fold')
-    assert said == ['The teacher runs with its BatchNorm folded into convolutions, channels last: 2 ms a batch, '
-                    'as it is 8. The copy takes 4.02 MB more.']
+    assert said == [
+        'The teacher runs with its BatchNorm folded into convolutions, channels last: 2 ms a batch, '
+        'as it is 8. The copy takes 4.02 MB more.'
+    ]
 
 
-@pytest.mark.parametrize('backbone, channels', [
-    (dict(type='mmwsl.CIFARShuffleNetV2'), 1024),  # its views know one layout only
-    (dict(type='mmrazor.WideResNet', depth=10, widen_factor=1), 64),  # normalises before it convolves
-    (dict(type='mmwsl.CIFARMobileNetV2'), 1280),
-])
+@pytest.mark.parametrize(
+    'backbone, channels',
+    [
+        (dict(type='mmwsl.CIFARShuffleNetV2'), 1024),  # its views know one layout only
+        (dict(type='mmrazor.WideResNet', depth=10, widen_factor=1), 64),  # normalises before it convolves
+        (dict(type='mmwsl.CIFARMobileNetV2'), 1280),
+    ],
+)
 def test_networks_that_are_hard_to_fold(backbone, channels):
     torch.manual_seed(0)
-    teacher = build(dict(type='ImageClassifier', _scope_='mmpretrain', backbone=backbone,
-                         neck=dict(type='GlobalAveragePooling'),
-                         head=dict(type='LinearClsHead', num_classes=10, in_channels=channels)))
+    teacher = build(
+        dict(
+            type='ImageClassifier',
+            _scope_='mmpretrain',
+            backbone=backbone,
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='LinearClsHead', num_classes=10, in_channels=channels),
+        )
+    )
     inputs = torch.randn(4, 3, 32, 32)
     settled(teacher, inputs).requires_grad_(False)
     fast = fast_forward(teacher, inputs, 'fold')
@@ -250,7 +273,9 @@ def test_compilation_that_fails_is_left_out_with_one_warning(model, monkeypatch)
     def no_compiler(run):
         def fail(*batch):
             raise RuntimeError('no C++ compiler')
+
         return fail
+
     monkeypatch.setattr(torch, 'compile', no_compiler)
     with pytest.warns(UserWarning) as caught:
         model = model(teacher_speed='compile')
@@ -303,14 +328,23 @@ def convolutions_round():
     return cudnn.conv.fp32_precision == 'tf32' if FINER else cudnn.allow_tf32
 
 
-@pytest.mark.parametrize('setting', ['highest', 'high', 'medium', pytest.param('finer', marks=pytest.mark.skipif(
-    not FINER, reason='this torch has the older switches alone'))])
+@pytest.mark.parametrize(
+    'setting',
+    [
+        'highest',
+        'high',
+        'medium',
+        pytest.param('finer', marks=pytest.mark.skipif(not FINER, reason='this torch has the older switches alone')),
+    ],
+)
 def test_rounding_to_tf32_does_not_hide_the_fold(usual_precisions, setting):
     """A stand-in for a GPU, whose convolutions round each form of a network otherwise while TF32 is allowed."""
+
     def round_otherwise(module, args):
         if convolutions_round():
-            return args[0] * (1 + 1e-2 * torch.rand_like(args[0])),
+            return (args[0] * (1 + 1e-2 * torch.rand_like(args[0])),)
         return None
+
     if setting == 'finer':
         torch.backends.cuda.matmul.fp32_precision = 'tf32'
     else:
@@ -344,8 +378,9 @@ def test_mmengines_compile_works_on_a_compiled_teacher(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:teacher_ckpt is None')
-@pytest.mark.parametrize('speed, norm_eval, tolerance', [
-    ('compile', True, 1e-4), ('compile', False, 1e-4), ('compile_bf16', True, 0.1)])
+@pytest.mark.parametrize(
+    'speed, norm_eval, tolerance', [('compile', True, 1e-4), ('compile', False, 1e-4), ('compile_bf16', True, 0.1)]
+)
 def test_compiled_teacher_says_the_same_of_batches_of_any_size(model, speed, norm_eval, tolerance):
     model = model(teacher_speed=speed, teacher_norm_eval=norm_eval)
     torch._dynamo.utils.counters.clear()  # what other tests compiled
@@ -371,9 +406,15 @@ def course(work_dir, path, speed, loader):
     return torch.tensor(runner.message_hub.get_scalar('train/loss').data[0])
 
 
-@pytest.mark.parametrize('speed, tolerance', [
-    ('fold', 1e-3), ('bf16', 2e-2), pytest.param('compile', 1e-3, marks=pytest.mark.slow),
-    pytest.param('compile_bf16', 2e-2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'speed, tolerance',
+    [
+        ('fold', 1e-3),
+        ('bf16', 2e-2),
+        pytest.param('compile', 1e-3, marks=pytest.mark.slow),
+        pytest.param('compile_bf16', 2e-2, marks=pytest.mark.slow),
+    ],
+)
 def test_every_speed_up_leaves_the_course_of_training_as_it_was(tmp_path, speed, tolerance):
     """The teacher's and the device's, together, over 54 steps: each loss to 0.1 %, in bfloat16 to 2 %."""
     path = save_teacher(tmp_path / 'teacher.pth')

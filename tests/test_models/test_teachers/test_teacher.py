@@ -1,4 +1,5 @@
 """The frozen teacher: what it says is what its network says, whatever happens to the network."""
+
 import copy
 import pickle
 
@@ -70,9 +71,11 @@ def test_outside_training_the_network_itself_answers(copies):
 
 # ---- a copy that is no longer true
 
+
 def set_by_name(net):
-    net.load_state_dict({name: value + 1 if value.is_floating_point() else value
-                         for name, value in net.state_dict().items()})
+    net.load_state_dict(
+        {name: value + 1 if value.is_floating_point() else value for name, value in net.state_dict().items()}
+    )
 
 
 def replace_a_layer(net):
@@ -104,8 +107,19 @@ def set_another_mode(net):
     net.backbone.bn1.train()
 
 
-@pytest.mark.parametrize('change', [set_by_name, replace_a_layer, write_a_buffer, write_data, negate_data,
-                                    point_elsewhere, drop_a_layer, set_another_mode])
+@pytest.mark.parametrize(
+    'change',
+    [
+        set_by_name,
+        replace_a_layer,
+        write_a_buffer,
+        write_data,
+        negate_data,
+        point_elsewhere,
+        drop_a_layer,
+        set_another_mode,
+    ],
+)
 def test_the_step_after_a_change_is_taught_by_the_changed_network(change):
     teacher = taught()
     before = teacher(INPUTS)
@@ -175,8 +189,9 @@ def test_a_hook_of_the_preprocessor_is_none_in_the_network():
     assert teacher._copy is not None
 
 
-@pytest.mark.parametrize('copied', [copy.deepcopy, lambda teacher: pickle.loads(pickle.dumps(teacher))],
-                         ids=['deepcopy', 'pickle'])
+@pytest.mark.parametrize(
+    'copied', [copy.deepcopy, lambda teacher: pickle.loads(pickle.dumps(teacher))], ids=['deepcopy', 'pickle']
+)
 def test_copies_teach_by_themselves(copied):
     teacher = taught()
     twin = copied(teacher)
@@ -192,6 +207,7 @@ def test_what_is_no_network_of_mmengine_is_refused():
 
 
 # ---- what is read of it
+
 
 class Dense(BaseModel):
     """Outputs a tree, as detectors and segmentors do."""
@@ -245,9 +261,11 @@ def test_trees_of_tensors_are_fast_too(form, speed, tolerance):
 @pytest.mark.parametrize('part', ['scores', 'boxes'])
 def test_each_tensor_of_a_tree_is_compared_by_itself(monkeypatch, part):
     """A copy that is wrong in the smaller of two outputs by 1 % of it is left out."""
+
     def folded(net):
         getattr(net, part).bias.data.mul_(1.01)
         return net
+
     monkeypatch.setattr(fast_teacher, 'fuse_conv_bn', folded)
     teacher, _ = dense('dict')
     weight = dict(scores=teacher.network.boxes, boxes=teacher.network.scores)[part].weight
@@ -265,7 +283,7 @@ def test_another_form_is_another_output():
     assert not agree([one, two], (one, two), 0)
     assert not agree({'a': one}, {'b': one}, 0)
     assert not agree(one, two, 0)  # nor is what is only alike when broadcast
-    assert not agree((one, ), (one, one), 0)
+    assert not agree((one,), (one, one), 0)
     assert not agree(one * torch.nan, one, 1)
 
 

@@ -36,8 +36,15 @@ WRITES = {
 }
 
 
-@pytest.mark.parametrize('change, device', [(change, device) for change in CHANGES for device in ('cpu', 'meta')
-                                            if (change, device) != ('another tensor', 'meta')])  # all at address 0
+@pytest.mark.parametrize(
+    'change, device',
+    [
+        (change, device)
+        for change in CHANGES
+        for device in ('cpu', 'meta')
+        if (change, device) != ('another tensor', 'meta')
+    ],
+)  # all at address 0
 def test_a_change_is_seen_once(change, device):
     """Tensors on 'meta' have no values, as if on a GPU: whatever reads one back fails."""
     network = net().to(device)

@@ -1,4 +1,5 @@
 """Every weighting against its line in tests/test_models/test_losses/references.py."""
+
 import copy
 import io
 import math
@@ -27,8 +28,12 @@ from tests.test_models.test_losses.references import (
 )
 
 CARRIERS = ('SoftCrossEntropy', 'TTM', 'BernoulliKD')  # one computes losses on its way, one does not, one is per class
-CASES = [(carrier, name) for carrier in CARRIERS for name, weighting in WEIGHTINGS.items()
-         if not (weighting.per_image if LOSSES[carrier].per_class else weighting.per_class)]
+CASES = [
+    (carrier, name)
+    for carrier in CARRIERS
+    for name, weighting in WEIGHTINGS.items()
+    if not (weighting.per_image if LOSSES[carrier].per_class else weighting.per_class)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +58,7 @@ def applied(carrier, name, shape, kind, dtype=torch.float64):
 
 
 # ---- against the reference
+
 
 @pytest.mark.parametrize(('carrier', 'name'), CASES)
 def test_weight_of_each_target(carrier, name):
@@ -81,6 +87,7 @@ def test_weights_of_logits_of_ten_thousand_are_finite(carrier, name):
 
 # ---- statistics
 
+
 def percentile(values, percent):
     """The value in the place that is nearest."""
     return sorted(values)[round(percent * (len(values) - 1) / 100)] if values else 0.0
@@ -89,11 +96,14 @@ def percentile(values, percent):
 @pytest.mark.parametrize(('carrier', 'name'), CASES)
 def test_statistics_against_the_reference(carrier, name):
     loss = LOSSES[carrier]
-    for shape in ((5, 7), (2, 5, 3)) if not WEIGHTINGS[name].per_image else ((5, 7), ):
+    for shape in ((5, 7), (2, 5, 3)) if not WEIGHTINGS[name].per_image else ((5, 7),):
         for kind in kinds_of(carrier, name):
             found = decisions(shape, kind, loss.per_class)
-            weights = [w for w, d in zip(weight_values(name, shape, kind, loss.per_class, loss.tau), found, strict=True)
-                       if d.kept]
+            weights = [
+                w
+                for w, d in zip(weight_values(name, shape, kind, loss.per_class, loss.tau), found, strict=True)
+                if d.kept
+            ]
             statistics = applied(carrier, name, shape, kind).statistics
             assert ('kl' in statistics) == (carrier != 'TTM')
             statistics.pop('kl', None)
@@ -123,9 +133,13 @@ KL_OF_LOSSES = {
     'another': (dict(type='SoftCrossEntropy', tau=2.0), [[2 * LOG_3, 0.0]], KL),
     'two targets, one ignored': (dict(type='SoftCrossEntropy', tau=1.0), [[LOG_3, 0.0], [50.0, 0.0]], KL),
     'standardised': (  # -1 and 1 over their standard deviation, the square root of 2
-        dict(type='Standardized', loss=dict(type='SoftCrossEntropy', tau=math.sqrt(2) / LOG_3)), [[7.0, 1.0]], KL),
+        dict(type='Standardized', loss=dict(type='SoftCrossEntropy', tau=math.sqrt(2) / LOG_3)),
+        [[7.0, 1.0]],
+        KL,
+    ),
     'decisions': (dict(type='BernoulliKD', tau=2.0), [[2 * LOG_3, 2 * LOG_3]], KL),
-    'decisions as one': (dict(type='BernoulliKD', tau=2.0, per_class=False), [[2 * LOG_3, 2 * LOG_3]], 2 * KL)}
+    'decisions as one': (dict(type='BernoulliKD', tau=2.0, per_class=False), [[2 * LOG_3, 2 * LOG_3]], 2 * KL),
+}
 
 
 @pytest.mark.parametrize('case', KL_OF_LOSSES)
@@ -134,7 +148,7 @@ def test_kl_by_hand(case):
     config, logits, expected = KL_OF_LOSSES[case]
     weighting = dict(type='WSLWeighting') if config.get('per_class', True) else None
     loss, teacher = WeightedLoss(config, weighting, loss_weight=3.0), torch.tensor(logits, dtype=torch.float64)
-    target = torch.tensor([0, -100][:len(teacher)])
+    target = torch.tensor([0, -100][: len(teacher)])
     loss(torch.zeros_like(teacher), teacher, target)
     assert_near(loss.statistics['kl'], expected, rtol=1e-5, atol=0)  # 1e-7 is added to a standard deviation
     value = loss(teacher.clone(), teacher, target)
@@ -177,7 +191,8 @@ def test_two_threads_have_a_last_call_each():
         loss(*example(shape))
         both_called.wait()
         found[shape] = loss.last_call.weight.shape, loss.statistics['wsl_weight'].item()
-    threads = [threading.Thread(target=run, args=(shape, )) for shape in ((5, 7), (2, 5, 3))]
+
+    threads = [threading.Thread(target=run, args=(shape,)) for shape in ((5, 7), (2, 5, 3))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -206,6 +221,7 @@ def test_a_copy_knows_no_call_and_no_graph_and_computes_the_same(carrier, name):
 
 # ---- nothing waits for a device
 
+
 @pytest.mark.parametrize(('carrier', 'name'), [*CASES, ('SoftCrossEntropy', 'Shuffled'), ('BernoulliKD', 'Shuffled')])
 def test_nothing_waits_for_a_device(carrier, name):
     """A meta tensor has no values: to read one, which on CUDA waits for the device, raises."""
@@ -226,13 +242,16 @@ def test_no_loss_waits_for_a_device(carrier):
 
 # ---- scale-free
 
+
 def means_of(*batches):
     """Running means of L_s and L_t after some batches, by hand: each leaves 3/4 of what was before."""
     sums, filled = [0.0, 0.0], 0.0
     for kept in batches:
         if kept:
-            means = [math.fsum(d.hard_loss(logits) for d, logits in side) / len(kept)
-                     for side in ([(d, d.z_s) for d in kept], [(d, d.z_t) for d in kept])]
+            means = [
+                math.fsum(d.hard_loss(logits) for d, logits in side) / len(kept)
+                for side in ([(d, d.z_s) for d in kept], [(d, d.z_t) for d in kept])
+            ]
             sums = [0.75 * old + 0.25 * new for old, new in zip(sums, means, strict=True)]
             filled = 0.75 * filled + 0.25
     return [value / filled for value in sums]
@@ -260,7 +279,7 @@ def test_running_means_follow_the_batches_in_training_alone():
     expected = [w for w, d in zip(weights_under(means, found), found) if d.kept]
     assert_near(loss.last_call.weight.flatten()[kept], expected)
     before = loss.sample_weighting.running.clone()
-    loss(*example((5, 7))[:2], torch.full((5, ), -100))  # no target is kept
+    loss(*example((5, 7))[:2], torch.full((5,), -100))  # no target is kept
     assert torch.equal(loss.sample_weighting.running, before)
     loss.eval()
     loss(*example((5, 7)))
@@ -299,14 +318,14 @@ def _one_of_two(rank, folder):
     loss = scale_free_loss()
     for batch in (((5, 7), 'indices'), ((2, 5, 3), 'some ignored'))[rank], ((5, 7), 'indices'):
         loss(*example(*batch))
-    ignored = torch.full((5, ), -100) if rank else example((5, 7))[2]
+    ignored = torch.full((5,), -100) if rank else example((5, 7))[2]
     loss(*example((5, 7))[:2], ignored)  # one of the two has no target
     torch.save(loss.sample_weighting.running, f'{folder}/{rank}.pt')
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_have_the_means_of_both(tmp_path):
-    torch.multiprocessing.start_processes(_one_of_two, (str(tmp_path), ), nprocs=2, start_method='fork')
+    torch.multiprocessing.start_processes(_one_of_two, (str(tmp_path),), nprocs=2, start_method='fork')
     first, second = (torch.load(tmp_path / f'{rank}.pt') for rank in range(2))
     assert torch.equal(first, second)
     here = kept_of((5, 7), 'indices')
@@ -315,6 +334,7 @@ def test_two_processes_have_the_means_of_both(tmp_path):
 
 
 # ---- shuffled
+
 
 def shuffled(shape=(64, 5), kind='some ignored', of=None):
     loss = WeightedLoss(dict(type='TTM'), dict(type='ShuffledWeighting', of=of))
@@ -378,21 +398,30 @@ def test_permutations_are_drawn_evenly():
 
 # ---- teacher losses of a file
 
+
 def test_a_file_is_found_by_sample_idx_and_recorded():
     loss = applied('SoftCrossEntropy', 'WSL, file', (5, 7), 'some ignored')
     expected = [TEACHER_LOSSES[sample.metainfo['sample_idx']] for sample in samples(5)]
     assert loss.sample_terms['L_t'].tolist() == expected
     student = [d.hard_loss(d.z_s) for d in decisions((5, 7), 'indices', False)]
     kept = loss.sample_terms['kept']
-    assert_near(loss.sample_terms['w'][kept], torch.tensor([of_losses(s, t) for s, t in zip(student, expected)])[kept],
-                rtol=1e-6, atol=1e-9)
+    assert_near(
+        loss.sample_terms['w'][kept],
+        torch.tensor([of_losses(s, t) for s, t in zip(student, expected)])[kept],
+        rtol=1e-6,
+        atol=1e-9,
+    )
     assert not loss.state_dict()  # the file is no part of a checkpoint
 
 
 def test_a_products_factors_do_not_see_each_others_teacher():
     plain, soft = WEIGHTINGS['WSL'].config, WEIGHTINGS['WSL, temperature'].config
-    expected = [a * b for a, b in zip(*(weight_values(name, (5, 7), 'indices', False, 1.0) for name in
-                                        ('WSL', 'WSL, temperature')), strict=True)]
+    expected = [
+        a * b
+        for a, b in zip(
+            *(weight_values(name, (5, 7), 'indices', False, 1.0) for name in ('WSL', 'WSL, temperature')), strict=True
+        )
+    ]
     for factors in ([plain, soft], [soft, plain]):
         loss = WeightedLoss(dict(type='TTM'), dict(type='ProductWeighting', factors=factors))
         loss(*example())
@@ -415,16 +444,23 @@ def test_a_file_needs_data_samples_and_their_indices():
 
 # ---- what is refused
 
-@pytest.mark.parametrize(('config', 'message'), [
-    (dict(type='WSLWeighting', teacher_losses='a.npz', teacher_tau=2.0), "teacher_tau=2.0 is for the teacher's logits"),
-    (dict(type='WSLWeighting', teacher_tau=0.0), 'tau should be a positive number, got 0.0'),
-    (dict(type='WSLWeighting', momentum=1.0), r'momentum should lie in \[0, 1\), got 1.0'),
-    (dict(type='WTTMWeighting', tau=-1.0), 'tau should be a positive number, got -1.0'),
-    (dict(type='EntropyWeighting', tau=math.inf), 'tau should be a positive number, got inf'),
-    (dict(type='DisagreementWeighting', beta=-0.5), 'beta should be at least 0, got -0.5'),
-    (dict(type='ProductWeighting', factors=[]), 'factors is empty: a product needs a weighting'),
-    (dict(type='RegularizationWeighting', keep='all'), "keep should be 'others' or 'regularization', got 'all'"),
-])
+
+@pytest.mark.parametrize(
+    ('config', 'message'),
+    [
+        (
+            dict(type='WSLWeighting', teacher_losses='a.npz', teacher_tau=2.0),
+            "teacher_tau=2.0 is for the teacher's logits",
+        ),
+        (dict(type='WSLWeighting', teacher_tau=0.0), 'tau should be a positive number, got 0.0'),
+        (dict(type='WSLWeighting', momentum=1.0), r'momentum should lie in \[0, 1\), got 1.0'),
+        (dict(type='WTTMWeighting', tau=-1.0), 'tau should be a positive number, got -1.0'),
+        (dict(type='EntropyWeighting', tau=math.inf), 'tau should be a positive number, got inf'),
+        (dict(type='DisagreementWeighting', beta=-0.5), 'beta should be at least 0, got -0.5'),
+        (dict(type='ProductWeighting', factors=[]), 'factors is empty: a product needs a weighting'),
+        (dict(type='RegularizationWeighting', keep='all'), "keep should be 'others' or 'regularization', got 'all'"),
+    ],
+)
 def test_settings_out_of_range(config, message):
     with pytest.raises(ValueError, match=message):
         WeightedLoss(dict(type='BernoulliKD'), config)
@@ -433,13 +469,29 @@ def test_settings_out_of_range(config, message):
 def test_one_class_has_no_entropy_of_the_student():
     with pytest.raises(ValueError, match=r"at least 2 of them, got 1. One logit .* loss=dict\(type='BernoulliKD'\)"):
         WeightedLoss(dict(type='SoftCrossEntropy'), dict(type='EntropyWeighting', student=True))(
-            torch.zeros(3, 1), torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64))
+            torch.zeros(3, 1), torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64)
+        )
 
 
 def test_repr_names_the_settings():
-    shown = repr(WeightedLoss(dict(type='TTM'), dict(type='ProductWeighting', factors=[
-        dict(type='EntropyWeighting', student=True), dict(type='WSLWeighting', teacher_tau=2.0),
-        dict(type='WTTMWeighting', tau=3.0), dict(type='RegularizationWeighting')])))
-    for setting in ('EntropyWeighting(student=True, tau=1.0)', 'teacher_tau=2.0', 'WTTMWeighting(tau=3.0)',
-                    "RegularizationWeighting(keep='others')"):
+    shown = repr(
+        WeightedLoss(
+            dict(type='TTM'),
+            dict(
+                type='ProductWeighting',
+                factors=[
+                    dict(type='EntropyWeighting', student=True),
+                    dict(type='WSLWeighting', teacher_tau=2.0),
+                    dict(type='WTTMWeighting', tau=3.0),
+                    dict(type='RegularizationWeighting'),
+                ],
+            ),
+        )
+    )
+    for setting in (
+        'EntropyWeighting(student=True, tau=1.0)',
+        'teacher_tau=2.0',
+        'WTTMWeighting(tau=3.0)',
+        "RegularizationWeighting(keep='others')",
+    ):
         assert setting in shown
