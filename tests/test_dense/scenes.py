@@ -63,8 +63,8 @@ def distillation(student=None, teacher=None, seed=1, **kwargs):
     return model
 
 
-def batch(images=3):
-    scenes = DigitScenes(scenes=images, size=40, digits=(1, 2), pipeline=[dict(type='mmseg.PackSegInputs')])
+def batch(images=3, size=40):
+    scenes = DigitScenes(scenes=images, size=size, digits=(1, 2), pipeline=[dict(type='mmseg.PackSegInputs')])
     return pseudo_collate([scenes[i] for i in range(images)])
 
 

@@ -5,15 +5,17 @@ import re
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 pytest.importorskip('mmseg')
 
+from mmengine.structures import PixelData
 from mmseg.registry import MODELS as SEG_MODELS
 
 from mmwsl.models.distillers.segmentors import Segmentor, check_head
 from mmwsl.models.teachers import CachedTeacher
-from tests.test_dense.scenes import batch, distillation, head, losses, segmentor
+from tests.test_dense.scenes import PREPROCESSOR, batch, distillation, head, losses, segmentor
 from tests.tiny import ROOT
 
 pytestmark = pytest.mark.dense
@@ -155,8 +157,17 @@ FIT = {
     'ANNHead': dict(in_channels=[16, 16], in_index=[2, 3], project_channels=4),
     'APCHead': dict(**ONE, pool_scales=(1, 2)),
     'ASPPHead': dict(**ONE, dilations=(1, 2)),
+    'CCHead': ONE,
+    'DDRHead': dict(in_channels=16),
     'DMHead': dict(**ONE, filter_sizes=(1, 3)),
     'DNLHead': ONE,
+    'DPTHead': dict(
+        in_channels=[16] * 4,
+        in_index=[0, 1, 2, 3],
+        input_transform='multiple_select',
+        embed_dims=16,
+        post_process_channels=[4, 4, 8, 8],
+    ),
     'DepthwiseSeparableASPPHead': dict(**ONE, dilations=(1, 2), c1_in_channels=4, c1_channels=4),
     'DepthwiseSeparableFCNHead': dict(**ONE, num_convs=1, channels=16),
     'EMAHead': dict(**ONE, ema_channels=8, num_bases=4, num_stages=1),
@@ -169,7 +180,10 @@ FIT = {
     ),
     'LightHamHead': dict(**LEVELS, ham_channels=4, ham_kwargs=dict(MD_R=4)),
     'NLHead': ONE,
+    'PIDHead': dict(in_channels=16, loss_decode=[dict(type='CrossEntropyLoss')] * 4),
+    'PSAHead': dict(**ONE, mask_size=(7, 7)),
     'PSPHead': dict(**ONE, pool_scales=(1, 2)),
+    'SETRMLAHead': dict(in_channels=[16] * 4, in_index=[0, 1, 2, 3], mla_channels=2),
     'SETRUPHead': dict(**ONE, norm_layer=dict(type='LN', eps=1e-6)),
     'SegformerHead': LEVELS,
     'UPerHead': dict(**LEVELS, pool_scales=(1, 2)),
@@ -186,6 +200,7 @@ REFUSED = {
     'Mask2FormerHead': 'masks with a class',
     'SideAdapterCLIPHead': 'masks',
     'VPDDepthHead': 'depths',
+    'IterativeDecodeHead': 'each of its stages',
 }
 
 
@@ -196,21 +211,39 @@ def test_the_logits_of_a_head_that_fits_are_what_its_last_layer_outputs(name):
     )
     built = SEG_MODELS.build({**config, **FIT[name], '_scope_': 'mmseg'})
     check_head('student', built)
-    widths = [16] * 4 if name == 'FPNHead' else [4, 8, 16, 16]
-    side = 208 if name == 'LRASPPHead' else 16  # it averages over 49 x 49
-    features = [torch.randn(2, width, side // scale, side // scale) for width, scale in zip(widths, (1, 2, 4, 4))]
+    if name == 'PSAHead':  # its operator is compiled
+        built.psamask_collect = built.psamask_distribute = FourthsOfAMask()
     found = []
     built.conv_seg.register_forward_hook(lambda module, args, output: found.append(output))
-    expected = built.eval().forward(features)
+    expected = built.eval().forward(features_for(name))
     expected = expected[0] if name in SEVERAL_OUTPUTS else expected
     torch.testing.assert_close(found[0], expected)
+
+
+class FourthsOfAMask(nn.Module):
+    """In place of an operator: of the shape that it returns for 2 x 2 positions."""
+
+    def forward(self, mask):
+        return mask[:, :4]
+
+
+def features_for(name):
+    """What a backbone hands to a head."""
+    widths = [16] * 4 if name in ('FPNHead', 'SETRMLAHead', 'DPTHead') else [4, 8, 16, 16]
+    side = 208 if name == 'LRASPPHead' else 16  # it averages over 49 x 49
+    features = [torch.randn(2, width, side // scale, side // scale) for width, scale in zip(widths, (1, 2, 4, 4))]
+    if name in ('DDRHead', 'PIDHead'):  # one level in a test, several in training
+        return features[-1]
+    if name == 'DPTHead':  # tokens of a transformer in a grid, and its class token
+        return [(torch.randn(2, 16, 4, 4), torch.randn(2, 16)) for _ in range(4)]
+    return [torch.randn(2, 16, 4, 4) for _ in range(4)] if name == 'SETRMLAHead' else features
 
 
 def test_the_page_has_the_table():
     page = (ROOT / 'docs/dense.md').read_text().partition('| decode head | fits |')[2].partition('## ')[0]
     rows = [line.split('|')[1:-1] for line in page.splitlines() if line.startswith('| `')]
     table = {name: verdict.strip() for names, verdict in rows for name in re.findall(r'`(\w+)`', names)}
-    assert {name for name, verdict in table.items() if verdict == 'yes'} >= {*FIT, 'OCRHead'}
+    assert {name for name, verdict in table.items() if verdict.startswith('yes')} >= {*FIT, 'OCRHead'}
     assert all(REFUSED[name] in table[name] for name in REFUSED)
 
 
@@ -268,6 +301,49 @@ def test_a_teacher_whose_head_outputs_more_than_logits_teaches_by_them(name):
     labels = torch.stack([sample.gt_sem_seg.data for sample in data['data_samples']])
     preds_S, preds_T = (F.interpolate(preds, (40, 40), mode='bilinear') for preds in (preds_S, preds_T))
     assert found['distill.loss_wsl'].item() == pytest.approx(reference(preds_S, preds_T, labels), rel=1e-5)
+
+
+CE = dict(type='CrossEntropyLoss')
+
+
+def branched(name, **kwargs):
+    """A network whose head has a loss for each of its branches."""
+    backbone = dict(type=name.replace('Head', 'Net'), channels=4, ppm_channels=4)
+    if name == 'PIDHead':
+        backbone |= dict(num_stem_blocks=1, num_branch_blocks=1)
+    decode_head = dict(type=name, in_channels=16, channels=4, num_classes=11, align_corners=True, **kwargs)
+    return segmentor(backbone=backbone, decode_head=decode_head)
+
+
+@pytest.mark.parametrize(
+    ('name', 'branch_losses'),
+    [
+        ('PIDHead', [CE, CE, dict(type='BoundaryLoss'), dict(type='OhemCrossEntropy', thres=0.9, min_kept=10)]),
+        ('DDRHead', [CE, CE]),
+    ],
+    ids=['PIDHead', 'DDRHead'],
+)
+def test_of_several_branches_the_one_that_predicts_is_compared(name, branch_losses):
+    model = distillation(
+        branched(name, loss_decode=branch_losses),
+        data_preprocessor=dict(PREPROCESSOR, size=(64, 64)),
+    )
+    data = batch(2, size=64)
+    for sample in data['data_samples']:
+        labels = sample.gt_sem_seg.data
+        sample.gt_sem_seg.data = labels.masked_fill(labels == 255, 0)  # these heads ask their losses to know of 255
+        sample.gt_edge_map = PixelData(data=(sample.gt_sem_seg.data > 0).long())
+    predicted = []
+    model.student.decode_head.conv_seg.register_forward_hook(lambda *args: predicted.append(args[2].detach()))
+    found = losses(model, data)
+    data = model.data_preprocessor(data, True)
+    with torch.no_grad():
+        preds_T = logits_of(model.teacher, data['inputs'])
+    labels = torch.stack([sample.gt_sem_seg.data for sample in data['data_samples']])
+    preds_S, preds_T = (
+        F.interpolate(preds, (64, 64), mode='bilinear', align_corners=True) for preds in (predicted[0], preds_T)
+    )
+    assert found['distill.loss_wsl'].item() == pytest.approx(reference(preds_S, preds_T, labels), rel=1e-4)
 
 
 # ---- several processes

@@ -18,7 +18,10 @@ _NOT_COMPARABLE = {  # by the class or a base class of a head
     'SegmenterMaskTransformerHead': 'its class scores are products with tokens, normalised once more for masks',
     'VPDDepthHead': 'it predicts depths and no classes',
     'STDCHead': 'it predicts edges',
+    'IterativeDecodeHead': 'each of its stages hands its own class scores to one loss',
 }
+_LOSSES = {'PIDHead': 1}
+"""Which of a head's losses is given the class scores that it predicts with, if that is not the first."""
 
 
 class Segmentor(NamedTuple):
@@ -80,9 +83,9 @@ def segmentor(network: nn.Module, resolution: str) -> Segmentor:
     """
     name, head = last_head(network)
     check_head('student', head)
-    losses = head.loss_decode
+    which = f'.{_LOSSES.get(type(head).__name__, 0)}' if isinstance(head.loss_decode, nn.ModuleList) else ''
     return Segmentor(
-        f'{name}.loss_decode{".0" if isinstance(losses, nn.ModuleList) else ""}',
+        f'{name}.loss_decode{which}',
         f'{name}.conv_seg',
         head.num_classes,
         bool(head.align_corners),
