@@ -25,6 +25,7 @@ from mmengine.config import Config
 
 from mmwsl.compat import from_extra
 from mmwsl.engine import runs
+from mmwsl.engine.comparison import Metric, metric_of
 from mmwsl.engine.config_checks import merge_options
 from mmwsl.engine.data_checks import check_data
 from mmwsl.engine.kept_runs import KeptRuns
@@ -182,19 +183,21 @@ def keep(run: Run, work_dir: Path, args: argparse.Namespace) -> dict:
     log = runs.scalars(work_dir)
     config = work_dir / run.config.name
     epochs = Config.fromfile(config).train_cfg.max_epochs
-    check_last_epoch(log, work_dir, epochs)
-    top1 = top1_of_each_epoch(log, epochs)
-    best = max(value for value in top1 if value is not None)
+    metric = metric_of(log)
+    check_last_epoch(log, metric, work_dir, epochs)
+    figures = of_each_epoch(log, metric, epochs)
+    best = max(value for value in figures if value is not None)
     return KeptRuns(args.results).keep(
         dict(
             name=run.name,
             config=run.config.stem,
             settings=dict(run.settings),
             seed=run.seed,
-            top1=top1[-1],
+            metric=metric.key,
+            last=figures[-1],
             best=best,
-            best_epoch=top1.index(best) + 1,
-            top1_of_each_epoch=top1,
+            best_epoch=figures.index(best) + 1,
+            of_each_epoch=figures,
             started=runs.started(work_dir),
             seconds=round(runs.seconds(work_dir)),
             options=args.cfg_options,
@@ -205,9 +208,9 @@ def keep(run: Run, work_dir: Path, args: argparse.Namespace) -> dict:
     )
 
 
-def check_last_epoch(log: list[dict], work_dir: Path, epochs: int) -> None:
+def check_last_epoch(log: list[dict], metric: Metric, work_dir: Path, epochs: int) -> None:
     """Raise RuntimeError for a run of 0.1.0 that was killed within its last validation, which was not repeated then."""
-    validated = max((line['step'] for line in log if 'accuracy/top1' in line), default=0)
+    validated = max((line['step'] for line in log if metric.key in line), default=0)
     if validated != epochs:
         raise RuntimeError(
             f'the last validation in {work_dir} is of epoch {validated}, not {epochs}. Delete '
@@ -215,9 +218,10 @@ def check_last_epoch(log: list[dict], work_dir: Path, epochs: int) -> None:
         )
 
 
-def top1_of_each_epoch(log: list[dict], epochs: int) -> list[float | None]:
-    """None for an epoch that was not validated, as one is whose validation was killed."""
-    found = {line['step']: round(line['accuracy/top1'], 4) for line in log if 'accuracy/top1' in line}
+def of_each_epoch(log: list[dict], metric: Metric, epochs: int) -> list[float | None]:
+    """Return the metric after each epoch, in per cent; None if it was not validated, or its validation was killed."""
+    steps = [line['step'] for line in log if metric.key in line]
+    found = {step: round(value, 4) for step, value in zip(steps, metric.scores(log), strict=True)}
     return [found.get(epoch) for epoch in range(1, epochs + 1)]
 
 
@@ -299,7 +303,7 @@ def main() -> None:
         )
         for number, result in enumerate(results, 1):
             print(
-                f'{number}/{len(planned)} {planned[number - 1].name}: top-1 {result["top1"]:.2f} %, '
+                f'{number}/{len(planned)} {planned[number - 1].name}: {result["metric"].rpartition("/")[2]} {result["last"]:.2f} %, '
                 f'{result["seconds"] / 60:.0f} min',
                 flush=True,
             )

@@ -23,11 +23,11 @@ def keep(folder, seed, name='a', config=CONFIG, **fields):
 
 def test_what_is_kept_is_found_again(tmp_path):
     assert KeptRuns(tmp_path / 'none').all() == [] and KeptRuns(tmp_path / 'none').find('a-seed=1') is None
-    keep(tmp_path, 1, top1=50.0)
-    keep(tmp_path, 0, top1=60.0)
+    keep(tmp_path, 1, last=50.0)
+    keep(tmp_path, 0, last=60.0)
     kept = KeptRuns(tmp_path)
     assert [run['name'] for run in kept.all()] == ['a-seed=0', 'a-seed=1']
-    assert kept.find('a-seed=1')['top1'] == 50.0 and kept.curves()['a-seed=1'] == [dict(step=1, loss=1.0)]
+    assert kept.find('a-seed=1')['last'] == 50.0 and kept.curves()['a-seed=1'] == [dict(step=1, loss=1.0)]
     assert kept.config_of(kept.find('a-seed=1')).to_dict() == dict(
         model=dict(type='A'), randomness=dict(deterministic=False, seed=1)
     )
@@ -45,10 +45,10 @@ def test_runs_that_differ_in_their_seed_share_a_config(tmp_path):
 
 
 def test_a_run_of_the_same_name_is_replaced_and_its_config_goes(tmp_path):
-    keep(tmp_path, 0, top1=50.0)
-    keep(tmp_path, 0, top1=55.0, config=CONFIG.replace("'A'", "'C'"))
+    keep(tmp_path, 0, last=50.0)
+    keep(tmp_path, 0, last=55.0, config=CONFIG.replace("'A'", "'C'"))
     [run], [text] = KeptRuns(tmp_path).all(), KeptRuns(tmp_path).configs().values()
-    assert run['top1'] == 55.0 and "'C'" in text
+    assert run['last'] == 55.0 and "'C'" in text
 
 
 def test_jobs_that_end_at_once_are_all_kept(tmp_path):

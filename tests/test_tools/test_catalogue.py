@@ -78,13 +78,13 @@ def row(name, numbers=None, results=None):
 def test_what_was_not_measured_has_an_empty_cell():
     cells = row('wsl_r110_r32_cifar100', numbers={'a paper': {'wsl_r110_r32_cifar100': 74.1}})
     assert (cells['Published'], cells['Source'], cells['Measured'], cells['Runs']) == ('74.10', 'a paper', '', '')
-    cells = row('wsl_r110_r32_cifar100', results={'wsl_r110_r32_cifar100': [dict(top1=73.2)]})
+    cells = row('wsl_r110_r32_cifar100', results={'wsl_r110_r32_cifar100': [dict(last=73.2)]})
     assert (cells['Published'], cells['Source'], cells['Measured'], cells['Runs']) == ('', '', '73.20', '1')
 
 
 def test_several_runs_have_mean_and_sample_standard_deviation():
     # 70, 71, 73: mean 71.333, deviations -1.333, -0.333, 1.667, squares 4.667 / 2, root 1.528
-    assert catalogue.mean_and_spread([dict(top1=70.0), dict(top1=71.0), dict(top1=73.0)]) == '71.33 ± 1.53'
+    assert catalogue.mean_and_spread([dict(last=70.0), dict(last=71.0), dict(last=73.0)]) == '71.33 ± 1.53'
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def results(tmp_path, monkeypatch):
     def add(config, seed, top1, settings=None, options=()):
         KeptRuns(tmp_path).keep(
             dict(
-                name=f'{config}-{seed}', config=config, seed=seed, top1=top1, settings=settings or {}, options=options
+                name=f'{config}-{seed}', config=config, seed=seed, last=top1, settings=settings or {}, options=options
             ),
             [],
             '',
@@ -107,14 +107,14 @@ def results(tmp_path, monkeypatch):
 def test_results_are_runs_of_the_config_as_it_is_in_order_of_seeds(results):
     results('a', 10, 1.0), results('a', 2, 3.0), results('a', 3, 9.0, settings={'tau': '8'}), results('b', 0, 5.0)
     found = catalogue.read_results()
-    assert {config: [run['top1'] for run in runs] for config, runs in found.items()} == {'a': [3.0, 1.0], 'b': [5.0]}
+    assert {config: [run['last'] for run in runs] for config, runs in found.items()} == {'a': [3.0, 1.0], 'b': [5.0]}
 
 
 def test_a_run_of_another_recipe_is_no_result_of_the_config(results):
     results('a', 0, 1.0, options=['model.teacher_ckpt=t.pth', 'train_dataloader.num_workers=0'])
     results('a', 1, 9.0, options=['train_cfg.max_epochs=1'])
     results('b', 0, 9.0, options=['model.teacher_ckpt=t.pth', 'model.teacher_norm_eval=True'])
-    assert {config: [run['top1'] for run in runs] for config, runs in catalogue.read_results().items()} == {'a': [1.0]}
+    assert {config: [run['last'] for run in runs] for config, runs in catalogue.read_results().items()} == {'a': [1.0]}
 
 
 def test_result_without_its_log_is_an_error(results):
@@ -134,11 +134,12 @@ def test_figures_kept_are_those_of_their_logs():
     for run in kept.all():
         cfg = configs[run['config_sha256']]
         cfg.randomness.seed = run['seed']
-        top1 = [None] * cfg.train_cfg.max_epochs  # where a kill hit the validation of an epoch, it was not repeated
-        for line in (line for line in curves[run['name']] if 'accuracy/top1' in line):
-            top1[line['step'] - 1] = round(line['accuracy/top1'], 4)
-        assert top1 == run['top1_of_each_epoch'] and run['top1'] == top1[-1] is not None, run['name']
-        assert run['best'] == max(filter(None, top1)) == top1[run['best_epoch'] - 1]
+        figures = [None] * cfg.train_cfg.max_epochs  # if a kill hit the validation of an epoch, it was not repeated
+        for line in (line for line in curves[run['name']] if run['metric'] in line):
+            factor = 100 if run['metric'] == 'coco/bbox_mAP' else 1
+            figures[line['step'] - 1] = round(factor * line[run['metric']], 4)
+        assert figures == run['of_each_epoch'] and run['last'] == figures[-1] is not None, run['name']
+        assert run['best'] == max(filter(None, figures)) == figures[run['best_epoch'] - 1]
         assert as_it_says(cfg, run).to_dict() == cfg.to_dict(), f'{run["name"]} names other settings than its config'
 
 
@@ -190,4 +191,4 @@ def test_readme_shows_every_run_that_is_kept():
     table = text[text.index(begin) : text.index(end)]
     for config, runs in catalogue.read_results().items():
         assert f'| `{config}` |' in table
-        assert ', '.join(f'{run["top1"]:.2f}' for run in runs) in table
+        assert ', '.join(f'{run["last"]:.2f}' for run in runs) in table

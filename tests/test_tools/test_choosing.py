@@ -13,7 +13,7 @@ def choosing():
 
 
 def run(config, seed, top1, options=(), **settings):
-    return dict(config=config, seed=seed, top1=top1, options=list(options), settings=settings)
+    return dict(config=config, seed=seed, last=top1, options=list(options), settings=settings)
 
 
 def test_page_is_what_the_results_give(choosing):
@@ -48,13 +48,13 @@ def test_gaps_are_paired_on_one_kind_of_machine_alone(choosing):
     questions = sys.modules['questions']
 
     def runs(*top1, gpu=None):
-        return {seed: dict(top1=value, best=value, machine=dict(gpu=gpu)) for seed, value in enumerate(top1)}
+        return {seed: dict(last=value, best=value, machine=dict(gpu=gpu)) for seed, value in enumerate(top1)}
 
     assert questions.gap(runs(12.0, 23.0, 37.0), runs(10.0, 20.0, 30.0)) == '+4.00 ± 1.53'
     # variances of 157 and 100
     assert questions.gap(runs(12.0, 23.0, 37.0, gpu='H200'), runs(10.0, 20.0, 30.0)) == '+4.00 ± 9.26, unpaired'
     assert questions.gap(runs(1.0), runs(2.0, 3.0)) == ''
-    assert questions.last_and_best({0: dict(top1=1.0, best=2.0), 1: dict(top1=3.0, best=3.0)}) == (
+    assert questions.last_and_best({0: dict(last=1.0, best=2.0), 1: dict(last=3.0, best=3.0)}) == (
         '2.00 ± 1.41 (best 2.50; 2)'
     )
 
@@ -119,7 +119,7 @@ def test_runs_on_a_subset_stand_apart(choosing):
         ]
     )
     cells = choosing.noisy(runs, cifar)
-    assert {prob: [run['top1'] for run in arms['alone'].values()] for prob, arms in cells.items()} == {
+    assert {prob: [run['last'] for run in arms['alone'].values()] for prob, arms in cells.items()} == {
         '0': [30.0],
         '0.2': [],
         '0.4': [20.0],
@@ -128,12 +128,12 @@ def test_runs_on_a_subset_stand_apart(choosing):
 
 
 def test_difference_is_taken_in_pairs(choosing):
-    first = {0: dict(top1=5.0), 1: dict(top1=7.0), 2: dict(top1=6.0), 9: dict(top1=100.0)}
-    second = {2: dict(top1=5.0), 1: dict(top1=4.0), 0: dict(top1=3.0)}
+    first = {0: dict(last=5.0), 1: dict(last=7.0), 2: dict(last=6.0), 9: dict(last=100.0)}
+    second = {2: dict(last=5.0), 1: dict(last=4.0), 0: dict(last=3.0)}
     # 2, 3, 1: mean 2, standard deviation 1, over root 3
     assert choosing.difference(first, second) == '+2.00 ± 0.58'
-    assert choosing.difference(first, {1: dict(top1=7.5)}) == '-0.50'
-    assert choosing.difference(first, {1: dict(top1=7.5), 2: dict(top1=7.0)}) == '-0.75'  # two tell no error
+    assert choosing.difference(first, {1: dict(last=7.5)}) == '-0.50'
+    assert choosing.difference(first, {1: dict(last=7.5), 2: dict(last=7.0)}) == '-0.75'  # two tell no error
     assert choosing.difference(first, {}) == ''
 
 

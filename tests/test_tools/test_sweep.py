@@ -9,10 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from mmwsl.engine import runs
+from mmwsl.engine.comparison import METRICS, metric_of
 from mmwsl.engine.kept_runs import KeptRuns
 from tests.tiny import ROOT, load_tool, tool
 
 sweep = load_tool('sweep')
+TOP1 = METRICS[0]
 
 
 def test_plan_is_every_combination_the_seed_changing_last():
@@ -88,7 +90,7 @@ def test_a_last_line_that_was_cut_short_is_left_out(tmp_path):
 
 
 def result_of(tmp_path, **fields):
-    run = dict(name='c-seed=0', seed=0, options=[], started='20260101_000000', top1=50.0, seconds=1, **fields)
+    run = dict(name='c-seed=0', seed=0, options=[], started='20260101_000000', last=50.0, seconds=1, **fields)
     KeptRuns(tmp_path / 'results').keep(run, [], '')
     return tmp_path / 'results'
 
@@ -130,14 +132,19 @@ def test_cores_are_shared_out_to_the_jobs(monkeypatch, arguments, threads):
 
 def test_an_epoch_without_its_validation_has_no_figure():
     log = [dict(loss=2.0, epoch=1, step=9), {'accuracy/top1': 50.123456, 'step': 2}, {'accuracy/top1': 60.0, 'step': 3}]
-    assert sweep.top1_of_each_epoch(log, 3) == [None, 50.1235, 60.0]
+    assert sweep.of_each_epoch(log, TOP1, 3) == [None, 50.1235, 60.0]
+
+
+def test_a_fraction_is_kept_in_per_cent():
+    log = [{'coco/bbox_mAP': 0.25, 'step': 1}, {'coco/bbox_mAP': 0.5, 'step': 2}]
+    assert sweep.of_each_epoch(log, metric_of(log), 2) == [25.0, 50.0]
 
 
 def test_figure_of_an_earlier_epoch_is_not_kept_as_the_last(tmp_path):
     log = [{'accuracy/top1': 50.0, 'step': 1}, dict(loss=2.0, epoch=2, step=24)]
-    sweep.check_last_epoch(log, tmp_path, 1)
+    sweep.check_last_epoch(log, TOP1, tmp_path, 1)
     with pytest.raises(RuntimeError, match='is of epoch 1, not 2.*Delete run.json'):
-        sweep.check_last_epoch(log, tmp_path, 2)
+        sweep.check_last_epoch(log, TOP1, tmp_path, 2)
 
 
 def test_one_process_trains_in_a_work_dir(tmp_path):
@@ -206,7 +213,7 @@ def test_sweep_keeps_every_run_and_repeats_none(tmp_path):
         1,
         {'optim_wrapper.optimizer.lr': '0.1'},
     )
-    assert result['top1'] == result['top1_of_each_epoch'][0] > 0
+    assert result['last'] == result['of_each_epoch'][0] > 0
     checkpoints = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*.pth')}
     tool(*command[:2], '--jobs', 2, *command[2:], 'train_cfg.max_epochs=1')
     assert {path: path.read_text() for path in kept} == kept
@@ -230,11 +237,11 @@ def test_runs_that_train_together_are_kept_as_others_are(tmp_path):
         '--cfg-options',
         'train_cfg.max_epochs=1',
     ]
-    assert '2/2 digits_student-seed=1: top-1' in tool(*command).stdout
+    assert '2/2 digits_student-seed=1: top1' in tool(*command).stdout
     kept = {path: path.read_text() for path in (tmp_path / 'results').rglob('*') if path.is_file()}
     result = KeptRuns(tmp_path / 'results').find('digits_student-seed=1')
     assert result['seed'] == 1 and result['machine']['jobs'] == 2
-    assert result['top1'] == result['top1_of_each_epoch'][0] > 0
+    assert result['last'] == result['of_each_epoch'][0] > 0
     assert 'epoch 1/1' not in tool(*command).stdout
     assert {path: path.read_text() for path in kept} == kept
 

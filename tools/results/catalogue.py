@@ -96,6 +96,31 @@ NEUTRAL = re.compile(
     r'(model\.teacher_ckpt|model\..*\.teacher_losses|.*data_root|.*_workers|work_dir'
     r'|default_hooks\.(logger|checkpoint|sample_records)\..*|train_cfg\.val_interval)='
 )
+# the tables of docs/dense.md
+DENSE = {
+    name: {
+        f'teacher_{data}': 'teacher',
+        f'student_{data}': 'student alone',
+        f'kd_{data}': 'plain soft labels',
+        f'wsl_{data}': 'weighted soft labels',
+        **more,
+    }
+    for name, data, more in (
+        ('segmentation', 'digits-seg', {'cwd_digits-seg': "MMRazor's CWD"}),
+        ('several labels', 'digits-multi', {}),
+        ('detection', 'digits-det', {'wsl-plain_digits-det': 'weighted, without the factor'}),
+        (
+            'blood cells',
+            'bccd',
+            {
+                'wsl-plain_bccd': 'weighted, without the factor',
+                'bckd_bccd': "BCKD's weight: the factor alone",
+                'ld_bccd': "mmdet's LD",
+                'cwd_bccd': "MMRazor's CWD",
+            },
+        ),
+    )
+}
 # what README.md compares
 DIFFERENCES = {
     'weighted soft labels - alone': ('wsl_r56_r20_cifar100_8e', 'r20_cifar100_8e'),
@@ -273,13 +298,13 @@ def row(entry: Entry, numbers: dict, results: dict) -> tuple[str, ...]:
 
 def mean_and_spread(runs: list[dict]) -> str:
     """Mean and sample standard deviation of the last top-1; of a single run there is no spread, and of none nothing."""
-    top1 = [run['top1'] for run in runs]
+    top1 = [run['last'] for run in runs]
     spread = f' ± {statistics.stdev(top1):.2f}' if len(top1) > 1 else ''
     return f'{statistics.mean(top1):.2f}{spread}' if top1 else ''
 
 
 def each(runs: Iterable[dict]) -> str:
-    return ', '.join(f'{run["top1"]:.2f}' for run in runs)
+    return ', '.join(f'{run["last"]:.2f}' for run in runs)
 
 
 def difference(first: Seeds, second: Seeds) -> str:
@@ -291,7 +316,7 @@ def difference(first: Seeds, second: Seeds) -> str:
 
 def paired(first: Seeds, second: Seeds) -> list[float]:
     """Differences of the last top-1 between runs of one seed, in order of seeds."""
-    return [first[seed]['top1'] - second[seed]['top1'] for seed in sorted(first.keys() & second.keys())]
+    return [first[seed]['last'] - second[seed]['last'] for seed in sorted(first.keys() & second.keys())]
 
 
 def read_runs() -> list[dict]:
@@ -387,7 +412,7 @@ def model(entry: Entry, results: dict) -> dict:
         'Metadata': facts,
     }
     if entry.name in results:
-        accuracy = {'Top 1 Accuracy': round(statistics.mean(run['top1'] for run in results[entry.name]), 2)}
+        accuracy = {'Top 1 Accuracy': round(statistics.mean(run['last'] for run in results[entry.name]), 2)}
         described['Results'] = [dict(Task='Image Classification', Dataset=facts['Training Data'], Metrics=accuracy)]
     return described
 
@@ -401,6 +426,7 @@ def catalogue() -> dict[Path, str]:
     entries = read_entries()
     numbers, results = yaml.safe_load((CONFIGS / 'published.yml').read_text()), read_results()
     named = {name for theirs in numbers.values() for name in theirs} | set(results)
+    named -= {path.stem for task in OTHER_TASKS for path in (CONFIGS / task).glob('*.py')}
     strangers = named - {entry.name for entry in entries}
     if strangers:
         raise ValueError(f'published.yml or results/ names configs that do not exist: {sorted(strangers)}')
@@ -409,7 +435,21 @@ def catalogue() -> dict[Path, str]:
         CONFIGS / 'metafile.yml': metafile(entries, results),
         ROOT / 'model-index.yml': '# written by tools/results/catalogue.py\nImport:\n  - configs/metafile.yml\n',
         ROOT / 'README.md': main_readme(entries, numbers, results),
+        ROOT / 'docs/dense.md': dense_page(results),
     }
+
+
+def dense_page(results: dict[str, list[dict]]) -> str:
+    """Return docs/dense.md with its tables of runs."""
+    page = (ROOT / 'docs/dense.md').read_text()
+    for name, configs in DENSE.items():
+        rows = [
+            (label, mean_and_spread(runs), mean_and_spread([dict(last=run['best']) for run in runs]), each(runs))
+            for config, label in configs.items()
+            if (runs := results.get(config, []))
+        ]
+        page = with_table(page, name, 'results/catalogue', table(('', 'Last epoch', 'Best epoch', 'Each run'), rows))
+    return page
 
 
 def main() -> None:

@@ -285,7 +285,7 @@ def panel(name: str, xlabel: str, panels: list[tuple[str, tuple[str, ...], dict[
 
 
 def moments(runs: Seeds) -> tuple[float, float]:
-    top1 = [run['top1'] for run in runs.values()]
+    top1 = [run['last'] for run in runs.values()]
     return statistics.mean(top1), statistics.stdev(top1) if len(top1) > 1 else math.nan
 
 

@@ -164,7 +164,7 @@ def gap(first: Seeds, second: Seeds) -> str:
     kinds = {run['machine'].get('gpu') for run in (*first.values(), *second.values())}
     if len(kinds) == 1 and len(first.keys() & second.keys()) > 1:
         return difference(first, second)
-    ours, theirs = ([run['top1'] for run in seeds.values()] for seeds in (first, second))
+    ours, theirs = ([run['last'] for run in seeds.values()] for seeds in (first, second))
     error = (statistics.variance(ours) / len(ours) + statistics.variance(theirs) / len(theirs)) ** 0.5
     return f'{statistics.mean(ours) - statistics.mean(theirs):+.2f} ± {error:.2f}, unpaired'
 
@@ -182,10 +182,10 @@ def draw_methods(found: Found, path: Path) -> None:
     rows = sorted(
         (statistics.mean(top1), label, top1)
         for label, method in methods.items()
-        if (top1 := [run['top1'] for run in found.of(method, CIFAR).values()])
+        if (top1 := [run['last'] for run in found.of(method, CIFAR).values()])
     )
     figure, ax = plt.subplots(figsize=(8, 0.32 * len(rows) + 1), layout='constrained')
-    ax.axvline(statistics.mean(run['top1'] for run in found.of(KD_PLAIN, CIFAR).values()), color='0.6', linestyle=':')
+    ax.axvline(statistics.mean(run['last'] for run in found.of(KD_PLAIN, CIFAR).values()), color='0.6', linestyle=':')
     for place, (mean, _, top1) in enumerate(rows):
         ax.plot(top1, [place] * len(top1), 'o', markerfacecolor='none', color='tab:blue')
         ax.plot([mean, mean], [place - 0.3, place + 0.3], color='tab:blue', linewidth=2)
