@@ -303,8 +303,8 @@ def main() -> None:
         )
         for number, result in enumerate(results, 1):
             print(
-                f'{number}/{len(planned)} {planned[number - 1].name}: {result["metric"].rpartition("/")[2]} {result["last"]:.2f} %, '
-                f'{result["seconds"] / 60:.0f} min',
+                f'{number}/{len(planned)} {planned[number - 1].name}: '
+                f'{result["metric"].rpartition("/")[2]} {result["last"]:.2f} %, {result["seconds"] / 60:.0f} min',
                 flush=True,
             )
 

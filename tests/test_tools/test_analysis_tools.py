@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
@@ -89,6 +90,36 @@ def test_bias_variance_writes_what_the_predictions_give(tmp_path, monkeypatch, t
     printed = capsys.readouterr().out
     assert '[10/10] ' in printed and 'variance (nats)' in printed and '95 % interval' in printed
     assert 'too few' not in printed
+
+
+def test_picture_has_the_differences_of_each_arm_to_the_first_at_zero(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, *args, **kwargs: drawn.append(figure))
+    own = dict(quantity='error', value=11.5, low=9.0, high=13.0)
+    sure = dict(own, arm='b', difference_value=2.0, difference_low=1.0, difference_high=4.0)
+    unsure = dict(own, arm='c', difference_value=-1.0, difference_low=-3.0, difference_high=0.5)
+    names = dict(a='KD', b='alone', c='WSL, tau 2')
+    bias_variance.draw([dict(own, arm='a'), sure, unsure], tmp_path / 'x.png', names, '10 networks')
+    (panel,) = drawn[0].axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == ['alone', 'WSL, tau 2']
+    assert panel.get_title() == 'zero: 11.5' and 'Difference to KD' in drawn[0].get_suptitle()
+    points = [container.lines[0] for container in panel.containers]
+    assert [(*point.get_xydata()[0], point.get_markerfacecolor()) for point in points] == [
+        (2.0, 0.0, 'k'),
+        (-1.0, 1.0, 'white'),
+    ]
+    ends = [container.lines[2][0].get_segments()[0][:, 0].tolist() for container in panel.containers]
+    assert ends == [[1.0, 4.0], [-3.0, 0.5]]
+    assert any(list(line.get_xdata()) == [0, 0] for line in panel.lines)
+
+
+def test_every_arm_of_a_kept_campaign_has_a_name_in_words():
+    pictures = load_tool('results/bias_variance')
+    for path in sorted((ROOT / 'results/bias_variance').glob('*.csv')):
+        rows = pictures.read(path)
+        assert all(isinstance(row['value'], float) for row in rows)
+        names = {pictures.named(row['arm']) for row in rows}
+        assert len(names) == len({row['arm'] for row in rows}) and not any('_' in name for name in names)
 
 
 @pytest.mark.parametrize('models', [2, 4])

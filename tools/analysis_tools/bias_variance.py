@@ -1,8 +1,8 @@
 """Estimate bias and variance of the networks that configs train: each config K times, on K resamples of its data.
 
 The k-th run of every config has the same resample and the same seed, so that configs are compared in pairs. Runs that
-are finished are not done again, and those that were killed go on. Writes results.csv, results.json and
-bias_variance.png.
+are finished are not done again, and those that were killed go on. Writes results.csv, results.json and, for
+several configs, bias_variance.png.
 """
 
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mmengine.config import Config, DictAction
@@ -42,6 +43,8 @@ class Arm:
 
     name: str
     cfg: Config
+    config: Path
+    tau: float | None = None
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,6 +55,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--models', type=int, default=10, help=f'runs of each config, K; fewer than {FEWEST_MODELS} give means alone'
     )
+    parser.add_argument('--names', nargs='+', help='what the configs are called in the picture; default: their names')
     parser.add_argument('--taus', type=float, nargs='+', help='temperatures to try in configs with soft labels')
     parser.add_argument(
         '--same-data',
@@ -71,6 +75,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.models < 2:
         parser.error(f'variance between models needs two of them or more, got --models {args.models}')
+    if args.names and len(args.names) != len(args.configs):
+        parser.error(f'--names takes one for each of {len(args.configs)} configs, got {len(args.names)}')
     return args
 
 
@@ -83,8 +89,11 @@ def main() -> None:
     rows = estimate(arms, args)
     write(rows, args.out)
     print_table(rows)
-    draw(rows, args.out / 'bias_variance.png', args)
-    print(f'\nIn {args.out}: results.csv, results.json, bias_variance.png')
+    pictures = ''
+    if len(arms) > 1:
+        draw(rows, args.out / 'bias_variance.png', names_of(arms, args), note_on(args.models, args.same_data))
+        pictures = ', bias_variance.png'
+    print(f'\nIn {args.out}: results.csv, results.json{pictures}')
 
 
 def make_arms(configs: list[Path], taus: list[float] | None, options: dict) -> Iterator[Arm]:
@@ -101,11 +110,17 @@ def make_arms(configs: list[Path], taus: list[float] | None, options: dict) -> I
             merge_options(cfg, options)
             softened = [loss for loss in distill_losses(cfg).values() if 'tau' in loss]
             if tau is None or not softened:
-                yield Arm(path.stem, cfg)
+                yield Arm(path.stem, cfg, path)
                 break
             for loss in softened:
                 loss.tau = tau
-            yield Arm(f'{path.stem}_tau{tau:g}', cfg)
+            yield Arm(f'{path.stem}_tau{tau:g}', cfg, path, tau)
+
+
+def names_of(arms: list[Arm], args: argparse.Namespace) -> dict[str, str]:
+    """Return what each arm is called in the picture."""
+    given = dict(zip(args.configs, args.names or [path.stem for path in args.configs], strict=True))
+    return {arm.name: given[arm.config] + (f', tau {arm.tau:g}' if arm.tau else '') for arm in arms}
 
 
 def distill_losses(cfg: Config) -> dict:
@@ -181,7 +196,8 @@ def estimate(arms: list[Arm], args: argparse.Namespace) -> list[dict]:
 
     Fewer than FEWEST_MODELS give no intervals, nor bias and variance, which may then come out negative.
     """
-    rows, first = [], {}
+    rows: list[dict] = []
+    first: dict[str, np.ndarray] = {}
     for arm in arms:
         values = samples(args.out / arm.name, args.models)
         first = first or values
@@ -247,37 +263,64 @@ def print_table(rows: list[dict]) -> None:
         )
 
 
-def draw(rows: list[dict], path: Path, args: argparse.Namespace) -> None:
-    """A panel for each quantity, a line for each arm."""
+def draw(rows: list[dict], path: Path, names: dict[str, str], note: str) -> None:
+    """Draw each arm's differences to the first, a panel for each quantity; the first is the line at zero.
+
+    Args:
+        rows: As :func:`estimate` returns them.
+        path: The picture's file.
+        names: What arms are called in it.
+        note: How networks were trained.
+    """
     import matplotlib
 
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
-    arms = list(dict.fromkeys(row['arm'] for row in rows))
-    quantities = list(dict.fromkeys(row['quantity'] for row in rows))
+    first, *others = dict.fromkeys(row['arm'] for row in rows)
+    places = {arm: place for place, arm in enumerate(others)}
+    quantities = list(dict.fromkeys(row['quantity'] for row in rows if row['arm'] in places))
     figure, panels = plt.subplots(
         1,
         len(quantities),
-        figsize=(1.5 + 2.1 * len(quantities), 1.4 + 0.32 * len(arms)),
+        figsize=(1.5 + 2.1 * len(quantities), 1.8 + 0.32 * len(others)),
         sharey=True,
+        squeeze=False,
         layout='constrained',
     )
-    for quantity, panel in zip(quantities, panels, strict=True):
-        for row in (row for row in rows if row['quantity'] == quantity):
-            ends = (
-                None
-                if row['low'] is None
-                else [[max(0, row['value'] - row['low'])], [max(0, row['high'] - row['value'])]]
-            )
-            panel.errorbar(row['value'], arms.index(row['arm']), fmt='ko', markersize=4, capsize=3, xerr=ends)
+    for quantity, panel in zip(quantities, panels[0], strict=True):
+        of_quantity = [row for row in rows if row['quantity'] == quantity]
+        for row in of_quantity:
+            if row.get('difference_value') is not None:
+                _draw_difference(panel, places[row['arm']], row)
+        panel.axvline(0, color='0.4', linewidth=1)
         panel.set(xlabel=QUANTITIES[quantity])
+        panel.set_title(_value_of(first, of_quantity), fontsize='small')
         panel.grid(axis='x', alpha=0.3)
-    panels[0].set(yticks=range(len(arms)), yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
-    data = 'the training set itself' if args.same_data else 'resamples of the training set'
-    shown = 'mean' if args.models < FEWEST_MODELS else 'mean and 95 % interval'
-    figure.suptitle(f'{args.models} networks each, on {data}: {shown}', fontsize='medium')
+    panels[0][0].set(
+        yticks=range(len(others)), yticklabels=[names[arm] for arm in others], ylim=(len(others) - 0.5, -0.5)
+    )
+    few = rows[0]['low'] is None
+    shown = 'mean' if few else 'mean and 95 % interval; a filled circle where the interval leaves out zero'
+    figure.suptitle(f'Difference to {names[first]}, whose own figures are above. {note}: {shown}', fontsize='medium')
     figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def _draw_difference(panel: Any, place: int, row: dict) -> None:
+    value, low, high = (row[f'difference_{end}'] for end in ('value', 'low', 'high'))
+    ends = None if low is None else [[max(0, value - low)], [max(0, high - value)]]
+    sure = low is None or low > 0 or high < 0
+    panel.errorbar(value, place, fmt='ko', markersize=5, capsize=3, xerr=ends, markerfacecolor='k' if sure else 'white')
+
+
+def _value_of(first: str, rows: list[dict]) -> str:
+    return next((f'zero: {row["value"]:.3g}' for row in rows if row['arm'] == first), 'not defined')
+
+
+def note_on(models: int, same_data: bool) -> str:
+    """Say how the networks of a picture were trained."""
+    return f'{models} networks each, on {"the training set itself" if same_data else "resamples of the training set"}'
 
 
 if __name__ == '__main__':
