@@ -6,6 +6,7 @@
 # make test CUDA=0 PYTEST_ARGS="-k cuda": what needs a GPU; all else is tested on the CPU
 # make gpu SECONDS=540 [DATA=folder with cifar-100-python] [TEACHERS=folder with published teachers] [OUT=folder]: on a GPU,
 # the tests, benchmarks and runs that need one, most valuable first, within a limit; REHEARSE=1: at tiny sizes on the CPU
+# make gpu EPOCHS=240 SECONDS=3600 PARTS=runs: the runs with all epochs of the paper's recipe, in place of 40
 # make gpu PARTS="tests loss=80 step": those alone of tests, loss, step and runs, the loss for 80 seconds at most
 # make gpu WHEELS=folder PYTHON=python3.12: on a machine without network whose Python has torch; no .venv is made
 # make docs: the site, in build/docs; whatever Sphinx warns of is an error
@@ -23,6 +24,7 @@ DATA ?= data/cifar100
 TEACHERS ?= checkpoints
 OUT ?= work_dirs/gpu/results
 PARTS ?=
+EPOCHS ?=
 WHEELS ?=
 REHEARSE ?=
 TASK ?=
@@ -82,7 +84,7 @@ test-mmrazor: $(INSTALLED)
 
 gpu: $(if $(WHEELS),,$(INSTALLED))
 	$(if $(WHEELS),$(PYTHON),$(BIN)/python) tools/gpu.py --seconds $(SECONDS) --data $(DATA) --teachers $(TEACHERS) \
-	    --out $(OUT) $(if $(PARTS),--parts $(PARTS)) $(if $(WHEELS),--wheels $(WHEELS)) $(if $(filter-out 0,$(REHEARSE)),--rehearse)
+	    --out $(OUT) $(if $(PARTS),--parts $(PARTS)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(WHEELS),--wheels $(WHEELS)) $(if $(filter-out 0,$(REHEARSE)),--rehearse)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -199,6 +199,15 @@ def test_parts_are_chosen_with_what_they_need(gpu, monkeypatch, given, expected)
     assert [(part.name, part.worth) for part in gpu.parts_of(args)] == expected
 
 
+def test_runs_have_all_epochs_of_the_recipe_if_asked(gpu, monkeypatch, tmp_path):
+    commands = [
+        gpu.sweep(parsed(gpu, monkeypatch, '--work', str(tmp_path), *given)).command
+        for given in ([], ['--epochs', '240'])
+    ]
+    assert {'train_cfg.max_epochs=40', 'param_scheduler.milestones=[25,30,35]'} <= set(commands[0])
+    assert {'train_cfg.max_epochs=240', 'param_scheduler.milestones=[150,180,210]'} <= set(commands[1])
+
+
 def test_a_part_that_is_none_is_named(gpu, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         parsed(gpu, monkeypatch, '--parts', 'los')
@@ -238,8 +247,9 @@ def test_hangs(): pathlib.Path({str(tmp_path)!r}, 'begun').touch(), signal.pause
             '--teachers checkpoints --out work_dirs/gpu/results --rehearse',
         ),
         (
-            ['WHEELS=w', 'DATA=d', 'TEACHERS=t', 'OUT=o', 'PYTHON=python3.12', 'PARTS=tests loss=80'],
-            'python3.12 tools/gpu.py --seconds 540 --data d --teachers t --out o --parts tests loss=80 --wheels w',
+            ['WHEELS=w', 'DATA=d', 'TEACHERS=t', 'OUT=o', 'PYTHON=python3.12', 'PARTS=tests loss=80', 'EPOCHS=240'],
+            'python3.12 tools/gpu.py --seconds 540 --data d --teachers t --out o '
+            '--parts tests loss=80 --epochs 240 --wheels w',
         ),
     ],
 )
