@@ -91,7 +91,7 @@ class Session:
             why = f'there is no {", ".join(missing)}' if missing else 'no time was left'
             self.status['parts'].append({'name': part.name, 'state': 'skipped', 'why': why})
             return self.save()
-        record = {'name': part.name, 'state': 'running'}
+        record: dict[str, str | float] = {'name': part.name, 'state': 'running'}
         self.status['parts'].append(record)
         self.save()
         try:

@@ -21,8 +21,8 @@ from mmwsl.utils.text import table
 
 PAGE = Path(__file__).resolve().parent.parent / 'docs/pairs.md'
 # what a part cannot be built without, and settings that decide where it is defined
-NEEDED = {'ProductWeighting': dict(factors=[dict(type='WSLWeighting'), dict(type='EntropyWeighting')])}
-SETTINGS = {
+NEEDED: dict[str, dict] = {'ProductWeighting': dict(factors=[dict(type='WSLWeighting'), dict(type='EntropyWeighting')])}
+SETTINGS: dict[str, list[dict]] = {
     'BernoulliKD': [dict(per_class=False)],
     'DIST': [dict(beta=0)],
     'WSLWeighting': [dict(teacher_losses='FILE')],

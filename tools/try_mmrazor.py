@@ -41,8 +41,8 @@ IMAGES = 4
 SIZES = {'byot_resnet18_8xb16_cifar100': 32, 'kd_logits_resnet50_mobilenet-v2_8xb32_in1k': 64}  # in pixels; others: 16
 UNSAVED = ('default_hooks.checkpoint.interval=9', 'default_hooks.checkpoint.save_last=False')
 STAGES = ('loads', 'trains', 'resumes', 'takes WSL')
-_TRANSFER = {f'model.distiller.connectors.loss_s4_{side}feat.out_channel': 8 for side in 'st'}
-SMALLER = {  # settings that belong together, by config
+_TRANSFER: dict[str, Any] = {f'model.distiller.connectors.loss_s4_{side}feat.out_channel': 8 for side in 'st'}
+SMALLER: dict[str, dict[str, Any]] = {  # settings that belong together, by config
     'crd_neck_r50_r18_8xb16_cifar10': {
         'model.distiller.distill_losses.loss_crd.neg_num': 2,
         'model.distiller.distill_losses.loss_crd.sample_n': IMAGES,
@@ -133,7 +133,12 @@ def try_config(path: Path) -> Row:
     row = Row(path, reasons=[NOTES[path.stem]] if path.stem in NOTES else [])
     folder = Path(path.stem)
     folder.mkdir(exist_ok=True)
-    actions = (write_small, partial(train_small, steps=2), partial(train_small, steps=4), train_with_wsl)
+    actions: tuple[Callable[[Path, Path], None], ...] = (
+        write_small,
+        partial(train_small, steps=2),
+        partial(train_small, steps=4),
+        train_with_wsl,
+    )
     for stage, action in zip(STAGES, actions, strict=True):
         reason = failure(action, path, folder)
         row.found[stage] = not reason

@@ -1,6 +1,7 @@
 import importlib.util
 import os
 import signal
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ val_dataloader = dict(batch_size=800, sampler=dict(round_up=False))
 randomness = dict(seed=3)
 custom_hooks = [dict(type='mmwsl.EpochSeedHook'), dict(type='mmwsl.CheckTeacherHook', min_score=0)] + {hooks}
 """
-SPIED = {}
+SPIED: dict[str, Any] = {}
 SHARDED = {'fsdp': False, 'fsdp2': True}  # and whether it clips gradients
 if importlib.util.find_spec('deepspeed'):
     SHARDED['deepspeed'] = True

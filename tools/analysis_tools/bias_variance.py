@@ -11,7 +11,7 @@ import argparse
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +96,8 @@ def make_arms(configs: list[Path], taus: list[float] | None, options: dict) -> I
     if len({path.stem for path in configs}) < len(configs):
         raise ValueError(f'configs should have different names, got {[path.stem for path in configs]}')
     for path in configs:
-        for tau in taus or [None]:
+        temperatures: Sequence[float | None] = taus or [None]
+        for tau in temperatures:
             cfg = Config.fromfile(path)
             merge_options(cfg, options)
             softened = [loss for loss in distill_losses(cfg).values() if 'tau' in loss]
@@ -181,7 +182,8 @@ def estimate(arms: list[Arm], args: argparse.Namespace) -> list[dict]:
 
     Fewer than FEWEST_MODELS give no intervals, nor bias and variance, which may then come out negative.
     """
-    rows, first = [], {}
+    rows: list[dict] = []
+    first: dict[str, np.ndarray] = {}
     for arm in arms:
         values = samples(args.out / arm.name, args.models)
         first = first or values

@@ -117,7 +117,9 @@ class Turns:
         after_round: Called with the times so far, by arm.
     """
 
-    def __init__(self, arms: list[str], seconds: float, after_round: Callable[[dict[str, list[float]]], None]) -> None:
+    def __init__(
+        self, arms: list[str], seconds: float, after_round: Callable[[dict[str, list[float]]], object]
+    ) -> None:
         self.gates = {arm: threading.Semaphore(0) for arm in arms}
         self.times: dict[str, list[float]] = {arm: [] for arm in arms}
         self.missing: dict[str, str] = {}
@@ -302,7 +304,7 @@ def alone(student: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda images, labels: nn.functional.cross_entropy(student(images), labels)
 
 
-def timm_task(student: nn.Module, teacher: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+def timm_task(student: Any, teacher: Any) -> Callable[[Tensor, Tensor], Tensor]:
     """timm's distillation with soft labels of the same temperature and weight."""
     from timm.task import LogitDistillationTask
 
@@ -357,7 +359,7 @@ def built(arm: str, turns: Turns, steps: int, teacher: str, out: Path) -> Callab
     return runner_of(arm, steps, teacher, out).train
 
 
-def measure(arms: list[str], seconds: float, after_round: Callable[[dict], None], *where: Any) -> Turns:
+def measure(arms: list[str], seconds: float, after_round: Callable[[dict], object], *where: Any) -> Turns:
     """Let the arms take their steps."""
     init_default_scope('mmpretrain')
     turns = TurnsHook.turns = Turns(arms, seconds, after_round)

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from mmengine.analysis import get_model_complexity_info
@@ -370,7 +371,7 @@ def paper(method: str) -> dict:
 
 def model(entry: Entry, results: dict) -> dict:
     parameters, macs = count(entry)
-    facts = {
+    facts: dict[str, Any] = {
         'Training Data': DATASETS[entry.dataset][0],
         'Epochs': entry.cfg.train_cfg.max_epochs,
         'Batch Size': entry.cfg.train_dataloader.batch_size,
@@ -380,7 +381,7 @@ def model(entry: Entry, results: dict) -> dict:
     }
     if entry.teacher:
         facts['Teacher'] = entry.teacher
-    described = {
+    described: dict[str, Any] = {
         'Name': entry.name,
         'In Collection': METHODS[entry.method],
         'Config': str(entry.path),
