@@ -7,7 +7,7 @@ import inspect
 import logging
 import re
 import traceback
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,7 +38,7 @@ _READ_BY_LOOPS = {
 
 
 def check_option_keys(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Raise ValueError for an option of the command line that nothing would read.
+    """Raise ValueError for a command-line option that nothing would read, or whose path the config does not have.
 
     Args:
         cfg: The config, before the options are merged.
@@ -59,6 +59,32 @@ def check_option_keys(cfg: Config, options: Mapping[str, Any]) -> None:
         known = _READ_BY_LOOPS.get(field, ())
         if key and known and 'type' not in loop and key not in (*known, *loop):
             raise ValueError(f'--cfg-options {option}: nothing reads {key!r} of {field}{_did_you_mean(key, known)}')
+        if problem := _wrong_turn(cfg, option.split('.')):
+            raise ValueError(f'--cfg-options {option}: {problem}')
+
+
+def _wrong_turn(cfg: Config, keys: Sequence[str]) -> str | None:
+    """Say where a dotted key takes a dict of the config for a list, or a list for a dict; None if it does neither."""
+    value: Any = cfg.get(keys[0])
+    for depth, key in enumerate(keys[1:], 1):
+        path, rest = '.'.join(keys[:depth]), '.'.join(keys[depth + 1 :])
+        if isinstance(value, list):
+            if not key.isdigit():
+                return f'{path} is a list of {len(value)}. Name one of its entries by number, such as {path}.0.{key}'
+            if int(key) >= len(value):
+                return f'{path} has no entry {key}. Count its {len(value)} entries from 0'
+            if not rest:
+                return f'{path}.{key} is a whole entry of a list. Name a setting in it, such as {path}.{key}.type'
+            value = value[int(key)]
+        elif isinstance(value, Mapping):
+            if key.isdigit() and 'type' in value and key not in value:
+                return f'{path} is a dict, not a list. Leave the number out: {".".join(filter(None, (path, rest)))}'
+            if key not in value:
+                return None
+            value = value[key]
+        else:
+            return None
+    return None
 
 
 def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:

@@ -32,6 +32,16 @@ _CIFAR = {  # folder, its files, archive
 # torch's words, the second of a worker
 _NOT_STACKED = ('stack expects each tensor to be equal size', 'resize storage that is not resizable')
 _NOT_READ = 'failed to load image: '  # mmcv's
+# what to change for images of several sizes
+_ALIKE = "Read all of them alike: dict(type='LoadImageFromFile', color_type='color') as the first step of its pipeline"
+_RESIZED = (
+    "Add dict(type='Resize', scale=(WIDTH, HEIGHT)), or dict(type='ResizeEdge', scale=SIZE) and "
+    "dict(type='CenterCrop', crop_size=SIZE), before PackInputs in its pipeline"
+)
+_CROPPED = (
+    "Add dict(type='mmseg.RandomCrop', crop_size=(HEIGHT, WIDTH)) before PackSegInputs in its pipeline, and set "
+    'data_preprocessor.size=(HEIGHT, WIDTH) (SegDataPreProcessor), which pads smaller images'
+)
 _FOLDERS = ('ImageNet', 'ImageNet21k', 'CustomDataset')
 
 
@@ -178,15 +188,11 @@ def _raise_for_two_sizes(field: str, dataset: Any, error: RuntimeError) -> None:
         first = first or (name, shape)
         if shape != first[1]:
             advice = (
-                "Read all of them alike: dict(type='LoadImageFromFile', color_type='color')"
-                if shape[0] != first[1][0]
-                else "Add dict(type='Resize', scale=(WIDTH, HEIGHT)), or "
-                "dict(type='ResizeEdge', scale=SIZE) and dict(type='CenterCrop', crop_size=SIZE),"
+                _ALIKE if shape[0] != first[1][0] else _CROPPED if 'gt_sem_seg' in item['data_samples'] else _RESIZED
             )
             raise ValueError(
                 f'{field}: the images of a batch should have one size, got {_size(first[1])} of '
-                f'{first[0]} and {_size(shape)} of {name}. {advice} before PackInputs in its '
-                'pipeline'
+                f'{first[0]} and {_size(shape)} of {name}. {advice}'
             ) from error
 
 

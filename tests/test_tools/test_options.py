@@ -6,9 +6,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.registry import DATASETS, init_default_scope
+from mmengine.structures import BaseDataElement, PixelData
 from mmpretrain.datasets import CIFAR100
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -236,6 +238,27 @@ def test_images_of_several_sizes_are_named(tmp_path, sizes, modes, message, work
         explained_data(cfg, ('val_dataloader', 'train_dataloader')),
     ):
         list(loader)
+
+
+def test_images_of_several_sizes_are_cropped_for_segmentation(monkeypatch):
+    scenes = [
+        dict(
+            inputs=torch.zeros(3, 30, width),
+            data_samples=BaseDataElement(metainfo=dict(img_path=f'{width}.png'), gt_sem_seg=PixelData()),
+        )
+        for width in (40, 41)
+    ]
+    monkeypatch.setattr('mmwsl.engine.data_checks.DATASETS.build', lambda config: scenes)
+    cfg = Config(dict(train_dataloader=dict(dataset=dict(type='Scenes'))))
+    with (
+        pytest.raises(
+            ValueError,
+            match=r'got 40 x 30 pixels in 3 channels of 40.png and 41 x 30 pixels in 3 channels of 41.png. Add '
+            r"dict\(type='mmseg.RandomCrop', .* before PackSegInputs .* data_preprocessor.size=.* pads smaller images$",
+        ),
+        explained_data(cfg, ('train_dataloader',)),
+    ):
+        torch.stack([scene['inputs'] for scene in scenes])
 
 
 @pytest.mark.parametrize('workers', [0, 1])
