@@ -26,16 +26,16 @@ _TOLD_EVERY = 30  # seconds
 
 @dataclass(frozen=True)
 class Metric:
-    """What runs are compared by."""
+    """A figure that runs are compared by."""
 
     key: str
-    """In their logs."""
+    """Its name in the logs."""
     title: str
     factor: float = 1.0
-    """To per cent."""
+    """What converts it to per cent."""
 
     def scores(self, log: Sequence[Mapping]) -> list[float]:
-        """After each validation, in per cent."""
+        """Return the figure after each validation, in per cent."""
         return [self.factor * line[self.key] for line in log if self.key in line]
 
 
@@ -45,21 +45,21 @@ METRICS = (
     Metric('multi-label/mAP', 'mAP, validation data, %'),
     Metric('coco/bbox_mAP', 'mAP, validation data, %', 100.0),
 )
-"""Of which the first that a run logged is taken, if none is named."""
+"""The figures that runs can be compared by; the first that a run has logged is used."""
 
 
 def metric_of(log: Sequence[Mapping]) -> Metric:
-    """Return the metric of a log.
+    """Return the first of :data:`METRICS` that a log has.
 
     Raises:
-        ValueError: If it has none of :data:`METRICS`.
+        ValueError: If it has none of them.
     """
     for metric in METRICS:
         if metric.scores(log):
             return metric
     raise ValueError(
-        f'runs are compared by one of {", ".join(metric.key for metric in METRICS)}, and this one logged '
-        f'{sorted(set().union(*log))}: set val_evaluator'
+        f'runs are compared by one of {", ".join(metric.key for metric in METRICS)}, set val_evaluator accordingly: '
+        f'this one logged {sorted(set().union(*log))}'
     )
 
 
@@ -82,16 +82,16 @@ class Trained:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a comparison trains."""
+    """The runs of a comparison."""
 
     teacher: Trained
-    """Nothing is trained if ``teacher_ckpt`` is there."""
+    """Trained first, unless ``teacher_ckpt`` is given."""
     teacher_ckpt: str | None
-    """File of a teacher that is there already, or None."""
+    """File of a teacher that is trained already, or None."""
     taught: Path
-    """A distillation, whose config has the teacher."""
+    """Config of a distillation, which holds the teacher's."""
     teaching: tuple[str, ...]
-    """Settings that give it the teacher."""
+    """Its settings, with the teacher's file."""
     arms: dict[str, list[Trained]]
     """Runs by name, in the order of the seeds."""
 
@@ -101,34 +101,34 @@ def plan(
 ) -> Plan:
     """Plan the comparison of some configs.
 
-    A network alone that is the distillations' teacher is no arm, but trains it. If there is a single config, a
-    distillation, it is compared with its student alone and, if its loss is WSL's, with the same loss without weights;
-    their configs are written to ``out``.
+    The config of a network alone that equals the teacher trains it, and is no arm. A single distillation is compared
+    with its student alone and, if its loss is WSLLoss, with the same loss without weights; the configs of these are
+    written to ``out``.
 
     Args:
         paths: Configs, or folders of them.
         out: Folder for the runs.
-        seeds: Of each arm's runs.
-        options: Settings for all of them, ``key=value``.
+        seeds: Seeds of each arm's runs.
+        options: Settings of all runs, ``key=value``.
         cached: Whether distillations read the teacher's answers from ``out/teacher_cache``.
 
     Raises:
-        FileNotFoundError: If a config is not there.
+        FileNotFoundError: If a config does not exist.
         ValueError: If no config distils, or they have several teachers.
     """
     configs = {path: Config.fromfile(path) for path in _files(paths)}
     taught = [path for path, cfg in configs.items() if 'teacher' in cfg.model]
     if not taught:
         raise ValueError(
-            f'one of the configs should be a distillation, such as configs/wsl_digits.py; {len(configs)} '
-            f'were given that train a network alone ({", ".join(map(str, configs))}). Name one'
+            'one of the configs should be a distillation. Add one, such as configs/wsl_digits.py, to these that train '
+            f'a network alone: {", ".join(map(str, configs))}'
         )
     model = configs[taught[0]].model
     for path in taught:
         if [configs[path].model[key] for key in ('teacher', 'teacher_ckpt')] != [model.teacher, model.teacher_ckpt]:
             raise ValueError(
-                f'configs are compared with one teacher, and model.teacher or teacher_ckpt of {path} '
-                f'differ from those of {taught[0]}. Give all of them the same, or compare them apart'
+                f'the configs should have one teacher, but model.teacher or teacher_ckpt of {path} differ from those '
+                f'of {taught[0]}. Give them the same, or compare them separately'
             )
     alone = [path for path in configs if path not in taught]
     teachers = [path for path in alone if _is_teacher(configs[path].model, model)]
@@ -163,7 +163,7 @@ _ALONE = 'model = dict(_delete_=True, **_base_.model.{})'
 
 
 def on_validation_data(config: Path, options: Sequence[str], out: Path) -> tuple[Path, list[str]]:
-    """Return a config, written to ``out``, and settings with which a test is one of the validation data."""
+    """Write a config that tests on the validation data to ``out``; return it and its settings."""
     same = 'test_dataloader = dict(_delete_=True, **_base_.val_dataloader)\ntest_evaluator = _base_.val_evaluator'
     own = [option.replace('val_', 'test_', 1) for option in options if option.startswith('val_')]
     return _derived(out, config, 'on_validation_data', same), [*options, *own]
@@ -186,7 +186,7 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _is_teacher(network: Mapping, model: Mapping) -> bool:
-    """Whether a network alone is the teacher's and not the student's; how it begins does not matter."""
+    """Whether a network alone equals the teacher and not the student, apart from its initial weights."""
     return _network(network) == _network(model['teacher']) != _network(model['architecture'])
 
 
@@ -205,7 +205,7 @@ def _is_run_in(checkpoint: Path, work_dir: Path) -> bool:
 
 
 def _derive(config: Path, model: Mapping, out: Path) -> list[Path]:
-    """Write the configs of the student alone and, beside WSL, of plain soft labels."""
+    """Write the configs of the student alone and, if there is a WSLLoss, of plain soft labels."""
     losses = (model.get('distiller') or {}).get('distill_losses') or {}
     weighted = [name for name, loss in losses.items() if str(loss['type']).endswith('WSLLoss')]
     derived = [_derived(out, config, 'alone', _ALONE.format('architecture'))]
@@ -223,7 +223,7 @@ def _derived(out: Path, config: Path, name: str, text: str) -> Path:
 
 
 def _named(arms: Sequence[Path], taught: Sequence[Path]) -> dict[str, Path]:
-    """What arms are called: by what they are, if that is clear, otherwise by their files."""
+    """Name arms by their kind if that is unique, otherwise by their files."""
     names = [
         ALONE if path not in taught else {'kd': PLAIN, 'wsl': WEIGHTED}.get(path.stem.partition('_')[0], path.stem)
         for path in arms
@@ -243,17 +243,17 @@ def train_all(
 
     Args:
         tool: tools/train.py.
-        planned: The runs; those that are finished in their folders are not repeated, killed ones go on.
+        planned: The runs; finished ones are not repeated, killed ones resume.
         jobs: Runs at a time.
-        threads: Of each, on a CPU.
-        tell: Is told of each run that ends, and from time to time how far all are.
-        every: Seconds between the latter.
+        threads: Threads of each run, on a CPU.
+        tell: Called with a line when a run ends, and from time to time with the progress of all.
+        every: Seconds between lines of progress.
 
     Raises:
-        RuntimeError: If a run fails; those that run beside it end first, and the others do not begin.
+        RuntimeError: If a run fails; runs in progress end first, and no others begin.
         ValueError: If a folder holds another run.
     """
-    progress = _Progress(planned)  # a mistake in the last config must not wait for the runs before it
+    progress = _Progress(planned)  # reads all configs, so a mistake in the last one is found before the first run
     versions = [runs.version_of(run.config) for run in planned]
     with ThreadPoolExecutor(jobs) as pool:
         running: dict[Future, int] = {
@@ -280,7 +280,7 @@ def _as_they_end(running: Mapping[Future, int], every: float, meanwhile: Callabl
 
 
 class _Progress:
-    """How many epochs are done, and how long the others may take."""
+    """Counts the epochs that are done, and estimates the time that is left."""
 
     def __init__(self, planned: Sequence[Trained]) -> None:
         self.planned, self.total = planned, sum(run.epochs for run in planned)
@@ -291,7 +291,7 @@ class _Progress:
         return sum(1 for run in self.planned for line in runs.scalars(run.work_dir) if 'epoch' not in line)
 
     def tell(self, tell: Callable[[str], None], ended: str = '') -> None:
-        """Tell what has changed: that a run ended, or that epochs did."""
+        """Tell the progress if a run has ended or more epochs are done."""
         line = self.line()
         epochs = line.partition(',')[0]
         if ended or epochs != self.told:
@@ -300,19 +300,19 @@ class _Progress:
 
     def line(self) -> str:
         done = self._done()
-        now = done - self.before  # since this command was given
+        now = done - self.before  # since this command began
         seconds = time.monotonic() - self.begin
         left = f', about {roughly(seconds * (self.total - done) / now)} left' if now > 0 and done < self.total else ''
         return f'{done} of {self.total} epochs{left}'
 
 
 def table(metric: Metric, teacher: float, logs: Mapping[str, Sequence[Sequence[Mapping]]]) -> str:
-    """Return the table of a comparison: of each arm the mean of the last epochs, their deviation and each run's.
+    """Return a table of each arm's scores in the last epoch: mean, standard deviation and each run's.
 
     Args:
-        metric: By which the runs are compared.
-        teacher: Its score, in per cent.
-        logs: Of each arm's runs.
+        metric: The figure to compare.
+        teacher: The teacher's score, in per cent.
+        logs: Logs of each arm's runs.
     """
     lines = [f'{metric.title:30}   mean +- std   runs', f'{"Teacher":30} {teacher:6.2f}']
     for arm, of_arm in logs.items():
@@ -325,18 +325,19 @@ def table(metric: Metric, teacher: float, logs: Mapping[str, Sequence[Sequence[M
 
 
 def warning(metric: Metric, teacher: float, logs: Mapping[str, Sequence[Sequence[Mapping]]]) -> str:
-    """Return why a comparison says little: a teacher that is no better than the student alone; '' if it is better."""
+    """Return a warning if the teacher is no better than the student alone, otherwise ''."""
     alone = [metric.scores(log)[-1] for log in logs.get(ALONE, ())]
     if not alone or teacher > statistics.mean(alone):
         return ''
     return (
         f'The teacher ({teacher:.2f}) is no better than the student alone ({statistics.mean(alone):.2f}), so there '
-        'is little to learn from it. Train it for longer, or use a larger one or one with a pretrained start.'
+        'is little to learn from it. Train it for longer, or use a larger one, or one that starts from pretrained '
+        'weights.'
     )
 
 
 def draw(metric: Metric, teacher: float, logs: Mapping[str, Sequence[Sequence[Mapping]]], path: Path) -> None:
-    """Draw the arms' scores over the epochs and, if a run logged them, WSL's mean weights."""
+    """Draw the scores of each arm by epoch and, if a run logged them, WSL's mean weights."""
     with from_extra('demo'):
         import matplotlib
 

@@ -1,4 +1,4 @@
-"""From a folder of images to the configs of a teacher and a student."""
+"""Make the configs of a teacher and a student for a folder of images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmwsl.engine.named_networks import Trial, named_network, pretrained_start, 
 from mmwsl.utils.files import whole_file
 
 _SMALL = 64  # images whose shorter edges are at most this are read at 32 pixels
-_STEPS = 4000  # of a network that learns from scratch; an eighth of them from a pretrained start
+_STEPS = 4000  # from scratch; an eighth of them from pretrained weights
 _EPOCHS = 10, 200
 _ON_A_CPU, _ON_A_GPU = 64, 256  # largest batches, for 32 pixels; a quarter of them for 224
 _IMAGENET = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
@@ -25,7 +25,7 @@ _REPEATED = 2  # distillations whose time a comparison counts: KD and WSL
 
 @dataclass(frozen=True)
 class Recipe:
-    """The figures of a training, chosen for some data on this machine."""
+    """Training settings, chosen for some data on this machine."""
 
     pixels: int
     batch: int
@@ -34,7 +34,7 @@ class Recipe:
     mean: list[float]
     std: list[float]
     seconds: dict[str, float]
-    """Of each run, about: teacher, student, kd."""
+    """Approximate time of each run: teacher, student, kd."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,16 @@ class Network:
     config: dict[str, Any]
     trial: Trial
     start: dict[str, Any]
-    """What its config needs besides to begin with pretrained weights."""
+    """Settings that its config needs to start from pretrained weights."""
 
 
 def pixels_for(folder: ImageFolder) -> int:
-    """Return the edge at which a folder's images are read: 32 for small ones, else 224."""
+    """Return the size in pixels at which a folder's images are read: 32 for small ones, otherwise 224."""
     return 32 if folder.edge <= _SMALL else 224
 
 
 def get_network(name: str, folder: ImageFolder, pixels: int, bases: Path, start: str | None = None) -> Network:
-    """Return a network by its name, tried with a step on this machine.
+    """Return a network by its name, after a trial step on this machine.
 
     Raises:
         ValueError: If there is no such network, it does not fit these data, or ``start`` does not fit it.
@@ -71,9 +71,9 @@ def recipe(folder: ImageFolder, pixels: int, teacher: Network, student: Network,
     Args:
         folder: The data.
         pixels: Edge of the images.
-        teacher: Its time of a step counts once for its own training, and forward for KD and for WSL.
-        student: Its time of a step counts for the student alone, KD and WSL.
-        minutes: What all four runs together may take here.
+        teacher: Its step time counts for its own training, and its forward time for KD and WSL.
+        student: Its step time counts for the student alone, KD and WSL.
+        minutes: What all four runs together may take on this machine.
     """
     images, pretrained = len(folder.train), bool(teacher.start or student.start)
     largest = (_ON_A_GPU if torch.cuda.is_available() else _ON_A_CPU) // (1 if pixels == 32 else 4)
@@ -103,16 +103,16 @@ def write_pair(
     student: Network,
     teacher_ckpt: str | None = None,
 ) -> list[Path]:
-    """Write the configs of WSL, KD, student and teacher, and lists of the images if they are needed.
+    """Write the configs of WSL, KD, student and teacher and, if needed, lists of the images.
 
     Args:
         out: Folder for them.
-        configs: The project's, whose bases they read.
+        configs: The project's folder of configs, whose bases the new ones inherit.
         folder: The data.
-        made: The figures.
-        teacher: Learns on these data first.
-        student: Learns from it.
-        teacher_ckpt: File of a teacher that knows these classes already; there is then no config that trains it.
+        made: The training settings.
+        teacher: The network that is trained on these data first.
+        student: The network that learns from it.
+        teacher_ckpt: File of a teacher that knows these classes already; no config to train it is written then.
 
     Returns:
         The files.
@@ -161,7 +161,7 @@ data_preprocessor = dict(
     to_rgb=True)  # files are read as BGR
 
 train_dataloader = dict(
-    batch_size={made.batch},  # half of it if memory runs out, and half of lr then
+    batch_size={made.batch},  # if memory runs out, halve it and lr
     num_workers={made.workers},  # processes that read images: more of them if a GPU waits for data
     persistent_workers={made.workers > 0},
     collate_fn=dict(type='default_collate'),
@@ -237,18 +237,18 @@ def _own_optimiser(made: Recipe, teacher: Network, student: Network) -> str:
 
 
 def _optimiser(made: Recipe, network: Network) -> str:
-    """SGD as in the field's recipes for networks with BatchNorm, AdamW for others; a tenth of lr from a start."""
+    """Return SGD for a network with BatchNorm, otherwise AdamW; from pretrained weights with a tenth of the lr."""
     factor = 0.1 if network.start else 1.0
     if network.trial.has_batchnorm:
         rate = 0.1 * factor * made.batch / (128 if made.pixels == 32 else 256)
         return (
             f"optim_wrapper = dict(optimizer=dict(\n    type='SGD', lr={rate:.3g}, momentum=0.9, "
-            'weight_decay=5e-4, nesterov=True))  # lr: try a third and three times of it'
+            'weight_decay=5e-4, nesterov=True))  # lr: try a third of it, and three times it'
         )
     rate = 1e-3 * factor * made.batch / 256
     return (
         f"optim_wrapper = dict(optimizer=dict(\n    type='AdamW', lr={rate:.3g}, weight_decay=0.05))"
-        '  # lr: try a third and three times of it'
+        '  # lr: try a third of it, and three times it'
     )
 
 
@@ -259,7 +259,7 @@ def _kind(pixels: int) -> str:
 def _dataset(out: Path, folder: ImageFolder, part: int) -> str:
     if not folder.needs_lists:
         found = dict(data_root=folder.root.as_posix(), data_prefix=folder.prefixes[part])  # type: ignore[index]
-    else:  # paths below data_prefix; a data_root would stand before the list, too
+    else:  # paths relative to data_prefix; a data_root would also be put before the list's
         found = dict(
             data_prefix=folder.root.as_posix(),
             ann_file=(out / ('train.txt', 'val.txt')[part]).as_posix(),
@@ -296,7 +296,7 @@ def _pack() -> tuple[dict, str]:
 
 
 def _fitted(folder: ImageFolder) -> list[tuple[dict, str]]:
-    """What brings images of other sizes to 32 x 32 pixels."""
+    """Return the transforms that bring images of other sizes to 32 x 32 pixels."""
     if folder.sizes == {(32, 32)}:
         return []
     return [(dict(type='ResizeEdge', scale=32, edge='short'), ''), (dict(type='CenterCrop', crop_size=32), '')]
@@ -311,7 +311,7 @@ def _list(images: list[ImageFile]) -> str:
 
 
 def _code(value: Any, indent: int) -> str:
-    """Return a value as a config has it, broken into lines if it is long."""
+    """Return a value as a config writes it, broken into lines if it is long."""
     if isinstance(value, Mapping) and all(isinstance(key, str) and key.isidentifier() for key in value):
         parts, ends = [f'{key}={_code(item, indent + 4)}' for key, item in value.items()], ('dict(', ')')
     elif isinstance(value, list | tuple) and value:

@@ -100,8 +100,8 @@ def test_a_teacher_that_is_there_is_not_trained(tmp_path, monkeypatch):
     'given, message',
     [
         (['nothing.py'], r'there is no config nothing\.py: give a config, or a folder'),
-        (['vanilla/digits_student.py'], r'should be a distillation.*1 were given that train a network alone'),
-        (['wsl_digits.py', 'wsl_digits_student_student.py'], 'compared with one teacher.*student_student.py differ'),
+        (['vanilla/digits_student.py'], r'should be a distillation.*train a network alone: .*digits_student'),
+        (['wsl_digits.py', 'wsl_digits_student_student.py'], 'should have one teacher.*student_student.py differ'),
     ],
 )
 def test_what_cannot_be_compared_is_explained(tmp_path, given, message, monkeypatch):

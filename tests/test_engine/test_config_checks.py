@@ -123,8 +123,8 @@ def test_option_that_is_read_is_taken(digits, option, told):
 def test_option_for_what_a_config_has_used_already_is_named(digits, told):
     check_option_keys(digits, {'digits_student.head.num_classes': 2})
     assert told == [
-        '--cfg-options digits_student.head.num_classes changes nothing where the config has used '
-        "'digits_student' already."
+        '--cfg-options digits_student.head.num_classes does not change what the config has '
+        "already made from 'digits_student'."
     ]
 
 

@@ -66,7 +66,7 @@ def test_options_of_the_config_win(monkeypatch):
 def test_white_space_that_mmengine_would_drop_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         prepared(monkeypatch, '--cfg-options', 'model.teacher_ckpt=/my models/teacher.pth')
-    assert "drops the white space within a setting, got 'model.teacher_ckpt=/my models" in capsys.readouterr().err
+    assert "drops the spaces within a setting, got 'model.teacher_ckpt=/my models" in capsys.readouterr().err
     assert prepared(monkeypatch, '--cfg-options', 'tta_pipeline=[1, (2, 3) ]').tta_pipeline == [1, (2, 3)]
 
 
@@ -175,7 +175,7 @@ def own_images(tmp_path, files):
         (
             [],
             FileNotFoundError,
-            r'train is not there. Expected: one folder for each class[^I]*data_prefix to where it is',
+            r'train does not exist. Expected: one folder for each class[^I]*data_prefix to where it is',
         ),
         (['a/1.png', '.ipynb_checkpoints/1.png'], ValueError, r'would become a class: .ipynb_checkpoints. Delete'),
         (
@@ -291,7 +291,7 @@ def test_missing_imagenet_names_the_layout(tmp_path):
     cfg.train_dataloader.dataset.dataset.data_root = str(tmp_path)
     with pytest.raises(
         FileNotFoundError,
-        match=rf'{tmp_path}/train is not there.*one folder for each class.*cannot be '
+        match=rf'{tmp_path}/train does not exist.*one folder for each class.*cannot be '
         'downloaded',
     ):
         check_data(cfg, ('train_dataloader',))
