@@ -194,7 +194,7 @@ def _agree(folder: Path, manifest: Manifest) -> Manifest:
     if get_rank() == 0 and not (folder / MANIFEST).exists():
         if any(folder.glob('*.npy')):
             raise CacheError(
-                f'{folder} holds shards, but no {MANIFEST} to describe them. Restore it, or choose another folder (--out)'
+                f'{folder} holds shards, but no {MANIFEST} to describe them. Restore it, or choose another --out'
             )
         manifest.save(folder)
     barrier()

@@ -450,7 +450,10 @@ def test_student_that_mmpretrain_would_load_in_part_is_refused(students, tmp_pat
         (dict(cfg='import os\nx = os.listdir()'), 'no config in its checkpoint: give --config'),
         (dict(cfg="model = dict(type=print('run'))"), 'no config in its checkpoint: give --config'),
         (dict(cfg=None), 'no config in its checkpoint: give --config'),
-        (dict(dataset=dict(type='Stars', pipeline=[dict(type='PackInputs')])), 'come from Stars, and how a file'),
+        (
+            dict(dataset=dict(type='Stars', pipeline=[dict(type='PackInputs')])),
+            'come from Stars, and it is not known how to',
+        ),
         (dict(kind='mmengine.ToyModel'), 'it is a mmengine.ToyModel, and'),
         (dict(kind='EncoderDecoder'), 'a EncoderDecoder'),
     ],
