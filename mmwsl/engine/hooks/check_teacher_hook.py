@@ -22,37 +22,37 @@ from mmwsl.registry import HOOKS
 from mmwsl.utils.checkpoint import read_classes, unwrapped_model
 from mmwsl.utils.data import single_labels
 
-_TRIED = 128  # images of which other kinds of input are tried
+_TRIED = 128  # images on which other kinds of input are tried
 _ADVICE = (
     'Is teacher_ckpt the right file, and do data_preprocessor (mean, std, to_rgb) and the order of the classes fit it?'
 )
-_UNLESS = "If it is meant to be so, set min_score of the hook 'mmwsl.CheckTeacherHook' in custom_hooks to 0."
+_UNLESS = "If this is intended, set min_score of the hook 'mmwsl.CheckTeacherHook' in custom_hooks to 0."
 
 
 @HOOKS.register_module()
 class CheckTeacherHook(CheckLabelsHook):
-    """Before the first step, compare classes and score the teacher on validation data; stop a run that cannot succeed.
+    """Compare classes and score the teacher before the first step; stop a run that cannot succeed.
 
-    A wrong checkpoint shows as a teacher that knows no more than chance. A wrong order of channels or another
-    normalisation may cost it half of its accuracy only: the usual ones are tried on the same images, and one that is
-    clearly better (by more than 5 points and three standard errors) is named. Classes in another order show in the
-    names that mmengine's checkpoints hold. What none of this can see: two classes swapped in a file without names, or a
-    teacher that is merely worse than it was. ``expected_score`` sees both.
+    A teacher from a wrong checkpoint scores no better than chance. A wrong order of channels or normalisation may cost
+    only half of its accuracy, so the usual ones are tried on the same images, and one that is clearly better (by more
+    than 5 points and three standard errors) is named. Classes in another order are found by the names that mmengine's
+    checkpoints hold. Only ``expected_score`` finds two swapped classes in a file without names, or a teacher that is
+    merely worse than it was.
 
-    The figure is logged. It is the teacher's in eval mode, whatever ``teacher_norm_eval`` says; a cached teacher's is
-    that of its recorded views. Classes of one label per image are scored by top-1. For other tasks it is what the
-    ``val_evaluator``'s metrics say of the teacher's predictions: the figure that ``save_best`` of the CheckpointHook
-    names, or mIoU, mAP or the F1 score, in the unit in which the metric prints it.
+    The score is logged. It is measured on validation data in eval mode, whatever ``teacher_norm_eval`` is; a cached
+    teacher is scored on its recorded views. With one label per image, the score is top-1. For other tasks it is a
+    figure of the ``val_evaluator``: the one that ``save_best`` of the CheckpointHook names, or mIoU, mAP or the F1
+    score, in the unit in which the metric prints it.
 
     Args:
-        max_batches: Batches of validation images to look at in each process, at most; which ones, chance says, since
-            they may lie in order of their classes.
-        min_accuracy: As ``min_score``, in [0, 1].
-        expected_score: Top-1 in per cent, or the metric's figure, that the teacher is known to have. A score that is
-            lower by more than 3 points and three standard errors of the images looked at stops the run; for a metric,
-            the error that a score per image can have at most.
+        max_batches: Batches of validation images to look at in each process, at most. They are drawn at random, since
+            images may be sorted by class.
+        min_accuracy: ``min_score`` as a fraction in [0, 1].
+        expected_score: Top-1 in per cent, or the metric's figure, that the teacher is known to have. The run stops if
+            the score is lower by more than 3 points and three standard errors of the images looked at; for a metric,
+            the largest standard error that a score per image can have.
         min_score: Top-1 in per cent, or the metric's figure, below which the run stops. None: twice chance, 2 / C (for
-            two classes, halfway between chance and perfect); for mIoU chance is one class everywhere, the best one; no
+            two classes, halfway between chance and perfect); for mIoU, chance is the best single class everywhere; no
             other figure stops the run. 0 never stops it.
 
     Raises:
@@ -78,7 +78,7 @@ class CheckTeacherHook(CheckLabelsHook):
         self.min_score = min_score if min_accuracy is None else 100 * min_accuracy
         self.expected_score = expected_score
         self.found: tuple[Figure, str] | None = None
-        """The teacher's figure, and of which images; None before a run, or if it could not be scored."""
+        """The teacher's figure and the kind of images; None before a run, or if it could not be scored."""
 
     def before_train(self, runner: Runner) -> None:
         model = unwrapped_model(runner.model)
@@ -107,8 +107,8 @@ class CheckTeacherHook(CheckLabelsHook):
         _check_order_of_classes(runner)
         was_training = model.training
         model.eval()
-        model.teacher.to(model.data_preprocessor.device)  # a strategy that shards leaves it on the CPU
-        # a check must not change what training draws
+        model.teacher.to(model.data_preprocessor.device)  # a sharding strategy leaves it on the CPU
+        # a check must not change the random numbers of training
         with torch.no_grad(), torch.random.fork_rng(_devices()), seeded_generators(0):
             score = self._score(runner, model)
             figure = rated(runner, model, self.max_batches) if score is None else None
@@ -119,7 +119,7 @@ class CheckTeacherHook(CheckLabelsHook):
             self._judge_figure(runner, figure)
 
     def _score(self, runner: Runner, model: Any) -> _Score | None:
-        """The teacher's on all processes' images, none where connectors join it; None unless it predicts one label."""
+        """Score the teacher on all processes' images, none if connectors join it; None unless it predicts one label."""
         counts, classes = torch.zeros(3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
         for batch_idx, batch in enumerate(some_batches(runner.val_loop.dataloader, self.max_batches)):
             batch = model.data_preprocessor(batch, False)
@@ -153,7 +153,7 @@ class CheckTeacherHook(CheckLabelsHook):
         tolerance = 100 * _tolerance(score.accuracy, score.images)
         if self.expected_score is not None and accuracy < self.expected_score - tolerance:
             raise RuntimeError(
-                f"{found}, and expected_score of the hook 'mmwsl.CheckTeacherHook' says "
+                f"{found}, but expected_score of the hook 'mmwsl.CheckTeacherHook' is "
                 f'{self.expected_score:.2f} % (give or take {tolerance:.2f}). {_ADVICE}'
             )
 
@@ -172,23 +172,23 @@ class CheckTeacherHook(CheckLabelsHook):
         tolerance = full * _tolerance(min(max(value / full, 0), 1), images)
         if value < self.expected_score - tolerance:
             raise RuntimeError(
-                f"{found}, and expected_score of the hook 'mmwsl.CheckTeacherHook' says "
+                f"{found}, but expected_score of the hook 'mmwsl.CheckTeacherHook' is "
                 f'{self.expected_score:.4g} (give or take {tolerance:.2g}). {_ADVICE}'
             )
 
 
 def _least(chance: float) -> float:
-    """Twice chance, or halfway between chance and perfect, in per cent."""
+    """Return twice chance, or at most halfway between chance and perfect, in per cent."""
     return min(2 * chance, (100 + chance) / 2)
 
 
 def _tolerance(share: float, images: int) -> float:
-    """3 points, or three standard errors of a share of images, in [0, 1]."""
+    """Return 3 points or, if larger, three standard errors of a share of images, in [0, 1]."""
     return max(0.03, 3 * math.sqrt(share * (1 - share) / images))
 
 
 class _Score(NamedTuple):
-    """A teacher's accuracy, in [0, 1], on so many images of so many classes."""
+    """A teacher's accuracy, in [0, 1], with the numbers of images and classes."""
 
     accuracy: float
     images: int
@@ -206,7 +206,7 @@ def _check_warmup(runner: Runner, model: Any) -> None:
 
 
 def _tell_of_copies(runner: Runner, teacher: nn.Module) -> None:
-    """Log the memory of a teacher that EMAHook copies with the model: no average is taken of it."""
+    """Log the memory that EMAHook needs to copy the teacher with the model, although it does not average it."""
     if any(isinstance(hook, EMAHook) for hook in runner.hooks):
         size = sum(value.numel() * value.element_size() for value in teacher.state_dict().values()) / 1e6
         runner.logger.info(f'EMAHook copies the whole model, and with it the teacher: {size:.3g} MB more.')
@@ -220,7 +220,7 @@ def _check_teacher_losses(model: Any, dataset: Any) -> None:
 
 
 def _check_order_of_classes(runner: Runner) -> None:
-    """Raise ValueError where the teacher's file names the classes of the data in another order."""
+    """Raise ValueError if the teacher's file names the classes of the data in another order."""
     path = (runner.cfg.get('model') or {}).get('teacher_ckpt')
     teachers = read_classes(path) if path and Path(path).is_file() else ()
     datas = tuple(getattr(runner.val_loop.dataloader.dataset, 'metainfo', {}).get('classes') or ())
@@ -247,14 +247,14 @@ def _check_finite(logits: Any) -> None:
     bad = int((~torch.isfinite(logits)).flatten(1).any(1).sum())
     if bad:
         raise RuntimeError(
-            f"the teacher's logits are not finite for {bad} of {len(logits)} validation images, and a "
-            'loss would be nan: is teacher_ckpt whole, and its data_preprocessor right?'
+            f"the teacher's logits are not finite for {bad} of {len(logits)} validation images, so the "
+            'loss would be nan. Is teacher_ckpt complete, and its data_preprocessor right?'
         )
 
 
 def _compares_alike(runner: Runner, model: Any, batch: dict, classes: int) -> bool:
-    """Whether teacher and student predict the same classes; where connectors join them, they need not."""
-    # by way of the wrapper, which gathers what is sharded; DeepSpeed's cannot be called, and gathers part by part
+    """Whether teacher and student predict equally many classes; raise ValueError unless connectors join them."""
+    # through the wrapper, which gathers shards; DeepSpeed's cannot be called, but gathers part by part
     network = runner.model if callable(runner.model) else model
     student = network(batch['inputs'], batch['data_samples'], mode='tensor')
     if not isinstance(student, Tensor) or student.dim() != 2 or student.shape[1] == classes:
@@ -262,7 +262,7 @@ def _compares_alike(runner: Runner, model: Any, batch: dict, classes: int) -> bo
     if len(getattr(getattr(model, 'distiller', None), 'connectors', ())):
         runner.logger.warning(
             f'The teacher predicts {classes} classes and the student {student.shape[1]}, and '
-            'connectors join them: what the teacher knows was not checked.'
+            'connectors join them, so the teacher was not scored.'
         )
         return False
     raise ValueError(
@@ -272,7 +272,7 @@ def _compares_alike(runner: Runner, model: Any, batch: dict, classes: int) -> bo
 
 
 def _name_better_input(runner: Runner, model: Any, inputs: Tensor, target: Tensor, right: Tensor) -> None:
-    """Log a warning where the teacher knows clearly more of images in another order or normalisation."""
+    """Log a warning if the teacher does clearly better with another order of channels or normalisation."""
     # not model.teacher(...), whose hook adapts the student's input
     found = better_input(
         lambda images: model.teacher.forward(images, mode='tensor'),
@@ -283,9 +283,9 @@ def _name_better_input(runner: Runner, model: Any, inputs: Tensor, target: Tenso
     )
     if found:
         runner.logger.warning(
-            f'Of {len(target)} images the teacher gets {100 * float(right.double().mean()):.0f} % '
-            f'right as they are, and {100 * found[1]:.0f} % with {found[0]}: give model.teacher a '
-            'data_preprocessor of its own with mean, std and to_rgb as it was trained.'
+            f'The teacher gets {100 * float(right.double().mean()):.0f} % of {len(target)} images right as they are, '
+            f'and {100 * found[1]:.0f} % with {found[0]}. Give model.teacher a data_preprocessor of its own, with the '
+            'mean, std and to_rgb that it was trained with.'
         )
 
 
@@ -332,7 +332,7 @@ def _check_mixing(preprocessor: Any, predicted: int) -> None:
 
 
 def _check_topk(runner: Runner, predicted: int) -> None:
-    """What mmpretrain says after the first epoch."""
+    """Raise ValueError for a topk that mmpretrain would refuse only after the first epoch."""
     for metric in runner.val_loop.evaluator.metrics if runner.val_loop is not None else ():
         if isinstance(metric, Accuracy) and max(metric.topk) > predicted:
             raise ValueError(

@@ -23,14 +23,12 @@ _FIGURES = 'mmwsl.figures'  # in the message hub, so in each checkpoint
 
 @HOOKS.register_module()
 class RunReportHook(Hook):
-    """Say before the first step what is about to be trained, and at the end what was gained, which files are there and
-    which commands come next.
+    """Show before the first step what will be trained, and at the end what was gained, the files and the next commands.
 
-    The figure is the one that :class:`BestCheckpointHook` keeps a checkpoint by. The teacher's is what
-    :class:`CheckTeacherHook` measured. The student alone is known if a run of it has ended in a folder next to this
-    run's work dir: each run leaves a ``result.json`` there with its figures and a hash of network, data and schedule.
-    Without validation there is nothing to compare, and only files and commands are named. ``tools/train.py`` adds this
-    hook.
+    The figure is the one by which :class:`BestCheckpointHook` chooses. The teacher's is what :class:`CheckTeacherHook`
+    measured. The student alone is known if a run of it has finished in a folder next to this run's work dir: each run
+    leaves a ``result.json`` there with its figures and a hash of network, data and schedule. Without validation there
+    is nothing to compare, and only files and commands are shown. ``tools/train.py`` adds this hook.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -39,7 +37,7 @@ class RunReportHook(Hook):
         teacher = '' if found is None else f'{found[0].name} {found[0].value:.4g} on {found[0].images:,} {found[1]}'
         console.tell(runner.logger, overview(runner, teacher))
         if is_main_process():
-            (Path(runner.work_dir) / gain.RECORD).unlink(missing_ok=True)  # of an earlier run, whose files go
+            (Path(runner.work_dir) / gain.RECORD).unlink(missing_ok=True)  # of an earlier run, which this one replaces
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
         figures = dict(runner.message_hub.get_info(_FIGURES) or {})
@@ -99,7 +97,7 @@ def _found(runner: Runner) -> tuple[Figure, str] | None:
 
 
 def _teacher(runner: Runner, name: str, validated: int) -> tuple[float, str] | None:
-    """What CheckTeacherHook measured, and of what."""
+    """Return what CheckTeacherHook measured, and a note if it was another figure or on other images."""
     found = _found(runner)
     if found is None:
         return None
@@ -109,7 +107,7 @@ def _teacher(runner: Runner, name: str, validated: int) -> tuple[float, str] | N
 
 
 def _files(runner: Runner) -> list[str]:
-    """Lines with the checkpoints, the log and the next commands."""
+    """Return lines with the checkpoints, the log and the next commands."""
     hub, checkpoints = runner.message_hub, []
     for key in ('last_ckpt', 'best_ckpt'):
         path = Path(str(hub.get_info(key) or ''))

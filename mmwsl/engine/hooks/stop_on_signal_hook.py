@@ -25,8 +25,8 @@ class StopOnSignalHook(Hook):
 
     The checkpoint is ``interrupted.pth`` in the work dir. With :class:`ExactResumeHook` and a
     :class:`mmwsl.datasets.views.ViewSampler`, a run that resumes from it ends with the weights of an unbroken one. The
-    exit status is 128 plus the signal's number. Several processes stop together, after a step that applied what was
-    accumulated. During their validations a signal ends them at once, and a resume validates again. ``tools/train.py``
+    exit status is 128 plus the signal's number. Several processes stop together, after a step that applied all
+    gradients. During their validations a signal ends them at once, and resuming validates again. ``tools/train.py``
     adds this hook.
 
     Args:
@@ -91,7 +91,7 @@ class StopOnSignalHook(Hook):
     def _receive(self, number: int, _: Any) -> None:
         self.received = number
         if self._is_in_step and hasattr(signal, 'alarm'):
-            signal.alarm(self.grace)  # nobody handles it, so it ends a process in which Python does not get a turn
+            signal.alarm(self.grace)  # it has no handler, so it ends a process even if Python does not get a turn
 
     def _is_to_stop(self, runner: Runner, is_due: bool) -> bool:
         """Whether this step is the last one; the same in all processes."""
@@ -117,7 +117,7 @@ class StopOnSignalHook(Hook):
         number = signal.Signals(self.received or self.agreed)
         runner.logger.warning(
             f'{number.name} stopped the run after iteration {iteration}, in epoch {epoch + 1}. The '
-            f'same command with --resume goes on from {NAME}.'
+            f'same command with --resume continues from {NAME}.'
         )
         barrier()  # a launcher that sees one process end ends the others
         self.after_train(runner)

@@ -174,7 +174,7 @@ def test_a_resume_that_is_not_exact_says_why(tmp_path, settings, checkpoint, rea
     run(tmp_path, None if 'train_cfg' in settings else ('train', 2), **settings)
     found = next(tmp_path.glob(f'{checkpoint}*'), None) if checkpoint else None
     run(tmp_path, resume=str(found) if found else latest_checkpoint(tmp_path), name='resumed', **settings)
-    assert f'does not end with the very weights of an unbroken one: {reason}' in log(tmp_path)
+    assert f'will not end with exactly the weights of an unbroken one: {reason}' in log(tmp_path)
 
 
 def test_gradients_that_are_lost_are_said(tmp_path):
