@@ -135,8 +135,8 @@ def _from_files(dataset: ConfigDict, preprocessor: ConfigDict) -> tuple[list[Any
     arrays = _ARRAYS[kind]
     reading = [
         dict(type='LoadImageFromFile'),
-        dict(type='Resize', scale=(arrays.size, arrays.size), backend='pillow'),
-    ]  # its bilinear resizing does not alias
+        dict(type='Resize', scale=(arrays.size, arrays.size), backend='pillow'),  # whose bilinear does not alias
+    ]
     if arrays.is_gray:
         reading.append(_gray())
     else:

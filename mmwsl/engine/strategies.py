@@ -30,8 +30,10 @@ CHOICES: dict[str, dict[str, Any]] = {
     ),
     'fsdp2': dict(type='mmwsl.FullyShardStrategy'),
     'deepspeed': dict(
-        type='mmwsl.DeepSpeedStrategy', zero_optimization=dict(stage=2), config=dict(zero_allow_untested_optimizer=True)
-    ),  # which has not tested SGD
+        type='mmwsl.DeepSpeedStrategy',
+        zero_optimization=dict(stage=2),
+        config=dict(zero_allow_untested_optimizer=True),  # SGD is untested there
+    ),
 }
 """Settings that ``tools/train.py --strategy`` puts into a config."""
 _BY_NORM = 'norm'

@@ -310,7 +310,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_start(tmp_path, teacher,
     import shutil
 
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10_000))
-    with pytest.raises(CacheError, match=r'0\.00 GB of free disk.*fewer views, --top-k'):
+    with pytest.raises(CacheError, match=r'0\.00 GB of free disk.*fewer --views, --top-k'):
         make_cache(tmp_path, live(teacher))
     assert not list(tmp_path.glob('*.npy'))
 

@@ -184,4 +184,4 @@ def test_the_tool_writes_configs_and_says_what_is_next(images, tmp_path, monkeyp
     assert Config.fromfile('configs/mine/kd.py').train_cfg.max_epochs == 5
     with pytest.raises(SystemExit):
         tool.main()
-    assert 'configs/mine/wsl.py is there already: choose another folder with --out' in capsys.readouterr().err
+    assert 'configs/mine/wsl.py exists already: choose another folder with --out' in capsys.readouterr().err

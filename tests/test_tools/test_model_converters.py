@@ -472,7 +472,7 @@ def test_student_without_a_config_is_exported_alone(students, tmp_path, capsys, 
 def test_another_config_is_not_overwritten(students, tmp_path):
     (path,) = save_run(tmp_path, students[3], CIFAR, COLOURS)
     (tmp_path / 'wsl.py').write_text('model = 1')
-    with pytest.raises(FileExistsError, match=r'wsl\.py is there already.*by --out-path'):
+    with pytest.raises(FileExistsError, match=r'wsl\.py exists already.*with --out-path'):
         export.main([path, '--out-path', str(tmp_path / 'wsl.pth')])
     assert not (tmp_path / 'wsl.pth').exists()
 

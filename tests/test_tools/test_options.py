@@ -74,7 +74,7 @@ def test_predictions_go_into_a_pickle_alone(monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['test.py', 'c.py', 'c.pth', '--out', 'a.json'])
     with pytest.raises(SystemExit):
         load_tool('test').parse_args()
-    assert 'written to a .pkl file, got --out a.json; --out-item metrics takes .json' in capsys.readouterr().err
+    assert 'written to a .pkl file, got --out a.json: give --out-item metrics for .json' in capsys.readouterr().err
     monkeypatch.setattr(sys, 'argv', [*sys.argv, '--out-item', 'metrics'])
     assert load_tool('test').parse_args().out == 'a.json'
 

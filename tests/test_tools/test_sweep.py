@@ -44,7 +44,7 @@ def test_commas_in_brackets_belong_to_a_value():
     [
         ('tau', "takes KEY=VALUE1,VALUE2 .*, got 'tau'"),
         ('tau=', "got 'tau='"),
-        ('name=a b', "white space.*got 'name=a b'"),
+        ('name=a b', "without spaces.*got 'name=a b'"),
         ('a.tau=1,1', r"same name: \['c-tau=1-seed=0'\]"),
     ],
 )

@@ -1,8 +1,7 @@
-"""Estimate bias and variance of the networks that configs train: each config K times, on K resamples of its data.
+"""Estimate bias and variance of the networks that configs train, from K runs of each on K resamples of its data.
 
-The k-th run of every config has the same resample and the same seed, so that configs are compared in pairs. Runs that
-are finished are not done again, and those that were killed go on. Writes results.csv, results.json and
-bias_variance.png.
+The k-th run of every config has the same resample and the same seed, so that configs are compared in pairs. Finished
+runs are not repeated, and killed ones resume. Writes results.csv, results.json and bias_variance.png.
 """
 
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
@@ -26,7 +25,7 @@ from mmwsl.utils import load_network, whole_file
 from mmwsl.engine.runs import train
 
 TRAIN = Path(__file__).resolve().parents[1] / 'train.py'
-QUANTITIES = {  # their axes
+QUANTITIES = {  # with the labels of their axes
     'error': 'top-1 error (%)',
     'loss': 'expected loss (nats)',
     'bias': 'bias (nats)',
@@ -47,7 +46,7 @@ class Arm:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        'configs', nargs='+', type=Path, metavar='CONFIG', help='the first is what the others are compared with'
+        'configs', nargs='+', type=Path, metavar='CONFIG', help='the others are compared with the first'
     )
     parser.add_argument(
         '--models', type=int, default=10, help=f'runs of each config, K; fewer than {FEWEST_MODELS} give means alone'
@@ -56,7 +55,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--same-data',
         action='store_true',
-        help='train all on the training set itself: variance is then that of initial weights, order and views alone',
+        help='train all on the training set itself: variance is then only that of initial weights, order and views',
     )
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/bias_variance'))
@@ -114,7 +113,7 @@ def distill_losses(cfg: Config) -> dict:
 
 
 def train_all(arms: list[Arm], args: argparse.Namespace) -> None:
-    """Train and predict; every run is finished, or an error names the one that failed."""
+    """Train all runs and predict with them; an error names the run that failed."""
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     # all before the first run, so that a folder with other settings is found at once
     configs = [(arm, prepare(arm, model, args)) for model in range(args.models) for arm in arms]
@@ -165,12 +164,12 @@ def prepare(arm: Arm, model: int, args: argparse.Namespace) -> Path:
 
 
 def predict(arm: Arm, folder: Path) -> float:
-    """Keep what a trained network predicts for the test images; return its accuracy."""
+    """Store a trained network's predictions for the test images, and return its accuracy."""
     if not (folder / 'log_probs.npy').exists():
         network = build_model(arm.cfg, student_only=True)
         load_network(network, str(latest_checkpoint(folder / 'run')))
         log_probs, target = log_probabilities(network, build_dataloader(arm.cfg, 'val_dataloader'))
-        for name, array in (('target', target), ('log_probs', log_probs)):  # the last says that both are there
+        for name, array in (('target', target), ('log_probs', log_probs)):  # the last one shows that both are there
             with whole_file(folder / f'{name}.npy') as file:
                 np.save(file, array)
     log_probs, target = np.load(folder / 'log_probs.npy'), np.load(folder / 'target.npy')
@@ -178,9 +177,9 @@ def predict(arm: Arm, folder: Path) -> float:
 
 
 def estimate(arms: list[Arm], args: argparse.Namespace) -> list[dict]:
-    """A row for each arm and quantity: its mean with its interval, and the same of its difference to the first arm.
+    """Return a row for each arm and quantity: mean and interval, also of its difference from the first arm.
 
-    Fewer than FEWEST_MODELS give no intervals, nor bias and variance, which may then come out negative.
+    Fewer than FEWEST_MODELS give no intervals, nor bias and variance, which might then be negative.
     """
     rows: list[dict] = []
     first: dict[str, np.ndarray] = {}
@@ -201,12 +200,12 @@ def estimate(arms: list[Arm], args: argparse.Namespace) -> list[dict]:
 
 
 def estimated(values: np.ndarray) -> dict[str, float | None]:
-    """The mean and its interval; None for the ends where there is none."""
+    """Return the mean and the ends of its interval; None for the ends if there is no interval."""
     return {name: None if np.isnan(number) else number for name, number in bootstrap(values)._asdict().items()}
 
 
 def samples(folder: Path, models: int) -> dict[str, np.ndarray]:
-    """Each quantity, with a row for each model and a column for each image, or one of the mean over the run."""
+    """Return each quantity with a row for each model, and a column for each image or one for the run's mean."""
     runs = [folder / str(model) for model in range(models)]
     log_probs, target = np.stack([np.load(run / 'log_probs.npy') for run in runs]), np.load(runs[0] / 'target.npy')
     values = {'error': 100.0 * (log_probs.argmax(2) != target), **pseudo_values(log_probs, target)._asdict()}
@@ -250,7 +249,7 @@ def print_table(rows: list[dict]) -> None:
 
 
 def draw(rows: list[dict], path: Path, args: argparse.Namespace) -> None:
-    """A panel for each quantity, a line for each arm."""
+    """Draw a panel for each quantity, with a line for each arm."""
     import matplotlib
 
     matplotlib.use('Agg')

@@ -1,4 +1,4 @@
-"""Time of a training step, ResNet-56 -> ResNet-20 on CIFAR-100: what does the teacher cost, and what the framework?
+"""Time a training step, ResNet-56 -> ResNet-20 on CIFAR-100: what do the teacher and the framework cost?
 
 The arms of a group take turns, step by step, so that whatever else the machine does falls on all of them. All have the
 same networks, images and batch size, and read their images in the same process. The images are random, of CIFAR-100's
@@ -6,14 +6,14 @@ size: what they show takes no time.
 
 *plain*: a bare PyTorch loop over the student alone (the floor); the forward pass of the teacher, in eval mode and
 without gradient; the student alone through mmengine's Runner; mmwsl with its teacher in eval mode, with batch
-statistics, and cached; MMRazor's SingleTeacherDistill with WSLD, as it comes and with mmwsl's ChannelsLastHook, which
-all other arms through a Runner have too; timm's task of distillation (plain soft labels) in the bare loop.
+statistics, and cached; MMRazor's SingleTeacherDistill with WSLD, as it is and with mmwsl's ChannelsLastHook, which
+all other arms through a Runner also have; timm's task of distillation (plain soft labels) in the bare loop.
 *device*: the same with images kept on the device, and the loss by its Triton kernels.
 *compiled*: the loss, the teacher and the whole forward pass by torch.compile.
 
 Medians and ratios are printed and written to a JSON file, round by round, with the machine's description and the time
-of each arm's first step, in which it compiles; all are drawn in the end. An arm that cannot be had here is left out,
-and the reason is told.
+of each arm's first step, in which it compiles; all are drawn at the end. An arm that cannot run here is left out,
+and the reason is printed.
 """
 
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
@@ -113,7 +113,7 @@ class Turns:
 
     Args:
         arms: Their names.
-        seconds: After so many no arm takes another step.
+        seconds: Time after which no arm takes another step.
         after_round: Called with the times so far, by arm.
     """
 
@@ -175,7 +175,7 @@ def reason_of(error: Exception) -> str:
 
 @DATASETS.register_module()
 class RandomImages(BaseDataset):
-    """So many images of CIFAR-100's size."""
+    """Random images of CIFAR-100's size."""
 
     METAINFO = {'classes': tuple(map(str, range(100)))}
 
@@ -194,7 +194,7 @@ class RandomImages(BaseDataset):
 
 @HOOKS.register_module()
 class TurnsHook(Hook):
-    """A step of the Runner, from after one iteration to after the next: data, hooks and all."""
+    """Takes a turn for each step of the Runner: from the end of one iteration to that of the next, data included."""
 
     priority = 'LOWEST'
     turns: Turns  # set below: a config holds only data
@@ -214,7 +214,7 @@ class TurnsHook(Hook):
 
 
 def config_of(arm: str, steps: int, teacher: str, out: Path) -> Config:
-    """An arm's name tells its method and, after commas, what is changed about it."""
+    """Return an arm's config; its name holds its method and, after commas, what is changed about it."""
     method, *traits = arm.split(', ')
     cfg = Config.fromfile(ROOT / f'configs/{CONFIGS.get(method, "wsl_r56_r20_cifar100")}.py')
     prepare_data(cfg, 'device' in traits, steps)
@@ -274,7 +274,7 @@ def runner_of(arm: str, *where: Any) -> Runner:
 
 
 def script_of(arm: str, turns: Turns, steps: int, teacher: str) -> Callable[[], None]:
-    """The student as a script without a framework would train it: alone, or by timm's task of distillation."""
+    """Return a loop that trains the student without a framework: alone, or by timm's task of distillation."""
     cfg = Config.fromfile(ROOT / 'configs/vanilla/r20_cifar100.py')
     prepare_data(cfg, 'device' in arm, steps)
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
@@ -305,7 +305,7 @@ def alone(student: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def timm_task(student: Any, teacher: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """timm's distillation with soft labels of the same temperature and weight."""
+    """Return the loss of timm's distillation, with soft labels of the same temperature and weight."""
     from timm.task import LogitDistillationTask
 
     for network in (student, teacher):  # what timm's own have; both see the same images
@@ -333,7 +333,7 @@ def teacher_of(path: str) -> nn.Module:
 
 
 def teacher_loop(arm: str, turns: Turns, steps: int, path: str) -> Callable[[], None]:
-    """The teacher's forward pass by itself, for scale."""
+    """Return a loop over the teacher's forward pass alone, for comparison."""
     model = teacher_of(path)
     inputs = torch.randn(64, 3, 32, 32, device=next(model.parameters()).device)
 
@@ -348,7 +348,7 @@ def teacher_loop(arm: str, turns: Turns, steps: int, path: str) -> Callable[[], 
 
 
 def built(arm: str, turns: Turns, steps: int, teacher: str, out: Path) -> Callable[[], object]:
-    """What takes an arm's steps."""
+    """Return the function that takes an arm's steps."""
     if arm == 'teacher':
         return teacher_loop(arm, turns, steps, teacher)
     if arm.startswith(('bare', 'timm')):
@@ -380,7 +380,7 @@ def measure(arms: list[str], seconds: float, after_round: Callable[[dict], objec
 
 
 def ratios_of(medians: dict[str, float]) -> dict[str, float]:
-    """Of those arms that were measured."""
+    """Return the ratios of the arms that were measured."""
     ratios = {
         f'{ours} / {theirs}': medians[ours] / medians[theirs]
         for ours, theirs in RATIOS
@@ -416,7 +416,7 @@ def parse_args() -> argparse.Namespace:
         '--rounds',
         type=int,
         default=4,
-        help='each with networks made anew: where their memory lies alone can change a step by a tenth',
+        help='each with new networks, whose place in memory alone can change a step by a tenth',
     )
     parser.add_argument('--groups', nargs='+', default=list(GROUPS), choices=GROUPS)
     parser.add_argument('--seconds', type=float, default=math.inf, help='of the steps of a group in a round, at most')
@@ -426,7 +426,7 @@ def parse_args() -> argparse.Namespace:
 
 
 class Result:
-    """What has been measured, on disk at any time."""
+    """The measurements so far, kept on disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -443,7 +443,7 @@ class Result:
         self.save({})
 
     def save(self, running: dict[str, list[float]]) -> dict:
-        """Write it with the times of arms that still take steps."""
+        """Write the results, with the times of arms that are still taking steps."""
         steps = {arm: self.steps.get(arm, []) + running.get(arm, [])[WARM_UP:] for arm in {**self.steps, **running}}
         medians = {arm: statistics.median(times) for arm, times in steps.items() if times}
         first = {**{arm: times[0] for arm, times in running.items() if times}, **self.first_steps}
