@@ -332,7 +332,7 @@ def test_normalisation_that_fits_better_is_named(tmp_path, trained):
         in next(tmp_path.glob('2*/*.log')).read_text()
     )
     run(tmp_path / 'right', distillation(teacher_ckpt=trained[0]))
-    assert 'give model.teacher' not in next(tmp_path.glob('right/*/*.log')).read_text()
+    assert 'Give model.teacher' not in next(tmp_path.glob('right/*/*.log')).read_text()
 
 
 def test_connector_may_join_other_numbers_of_classes(tmp_path):

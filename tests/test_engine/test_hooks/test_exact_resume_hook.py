@@ -127,7 +127,7 @@ def test_a_resumed_run_ends_with_the_very_weights(tmp_path, unbroken, case, kill
     assert accuracies(tmp_path) == validated
     best = expected.message_hub.runtime_info.get('best_score')
     assert resumed.message_hub.runtime_info.get('best_score') == best and (best is None) == (case != 'best checkpoint')
-    assert 'very weights' not in log(tmp_path)
+    assert 'weights of an unbroken' not in log(tmp_path)
 
 
 def test_an_epoch_whose_checkpoint_was_saved_after_its_validation_is_not_validated_again(tmp_path):
