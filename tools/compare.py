@@ -24,6 +24,7 @@ from mmwsl.engine.comparison import (
     Metric,
     Plan,
     draw,
+    epochs_of,
     metric_of,
     on_validation_data,
     plan,
@@ -98,7 +99,7 @@ def train(planned: Plan, args: argparse.Namespace) -> dict[str, list[list[dict]]
     """Train all that is not trained yet, and return the logs of each arm."""
     cores = os.cpu_count() or 1
     if planned.teacher_ckpt is None:
-        tell(f'Training the teacher, {planned.teacher.config}, {planned.teacher.epochs} epochs ...')
+        tell(f'Training the teacher, {planned.teacher.config}, {epochs_of(planned.teacher.config)} epochs ...')
         train_all(TRAIN, [planned.teacher], 1, cores, tell)
     if args.views:
         tell(f'Storing the answers of the teacher for {args.views} views of each image ...')

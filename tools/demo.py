@@ -22,6 +22,7 @@ from mmengine.registry import DATASETS, FUNCTIONS, MODELS, init_default_scope
 
 from mmwsl.engine.comparison import ALONE, PLAIN, WEIGHTED, Metric, Trained, draw, table, train_all
 from mmwsl.utils.checkpoint import load_network
+from mmwsl.utils.pictures import pyplot
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = ROOT / 'tools/train.py'
@@ -120,11 +121,7 @@ def last_checkpoint(config: str, work_dir: Path) -> Path:
 
 def draw_scenes(task: Task, out: Path, path: Path) -> None:
     """Draw some test scenes: what is in them, and what the teacher and each arm of seed 0 find there."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     MMLogger.get_current_instance().setLevel('WARNING')  # no line for each checkpoint
     found = {'Teacher': predicted(task.teacher, last_checkpoint(task.teacher, out / 'teacher'))}
     for arm, config in task.arms.items():  # a student is the same network, whoever taught it

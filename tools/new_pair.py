@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from mmwsl.datasets.image_folder import inspect_folder
-from mmwsl.engine.new_pair import get_network, pixels_for, recipe, write_pair
+from mmwsl.engine.new_pair import get_network, pixels_for, recipe
+from mmwsl.engine.pair_configs import write_pair
 from mmwsl.engine.runs import roughly
 
 ROOT = Path(__file__).resolve().parent.parent

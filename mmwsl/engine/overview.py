@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from mmengine.dist import get_world_size
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from torch import nn
 
 from mmwsl.engine.hooks.check_labels_hook import predicted_classes
+from mmwsl.engine.loops import counts_iterations
 from mmwsl.models.losses import WeightedLoss
 from mmwsl.models.teachers import CachedTeacher
 from mmwsl.utils.checkpoint import unwrapped_model
@@ -74,11 +75,6 @@ def _data(runner: Runner) -> str:
     batch = (loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 0)) * get_world_size()
     validated = '' if runner.val_loop is None else f', {len(runner.val_dataloader.dataset):,} for validation'  # type: ignore[arg-type]
     return f'{len(loader.dataset):,} images{validated}{f", {classes} classes" if classes else ""}; {batch} in a batch'
-
-
-def counts_iterations(runner: Runner) -> bool:
-    """Whether a run is by iterations, not by epochs."""
-    return isinstance(runner.train_loop, IterBasedTrainLoop)
 
 
 def _length(runner: Runner) -> str:

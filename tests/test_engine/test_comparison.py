@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mmwsl.engine import comparison, runs
-from mmwsl.engine.comparison import METRICS, Trained, metric_of, plan, table, train_all, warning
+from mmwsl.engine import runs
+from mmwsl.engine.comparison import METRICS, Trained, metric_of, plan, table, train_all, training, warning
 from tests.tiny import ROOT
 
 CONFIGS = ROOT / 'configs'
@@ -146,7 +146,7 @@ def test_no_run_begins_after_one_that_failed(tmp_path, monkeypatch):
             raise RuntimeError('no memory')
         cancelled.wait()
 
-    monkeypatch.setattr(comparison, 'ThreadPoolExecutor', Pool)
+    monkeypatch.setattr(training, 'ThreadPoolExecutor', Pool)
     monkeypatch.setattr(runs, 'train', train)
     planned = [Trained(CONFIGS / 'wsl_digits.py', tmp_path / str(number), ()) for number in range(4)]
     with pytest.raises(RuntimeError, match='no memory'):
@@ -158,8 +158,8 @@ def test_time_left_is_that_of_the_epochs_since_the_command(tmp_path, monkeypatch
     logs = {'a': log_of(range(4))}
     monkeypatch.setattr(runs, 'scalars', lambda work_dir: logs[work_dir.name])
     clock = iter([100.0, 160.0])
-    monkeypatch.setattr(comparison.time, 'monotonic', lambda: next(clock))
-    progress = comparison._Progress([Trained(CONFIGS / 'wsl_digits.py', tmp_path / 'a', ())])
+    monkeypatch.setattr(training.time, 'monotonic', lambda: next(clock))
+    progress = training._Progress([Trained(CONFIGS / 'wsl_digits.py', tmp_path / 'a', ())])
     logs['a'] = log_of(range(7))  # 3 epochs in 60 s, and 3 are left
     assert progress.line() == '7 of 10 epochs, about 60 s left'
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from mmwsl.datasets.image_folder import inspect_folder
 from mmwsl.engine.named_networks import Trial, named_network, pretrained_start, try_network
-from mmwsl.engine.new_pair import Network, _code, pixels_for, recipe, write_pair
+from mmwsl.engine.new_pair import Network, pixels_for, recipe
+from mmwsl.engine.pair_configs import _code, write_pair
 from tests.tiny import ROOT, build, load_tool
 
 BASES = ROOT / 'configs/_base_/models'

@@ -23,6 +23,7 @@ from mmwsl.analysis.predict import build_dataloader, build_model, log_probabilit
 from mmwsl.engine import check_data, latest_checkpoint, merge_options
 from mmwsl.utils import load_network, whole_file
 from mmwsl.engine.runs import train
+from mmwsl.utils.pictures import pyplot
 
 TRAIN = Path(__file__).resolve().parents[1] / 'train.py'
 QUANTITIES = {  # with the labels of their axes
@@ -250,11 +251,7 @@ def print_table(rows: list[dict]) -> None:
 
 def draw(rows: list[dict], path: Path, args: argparse.Namespace) -> None:
     """Draw a panel for each quantity, with a line for each arm."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     arms = list(dict.fromkeys(row['arm'] for row in rows))
     quantities = list(dict.fromkeys(row['quantity'] for row in rows))
     figure, panels = plt.subplots(

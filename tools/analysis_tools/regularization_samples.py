@@ -16,20 +16,21 @@ import csv
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 import mmcv
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from mmengine.config import Config, DictAction
 from mmengine.registry import DATASETS, init_default_scope
 
 from mmwsl.analysis import bootstrap, changed, flow, held_back, read_records, share
 from mmwsl.analysis.predict import records_of_checkpoints
 from mmwsl.engine import check_data, merge_options
+from mmwsl.utils.pictures import pyplot
 
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt
-from matplotlib.ticker import MaxNLocator
+plt = pyplot()
+
 
 STYLES = ('k-o', 'k--s', 'k:^', 'k-.D', '0.5-v', '0.5--P')
 
@@ -239,7 +240,7 @@ def draw_flows(rows: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def draw_line(axes: plt.Axes, rows: list[dict], quantity: str, style: str, label: str) -> None:
+def draw_line(axes: Any, rows: list[dict], quantity: str, style: str, label: str) -> None:
     """Draw the mean over runs, and a band from the smallest value to the largest."""
     epochs = unique(rows, 'epoch')
     values = [[row[quantity] for row in rows if row['epoch'] == epoch] for epoch in epochs]

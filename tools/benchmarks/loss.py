@@ -38,6 +38,7 @@ from torch.nn import functional as F
 
 from mmwsl.models.losses import WSLLoss
 from mmwsl.utils import whole_file
+from mmwsl.utils.pictures import pyplot
 
 SHAPES = [(64, 100), (256, 1000), (1024, 1000), (4096, 1000), (65536, 19), (8, 19, 128, 128), (2, 19, 512, 512)]
 TAU = 2.0
@@ -198,11 +199,7 @@ def print_row(row: dict) -> None:
 
 def draw(rows: list[dict], machine: dict, path: Path) -> None:
     """Draw bars of every contestant's time over the first one's, a group for each row."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(max(8, 2 * len(rows)), 4), layout='constrained')
     names = list({name: None for row in rows for name in row['milliseconds']})
     width = 0.8 / len(names)

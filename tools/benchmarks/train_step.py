@@ -21,12 +21,10 @@ import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 import argparse
 import json
 import math
-import random
 import shutil
 import statistics
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,9 +38,11 @@ from mmengine.registry import DATASETS, HOOKS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.datasets import BaseDataset
 from torch import Tensor, nn
+from turns import Turns, reason_of
 
 from mmwsl.engine.cache_building import build_cache
 from mmwsl.utils import load_network, whole_file
+from mmwsl.utils.pictures import pyplot
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {'vanilla': 'vanilla/r20_cifar100', 'cached': 'wsl_r56_r20_cifar100_cached'}
@@ -100,77 +100,6 @@ RATIOS = [
 ]
 LOSS = {'triton': 'triton', 'loss compiled': True}  # WSLLoss(compile=...)
 WARM_UP = 5  # steps of each arm that are not counted
-
-
-class TimeIsUpError(Exception):
-    """Ends the run of an arm."""
-
-
-class Turns:
-    """Lets threads take steps one after the other, and times each step.
-
-    Each round has its own order, since a step finds the caches and threads as the one before it left them.
-
-    Args:
-        arms: Their names.
-        seconds: Time after which no arm takes another step.
-        after_round: Called with the times so far, by arm.
-    """
-
-    def __init__(
-        self, arms: list[str], seconds: float, after_round: Callable[[dict[str, list[float]]], object]
-    ) -> None:
-        self.gates = {arm: threading.Semaphore(0) for arm in arms}
-        self.times: dict[str, list[float]] = {arm: [] for arm in arms}
-        self.missing: dict[str, str] = {}
-        self.started = 0.0
-        self.end = time.perf_counter() + seconds
-        self.order = random.Random(0)
-        self.waiting: list[str] = []
-        self.stepping: str | None = None
-        self.after_round = after_round
-        self.lock = threading.RLock()
-
-    def begin(self) -> None:
-        """Let the next arm take its step."""
-        with self.lock:
-            if not self.waiting and self.gates:
-                self.after_round(self.times)
-                self.waiting = self.order.sample(list(self.gates), len(self.gates))
-            self.stepping = self.waiting.pop() if self.waiting else None
-            if self.stepping:
-                self.gates[self.stepping].release()
-
-    def wait(self, arm: str) -> None:
-        self.gates[arm].acquire()
-        self.started = time.perf_counter()
-        if self.started > self.end:
-            raise TimeIsUpError
-
-    def done(self, arm: str) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.times[arm].append(time.perf_counter() - self.started)
-        self.begin()
-
-    def take_part(self, arm: str, run: Callable[[], object]) -> None:
-        """Run an arm to its end; one that fails is left out from there on."""
-        try:
-            run()
-        except TimeIsUpError:
-            pass
-        except Exception as error:
-            traceback.print_exc()
-            self.missing[arm] = reason_of(error)
-        with self.lock:
-            del self.gates[arm]
-            self.waiting = [other for other in self.waiting if other != arm]
-            if self.stepping == arm:
-                self.begin()
-
-
-def reason_of(error: Exception) -> str:
-    return f'{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ""}'
 
 
 @DATASETS.register_module()
@@ -393,11 +322,7 @@ def ratios_of(medians: dict[str, float]) -> dict[str, float]:
 
 
 def draw(result: dict, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(8, 4), layout='constrained')
     arms, times = zip(*result['milliseconds'].items(), strict=True)
     bars = axes.barh(arms, times, color='0.8', edgecolor='black')

@@ -27,6 +27,7 @@ from questions import (
 
 from mmwsl.utils import whole_file
 from mmwsl.utils.text import table, with_table
+from mmwsl.utils.pictures import pyplot
 
 PAGE = ROOT / 'docs/choosing.md'
 PICTURES = ROOT / 'docs/pictures'
@@ -264,11 +265,7 @@ def draw(runs: Runs) -> None:
 
 def panel(name: str, xlabel: str, panels: list[tuple[str, tuple[str, ...], dict[str, list[Seeds]]]]) -> None:
     """Draw each line's means and standard deviations, in the panels whose cells are all filled."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     panels = [panel for panel in panels if all(cell for line in panel[2].values() for cell in line)]
     if not panels:
         return

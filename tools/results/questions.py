@@ -9,6 +9,7 @@ from pathlib import Path
 
 from catalogue import Seeds, difference, mean_and_spread
 
+from mmwsl.utils.pictures import pyplot
 from mmwsl.utils.text import table
 
 HALF = {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'bfloat16'}
@@ -173,11 +174,7 @@ def draw_methods(found: Found, path: Path) -> None:
     """Draw what each method reaches on CIFAR-100, a ring for each run and a bar for their mean, if KD has been run."""
     if not found.of(KD_PLAIN, CIFAR):
         return
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     methods = {method.label: method for method in (*STEP, *TEACHER_LOSS, *LOSSES)}
     rows = sorted(
         (statistics.mean(top1), label, top1)

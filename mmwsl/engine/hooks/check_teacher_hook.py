@@ -1,25 +1,25 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import EMAHook
-from mmengine.runner import IterBasedTrainLoop, Runner
-from mmpretrain.evaluation import Accuracy
+from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from mmwsl.datasets.views import seeded_generators
+from mmwsl.engine.class_checks import check_classes, check_mixing, check_order_of_classes, check_topk
 from mmwsl.engine.hooks.check_labels_hook import CheckLabelsHook, predicted_classes
 from mmwsl.engine.likely_inputs import better_input
+from mmwsl.engine.loops import counts_iterations
 from mmwsl.engine.ratings import Figure, rated, some_batches
 from mmwsl.models.teachers import CachedTeacher
 from mmwsl.models.weightings import WSLWeighting
 from mmwsl.registry import HOOKS
-from mmwsl.utils.checkpoint import read_classes, unwrapped_model
+from mmwsl.utils.checkpoint import unwrapped_model
 from mmwsl.utils.data import single_labels
 
 _TRIED = 128  # images on which other kinds of input are tried
@@ -83,11 +83,11 @@ class CheckTeacherHook(CheckLabelsHook):
     def before_train(self, runner: Runner) -> None:
         model = unwrapped_model(runner.model)
         predicted = predicted_classes(model)
-        _check_classes(runner, predicted)
+        check_classes(runner, predicted)
         super().before_train(runner)
         if predicted:
-            _check_mixing(model.data_preprocessor, predicted)
-            _check_topk(runner, predicted)
+            check_mixing(model.data_preprocessor, predicted)
+            check_topk(runner, predicted)
         if getattr(model, 'teacher', None) is None:
             return
         _check_warmup(runner, model)
@@ -104,7 +104,7 @@ class CheckTeacherHook(CheckLabelsHook):
         if runner.val_loop is None:
             runner.logger.warning('The teacher was not checked: there is no validation data (val_dataloader).')
             return
-        _check_order_of_classes(runner)
+        check_order_of_classes(runner)
         was_training = model.training
         model.eval()
         model.teacher.to(model.data_preprocessor.device)  # a sharding strategy leaves it on the CPU
@@ -197,7 +197,7 @@ class _Score(NamedTuple):
 
 def _check_warmup(runner: Runner, model: Any) -> None:
     for name, loss in getattr(getattr(model, 'distiller', None), 'distill_losses', {}).items():
-        if getattr(loss, 'warmup_epochs', 0) and isinstance(runner.train_loop, IterBasedTrainLoop):
+        if getattr(loss, 'warmup_epochs', 0) and counts_iterations(runner):
             raise ValueError(
                 f'{name}: warmup_epochs={loss.warmup_epochs} counts epochs, and this run counts '
                 f'iterations, so the loss would keep 1/{loss.warmup_epochs} of its weight. Set '
@@ -217,28 +217,6 @@ def _check_teacher_losses(model: Any, dataset: Any) -> None:
     for module in getattr(model, 'distiller', nn.Module()).modules():
         if isinstance(module, WSLWeighting) and module.teacher_losses is not None:
             module.teacher_losses.check(dataset)
-
-
-def _check_order_of_classes(runner: Runner) -> None:
-    """Raise ValueError if the teacher's file names the classes of the data in another order."""
-    path = (runner.cfg.get('model') or {}).get('teacher_ckpt')
-    teachers = read_classes(path) if path and Path(path).is_file() else ()
-    datas = tuple(getattr(runner.val_loop.dataloader.dataset, 'metainfo', {}).get('classes') or ())
-    if not teachers or not datas or teachers == datas:
-        return
-    place = next((place for place, pair in enumerate(zip(teachers, datas, strict=False)) if pair[0] != pair[1]), None)
-    found = (
-        f'there are {len(teachers)} in {path} and {len(datas)} in the validation data'
-        if place is None
-        else f'class {place} is {teachers[place]!r} in {path} and {datas[place]!r} in the validation data'
-    )
-    if set(teachers) == set(datas):
-        raise ValueError(
-            f'the teacher knows the same classes in another order: {found}, so it would teach wrong '
-            'classes. Give the dataset the order of the file (metainfo=dict(classes=...)), or train the '
-            'teacher on these data'
-        )
-    runner.logger.warning(f"The teacher's classes have other names than those of the data: {found}.")
 
 
 def _check_finite(logits: Any) -> None:
@@ -291,51 +269,3 @@ def _name_better_input(runner: Runner, model: Any, inputs: Tensor, target: Tenso
 
 def _devices() -> list[int]:
     return [torch.cuda.current_device()] if torch.cuda.is_available() else []
-
-
-def _check_classes(runner: Runner, predicted: int | None) -> None:
-    loops = [loop for loop in (runner.train_loop, runner.val_loop) if loop is not None]
-    names = [tuple(getattr(loop.dataloader.dataset, 'metainfo', {}).get('classes') or ()) for loop in loops]
-    if len(set(filter(None, names))) > 1 and set(names[0]) == set(names[1]) and len(names[0]) == len(names[1]):
-        place = next(place for place, pair in enumerate(zip(*names, strict=True)) if pair[0] != pair[1])
-        raise ValueError(
-            'training and validation data have the same classes in another order, so a label means '
-            f'another class in each: class {place} is {names[0][place]!r} in training and '
-            f'{names[1][place]!r} in validation. Give both the same order (metainfo=dict(classes=...))'
-        )
-    if len(set(filter(None, names))) > 1:
-        raise ValueError(
-            'training and validation data have different classes, so a label means another class in each; '
-            f'only in training: {sorted(set(names[0]) - set(names[1]))}, only in validation: '
-            f'{sorted(set(names[1]) - set(names[0]))}. Give both the same class '
-            'folders, an empty one for a class without images'
-        )
-    found = len(max(names))
-    if not found or not predicted or found == predicted:
-        return
-    message = (
-        f'the data have {found} classes and the student predicts {predicted}: set num_classes of the heads (and '
-        'of data_preprocessor) to the same number'
-    )
-    if found > predicted:
-        raise ValueError(message)
-    runner.logger.warning(f'{message}, unless the others are meant to stay unused.')
-
-
-def _check_mixing(preprocessor: Any, predicted: int) -> None:
-    mixes, mixed = getattr(preprocessor, 'batch_augments', None), getattr(preprocessor, 'num_classes', None)
-    if mixes is not None and mixed != predicted:
-        raise ValueError(
-            f'data_preprocessor mixes labels of {mixed} classes and the student predicts {predicted}: set '
-            f'num_classes={predicted} in data_preprocessor'
-        )
-
-
-def _check_topk(runner: Runner, predicted: int) -> None:
-    """Raise ValueError for a topk that mmpretrain would refuse only after the first epoch."""
-    for metric in runner.val_loop.evaluator.metrics if runner.val_loop is not None else ():
-        if isinstance(metric, Accuracy) and max(metric.topk) > predicted:
-            raise ValueError(
-                f'val_evaluator has topk={metric.topk} and the student predicts {predicted} classes: set '
-                'val_evaluator = test_evaluator = dict(topk=(1, ))'
-            )

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from torch.utils.data import BatchSampler
 
 from mmwsl.compat import restart_batches
 from mmwsl.datasets.views import InfiniteViewSampler
+from mmwsl.engine.loops import counts_iterations
 from mmwsl.registry import HOOKS
 
 
@@ -39,7 +40,7 @@ class EpochSeedHook(Hook):
         _seed(runner.seed, runner.epoch or runner.iter)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        if isinstance(runner.train_loop, IterBasedTrainLoop):
+        if counts_iterations(runner):
             _seed(runner.seed, runner.iter)
 
 

@@ -9,13 +9,14 @@ import torch
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
 from mmwsl.compat import number_batches_from
 from mmwsl.datasets.views import InfiniteViewSampler, ViewSampler
 from mmwsl.engine.hooks.epoch_seed_hook import EpochSeedHook
+from mmwsl.engine.loops import counts_epochs
 from mmwsl.registry import HOOKS
 from mmwsl.utils.checkpoint import unwrapped_model
 
@@ -77,7 +78,7 @@ class ExactResumeHook(Hook):
 
     def _within_epoch(self, runner: Runner, meta: Mapping[str, Any]) -> dict[str, Any]:
         """Return the position of a checkpoint within its epoch, with what it needs; empty at an epoch's end."""
-        if not _counts_epochs(runner):
+        if not counts_epochs(runner):
             return {}
         position = meta['iter'] - meta['epoch'] * len(runner.train_dataloader)
         generators = self.generators or ([generator_states()] if get_world_size() == 1 else [])
@@ -99,7 +100,7 @@ class ExactResumeHook(Hook):
                 f'This resumed run will not end with exactly the weights of an unbroken one: {reason}.'
             )
         if not state.get('is_validated') and _validation_is_due(runner):
-            moment = f'Epoch {runner.epoch}' if _counts_epochs(runner) else f'Iteration {runner.iter}'
+            moment = f'Epoch {runner.epoch}' if counts_epochs(runner) else f'Iteration {runner.iter}'
             runner.logger.info(f'{moment} was not validated when its checkpoint was saved.')
             runner.val_loop.run()
 
@@ -179,7 +180,7 @@ def _can_continue(runner: Runner, state: dict[str, Any]) -> bool:
         and isinstance(_sampler(runner), ViewSampler)
         and _images_a_step(runner)
         and _images_a_step(runner) == state['images_a_step']
-        and _counts_epochs(runner)
+        and counts_epochs(runner)
     )
 
 
@@ -197,7 +198,7 @@ def _inexact(runner: Runner, state: dict[str, Any]) -> Iterator[str]:
                 'dropout and mixup, if there are any, draw other numbers in the rest of this epoch, because its '
                 'checkpoint has no generator states for this number of processes'
             )
-    elif _counts_epochs(runner) and not _is_at_an_epochs_end(runner):
+    elif counts_epochs(runner) and not _is_at_an_epochs_end(runner):
         yield (
             f'its checkpoint has {runner.iter} iterations and {runner.epoch} epochs, and an epoch has '
             f'{len(runner.train_dataloader)}, so epoch {runner.epoch + 1} begins again with weights from within it, '
@@ -220,15 +221,11 @@ def _inexact(runner: Runner, state: dict[str, Any]) -> Iterator[str]:
             "custom_hooks=[dict(type='mmwsl.EpochSeedHook')]"
         )
     if not isinstance(_sampler(runner), ViewSampler | InfiniteViewSampler):
-        name = 'ViewSampler' if _counts_epochs(runner) else 'InfiniteViewSampler'
+        name = 'ViewSampler' if counts_epochs(runner) else 'InfiniteViewSampler'
         yield (
             'augmentations, if there are any, draw other numbers. Put mmwsl.SeededViews around the dataset, with '
             f"sampler=dict(type='mmwsl.{name}', shuffle=True)"
         )
-
-
-def _counts_epochs(runner: Runner) -> bool:
-    return isinstance(runner.train_loop, EpochBasedTrainLoop)
 
 
 def _sampler(runner: Runner) -> Any:
@@ -242,8 +239,8 @@ def _is_at_an_epochs_end(runner: Runner) -> bool:
 def _validation_is_due(runner: Runner) -> bool:
     """Whether mmengine's loop would validate after this epoch or iteration."""
     loop: Any = runner.train_loop
-    if runner.val_loop is None or (_counts_epochs(runner) and not _is_at_an_epochs_end(runner)):
+    if runner.val_loop is None or (counts_epochs(runner) and not _is_at_an_epochs_end(runner)):
         return False
     loop._decide_current_val_interval()
-    done, last = (loop.epoch, loop.max_epochs) if _counts_epochs(runner) else (loop.iter, loop.max_iters)
+    done, last = (loop.epoch, loop.max_epochs) if counts_epochs(runner) else (loop.iter, loop.max_iters)
     return 0 < done >= loop.val_begin and (done % loop.val_interval == 0 or done == last)

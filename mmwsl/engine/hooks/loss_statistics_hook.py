@@ -3,9 +3,10 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.hooks import Hook, LoggerHook
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from torch import Tensor
 
+from mmwsl.engine.loops import counts_iterations
 from mmwsl.models.losses import WeightedLoss
 from mmwsl.registry import HOOKS
 from mmwsl.utils.checkpoint import unwrapped_model
@@ -28,7 +29,7 @@ class LossStatisticsHook(Hook):
         distiller: Any = getattr(model, 'distiller', None)
         self.distiller: Any = unwrapped_model(distiller)
         self.logger: Any = next((hook for hook in runner.hooks if isinstance(hook, LoggerHook)), None)
-        self.by_epoch = not isinstance(runner.train_loop, IterBasedTrainLoop)
+        self.by_epoch = not counts_iterations(runner)
         self.window = runner.log_processor.window_size
         self.everything = self.logger is None or bool(
             runner.log_processor.custom_cfg

@@ -11,7 +11,8 @@ from mmengine.runner import Runner
 from rich.progress import Progress
 
 from mmwsl.engine import console
-from mmwsl.engine.overview import counts_iterations, legend
+from mmwsl.engine.loops import counts_iterations
+from mmwsl.engine.overview import legend
 from mmwsl.engine.ratings import chosen_figure, is_number
 from mmwsl.registry import HOOKS
 from mmwsl.utils.checkpoint import unwrapped_model

@@ -13,7 +13,8 @@ from mmengine.runner import Runner
 
 from mmwsl.engine import console, gain
 from mmwsl.engine.hooks.check_teacher_hook import CheckTeacherHook
-from mmwsl.engine.overview import counts_iterations, overview
+from mmwsl.engine.loops import counts_iterations
+from mmwsl.engine.overview import overview
 from mmwsl.engine.ratings import Figure, chosen_figure
 from mmwsl.registry import HOOKS
 from mmwsl.utils.files import shown

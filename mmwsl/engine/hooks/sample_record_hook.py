@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from mmengine.dist import all_gather_object, is_main_process
 from mmengine.hooks import Hook, LoggerHook
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from torch import Tensor
 
 from mmwsl.analysis.records import sample_indices, write_records
 from mmwsl.analysis.regularization import records_of_terms
 from mmwsl.compat import from_extra
+from mmwsl.engine.loops import counts_iterations
 from mmwsl.models.losses import WeightedLoss
 from mmwsl.registry import HOOKS
 from mmwsl.utils.checkpoint import unwrapped_model
@@ -54,7 +55,7 @@ class SampleRecordHook(Hook):
         self.terms: list[Tensor] = []
 
     def before_train(self, runner: Runner) -> None:
-        if isinstance(runner.train_loop, IterBasedTrainLoop):
+        if counts_iterations(runner):
             self._write_nothing(runner, 'the run counts iterations')
         number_images(runner.train_dataloader.dataset)
         self.model: Any = unwrapped_model(runner.model)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from mmengine.dist import all_gather_object, all_reduce, barrier, get_world_size, is_main_process
 from mmengine.hooks import Hook
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import Runner
 
 from mmwsl.engine.hooks.exact_resume_hook import ExactResumeHook, generator_states, is_pending
+from mmwsl.engine.loops import counts_epochs
 from mmwsl.registry import HOOKS
 
 NAME = 'interrupted.pth'
@@ -62,13 +63,14 @@ class StopOnSignalHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         self._is_in_step = False
-        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
-        is_last = by_epoch and batch_idx + 1 == len(runner.train_dataloader)  # its checkpoint is the epoch's
+        is_last = counts_epochs(runner) and batch_idx + 1 == len(
+            runner.train_dataloader
+        )  # its checkpoint is the epoch's
         if not is_last and self._is_to_stop(runner, self.every_n_train_iters(runner, self.interval)):
             self._stop(runner, runner.epoch, runner.iter + 1)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        if isinstance(runner.train_loop, EpochBasedTrainLoop) and self._is_to_stop(runner, True):
+        if counts_epochs(runner) and self._is_to_stop(runner, True):
             self._stop(runner, runner.epoch + 1, runner.iter)
 
     def before_val_epoch(self, runner: Runner) -> None:
