@@ -109,6 +109,24 @@ DIFFERENCES = {
     'batch statistics - eval mode, plain': ('kd_r56_r20_cifar100_8e', 'kd_r56_r20_cifar100_8e_eval'),
     "MMRazor's - ours, teacher in eval mode": ('mmrazor_r56_r20_cifar100_8e', 'wsl_r56_r20_cifar100_8e_eval'),
 }
+# the parts of a config's name
+NAME = '`<method>_<teacher>_<student>_<dataset>_<variant>.py`'
+PARTS = (
+    ('method', '`wsl`, `kd`, and those above', 'in `vanilla/`, which trains networks alone'),
+    (
+        'teacher and student',
+        '`r56` is ResNet-56, `wrn40-2` WRN-40-2, `vgg13` VGG-13, `mbv2` MobileNetV2, `sv1` ShuffleNetV1, '
+        '`swin-t` Swin-T; `r56-r44-r32` is an ensemble; `-ls`: trained with label smoothing',
+        'for the usual pair of `digits`; other pairs follow the dataset there',
+    ),
+    ('dataset', '`in1k`, `cifar100`, `cifar10`, `digits`', 'never'),
+    (
+        'variant',
+        "`8e`, `15e`: epochs; `eval`: the teacher in eval mode; `cached`: the teacher's answers from disk; "
+        '`device`: images on the GPU; `noise`: a fifth of the labels wrong; `fold`: without a fifth of the training images',
+        "for the pair's usual recipe",
+    ),
+)
 COLUMNS = ('Config', 'Teacher', 'Student', 'Recipe', 'Parameters', 'MACs', 'Published', 'Source', 'Measured', 'Runs')
 PROSE = """# Configs
 
@@ -232,7 +250,7 @@ def _count(network: str, image: tuple[int, ...]) -> tuple[int, int]:
 
 
 def readme(entries: list[Entry], numbers: dict, results: dict) -> str:
-    lines = [PROSE]
+    lines = [PROSE, f'## Names: {NAME}\n', table(('Part', 'Values', 'Left out'), PARTS), '']
     for dataset, (title, _) in DATASETS.items():
         for heading in dict.fromkeys(map(section, METHODS)):
             rows = [
