@@ -156,7 +156,7 @@ def _replacing(distiller: dict, name: str, labels: dict) -> dict:
 
 
 def _adding(cfg: Config, recorders: dict, labels: dict) -> tuple[dict, dict]:
-    """Return the mapping of an added loss, and all recorders to add; its student logits are the own loss's input."""
+    """Return the mapping of an added loss, and all recorders; student logits are those that its own loss reads."""
     teachers = cfg.model.get('teachers')
     source = f'{next(iter(teachers))}.head' if teachers else 'head'
     teacher = _recorder(

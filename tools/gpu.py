@@ -131,7 +131,7 @@ class Session:
 
 
 def hear_interrupts() -> None:
-    """Let a process react to SIGINT, which a shell has jobs in the background, and all that they start, ignore."""
+    """Let a process react to SIGINT, which a shell makes its background jobs ignore."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -403,7 +403,7 @@ def parse_args() -> argparse.Namespace:
         type=part_named,
         default=[(name, None) for name in PARTS],
         metavar='PART',
-        help=f'of {", ".join(PARTS)}; default: all. PART=SECONDS: for so long at most',
+        help=f'one of {", ".join(PARTS)}; default: all. PART=SECONDS limits its time',
     )
     parser.add_argument('--out', type=Path, default=Path('work_dirs/gpu/results'), help='folder for the results')
     parser.add_argument('--work', type=Path, help='folder for everything else; default: work_dirs/gpu')

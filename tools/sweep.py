@@ -172,7 +172,7 @@ def check_results(planned: list[Run], args: argparse.Namespace) -> None:
         if kept.get(run.name, args.cfg_options) != args.cfg_options:
             raise ValueError(
                 f'{args.results} keeps the result of {run.name} with the options {kept[run.name]}, not '
-                f'{args.cfg_options}: choose other --results, or delete its line in runs.jsonl there'
+                f'{args.cfg_options}: choose another --results, or delete its line in runs.jsonl there'
             )
 
 
@@ -275,7 +275,7 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         default=[],
         metavar='KEY=VALUE',
-        help="of submitit's update_parameters, e.g. timeout_min=240 gpus_per_node=1 "
+        help="arguments of submitit's update_parameters, e.g. timeout_min=240 gpus_per_node=1 "
         'slurm_array_parallelism=8 slurm_qos=low',
     )
     parser.add_argument(

@@ -254,7 +254,7 @@ def random_weights(network: str) -> Path:
 
 
 def train_small(path: Path, folder: Path, steps: int) -> None:
-    """Train to a number of steps; more than two resume from the checkpoint of the second."""
+    """Train for a number of steps; if there are more than two, resume from the checkpoint of the second."""
     cfg, resumes = Config.fromfile(folder / path.name), steps > 2
     length = f'max_epochs={steps // 2}' if cfg.train_cfg.by_epoch else f'max_iters={steps}'
     work_dir = folder / 'run'  # where a run writes its config
@@ -272,7 +272,7 @@ def train_small(path: Path, folder: Path, steps: int) -> None:
     )
     found = [line['step'] for line in logged(work_dir)]
     if found != list(range(1, steps + 1)):
-        raise RuntimeError(f'the steps are {found}, of {steps}')
+        raise RuntimeError(f'steps {found} are logged, expected 1 to {steps}')
 
 
 def train_with_wsl(path: Path, folder: Path) -> None:

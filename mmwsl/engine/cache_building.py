@@ -133,7 +133,10 @@ def build_model(cfg: Config) -> WSLDistill:
         config.data_preprocessor = cfg.get('data_preprocessor')
     model = MODELS.build(config)
     if not isinstance(model, WSLDistill):
-        raise ValueError(f'a teacher is cached from the config of an mmwsl.WSLDistill, got a {type(model).__name__}')
+        raise ValueError(
+            f'a teacher is cached from the config of an mmwsl.WSLDistill, got a {type(model).__name__}. Give '
+            'the config of such a distillation'
+        )
     if getattr(model.distiller, 'is_dense', False):
         raise ValueError(NOT_CACHED)
     mixing: Any = getattr(model.data_preprocessor, 'batch_augments', None)
@@ -293,7 +296,8 @@ def answers(model: WSLDistill, batch: dict) -> tuple[Tensor, Tensor]:
     labels = single_labels(batch['data_samples'])
     if labels is None:
         raise ValueError(
-            'a teacher is cached for images of one class each (gt_label), but one of these has none or several'
+            'a teacher is cached for images of one class each (gt_label), but one of these has none or several. Leave '
+            'such images out of the training set'
         )
     logits = model.teacher_logits(batch['inputs'], batch['data_samples'])
     return logits.cpu(), labels

@@ -64,7 +64,7 @@ def check_option_keys(cfg: Config, options: Mapping[str, Any]) -> None:
 
 
 def _wrong_turn(cfg: Config, keys: Sequence[str]) -> str | None:
-    """Say where a dotted key takes a dict of the config for a list, or a list for a dict; None if it does neither."""
+    """Return where a dotted key treats a dict of the config as a list, or a list as a dict; None if it does not."""
     value: Any = cfg.get(keys[0])
     for depth, key in enumerate(keys[1:], 1):
         path, rest = '.'.join(keys[:depth]), '.'.join(keys[depth + 1 :])
@@ -137,7 +137,7 @@ def _misfits(scheduler: Mapping, epochs: int) -> Iterator[str]:
 
 @contextmanager
 def explained_config() -> Iterator[None]:
-    """Explain an unknown type or argument of a config that is built inside, with the closest known name.
+    """Explain unknown types and arguments of configs that are built in this context, with the closest known name.
 
     Raises:
         ValueError: In place of the TypeError or KeyError that mmengine's registries raise.

@@ -152,7 +152,7 @@ def _check_images(folder: Path, with_label: bool) -> None:
 
 @contextmanager
 def explained_data(cfg: Config, dataloaders: tuple[str, ...]) -> Iterator[None]:
-    """Explain errors in data that are read inside: name two images of unequal size, or a file that is not an image.
+    """Explain errors of reading data in this context: name two images of unequal size, or a file that is no image.
 
     Args:
         cfg: The run's config.

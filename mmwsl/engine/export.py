@@ -31,7 +31,7 @@ _ONNX_TOLERANCE = 1e-3  # of the largest logit
 
 
 class ExportError(ValueError):
-    """No config can be written that predicts with a student; the message says why."""
+    """No config can be written that predicts with a student; the message has the reason."""
 
 
 class _Arrays(NamedTuple):
@@ -88,7 +88,7 @@ def inference_config(cfg: Config) -> Config:
     images are resized to the dataset's size; for a dataset of gray images they are made gray.
 
     Args:
-        cfg: Of the distillation, or of a network alone.
+        cfg: Config of the distillation, or of a network alone.
 
     Raises:
         ExportError: If the config has no test images, or they are of a dataset that this function does not know.

@@ -132,7 +132,7 @@ def commands(config: Path, checkpoint: Path, taught: bool) -> list[str]:
 
     Args:
         config: The run's config, as dumped with all options.
-        checkpoint: Of the last epoch.
+        checkpoint: The checkpoint of the last epoch.
         taught: Whether the run is a distillation; a network alone needs no export.
     """
     tools = Path(sys.argv[0]).parent

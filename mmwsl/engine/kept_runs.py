@@ -85,7 +85,9 @@ class KeptRuns:
         try:
             return [json.loads(line) for line in path.read_text().splitlines()]
         except json.JSONDecodeError as error:
-            raise ValueError(f'{path} is damaged: a line of it is not JSON ({error})') from error
+            raise ValueError(
+                f'{path} is damaged: a line of it is not JSON ({error}). Restore the file, or delete that line'
+            ) from error
 
     def _write(self, name: str, lines: list[dict]) -> None:
         with whole_file(self.folder / f'{name}.jsonl') as file:

@@ -66,7 +66,9 @@ def read_config(path: str) -> Config:
             + (f'Did you mean {close[0]}?' if close else 'configs/README.md lists those of this project')
         )
     if separator and importlib.util.find_spec(package) is None:  # mmengine would install it
-        raise ModuleNotFoundError(f'{path} is a config of {package}, which is not installed')
+        raise ModuleNotFoundError(
+            f'{path} is a config of {package}, which is not installed. Install it, or give a config file'
+        )
     cfg = get_config(path) if separator else Config.fromfile(path)
     for package in ('mmdet', 'mmseg'):  # a registry would import them later, and print warnings about themselves
         if package in f'{cfg.get("default_scope")} {cfg.get("model")}' and importlib.util.find_spec(package):
@@ -141,14 +143,14 @@ def add_hooks(cfg: Config) -> None:
 
 
 def add_progress(cfg: Config) -> None:
-    """Add the hook that shows a test's progress, unless the config has it, as one that a run has written does."""
+    """Add the hook that shows a test's progress, unless the config has it, such as one that a run has written."""
     hooks = cfg.get('custom_hooks') or []
     if not any('ProgressHook' in str(hook['type']) for hook in hooks):
         cfg.custom_hooks = [*hooks, dict(type='mmwsl.ProgressHook')]
 
 
 def _keep_best(cfg: Config) -> None:
-    """Keep the best checkpoint, too, unless the config states which ones to keep."""
+    """Let the best checkpoint be kept, too, unless the config states which ones to keep."""
     checkpoint = cfg.default_hooks.get('checkpoint')
     if (
         cfg.get('val_evaluator')

@@ -47,7 +47,7 @@ def better_input(
 
 
 def _others(inputs: Tensor, preprocessor: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield what to change about the input, with the images as they would then be."""
+    """Yield changes of the input, each in words and with the images after it."""
     if inputs.dim() != 4 or getattr(preprocessor, 'mean', None) is None:
         return
     mean, std = (torch.as_tensor(value).to(inputs) for value in (preprocessor.mean, preprocessor.std))

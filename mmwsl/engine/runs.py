@@ -31,7 +31,7 @@ def train(
         work_dir: Where logs and checkpoints go, one for each run.
         options: Settings of the config to override, ``key=value``.
         threads: torch's threads, on a CPU.
-        version: Of the config, from :func:`version_of`. None resumes a run of any version.
+        version: The config's, from :func:`version_of`. None resumes a run of any version.
 
     Returns:
         Whether there was anything left to train.
@@ -153,7 +153,7 @@ def _read(log: Path) -> list[dict]:
     try:
         read = [json.loads(line) for line in lines[:-1]]
     except json.JSONDecodeError as error:
-        raise ValueError(f'{log} is damaged: a line of it is not JSON ({error})') from error
+        raise ValueError(f'{log} is damaged: a line of it is not JSON ({error}). Delete that line') from error
     with suppress(IndexError, json.JSONDecodeError):  # a full disk or a crash may cut the last one short
         read.append(json.loads(lines[-1]))
     return read

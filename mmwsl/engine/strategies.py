@@ -132,7 +132,7 @@ def _say_to_deepspeed(cfg: Config) -> None:
 
 @STRATEGIES.register_module()
 class FSDPStrategy(MMEngineFSDPStrategy):
-    """mmengine's FSDPStrategy (FSDP 1), able to resume; :func:`prepare_strategy` replaces mmengine's with it."""
+    """mmengine's FSDPStrategy (FSDP 1), able to resume; :func:`prepare_strategy` puts it in mmengine's place."""
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Load the optimiser's state; mmengine (0.10.7, 0.10.12) mixes up the arguments of torch (since 2.1)."""
@@ -144,7 +144,7 @@ class FSDPStrategy(MMEngineFSDPStrategy):
 
 @STRATEGIES.register_module()
 class DeepSpeedStrategy(MMEngineDeepSpeedStrategy):
-    """mmengine's DeepSpeedStrategy, with hooks called for its checkpoints; :func:`prepare_strategy` puts it in, too."""
+    """mmengine's DeepSpeedStrategy, with hooks at checkpoints; :func:`prepare_strategy` puts it in mmengine's place."""
 
     def save_checkpoint(
         self,

@@ -211,7 +211,7 @@ def student_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_weights(weights: dict[str, Tensor], path: str, classes: Sequence[str] = ()) -> None:
-    """Write a state dict, with the names of its classes if there are any, as mmpretrain loads it; never half a file."""
+    """Write a state dict and the names of its classes, if any, as mmpretrain loads them; completely or not at all."""
     meta = {'dataset_meta': {'classes': tuple(map(str, classes))}} if classes else {}
     with whole_file(Path(path)) as file:
         torch.save({'meta': meta, 'state_dict': weights}, file)

@@ -1,4 +1,4 @@
-"""Write files that are never half there, and lock files."""
+"""Write files completely or not at all, and lock files."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def make_arms(configs: list[Path], taus: list[float] | None, options: dict) -> Iterator[Arm]:
-    """Each config, or each with soft labels at each temperature.
+    """Yield each config, those with soft labels at each temperature.
 
     Raises:
         ValueError: If two configs have the same name.
@@ -192,7 +192,8 @@ def estimate(arms: list[Arm], args: argparse.Namespace) -> list[dict]:
             if quantity in first and first is not values:
                 if first[quantity].shape != value.shape:
                     raise ValueError(
-                        f'{arm.name} was tested on other images than {arms[0].name}: they cannot be compared in pairs'
+                        f'{arm.name} was tested on other images than {arms[0].name}, so they cannot be compared in '
+                        'pairs. Give both configs the same val_dataloader'
                     )
                 difference = estimated(value - first[quantity])
                 row.update({f'difference_{name}': number for name, number in difference.items()})

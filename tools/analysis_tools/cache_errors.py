@@ -51,7 +51,7 @@ def gather(cfg: Config, args: argparse.Namespace) -> tuple[Tensor, Tensor, Tenso
     size = cfg.train_dataloader.batch_size
     if not losses or args.images < size:
         raise ValueError(
-            f'a config with a WSLLoss and at least a batch, {size} images, are needed, got '
+            f'the config should have a WSLLoss, and --images be at least a batch of {size}, got '
             f'{list(model.distiller.distill_losses)} and --images {args.images}'
         )
     images = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[: args.images // size * size]

@@ -35,7 +35,7 @@ def loss_of(checkout: Path) -> tuple[str, Callable]:
 
 @contextmanager
 def _mmwsl_of(checkout: Path) -> Iterator[None]:
-    """Import mmwsl's modules from a checkout inside; what was imported before is restored afterwards.
+    """Import mmwsl's modules from a checkout in this context; what was imported before is restored afterwards.
 
     The packages above the losses are empty there: their own code registers all of mmwsl with mmengine, which has it.
     """

@@ -241,9 +241,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--baseline', type=Path, metavar='CHECKOUT', help="folder with another version's tree, whose WSLLoss takes part"
     )
-    parser.add_argument('--rounds', type=int, default=60, help='in a process, at least')
-    parser.add_argument('--seconds', type=float, default=1.0, help='of steps of each contestant in a process, at least')
-    parser.add_argument('--processes', type=int, default=5, help='0: this one alone, for as much as a short time gives')
+    parser.add_argument('--rounds', type=int, default=60, help='least number of rounds in a process')
+    parser.add_argument(
+        '--seconds', type=float, default=1.0, help='least time for the steps of each contestant in a process'
+    )
+    parser.add_argument(
+        '--processes', type=int, default=5, help='that measure one after the other; 0: only this one, in a short time'
+    )
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks'))
     args = parser.parse_args()
     args.contestants = args.contestants or [name for name in CONTESTANTS if args.device == 'cuda' or name != KERNEL]

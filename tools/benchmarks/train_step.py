@@ -336,7 +336,7 @@ def draw(result: dict, path: Path) -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--steps', type=int, default=20, help='of each arm in a round')
+    parser.add_argument('--steps', type=int, default=20, help='steps of each arm in a round')
     parser.add_argument(
         '--rounds',
         type=int,
@@ -344,7 +344,9 @@ def parse_args() -> argparse.Namespace:
         help='each with new networks, whose place in memory alone can change a step by a tenth',
     )
     parser.add_argument('--groups', nargs='+', default=list(GROUPS), choices=GROUPS)
-    parser.add_argument('--seconds', type=float, default=math.inf, help='of the steps of a group in a round, at most')
+    parser.add_argument(
+        '--seconds', type=float, default=math.inf, help='time limit for the steps of a group in a round'
+    )
     parser.add_argument('--teacher', default='checkpoints/resnet56_cifar100.pth')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks'))
     return parser.parse_args()

@@ -123,7 +123,8 @@ PARTS = (
     (
         'variant',
         "`8e`, `15e`: epochs; `eval`: the teacher in eval mode; `cached`: the teacher's answers from disk; "
-        '`device`: images on the GPU; `noise`: a fifth of the labels wrong; `fold`: without a fifth of the training images',
+        '`device`: images on the GPU; `noise`: a fifth of the labels wrong; '
+        '`fold`: without a fifth of the training images',
         "for the pair's usual recipe",
     ),
 )
@@ -302,7 +303,7 @@ def each(runs: Iterable[dict]) -> str:
 
 
 def difference(first: Seeds, second: Seeds) -> str:
-    """Return the mean of first - second over the seeds that both have; with its standard error if there are three."""
+    """Return the mean of first - second over common seeds, with its standard error if there are three or more."""
     pairs = paired(first, second)
     error = f' ± {statistics.stdev(pairs) / len(pairs) ** 0.5:.2f}' if len(pairs) > 2 else ''
     return f'{statistics.mean(pairs):+.2f}{error}' if pairs else ''

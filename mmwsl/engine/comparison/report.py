@@ -48,7 +48,7 @@ def metric_of(log: Sequence[Mapping]) -> Metric:
         if metric.scores(log):
             return metric
     raise ValueError(
-        f'runs are compared by one of {", ".join(metric.key for metric in METRICS)}, set val_evaluator accordingly: '
+        f'a run should log one of {", ".join(metric.key for metric in METRICS)} to be compared. Set val_evaluator; '
         f'this one logged {sorted(set().union(*log))}'
     )
 

@@ -120,7 +120,7 @@ def _check_initialised(name: str, module: nn.Module, init_cfg: Mapping) -> None:
 
 
 def _advice(module: nn.Module, own: Mapping, weights: Mapping, name: str) -> str:
-    """Return how the file would fit: a part of it, or into a part of the network."""
+    """Return how the file would fit, by a prefix or into a part of the network; '' if it would not."""
     prefixes = Counter(key[: -len(end)] for key in weights for end in _endings(key) if end in own)
     for prefix, count in prefixes.most_common(1):
         if count >= len(own) / 2:

@@ -119,7 +119,7 @@ class CheckTeacherHook(CheckLabelsHook):
             self._judge_figure(runner, figure)
 
     def _score(self, runner: Runner, model: Any) -> _Score | None:
-        """Score the teacher on all processes' images, none if connectors join it; None unless it predicts one label."""
+        """Score the teacher on all processes' images; None unless it predicts one label. Connectors leave no image."""
         counts, classes = torch.zeros(3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
         for batch_idx, batch in enumerate(some_batches(runner.val_loop.dataloader, self.max_batches)):
             batch = model.data_preprocessor(batch, False)
@@ -178,7 +178,7 @@ class CheckTeacherHook(CheckLabelsHook):
 
 
 def _least(chance: float) -> float:
-    """Return twice chance, or at most halfway between chance and perfect, in per cent."""
+    """Return the smaller of twice chance and halfway between chance and perfect, in per cent."""
     return min(2 * chance, (100 + chance) / 2)
 
 

@@ -98,7 +98,7 @@ class ProgressHook(Hook):
 
 
 def _figures(runner: Runner) -> dict[str, float]:
-    """Return the figures that the logger wrote for this step, by name: means or last values, as it does."""
+    """Return the figures that the logger wrote for this step, by name, averaged if the log processor does so."""
     processor, found = runner.log_processor, {}
     for key, buffer in runner.message_hub.log_scalars.items():
         mode, _, name = key.partition('/')

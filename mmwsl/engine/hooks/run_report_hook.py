@@ -89,7 +89,7 @@ def _checkpoints(runner: Runner) -> CheckpointHook | None:
 
 
 def _better(runner: Runner, name: str) -> Callable[[float, float], bool]:
-    """Whether a value of a figure is better than another; more is, unless the CheckpointHook knows otherwise."""
+    """Return what compares two values of a figure: more is better, unless the CheckpointHook knows otherwise."""
     return getattr(_checkpoints(runner), 'is_better_than', {}).get(name, operator.gt)
 
 

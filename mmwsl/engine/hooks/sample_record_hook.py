@@ -127,7 +127,7 @@ def _only_loss(model: Any) -> WeightedLoss:
     found = {name: loss for name, loss in losses.items() if isinstance(loss, WeightedLoss)}
     if len(found) != 1:
         raise ValueError(
-            f'SampleRecordHook reads the one weighted loss of model.distiller.distill_losses, and there '
+            f'SampleRecordHook needs exactly one weighted loss in model.distiller.distill_losses, but there '
             f'{"are " + ", ".join(found) if found else "is none"}. Plain soft labels can be recorded too, '
             "as WSLLoss with weighting='one'"
         )

@@ -61,7 +61,7 @@ class Together:
                 torch.cuda.current_stream().wait_stream(stream)
 
     def warm_up(self, size: int) -> None:
-        """Take a few steps with one batch size, all on the epoch's first images, since it may have no more."""
+        """Take a few steps with one batch size, always on the epoch's first images, since an epoch may be shorter."""
         for step in range(_WARM_UP):
             for batches in self.batches.values():
                 batches.position.zero_()
@@ -163,7 +163,7 @@ class _Answer:
 
 
 def _on(stream: Any) -> Any:
-    """Run in a stream, after what the current one has been given so far; for None, in the current one."""
+    """Run in a stream, after all work that the current one has so far; for None, in the current one."""
     if stream is None:
         return nullcontext()
     stream.wait_stream(torch.cuda.current_stream())
