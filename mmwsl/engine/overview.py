@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmwsl.engine.hooks.check_labels_hook import predicted_classes
-from mmwsl.engine.loops import counts_iterations
+from mmwsl.engine.runners import counts_iterations
 from mmwsl.models.losses import WeightedLoss
 from mmwsl.models.teachers import CachedTeacher
 from mmwsl.utils.checkpoint import unwrapped_model

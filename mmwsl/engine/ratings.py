@@ -17,6 +17,8 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from mmwsl.engine.runners import first_hook
+
 _NAMES = ('mIoU', 'mAP', 'f1-score')  # ends of names, in order of preference
 _WRITES = ('output_dir', 'outfile_prefix')  # where mmseg's and mmdet's metrics write predictions
 
@@ -119,7 +121,7 @@ def chosen_figure(results: Mapping[str, Any], runner: Runner) -> str | None:
     """Return the name of the figure that counts: the one that ``save_best`` names, else mIoU, mAP or the F1 score, else
     the first number; None if there is no number."""
     numbers = [name for name, value in results.items() if is_number(value)]
-    best = next((hook.save_best for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+    best = getattr(first_hook(runner, CheckpointHook), 'save_best', None)
     wanted = [name for name in ([best] if isinstance(best, str) else best or []) if name in numbers]
     return next(iter([*wanted, *(name for end in _NAMES for name in numbers if name.endswith(end)), *numbers]), None)
 

@@ -14,8 +14,8 @@ from mmwsl.datasets.views import seeded_generators
 from mmwsl.engine.class_checks import check_classes, check_mixing, check_order_of_classes, check_topk
 from mmwsl.engine.hooks.check_labels_hook import CheckLabelsHook, predicted_classes
 from mmwsl.engine.likely_inputs import better_input
-from mmwsl.engine.loops import counts_iterations
 from mmwsl.engine.ratings import Figure, rated, some_batches
+from mmwsl.engine.runners import counts_iterations
 from mmwsl.models.teachers import CachedTeacher
 from mmwsl.models.weightings import WSLWeighting
 from mmwsl.registry import HOOKS

@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler
 
 from mmwsl.compat import restart_batches
 from mmwsl.datasets.views import InfiniteViewSampler
-from mmwsl.engine.loops import counts_iterations
+from mmwsl.engine.runners import counts_iterations
 from mmwsl.registry import HOOKS
 
 

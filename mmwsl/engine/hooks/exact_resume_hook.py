@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler
 from mmwsl.compat import number_batches_from
 from mmwsl.datasets.views import InfiniteViewSampler, ViewSampler
 from mmwsl.engine.hooks.epoch_seed_hook import EpochSeedHook
-from mmwsl.engine.loops import counts_epochs
+from mmwsl.engine.runners import counts_epochs
 from mmwsl.registry import HOOKS
 from mmwsl.utils.checkpoint import unwrapped_model
 

@@ -7,6 +7,7 @@ from mmengine.hooks import Hook, LoggerHook
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmwsl.engine.runners import first_hook
 from mmwsl.registry import HOOKS
 
 
@@ -22,7 +23,7 @@ class FiniteLossHook(Hook):
     """
 
     def before_train(self, runner: Runner) -> None:
-        self.interval = next((hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), 100)
+        self.interval = getattr(first_hook(runner, LoggerHook), 'interval', 100)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None

@@ -7,6 +7,7 @@ from mmengine.hooks import LoggerHook, RuntimeInfoHook
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmwsl.engine.runners import first_hook
 from mmwsl.registry import HOOKS
 
 
@@ -22,7 +23,7 @@ class LateScalarsHook(RuntimeInfoHook):
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
-        self.interval = next((hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), 1)
+        self.interval = getattr(first_hook(runner, LoggerHook), 'interval', 1)
         self.unread: list[dict[str, Any]] = []
 
     def after_train_iter(

@@ -6,7 +6,7 @@ from mmengine.hooks import Hook, LoggerHook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmwsl.engine.loops import counts_iterations
+from mmwsl.engine.runners import counts_iterations, first_hook
 from mmwsl.models.losses import WeightedLoss
 from mmwsl.registry import HOOKS
 from mmwsl.utils.checkpoint import unwrapped_model
@@ -28,7 +28,7 @@ class LossStatisticsHook(Hook):
         model: Any = unwrapped_model(runner.model)
         distiller: Any = getattr(model, 'distiller', None)
         self.distiller: Any = unwrapped_model(distiller)
-        self.logger: Any = next((hook for hook in runner.hooks if isinstance(hook, LoggerHook)), None)
+        self.logger = first_hook(runner, LoggerHook)
         self.by_epoch = not counts_iterations(runner)
         self.window = runner.log_processor.window_size
         self.everything = self.logger is None or bool(

@@ -11,9 +11,9 @@ from mmengine.runner import Runner
 from rich.progress import Progress
 
 from mmwsl.engine import console
-from mmwsl.engine.loops import counts_iterations
 from mmwsl.engine.overview import legend
 from mmwsl.engine.ratings import chosen_figure, is_number
+from mmwsl.engine.runners import counts_iterations, first_hook
 from mmwsl.registry import HOOKS
 from mmwsl.utils.checkpoint import unwrapped_model
 
@@ -33,7 +33,7 @@ class ProgressHook(Hook):
     priority = 'LOW'  # after the logger
 
     def before_train(self, runner: Runner) -> None:
-        self.logger = next((hook for hook in runner.hooks if isinstance(hook, LoggerHook)), None)
+        self.logger = first_hook(runner, LoggerHook)
         self.columns: list[str] = []
         self.first, self.start = runner.iter, 0.0
 

@@ -13,9 +13,9 @@ from mmengine.runner import Runner
 
 from mmwsl.engine import console, gain
 from mmwsl.engine.hooks.check_teacher_hook import CheckTeacherHook
-from mmwsl.engine.loops import counts_iterations
 from mmwsl.engine.overview import overview
 from mmwsl.engine.ratings import Figure, chosen_figure
+from mmwsl.engine.runners import counts_iterations, first_hook
 from mmwsl.registry import HOOKS
 from mmwsl.utils.files import shown
 
@@ -84,17 +84,13 @@ class RunReportHook(Hook):
         )
 
 
-def _checkpoints(runner: Runner) -> CheckpointHook | None:
-    return next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
-
-
 def _better(runner: Runner, name: str) -> Callable[[float, float], bool]:
     """Return what compares two values of a figure: more is better, unless the CheckpointHook knows otherwise."""
-    return getattr(_checkpoints(runner), 'is_better_than', {}).get(name, operator.gt)
+    return getattr(first_hook(runner, CheckpointHook), 'is_better_than', {}).get(name, operator.gt)
 
 
 def _found(runner: Runner) -> tuple[Figure, str] | None:
-    return next((hook.found for hook in runner.hooks if isinstance(hook, CheckTeacherHook)), None)
+    return getattr(first_hook(runner, CheckTeacherHook), 'found', None)
 
 
 def _teacher(runner: Runner, name: str, validated: int) -> tuple[float, str] | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from mmwsl.analysis.records import sample_indices, write_records
 from mmwsl.analysis.regularization import records_of_terms
 from mmwsl.compat import from_extra
-from mmwsl.engine.loops import counts_iterations
+from mmwsl.engine.runners import counts_iterations, first_hook
 from mmwsl.models.losses import WeightedLoss
 from mmwsl.registry import HOOKS
 from mmwsl.utils.checkpoint import unwrapped_model
@@ -60,7 +60,7 @@ class SampleRecordHook(Hook):
         number_images(runner.train_dataloader.dataset)
         self.model: Any = unwrapped_model(runner.model)
         self.loss = _only_loss(self.model)
-        self.log_interval = next((hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), 0)
+        self.log_interval = getattr(first_hook(runner, LoggerHook), 'interval', 0)
 
     def before_train_epoch(self, runner: Runner) -> None:
         self.indices, self.terms, self.unlogged = [], [], 0

@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmwsl.engine.hooks.exact_resume_hook import ExactResumeHook, generator_states, is_pending
-from mmwsl.engine.loops import counts_epochs
+from mmwsl.engine.runners import counts_epochs
 from mmwsl.registry import HOOKS
 
 NAME = 'interrupted.pth'
