@@ -183,7 +183,7 @@ def test_a_teacher_that_is_no_better_is_named():
 
 def test_metric_is_what_was_logged():
     assert metric_of([dict(loss=1.0), {'coco/bbox_mAP': 0.5, 'step': 1}]).scores([{'coco/bbox_mAP': 0.5}]) == [50.0]
-    with pytest.raises(ValueError, match=r"compared by one of accuracy/top1, .*logged \['loss'\]"):
+    with pytest.raises(ValueError, match=r"should log one of accuracy/top1, .*logged \['loss'\]"):
         metric_of([dict(loss=1.0)])
 
 
