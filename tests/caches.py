@@ -5,7 +5,11 @@ import copy
 from mmwsl.engine.cache_building import build_cache
 from tests.tiny import digits_config, distillation
 
-PIPELINE = [dict(type='RandomCrop', crop_size=8, padding=1), dict(type='RandomFlip', prob=0.5), dict(type='PackInputs')]
+PIPELINE: list[dict] = [
+    dict(type='RandomCrop', crop_size=8, padding=1),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackInputs'),
+]
 
 
 def live(teacher_ckpt, work_dir='work_dirs/test', epochs=1, images=100, batch_size=20, num_workers=0, **model):

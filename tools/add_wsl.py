@@ -13,7 +13,7 @@ from mmwsl.analysis.predict import network_config
 from mmwsl.engine import read_config
 from mmwsl.utils import whole_file
 
-# MMRazor's losses of logits, and the arguments in which they take the student's and the teacher's.
+# MMRazor's losses of logits, and their arguments for the student's and the teacher's logits.
 LOGIT_LOSSES = {
     'CrossEntropyLoss': ('preds_S', 'preds_T'),
     'DISTLoss': ('logits_S', 'logits_T'),
@@ -39,9 +39,11 @@ def parse_args() -> argparse.Namespace:
         help='keep the losses of logits that the config has; without it they are replaced',
     )
     parser.add_argument(
-        '--tau', type=float, help="temperature; default: the replaced loss's if it means the same, or 2"
+        '--tau', type=float, help="temperature; default: the replaced loss's if it has the same meaning, otherwise 2"
     )
-    parser.add_argument('--loss-weight', type=float, help="default: the replaced loss's if it means the same, or 2.5")
+    parser.add_argument(
+        '--loss-weight', type=float, help="default: the replaced loss's if it has the same meaning, otherwise 2.5"
+    )
     return parser.parse_args()
 
 
@@ -52,7 +54,7 @@ def fragment(cfg: Config, base: str, beside: bool = False, **settings: float | N
         cfg: Config of a distillation that has a ConfigurableDistiller of MMRazor.
         base: Its path.
         beside: Whether losses of logits are kept.
-        settings: ``tau`` and ``loss_weight``, where given.
+        settings: ``tau`` and ``loss_weight``, if given.
 
     Raises:
         ValueError: If the config is no distillation of logits, or does not train the student.
@@ -90,7 +92,7 @@ def check(cfg: Config) -> None:
 
 
 def _kind(loss: dict) -> str:
-    """The type of a loss of MMRazor without its scope; '' for another package's."""
+    """Return the type of an MMRazor loss without its scope; '' for another package's."""
     scope, _, name = loss.get('type', '').rpartition('.')
     return name if scope in ('', 'mmrazor') else ''
 
@@ -107,8 +109,7 @@ def _loss(cfg: Config, replaced: dict, settings: dict[str, float | None]) -> dic
 
 
 def has_labels(cfg: Config) -> bool:
-    """Whether each image has one class: mixed images and those of a generator have none, and there the weight looks at
-    the teacher's class."""
+    """Whether each image has one class, unlike mixed or generated ones, whose weight uses the teacher's class."""
     student = network_config(cfg)
     mixed = (student.get('data_preprocessor') or {}).get('batch_augments') or (student.get('train_cfg') or {}).get(
         'augments'
@@ -128,7 +129,7 @@ def _recorder(recorders: dict | None, kind: str, fits: Any) -> str | None:
 
 
 def _labels(cfg: Config) -> tuple[dict, dict]:
-    """Recorders to add, and where labels are recorded."""
+    """Return the recorders to add, and where labels are recorded."""
     for side in ('student', 'teacher'):  # a self-distillation's teacher is the student
         if side == 'teacher' and cfg.model.get('teacher'):
             continue
@@ -144,7 +145,7 @@ def _labels(cfg: Config) -> tuple[dict, dict]:
 
 
 def _replacing(distiller: dict, name: str, labels: dict) -> dict:
-    """What changes in the mapping of a replaced loss."""
+    """Return the changes to the mapping of a replaced loss."""
     mapping = distiller['loss_forward_mappings'][name]
     names = LOGIT_LOSSES[_kind(distiller['distill_losses'][name])]
     changed = {} if 'gt_labels' in mapping else {'gt_labels': labels}
@@ -155,7 +156,7 @@ def _replacing(distiller: dict, name: str, labels: dict) -> dict:
 
 
 def _adding(cfg: Config, recorders: dict, labels: dict) -> tuple[dict, dict]:
-    """The mapping of a further loss, and all recorders to add: the student's logits are what its own loss is given."""
+    """Return the mapping of an added loss, and all recorders; student logits are those that its own loss reads."""
     teachers = cfg.model.get('teachers')
     source = f'{next(iter(teachers))}.head' if teachers else 'head'
     teacher = _recorder(
@@ -171,7 +172,7 @@ def _adding(cfg: Config, recorders: dict, labels: dict) -> tuple[dict, dict]:
 
 
 def _lines(key: str, value: Any, end: str, indent: str = '') -> Iterator[str]:
-    """``key=value`` in one line if it fits, else one for each entry."""
+    """Yield ``key=value`` in one line if it fits, otherwise in a line for each entry."""
     line = f'{indent}{key}={_code(value)}{end}'
     if len(line) <= WIDTH:
         yield line

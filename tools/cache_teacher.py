@@ -1,7 +1,6 @@
-"""Teach once: keep what a config's teacher says of V augmented views of its training set, for many runs to read.
+"""Build a teacher cache: store a teacher's answers to V augmented views of its training set, for many runs to read.
 
-A run that was killed goes on where it stopped when it is started again. A finished cache is checked, and can be given
-more views.
+The same command resumes a run that was killed. A finished cache is verified, and more views can be added to it.
 """
 
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
@@ -22,11 +21,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out', help="the cache's folder; default: the config's teacher_cache, or <work dir>/teacher_cache"
     )
-    parser.add_argument('--seed', type=int, default=0, help='of the views')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the views')
     parser.add_argument(
         '--top-k', type=int, metavar='K', help='keep the K largest logits and the mass of the others; default: keep all'
     )
-    parser.add_argument('--dtype', choices=['float32', 'float16'], default='float32', help='of the logits')
+    parser.add_argument('--dtype', choices=['float32', 'float16'], default='float32', help='type of the stored logits')
     parser.add_argument(
         '--taus',
         type=float,

@@ -1,8 +1,8 @@
 """Compare a student alone, with plain and with weighted soft labels, or any configs: several seeds, one teacher.
 
-Give the folder that tools/new_pair.py wrote, a distillation alone, whose student alone and plain soft labels are then
-compared with it, or several configs. The teacher is trained first if the file that teacher_ckpt names is not there.
-The same command goes on where it was stopped. Figures are those of the last epoch.
+Give the folder that tools/new_pair.py wrote, or several configs, or a single distillation, which is then compared with
+its student alone and with plain soft labels. The teacher is trained first if the file in teacher_ckpt does not exist.
+The same command resumes where it was stopped. Scores are those of the last epoch.
 """
 
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
@@ -24,6 +24,7 @@ from mmwsl.engine.comparison import (
     Metric,
     Plan,
     draw,
+    epochs_of,
     metric_of,
     on_validation_data,
     plan,
@@ -46,11 +47,11 @@ def parse_args() -> argparse.Namespace:
         '--views',
         type=int,
         metavar='V',
-        help='ask the teacher once for V views of each training '
-        'image, and teach with these: KD and WSL are then about as fast as the student alone',
+        help='run the teacher only once, on V views of each training image, and distil from its stored answers: KD and '
+        'WSL are then about as fast as the student alone',
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='for every run, as in tools/train.py'
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='settings of every run, as in tools/train.py'
     )
     parser.add_argument('--out', type=Path, help='folder for the runs; default: work_dirs/<name of the first CONFIG>')
     args = parser.parse_args()
@@ -60,7 +61,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def ask_teacher(tool: str, config: Path, options: Sequence[str], *arguments: str) -> None:
-    """Run a tool on a distillation with its teacher; end with the tool's last line if it fails."""
+    """Run a tool on a distillation with its teacher; raise RuntimeError with the tool's last line if it fails."""
     command = [
         sys.executable,
         '-W',
@@ -76,7 +77,7 @@ def ask_teacher(tool: str, config: Path, options: Sequence[str], *arguments: str
 
 
 def score_of_teacher(planned: Plan, metric: Metric, out: Path) -> float:
-    """Return the score of the teacher's last epoch, or test one that is not trained here."""
+    """Return the score of the teacher's last epoch; test a teacher that is not trained here."""
     if planned.teacher_ckpt is None:
         return metric.scores(runs.scalars(planned.teacher.work_dir))[-1]
     found = out / 'teacher.json'
@@ -98,10 +99,10 @@ def train(planned: Plan, args: argparse.Namespace) -> dict[str, list[list[dict]]
     """Train all that is not trained yet, and return the logs of each arm."""
     cores = os.cpu_count() or 1
     if planned.teacher_ckpt is None:
-        tell(f'Training the teacher, {planned.teacher.config}, {planned.teacher.epochs} epochs ...')
+        tell(f'Training the teacher, {planned.teacher.config}, {epochs_of(planned.teacher.config)} epochs ...')
         train_all(TRAIN, [planned.teacher], 1, cores, tell)
     if args.views:
-        tell(f'Keeping what the teacher says of {args.views} views of each image ...')
+        tell(f'Storing the answers of the teacher for {args.views} views of each image ...')
         ask_teacher(
             'cache_teacher.py',
             planned.taught,

@@ -1,8 +1,8 @@
-"""Distil a small network on real handwritten digits, against its controls: minutes on two cores, nothing downloaded.
+"""Distil a small network on real handwritten digits, and compare it with its controls: minutes on two cores.
 
 Trains a teacher, then the same student alone, with plain soft labels and with weighted soft labels, several seeds each,
-through tools/train.py and the configs of this repository. Prints a table and draws a picture. --task seg, multi and det
-do so on scenes of digits: a class for each pixel, several labels of an image, boxes.
+through tools/train.py and the configs of this repository. Prints a table and draws a picture. Nothing is downloaded.
+--task seg, multi and det do the same on scenes of digits: a class for each pixel, several labels for an image, boxes.
 """
 
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
@@ -22,6 +22,7 @@ from mmengine.registry import DATASETS, FUNCTIONS, MODELS, init_default_scope
 
 from mmwsl.engine.comparison import ALONE, PLAIN, WEIGHTED, Metric, Trained, draw, table, train_all
 from mmwsl.utils.checkpoint import load_network
+from mmwsl.utils.pictures import pyplot
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = ROOT / 'tools/train.py'
@@ -39,7 +40,7 @@ class Task:
     metric: Metric
     seeds: int
     package: str = ''
-    """Of the extra ``dense``."""
+    """A package of the extra ``dense`` that it needs."""
 
 
 TASKS = {
@@ -83,7 +84,7 @@ TASKS = {
 
 
 def run_all(task: Task, out: Path, seeds: int, jobs: int) -> tuple[float, dict[str, list[list[dict]]]]:
-    """The teacher's score, and the logs of each arm."""
+    """Train the teacher and all arms; return the teacher's score, and the logs of each arm."""
     for record in out.glob('*/run.json'):  # an earlier demo's
         shutil.rmtree(record.parent)
     print('Training the teacher ...', flush=True)
@@ -119,12 +120,8 @@ def last_checkpoint(config: str, work_dir: Path) -> Path:
 
 
 def draw_scenes(task: Task, out: Path, path: Path) -> None:
-    """Some test scenes with what is in them, and what the teacher and each arm of seed 0 find there."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
+    """Draw some test scenes: what is in them, and what the teacher and each arm of seed 0 find there."""
+    plt = pyplot()
     MMLogger.get_current_instance().setLevel('WARNING')  # no line for each checkpoint
     found = {'Teacher': predicted(task.teacher, last_checkpoint(task.teacher, out / 'teacher'))}
     for arm, config in task.arms.items():  # a student is the same network, whoever taught it
@@ -139,7 +136,7 @@ def draw_scenes(task: Task, out: Path, path: Path) -> None:
 
 
 def predicted(config: str, checkpoint: Path) -> list[tuple[Any, Any]]:
-    """The first test scenes, images of shape (H, W), with what a config's network makes of them."""
+    """Return the first test scenes, as images of shape (H, W), with the predictions of a config's network."""
     cfg = Config.fromfile(ROOT / f'configs/{config}.py')
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     model = MODELS.build({'data_preprocessor': cfg.data_preprocessor, **cfg.model})
@@ -182,15 +179,15 @@ def main() -> None:
         '--task',
         choices=TASKS,
         default='cls',
-        help='cls: which digit; the others are of scenes of digits, and seg and det need the extra dense',
+        help='cls: single digits; the others: scenes of digits. seg and det need the extra dense',
     )
-    parser.add_argument('--seeds', type=int, help='runs of each arm; default: 5, of the other tasks 3')
+    parser.add_argument('--seeds', type=int, help='runs of each arm; default: 5 for cls, 3 for the others')
     parser.add_argument('--jobs', type=int, default=min(4, os.cpu_count() or 1), help='runs at a time')
     parser.add_argument('--out', type=Path, help='default: work_dirs/demo, or work_dirs/demo_TASK')
     args = parser.parse_args()
     task = TASKS[args.task]
     if task.package and find_spec(task.package) is None:
-        parser.error(f'--task {args.task} needs {task.package}: make install DENSE=1, or the extra dense')
+        parser.error(f'--task {args.task} needs {task.package}: run make install DENSE=1, or install the extra dense')
     out = (args.out or Path('work_dirs/demo' if args.task == 'cls' else f'work_dirs/demo_{args.task}')).resolve()
     teacher, logs = run_all(task, out, args.seeds or task.seeds, args.jobs)
     print('\n' + table(task.metric, teacher, logs))

@@ -57,7 +57,7 @@ class Part:
     name: str
     command: list[str]
     worth: float
-    """The largest share of the limit that it may take: one that hangs leaves time to the others."""
+    """The largest share of the limit that it may take, so that one that hangs leaves time to the others."""
     log: str = 'log.txt'
     """File under --out that gets its output."""
     needs: tuple[Path, ...] = ()
@@ -65,18 +65,18 @@ class Part:
     collect: Callable[[], None] = lambda: None
     """Brings its results so far under --out; called every few seconds and at its end."""
     interrupted: bool = False
-    """Whether it is ended as by Ctrl-C, upon which pytest tells of the failures that it has seen."""
+    """Whether it is ended as by Ctrl-C, after which pytest reports the failures so far."""
 
 
 @dataclass
 class Session:
-    """Carries out parts one after the other, and keeps in ``status``, and on disk, what became of each.
+    """Carries out parts one after the other, and keeps the state of each in ``status`` and on disk.
 
     Args:
         out: Folder for the results.
         limit: Seconds of all parts together.
-        left: How many of them are left.
-        environment: Of the parts.
+        left: Returns how many of them are left.
+        environment: Environment variables of the parts.
     """
 
     out: Path
@@ -91,7 +91,7 @@ class Session:
             why = f'there is no {", ".join(missing)}' if missing else 'no time was left'
             self.status['parts'].append({'name': part.name, 'state': 'skipped', 'why': why})
             return self.save()
-        record = {'name': part.name, 'state': 'running'}
+        record: dict[str, str | float] = {'name': part.name, 'state': 'running'}
         self.status['parts'].append(record)
         self.save()
         try:
@@ -131,12 +131,12 @@ class Session:
 
 
 def hear_interrupts() -> None:
-    """Undo what a shell does to a job in its background, which then ignores SIGINT, and so does all that it starts."""
+    """Let a process react to SIGINT, which a shell makes its background jobs ignore."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def end(process: subprocess.Popen, interrupted: bool) -> None:
-    """End a process that still runs, and all that it started."""
+    """End a process that is still running, and all that it started."""
     if process.poll() is not None:
         return
     if interrupted:
@@ -157,7 +157,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def parts_of(args: argparse.Namespace) -> list[Part]:
-    """What is to be run, most valuable first."""
+    """Return the parts to run, most valuable first."""
     teacher, chosen = args.teachers / TEACHER, dict(args.parts)
     parts = [
         cuda_tests(args),
@@ -199,11 +199,11 @@ def installation(args: argparse.Namespace) -> Part:
 
 
 def cuda_tests(args: argparse.Namespace) -> Part:
-    """Those that run on a GPU, from files that have one: the others would be collected for nothing."""
+    """Return the tests that run on a GPU, from the files that have some: others would be collected for nothing."""
     files = [path for path in sorted((ROOT / 'tests').rglob('test_*.py')) if 'cuda' in path.read_text()]
     workers = [f'--numprocesses={WORKERS}'] if find_spec('xdist') else []
     if args.rehearse:
-        files, workers = [ROOT / 'tests/test_models/test_losses/test_wsl_loss.py'], []  # they skip there
+        files, workers = [ROOT / 'tests/test_models/test_losses/test_wsl_loss.py'], []  # which skips its GPU tests
     return Part(
         'tests',
         [
@@ -267,7 +267,7 @@ def loss_benchmark(args: argparse.Namespace) -> Part:
 
 
 def step_benchmark(args: argparse.Namespace) -> Part:
-    """A training step with each kind of teacher, with images on the device, compiled, of MMRazor and of timm."""
+    """Return the benchmark of a training step: kinds of teachers, images on the device, compiled, MMRazor, timm."""
     out, sizes = args.work / 'step', ['--steps', '60', '--seconds', '60']
     if args.rehearse:
         sizes = ['--steps', '7', '--groups', 'plain', 'device']  # the first five are not counted
@@ -282,13 +282,13 @@ def step_benchmark(args: argparse.Namespace) -> Part:
 
 
 def collect_steps(work: Path, out: Path) -> None:
-    """Bring the benchmark's figures over, but neither its teacher cache nor its runs."""
+    """Copy the benchmark's figures, but neither its teacher cache nor its runs."""
     if (work / 'train_step.json').exists():
         write_whole(out / 'train_step.json', (work / 'train_step.json').read_text())
 
 
 def sweep(args: argparse.Namespace) -> Part:
-    """The paper's recipe in so many of its 240 epochs; rehearsed on 200 images, or on the digits without CIFAR-100."""
+    """Return the paper's recipe in ``--epochs`` of its 240; a rehearsal has 200 images, or the digits without CIFAR."""
     needs: tuple[Path, ...] = (args.data / 'cifar-100-python/train', args.teachers / TEACHER)
     configs = [ROOT / 'configs/vanilla/r20_cifar100.py', *taught(args)]
     datasets = ('train_dataloader.dataset.dataset', 'val_dataloader.dataset')
@@ -324,7 +324,7 @@ def sweep(args: argparse.Namespace) -> Part:
 
 
 def taught(args: argparse.Namespace) -> list[Path]:
-    """Configs of the field's recipe, plain and weighted soft labels, with the teacher that was imported."""
+    """Write configs of the field's recipe, plain and weighted soft labels, with the imported teacher."""
     paths = []
     for name in ('kd-hinton', 'kd', 'wsl'):
         paths.append(args.work / f'configs/{name}_r56_r20_cifar100.py')
@@ -367,7 +367,7 @@ def environment_of(args: argparse.Namespace) -> dict[str, str]:
 
 
 def card() -> str:
-    """The name of the GPU.
+    """Return the name of the GPU.
 
     Raises:
         SystemExit: If torch sees none.
@@ -403,13 +403,13 @@ def parse_args() -> argparse.Namespace:
         type=part_named,
         default=[(name, None) for name in PARTS],
         metavar='PART',
-        help=f'of {", ".join(PARTS)}; default: all. PART=SECONDS: for so long at most',
+        help=f'one of {", ".join(PARTS)}; default: all. PART=SECONDS limits its time',
     )
     parser.add_argument(
         '--epochs', type=int, default=EPOCHS, help=f"of the runs, {EPOCHS} if not given; 240 are the paper's"
     )
     parser.add_argument('--out', type=Path, default=Path('work_dirs/gpu/results'), help='folder for the results')
-    parser.add_argument('--work', type=Path, help='folder for all else; default: work_dirs/gpu')
+    parser.add_argument('--work', type=Path, help='folder for everything else; default: work_dirs/gpu')
     parser.add_argument('--data', type=Path, default=Path('data/cifar100'), help='folder with cifar-100-python')
     parser.add_argument('--teachers', type=Path, default=Path('checkpoints'), help=f'folder with {TEACHER}')
     parser.add_argument('--wheels', type=Path, help='folder with the wheels of the stack')

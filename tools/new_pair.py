@@ -1,7 +1,7 @@
 """Write the configs of a teacher and a student for a folder of images: WSL, KD, and each network alone.
 
 The folder has train/<class>/<image> and val/<class>/<image> (or valid, validation, test), or <class>/<image>, which is
-then split. It is only read. A network is one of configs/_base_/models, mmpretrain's or timm's, by its name.
+then split. Nothing in it is changed. Networks have the names of configs/_base_/models, mmpretrain or timm.
 """
 
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from mmwsl.datasets.image_folder import inspect_folder
-from mmwsl.engine.new_pair import get_network, pixels_for, recipe, write_pair
+from mmwsl.engine.new_pair import get_network, pixels_for, recipe
+from mmwsl.engine.pair_configs import write_pair
 from mmwsl.engine.runs import roughly
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,26 +27,26 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--teacher-ckpt',
         metavar='FILE',
-        help='a teacher that knows these classes already; otherwise it is trained on them',
+        help='file of a teacher that knows these classes already; without it the teacher is trained first',
     )
     parser.add_argument(
         '--teacher-start',
         metavar='FILE',
-        help="file or URL of weights, of other classes, with which the teacher's training begins",
+        help='file or URL of weights, trained on other classes, from which the teacher starts',
     )
-    parser.add_argument('--student-start', metavar='FILE', help="the same for the student's")
+    parser.add_argument('--student-start', metavar='FILE', help='the same for the student')
     parser.add_argument(
         '--pixels',
         type=int,
         choices=[32, 224],
-        help='edge at which images are read; default: 32 if their shorter edges are up to 64 pixels, otherwise 224',
+        help='size at which images are read; default: 32 if their shorter edges are up to 64 pixels, otherwise 224',
     )
     parser.add_argument(
         '--minutes',
         type=float,
         default=60,
-        help='what teacher, student alone, KD and WSL together '
-        'may take on this machine, about; fewer minutes, fewer epochs (default: %(default)g)',
+        help='about how long teacher, student alone, KD and WSL together may take on this machine, which limits the '
+        'epochs (default: %(default)g)',
     )
     parser.add_argument('--out', type=Path, help='folder for the configs; default: configs/<name of the data>')
     args = parser.parse_args()
@@ -56,7 +57,7 @@ def parse_args() -> argparse.Namespace:
             parser.error(f'there is no file {file}')
     args.out = args.out or Path('configs') / args.data.resolve().name
     if (args.out / 'wsl.py').exists():
-        parser.error(f'{args.out}/wsl.py is there already: choose another folder with --out, or delete it')
+        parser.error(f'{args.out}/wsl.py exists already: choose another folder with --out, or delete it')
     return args
 
 

@@ -1,4 +1,4 @@
-"""Write docs/pairs.md: which weighting goes with which loss. Each pair is tried, so the page says what is so."""
+"""Write docs/pairs.md, which says which weighting goes with which loss, by trying each pair."""
 
 import mmwsl.registry  # noqa: I001  readies the stack, so it comes first
 
@@ -20,9 +20,9 @@ from mmwsl.utils import whole_file
 from mmwsl.utils.text import table
 
 PAGE = Path(__file__).resolve().parent.parent / 'docs/pairs.md'
-# what a part cannot be built without, and settings that decide where it is defined
-NEEDED = {'ProductWeighting': dict(factors=[dict(type='WSLWeighting'), dict(type='EntropyWeighting')])}
-SETTINGS = {
+# arguments that a part needs, and settings that change for which pairs it is defined
+NEEDED: dict[str, dict] = {'ProductWeighting': dict(factors=[dict(type='WSLWeighting'), dict(type='EntropyWeighting')])}
+SETTINGS: dict[str, list[dict]] = {
     'BernoulliKD': [dict(per_class=False)],
     'DIST': [dict(beta=0)],
     'WSLWeighting': [dict(teacher_losses='FILE')],
@@ -40,7 +40,7 @@ weighting=dict(type='WSLWeighting'))` among `model.distiller.distill_losses`. Bo
 
 
 def parts(kind: type) -> dict[str, dict[str, Any]]:
-    """Configs of all registered losses, or weightings, of this project, by what the page calls them."""
+    """Return the configs of this project's registered losses, or weightings, by their names on the page."""
     names = sorted(
         name
         for name, part in MODELS.module_dict.items()
@@ -56,7 +56,7 @@ def parts(kind: type) -> dict[str, dict[str, Any]]:
 
 
 def why_not(loss: dict, weighting: dict) -> str:
-    """Why a pair is refused; '' for one that is defined."""
+    """Return why a pair is refused; '' if it is defined."""
     try:
         WeightedLoss(loss, weighting)
     except ValueError as error:
@@ -65,6 +65,7 @@ def why_not(loss: dict, weighting: dict) -> str:
 
 
 def page() -> str:
+    """Return the page: its prose, the table of pairs and the reasons for refusals."""
     with mock.patch.object(TeacherLosses, 'load', return_value=SimpleNamespace(losses=np.zeros(1, np.float32))):
         losses, weightings = parts(SampleLoss), parts(SampleWeighting)
         refusals = [[why_not(loss, weighting) for loss in losses.values()] for weighting in weightings.values()]

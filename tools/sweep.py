@@ -1,8 +1,8 @@
 """Train configs x settings x seeds, and keep each run's config, log and figures under results/.
 
-A sweep that was killed goes on where it stopped when the same command is given again; a run that is finished in its
-work dir is not repeated. A result of the same command is replaced, one of another is not.
-All configs are run with the first seed, then all with the second. The project's tables are made by tools/results/.
+The same command resumes a sweep that was killed; runs that are finished in their work dirs are not repeated. A result
+of the same command is replaced, that of another command is not. All configs are run with the first seed, then all with
+the second. The project's tables are made by tools/results/.
 """
 
 import mmwsl.registry  # noqa: I001  readies the stack, so it comes first
@@ -37,13 +37,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Run:
+    """A config with settings and a seed."""
+
     config: Path
     settings: tuple[tuple[str, str], ...]
     seed: int
 
     @property
     def name(self) -> str:
-        """Of the config, with the last part of each setting's key, and the seed."""
+        """The name of the config, with the last part of each setting's key, and the seed."""
         settings = ''.join(f'-{key.rpartition(".")[2]}={value.replace("/", "_")}' for key, value in self.settings)
         return f'{self.config.stem}{settings}-seed={self.seed}'
 
@@ -53,21 +55,21 @@ class Run:
 
 
 def plan(configs: list[Path], settings: list[str], seeds: list[int]) -> list[Run]:
-    """Every combination, the seed changing last.
+    """Return every combination; the seed changes last.
 
     Args:
         configs: Config files.
         settings: ``key=value1,value2`` each; commas in brackets belong to a value.
-        seeds: Of the runs.
+        seeds: Seeds of the runs.
 
     Raises:
-        ValueError: If a setting has no value or white space, or two runs would have the same name.
+        ValueError: If a setting has no value or has spaces, or two runs would have the same name.
     """
     choices = []
     for setting in settings:
         key, equals, values = setting.partition('=')
         if not (key and equals and values) or ' ' in setting:
-            raise ValueError(f'--set takes KEY=VALUE1,VALUE2 without white space (a list as [1,2]), got {setting!r}')
+            raise ValueError(f'--set takes KEY=VALUE1,VALUE2 without spaces (a list as [1,2]), got {setting!r}')
         choices.append([(key, value) for value in split(values)])
     planned = [
         Run(config, combination, seed)
@@ -82,7 +84,7 @@ def plan(configs: list[Path], settings: list[str], seeds: list[int]) -> list[Run
 
 
 def split(values: str) -> list[str]:
-    """At the commas outside brackets."""
+    """Split a text at the commas outside brackets."""
     parts, depth = [''], 0
     for char in values:
         depth += (char in '[(') - (char in '])')
@@ -94,9 +96,10 @@ def split(values: str) -> list[str]:
 
 
 def carry_out(run: Run, args: argparse.Namespace) -> dict:
+    """Train a run to its end, keep its result, and return it."""
     work_dir, kept = args.work_dir / run.name, KeptRuns(args.results)
     runs.train(ROOT / 'tools/train.py', run.config, work_dir, [*run.options, *args.cfg_options], args.threads)
-    # what an earlier sweep kept of this run says on which machine, by how many jobs
+    # a result that an earlier sweep kept states the machine and the jobs of that sweep
     found = kept.find(run.name)
     if found and found.get('started') == runs.started(work_dir):
         return found
@@ -120,13 +123,13 @@ def carry_out_together(planned: list[Run], args: argparse.Namespace) -> list[dic
 
 
 class OnSlurm:
-    """Carries a run out as a job of submitit's, and again when Slurm preempts it or its time is up."""
+    """Carries a run out as a submitit job, and again if Slurm preempts it or its time is up."""
 
     def __call__(self, run: Run, args: argparse.Namespace) -> dict:
         return carry_out(run, args)
 
     def checkpoint(self, run: Run, args: argparse.Namespace) -> Any:
-        """Wait for the training, which has the same signal and saves its step, and ask for the job once more."""
+        """Wait for the training, which gets the same signal and saves its state, and queue the job again."""
         import submitit
 
         with suppress(ChildProcessError):  # it has ended
@@ -135,12 +138,12 @@ class OnSlurm:
 
 
 def carry_out_on_slurm(planned: list[Run], args: argparse.Namespace, cluster: str = 'slurm') -> Iterator[dict]:
-    """Hand all runs to Slurm as one array of jobs, and wait for them in their order.
+    """Submit all runs to Slurm as one array of jobs, and wait for them in order.
 
     Args:
         planned: The runs.
-        args: Of this tool; the jobs see the same folders.
-        cluster: An executor of submitit's: 'slurm', or 'local' and 'debug' for this machine.
+        args: Arguments of this tool; the jobs see the same folders.
+        cluster: A submitit executor: 'slurm', or 'local' and 'debug' for this machine.
 
     Raises:
         ImportError: If submitit is not installed.
@@ -164,13 +167,13 @@ def carry_out_on_slurm(planned: list[Run], args: argparse.Namespace, cluster: st
 
 
 def check_results(planned: list[Run], args: argparse.Namespace) -> None:
-    """Raise ValueError where a result is kept of a run with other options, which these would replace."""
+    """Raise ValueError if this command would replace the result of a run with other options."""
     kept = {run['name']: run['options'] for run in KeptRuns(args.results).all()}
     for run in planned:
         if kept.get(run.name, args.cfg_options) != args.cfg_options:
             raise ValueError(
                 f'{args.results} keeps the result of {run.name} with the options {kept[run.name]}, not '
-                f'{args.cfg_options}: choose other --results, or delete its line in runs.jsonl there'
+                f'{args.cfg_options}: choose another --results, or delete its line in runs.jsonl there'
             )
 
 
@@ -255,8 +258,8 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         default=[],
         metavar='KEY=VALUE',
-        help='for every run, as in tools/train.py; tables show a run only where these say no more than '
-        'where files lie, how they are read and what is logged',
+        help='settings of every run, as in tools/train.py; tables show a run only if these state no more than '
+        'where files are, how they are read and what is logged',
     )
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
     parser.add_argument(
@@ -268,7 +271,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--slurm',
         metavar='PARTITION',
-        help='hand each run to Slurm, as one array of jobs (needs '
+        help='submit the runs to Slurm as one array of jobs (needs '
         'mmwsl[slurm]); a job that is preempted or runs out of time is queued again and continues',
     )
     parser.add_argument(
@@ -276,10 +279,12 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         default=[],
         metavar='KEY=VALUE',
-        help="of submitit's update_parameters, e.g. timeout_min=240 gpus_per_node=1 "
+        help="arguments of submitit's update_parameters, e.g. timeout_min=240 gpus_per_node=1 "
         'slurm_array_parallelism=8 slurm_qos=low',
     )
-    parser.add_argument('--threads', type=int, help='of each run, on a CPU; default: all cores, shared out to the jobs')
+    parser.add_argument(
+        '--threads', type=int, help='threads of each run, on a CPU; default: all cores, divided among the jobs'
+    )
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/sweep'), help='a folder for each run in here')
     parser.add_argument('--results', type=Path, default=Path('results'))
     args = parser.parse_args()
@@ -291,7 +296,7 @@ def main() -> None:
     args = parse_args()
     planned = plan(args.configs, args.settings, args.seeds)
     for config in args.configs:
-        Config.fromfile(config)  # a mistake in the last config must not wait for the runs before it
+        Config.fromfile(config)  # finds a mistake in the last config before the first run
     check_results(planned, args)
     with ThreadPoolExecutor(args.jobs) as pool:
         results = (

@@ -1,13 +1,13 @@
-"""Get L_t from elsewhere than the teacher as it is: a file with a loss of each training image, or a temperature.
+"""Get L_t from elsewhere than the live teacher: from a file with each training image's loss, or by a temperature.
 
     teacher_losses.py CONFIG [CKPT] --out FILE                    the teacher's losses, as it answers now
     teacher_losses.py --folds CONFIG CKPT0 CKPT1 ... --out FILE   each by the network that did not see the image's fold
     teacher_losses.py --folds CONFIG CKPT0 CKPT1 ... --calibrate  the temperature that fits what they did not see
     teacher_losses.py --fold K CONFIG [CKPT] --calibrate          the same of one network, trained without fold K
 
-CONFIG is that of a network alone or of a distillation, whose teacher is then asked. The checkpoint of fold k is that of
+CONFIG is that of a network alone, or of a distillation, whose teacher is then used. The checkpoint of fold k is that of
 a network trained with dict(type='mmwsl.Fold', fold=k, folds=..., dataset=...) around the training set. Nothing is
-trained, and no test image is looked at: images are those of the training set, through the pipeline of validation.
+trained, and no test image is used: images are those of the training set, read by the validation pipeline.
 """
 
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
@@ -36,8 +36,8 @@ def parse_args() -> argparse.Namespace:
     held_out.add_argument(
         '--folds',
         action='store_true',
-        help='checkpoints are those of all folds, in order; seed and '
-        "number are those of the config's mmwsl.Fold, or 0 and that of the checkpoints",
+        help="the CKPTs are those of all folds, in order; the folds' number and seed are those of the config's "
+        'mmwsl.Fold, otherwise the number of CKPTs and 0',
     )
     held_out.add_argument(
         '--fold',

@@ -42,20 +42,20 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         'tta_model and tta_pipeline, or mean class scores of the image and its mirror image',
     )
     parser.add_argument('--out', help='file for the results: .pkl, or .json for metrics')
-    parser.add_argument('--out-item', choices=['metrics', 'pred'], help='what --out takes; default: pred')
+    parser.add_argument('--out-item', choices=['metrics', 'pred'], help='what to write to --out; default: pred')
     parser.add_argument('--verbose', action='store_true', help="show mmengine's whole log, which is in its file, too")
     args = parser.parse_args(arguments)
     if args.out_item and not args.out:
         parser.error('--out-item needs --out')
     if args.out and args.out_item != 'metrics' and not args.out.endswith('.pkl'):
-        parser.error(f'predictions are written to a .pkl file, got --out {args.out}; --out-item metrics takes .json')
+        parser.error(f'predictions are written to a .pkl file, got --out {args.out}: give --out-item metrics for .json')
     if not args.checkpoint and not args.teacher:
         parser.error('a checkpoint is needed, unless --teacher is given')
     return args
 
 
 def choose_model(cfg: Config, args: argparse.Namespace) -> None:
-    """Leave in the config the one network that is tested: a teacher is not built to test its student."""
+    """Reduce the config to the network that is tested, so that no teacher is built to test its student."""
     if args.teacher and 'teacher' not in cfg.model:
         raise ValueError(f'{args.config} has no teacher: its model is a {cfg.model.type}')
     args.checkpoint = choose_network(cfg, 'teacher' if args.teacher else 'architecture', args.checkpoint)
@@ -63,7 +63,7 @@ def choose_model(cfg: Config, args: argparse.Namespace) -> None:
 
 @contextmanager
 def around_the_network(cfg: Config, tta: bool) -> Iterator[None]:
-    """Take a model for test-time augmentation off a config's model, and put it back on, or on demand a new one."""
+    """Take a config's wrapper for test-time augmentation off in this context; restore it or, for tta, add one after."""
     model = None
     if 'module' in cfg.model:
         model, cfg.model = cfg.model, cfg.model.pop('module')
@@ -77,17 +77,17 @@ def around_the_network(cfg: Config, tta: bool) -> Iterator[None]:
 
 
 def set_tta_pipeline(cfg: Config) -> None:
-    """Have each test image read as the config's tta_pipeline says, or twice, once mirrored.
+    """Read each test image by the config's tta_pipeline or, without one, twice: as it is and mirrored.
 
     Raises:
-        ValueError: If the images were read before, and lie on the device.
+        ValueError: If the images have been read already, and are kept on the device.
     """
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         if dataset.type == 'mmwsl.DeviceDataset':
             raise ValueError(
-                '--tta transforms each image when it is read, and the images of a mmwsl.DeviceDataset are '
-                'kept on the device: give the dataset alone in test_dataloader, with collate_fn='
+                '--tta transforms each image when it is read, but the images of a mmwsl.DeviceDataset are '
+                'kept on the device. Give the dataset alone in test_dataloader, with collate_fn='
                 "dict(type='default_collate')"
             )
         dataset = dataset.dataset
@@ -99,7 +99,7 @@ def set_tta_pipeline(cfg: Config) -> None:
 
 
 def network_of(model: Any) -> Any:
-    """The network inside wrappers for several processes and for test-time augmentation."""
+    """Return the network inside wrappers for several processes and for test-time augmentation."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model

@@ -33,7 +33,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CKPT',
-        help='go on from a checkpoint; without a value, from the latest in the work dir, if any',
+        help='resume from a checkpoint; without a value, from the latest in the work dir, if any',
     )
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
     parser.add_argument(
@@ -44,14 +44,15 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--strategy',
         choices=sorted(CHOICES),
-        help='shard the student over the processes (docs/scale.md says which one serves whom)',
+        help='shard the student over the processes (docs/scale.md compares the strategies)',
     )
-    parser.add_argument('--no-persistent-workers', action='store_true', help='make workers anew for each epoch')
+    parser.add_argument('--no-persistent-workers', action='store_true', help='start new workers for each epoch')
     parser.add_argument('--verbose', action='store_true', help="show mmengine's whole log, which is in its file, too")
     return parser.parse_args(arguments)
 
 
 def apply_training_options(cfg: Config, args: argparse.Namespace) -> None:
+    """Apply the options that only training has, in place."""
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
         cfg.get('default_hooks', {}).get('checkpoint', {}).pop('save_best', None)  # there is nothing to choose by

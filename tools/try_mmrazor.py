@@ -41,8 +41,8 @@ IMAGES = 4
 SIZES = {'byot_resnet18_8xb16_cifar100': 32, 'kd_logits_resnet50_mobilenet-v2_8xb32_in1k': 64}  # in pixels; others: 16
 UNSAVED = ('default_hooks.checkpoint.interval=9', 'default_hooks.checkpoint.save_last=False')
 STAGES = ('loads', 'trains', 'resumes', 'takes WSL')
-_TRANSFER = {f'model.distiller.connectors.loss_s4_{side}feat.out_channel': 8 for side in 'st'}
-SMALLER = {  # settings that belong together, by config
+_TRANSFER: dict[str, Any] = {f'model.distiller.connectors.loss_s4_{side}feat.out_channel': 8 for side in 'st'}
+SMALLER: dict[str, dict[str, Any]] = {  # settings that belong together, by config
     'crd_neck_r50_r18_8xb16_cifar10': {
         'model.distiller.distill_losses.loss_crd.neg_num': 2,
         'model.distiller.distill_losses.loss_crd.sample_n': IMAGES,
@@ -76,7 +76,7 @@ GENERATED = (
 
 @dataclass
 class Row:
-    """What was found of a config."""
+    """The results for a config."""
 
     config: Path
     found: dict[str, bool] = field(default_factory=dict)
@@ -124,7 +124,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def configs() -> list[Path]:
-    """Those of the installed MMRazor for classification."""
+    """Return the installed MMRazor's configs for classification."""
     return sorted(CONFIGS.glob('*/*.py'))
 
 
@@ -133,7 +133,12 @@ def try_config(path: Path) -> Row:
     row = Row(path, reasons=[NOTES[path.stem]] if path.stem in NOTES else [])
     folder = Path(path.stem)
     folder.mkdir(exist_ok=True)
-    actions = (write_small, partial(train_small, steps=2), partial(train_small, steps=4), train_with_wsl)
+    actions: tuple[Callable[[Path, Path], None], ...] = (
+        write_small,
+        partial(train_small, steps=2),
+        partial(train_small, steps=4),
+        train_with_wsl,
+    )
     for stage, action in zip(STAGES, actions, strict=True):
         reason = failure(action, path, folder)
         row.found[stage] = not reason
@@ -148,7 +153,7 @@ def try_config(path: Path) -> Row:
 
 
 def failure(action: Callable[[Path, Path], None], path: Path, folder: Path) -> str:
-    """What an action fails with; its log is kept in the folder."""
+    """Return why an action fails, or ''; its log is kept in the folder."""
     with (folder / 'log').open('a') as log, redirect_stdout(log), redirect_stderr(log):
         try:
             action(path, folder)
@@ -194,7 +199,7 @@ def shrink_data(dataloader: ConfigDict, size: int) -> None:
 
 
 def dicts(value: Any) -> Iterator[dict]:
-    """All dicts in a value."""
+    """Yield all dicts in a value."""
     if isinstance(value, dict):
         yield value
     if isinstance(value, dict | list):
@@ -228,7 +233,7 @@ def write_weights(cfg: Config) -> None:
 
 
 def place(address: str) -> Path:
-    """Where a checkpoint is looked for; the folder is made."""
+    """Return where a checkpoint is looked for, and make its folder."""
     path = kept_download(address) if '://' in address else Path(address)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
@@ -242,14 +247,14 @@ def put(address: str, network: ConfigDict) -> None:
 
 @cache
 def random_weights(network: str) -> Path:
-    """A file with them, of a network by its config."""
+    """Write random weights for a network, given its config as JSON, and return the file."""
     path = Path(f'weights-{len(list(Path().glob("weights-*")))}.pth').resolve()
     torch.save(dict(state_dict=MODELS.build(ConfigDict(json.loads(network))).state_dict()), path)
     return path
 
 
 def train_small(path: Path, folder: Path, steps: int) -> None:
-    """Train to a number of steps; from the checkpoint of the second, if there is one."""
+    """Train for a number of steps; if there are more than two, resume from the checkpoint of the second."""
     cfg, resumes = Config.fromfile(folder / path.name), steps > 2
     length = f'max_epochs={steps // 2}' if cfg.train_cfg.by_epoch else f'max_iters={steps}'
     work_dir = folder / 'run'  # where a run writes its config
@@ -267,7 +272,7 @@ def train_small(path: Path, folder: Path, steps: int) -> None:
     )
     found = [line['step'] for line in logged(work_dir)]
     if found != list(range(1, steps + 1)):
-        raise RuntimeError(f'the steps are {found}, of {steps}')
+        raise RuntimeError(f'steps {found} are logged, expected 1 to {steps}')
 
 
 def train_with_wsl(path: Path, folder: Path) -> None:
@@ -292,7 +297,7 @@ def train_with_wsl(path: Path, folder: Path) -> None:
 
 
 def logged(work_dir: Path) -> list[dict]:
-    """What a work dir's runs logged of training steps, in order."""
+    """Return what a work dir's runs logged for training steps, in order."""
     lines = [
         json.loads(line)
         for path in sorted(work_dir.glob('*/vis_data/scalars.json'))
@@ -302,7 +307,7 @@ def logged(work_dir: Path) -> list[dict]:
 
 
 def launcher(cfg: Config) -> list[str]:
-    """Options for MMRazor's data-free distillation, which needs torch's wrapper around each of its networks."""
+    """Return options for MMRazor's data-free distillation, which needs torch's wrapper around each of its networks."""
     if 'generator' not in cfg.model:
         return []
     with socket.socket() as free:
@@ -317,7 +322,7 @@ def rows_of(rows: list[Row]) -> str:
 
 
 def page(text: str, rows: list[Row]) -> str:
-    """docs/mmrazor.md with another table."""
+    """Return docs/mmrazor.md with its table replaced."""
     return with_table(text, 'configs', 'try_mmrazor', rows_of(rows))
 
 

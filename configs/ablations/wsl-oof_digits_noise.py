@@ -1,4 +1,4 @@
-# L_t by networks that never saw the image, and learned from the same wrong labels.
+# L_t of networks that never saw the image, and learned from the same wrong labels.
 _base_ = '../wsl_digits_noise.py'
 
 model = dict(

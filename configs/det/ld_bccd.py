@@ -1,4 +1,4 @@
-# Localisation distillation (arXiv 2102.12252), which mmdet has: of boxes alone, with the settings of its own configs.
+# mmdet's localisation distillation (arXiv 2102.12252), of boxes alone, with the settings of its own configs.
 _base_ = ['student_bccd.py']
 
 model = dict(

@@ -1,5 +1,5 @@
 # RTMDet, by its own recipe: mmdet's teacher has 44.5 box AP, the student alone 40.9.
-# Mosaics are made of images that a worker has seen before, so a resumed run sees others than an unbroken one.
+# Mosaics are made of images that a worker has seen before, so a resumed run sees other ones than an unbroken run.
 # Not trained here.
 _base_ = ['mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py']
 

@@ -1,5 +1,5 @@
 # Channel-wise distillation (arXiv 2011.13256): MMRazor's loss, of logits before they are resized, as in its own config.
-# Its authors: temperature 1, weight 5.
+# Its authors use temperature 1 and weight 5.
 _base_ = ['wsl_digits-seg.py']
 
 model = dict(

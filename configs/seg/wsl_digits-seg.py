@@ -8,7 +8,7 @@ model = dict(
     teacher_ckpt='checkpoints/digits-seg_teacher.pth',
     distiller=dict(
         type='mmwsl.WSLDistiller',
-        # 1 / tau^2: with more, so small a network falls behind the one that learns alone
+        # 1 / tau^2: with more, such a small network falls behind the student alone
         distill_losses=dict(loss_wsl=dict(type='mmwsl.WSLLoss', tau=2.0, loss_weight=0.25)),
     ),
 )

@@ -1,4 +1,4 @@
-# For an L_t out of fold: as r20_cifar100_15e_fold.py, on the digits.
+# For an L_t out of fold: like r20_cifar100_15e_fold.py, on the digits.
 _base_ = 'digits_student.py'
 
 train_dataloader = dict(

@@ -1,4 +1,4 @@
-# For an L_t out of fold, from labels of which a fifth is wrong: as r20_cifar100_15e_fold_noise.py, on the digits.
+# For an L_t out of fold, with a fifth of the labels wrong: like r20_cifar100_15e_fold_noise.py, on the digits.
 _base_ = 'digits_student_noise.py'
 
 train_dataloader = dict(

@@ -7,7 +7,7 @@ _base_ = [
 
 model = _base_.digits_teacher
 train_cfg = dict(max_epochs=30)
-# a teacher has the time for more than the 600 images themselves
+# a teacher has the time to see more than the 600 images as they are
 train_dataloader = dict(
     dataset=dict(dataset=dict(pipeline=[dict(type='RandomCrop', crop_size=8, padding=1), dict(type='PackInputs')]))
 )

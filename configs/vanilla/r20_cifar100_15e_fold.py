@@ -1,5 +1,5 @@
-# For an L_t out of fold: a network that never saw a fifth of the training images. tools/teacher_losses.py --folds joins
-# the losses of five, fold=0 to 4.
+# For an L_t out of fold: a network that never saw a fifth of the training images. tools/teacher_losses.py --folds
+# combines the losses of five such networks, fold=0 to 4.
 _base_ = 'r20_cifar100_8e.py'
 
 train_dataloader = dict(

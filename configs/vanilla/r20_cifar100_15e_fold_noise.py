@@ -1,4 +1,4 @@
-# The same where a fifth of the training labels is wrong.
+# The same with a fifth of the training labels wrong.
 _base_ = 'r20_cifar100_8e_noise.py'
 
 train_dataloader = dict(

@@ -1,4 +1,4 @@
-"""What happens around a run: starting it, its hooks, building a teacher cache, asking a teacher once."""
+"""Everything around a run: starting it, its hooks, building a teacher cache, measuring a teacher's losses."""
 
 import mmwsl.compat  # noqa: F401  readies the stack
 from mmwsl.engine import console, launch, runs

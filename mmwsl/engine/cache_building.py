@@ -1,4 +1,4 @@
-"""Teach once: run a config's teacher over views of its training set, and keep what it says."""
+"""Build a teacher cache: run a config's teacher over views of its training set, and store its outputs."""
 
 from __future__ import annotations
 
@@ -67,26 +67,26 @@ def build_cache(
     taus: Sequence[float] | None = None,
     shard_size: int = SHARD_SIZE,
 ) -> None:
-    """Fill a folder with a teacher's records, or go on filling it, and check all of them.
+    """Fill a folder with a teacher's records, or continue filling it, and verify all of them.
 
-    Several processes share out the shards that are missing. What a shard holds does not depend on who makes it, nor on
-    what was made before. A finished cache can be given more views.
+    Several processes divide the missing shards among them. A shard's content depends neither on the process that makes
+    it nor on what was made before. Views can be added to a finished cache.
 
     Args:
         cfg: Config of a ``WSLDistill``, live or cached.
         folder: Where the cache goes.
-        views: V, augmented views of each image.
+        views: V, the number of augmented views of each image.
         seed: View v of image i is drawn from (seed, v, i).
-        top_k: As of :class:`RecordFormat`.
-        dtype: As of :class:`RecordFormat`.
-        taus: As of :class:`RecordFormat`; None takes those of the config's losses.
+        top_k: See :class:`RecordFormat`.
+        dtype: See :class:`RecordFormat`.
+        taus: See :class:`RecordFormat`; None uses those of the config's losses.
         shard_size: Images in a shard, at most.
 
     Raises:
-        CacheError: If the folder holds another cache, shards of another, a damaged one or one of format 1 that is not
-            complete, or the disk is too small.
-        RuntimeError: If another building run is at work in the folder.
-        ValueError: If the config distils no teacher, or images are mixed or have not one class each.
+        CacheError: If the folder holds another cache, shards that are damaged or another's, or an incomplete cache of
+            format 1, or if the disk is too small.
+        RuntimeError: If another process is filling the folder.
+        ValueError: If the config's model is no WSLDistill, images are mixed, or one has not exactly one class.
     """
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     model = build_model(cfg)
@@ -118,13 +118,13 @@ def build_cache(
 
 
 def dataset_config(cfg: Config) -> dict:
-    """Of the training set, without a wrapper for views."""
+    """Return the config of the training set, without its wrapper for views."""
     dataset = cfg.train_dataloader.dataset
     return dataset.dataset if str(dataset.type).rpartition('.')[2] in _WRAPPERS else dataset
 
 
 def build_model(cfg: Config) -> WSLDistill:
-    """The teacher as training would run it, but always in full precision: every later run reads its records."""
+    """Build a distillation with its live teacher, in full precision because every later run reads its records."""
     config = copy.deepcopy(cfg.model)
     config.pop('teacher_cache', None)
     if 'bf16' in config.get('teacher_speed', ''):
@@ -134,7 +134,8 @@ def build_model(cfg: Config) -> WSLDistill:
     model = MODELS.build(config)
     if not isinstance(model, WSLDistill):
         raise ValueError(
-            f'the teacher of a WSLDistill can be cached, and the model of this config is a {type(model).__name__}'
+            f'a teacher is cached from the config of an mmwsl.WSLDistill, got a {type(model).__name__}. Give '
+            'the config of such a distillation'
         )
     if getattr(model.distiller, 'is_dense', False):
         raise ValueError(NOT_CACHED)
@@ -161,7 +162,7 @@ def _taus(model: WSLDistill, taus: Sequence[float] | None) -> tuple[float, ...]:
 
 
 def _try_out(model: WSLDistill, dataset: SeededViews, loader: Mapping) -> tuple[int, float]:
-    """Number of classes, and seconds for a view with this many workers."""
+    """Return the number of classes, and the seconds per view with the config's workers."""
     images = range(min(loader['batch_size'], len(dataset)))
     fetching, teaching = [], []
     for view in range(1 + _TIMED_BATCHES):
@@ -179,24 +180,24 @@ def _try_out(model: WSLDistill, dataset: SeededViews, loader: Mapping) -> tuple[
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep other building runs out of the folder, and clear away what killed ones left half written."""
+    """Lock the folder, and delete files that killed processes have left half written."""
     if get_rank() != 0:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / 'lock').open('a') as stream:
-        lock(stream, f'another process fills {folder}')
+        lock(stream, f'another process is filling {folder}')
         for remains in folder.glob(REMAINS):
             remains.unlink()
         yield
 
 
 def _agree(folder: Path, manifest: Manifest) -> Manifest:
-    """Write what the cache is to be, or compare it with what is there."""
+    """Write the manifest, or compare it with the one in the folder; return it with as many views as asked."""
     if get_rank() == 0 and not (folder / MANIFEST).exists():
         if any(folder.glob('*.npy')):
             raise CacheError(
-                f'{folder} holds shards and no {MANIFEST} that says what they are: restore it, or take another folder'
+                f'{folder} holds shards, but no {MANIFEST} to describe them. Restore it, or choose another --out'
             )
         manifest.save(folder)
     barrier()
@@ -206,27 +207,27 @@ def _agree(folder: Path, manifest: Manifest) -> Manifest:
         found.append(f'views is {there.views} in the cache and {manifest.views} here')
     if found:
         raise CacheError(
-            f'{folder} holds another cache: {"; ".join(found)}. Take another folder (--out), or the '
-            'settings it was begun with'
+            f'{folder} holds another cache: {"; ".join(found)}. Choose another folder (--out), or the settings that '
+            'it was begun with'
         )
     there.warn_of_other_versions()
     return dataclasses.replace(there, views=manifest.views)
 
 
 def _check_what_is_there(folder: Path, manifest: Manifest, missing: list[Shard]) -> None:
-    """Raise CacheError for shards that are another's, and for a cache of format 1 that would be extended."""
+    """Raise CacheError for shards of another cache, and for a cache of format 1 that would have to be extended."""
     if missing and manifest.format < FORMAT:
         raise CacheError(
-            f'{folder} holds a cache of format {manifest.format}, which is read and not extended, and '
-            f'{len(missing)} of {manifest.views * manifest.parts} shards would be made. Make a new cache '
-            'in another folder (--out), or ask for no more --views than it has'
+            f'{folder} holds a cache of format {manifest.format}, which can be read but not extended, '
+            f'and {len(missing)} of {manifest.views * manifest.parts} shards are missing. Build a new cache in another '
+            'folder (--out), or give no more --views than it has'
         )
     strange = strange_shards(folder, manifest)
     if strange:
         raise CacheError(
             f'{folder} holds {len(strange)} shards that are damaged or of another cache: '
-            f'{first_of([shard.name for shard in strange])}. Delete them and give the same command again, '
-            'which makes them again, or choose another folder (--out)'
+            f'{first_of([shard.name for shard in strange])}. Delete them and repeat the command, '
+            'or choose another folder (--out)'
         )
 
 
@@ -235,15 +236,15 @@ def _announce(folder: Path, manifest: Manifest, missing: list[Shard], seconds: f
     size, free = count * manifest.record.layout.itemsize, shutil.disk_usage(folder).free
     duration = timedelta(seconds=round(count * seconds / get_world_size()))
     print_log(
-        f'{len(missing)} of {manifest.views * manifest.parts} shards are to be made: {count:,} records of '
+        f'{len(missing)} of {manifest.views * manifest.parts} shards are missing: {count:,} records of '
         f'{manifest.record.layout.itemsize} bytes, {size / 1e9:.2f} GB ({free / 1e9:.2f} GB are free), in about '
         f'{duration} with {get_world_size()} process(es).',
         'current',
     )
     if size > free:
         raise CacheError(
-            f'{folder} has {free / 1e9:.2f} GB of free disk, and {size / 1e9:.2f} GB are needed: take '
-            'fewer views, --top-k, --dtype float16 or another --out'
+            f'{folder} has {free / 1e9:.2f} GB of free disk, and {size / 1e9:.2f} GB are needed. Use '
+            'fewer --views, --top-k, --dtype float16 or another --out'
         )
 
 
@@ -277,31 +278,33 @@ def _views(manifest: Manifest, shards: list[Shard], batch_size: int) -> Iterator
 
 
 def _batches(manifest: Manifest, shard: Shard, batch_size: int) -> list[np.ndarray]:
-    """Rows of each batch: shuffled, and of nearly equal number, since batch statistics of few images are poor."""
+    """Return the shuffled rows of each batch, nearly equal in number, since statistics of few images are poor."""
     count = len(manifest.images(shard.part))
     rows = np.random.default_rng((manifest.seed, shard.view, shard.part)).permutation(count)
     return np.array_split(rows, math.ceil(count / batch_size))
 
 
 def collate(loader: Mapping) -> Any:
+    """Return the function that makes a batch for a dataloader's config."""
     config = dict(loader.get('collate_fn') or dict(type='pseudo_collate'))
     return partial(FUNCTIONS.get(config.pop('type')), **config)
 
 
 def answers(model: WSLDistill, batch: dict) -> tuple[Tensor, Tensor]:
-    """Logits, (N, C), and true classes, (N, ), on the CPU."""
+    """Return the teacher's logits, (N, C), and the true classes, (N, ), on the CPU."""
     batch = model.data_preprocessor(batch, True)
     labels = single_labels(batch['data_samples'])
     if labels is None:
         raise ValueError(
-            'a teacher is cached for images of one class each (gt_label), and one of these has none or several'
+            'a teacher is cached for images of one class each (gt_label), but one of these has none or several. Leave '
+            'such images out of the training set'
         )
     logits = model.teacher_logits(batch['inputs'], batch['data_samples'])
     return logits.cpu(), labels
 
 
 def _finish(folder: Path, manifest: Manifest) -> None:
-    """Read everything again, and note how often the teacher was right."""
+    """Verify all shards, and store the teacher's accuracy in the manifest."""
     shards = list(manifest.shards)[get_rank() :: get_world_size()]
     correct = torch.tensor(sum(verify_shard(folder, manifest, shard) for shard in shards))
     all_reduce(correct)

@@ -1,4 +1,4 @@
-"""Mistakes in a config, found before a run or explained in the words of the config."""
+"""Find mistakes in a config before a run, and explain errors in the config's own words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 import logging
 import re
 import traceback
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,7 +38,7 @@ _READ_BY_LOOPS = {
 
 
 def check_option_keys(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Raise ValueError for an option of the command line that nothing would read.
+    """Raise ValueError for a command-line option that nothing would read, or whose path the config does not have.
 
     Args:
         cfg: The config, before the options are merged.
@@ -50,7 +50,7 @@ def check_option_keys(cfg: Config, options: Mapping[str, Any]) -> None:
             raise ValueError(f'--cfg-options {option}: nothing reads {field!r}{_did_you_mean(field, _READ)}')
         if field not in _READ:
             print_log(
-                f'--cfg-options {option} changes nothing where the config has used {field!r} already.',
+                f'--cfg-options {option} does not change what the config has already made from {field!r}.',
                 'current',
                 logging.WARNING,
             )
@@ -59,13 +59,39 @@ def check_option_keys(cfg: Config, options: Mapping[str, Any]) -> None:
         known = _READ_BY_LOOPS.get(field, ())
         if key and known and 'type' not in loop and key not in (*known, *loop):
             raise ValueError(f'--cfg-options {option}: nothing reads {key!r} of {field}{_did_you_mean(key, known)}')
+        if problem := _wrong_turn(cfg, option.split('.')):
+            raise ValueError(f'--cfg-options {option}: {problem}')
+
+
+def _wrong_turn(cfg: Config, keys: Sequence[str]) -> str | None:
+    """Return where a dotted key treats a dict of the config as a list, or a list as a dict; None if it does not."""
+    value: Any = cfg.get(keys[0])
+    for depth, key in enumerate(keys[1:], 1):
+        path, rest = '.'.join(keys[:depth]), '.'.join(keys[depth + 1 :])
+        if isinstance(value, list):
+            if not key.isdigit():
+                return f'{path} is a list of {len(value)}. Name one of its entries by number, such as {path}.0.{key}'
+            if int(key) >= len(value):
+                return f'{path} has no entry {key}. Count its {len(value)} entries from 0'
+            if not rest:
+                return f'{path}.{key} is a whole entry of a list. Name a setting in it, such as {path}.{key}.type'
+            value = value[int(key)]
+        elif isinstance(value, Mapping):
+            if key.isdigit() and 'type' in value and key not in value:
+                return f'{path} is a dict, not a list. Leave the number out: {".".join(filter(None, (path, rest)))}'
+            if key not in value:
+                return None
+            value = value[key]
+        else:
+            return None
+    return None
 
 
 def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:
-    """Put options of the command line into a config.
+    """Merge command-line options into a config.
 
     Raises:
-        ValueError: As of :func:`check_option_keys`.
+        ValueError: See :func:`check_option_keys`.
     """
     if options:
         check_option_keys(cfg, options)
@@ -73,7 +99,7 @@ def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:
 
 
 def warn_of_unread_keys(cfg: Config) -> None:
-    """Log a warning for each key at the top of a config that looks like a misspelt one."""
+    """Log a warning for each top-level key of a config that looks misspelt."""
     for key in cfg:
         meant = [name for name in sorted(_READ) if key not in _READ and _one_slip(key, name)]
         if meant:
@@ -81,7 +107,7 @@ def warn_of_unread_keys(cfg: Config) -> None:
 
 
 def warn_of_schedule(cfg: Config) -> None:
-    """Log a warning where learning-rate schedules by epoch end at another epoch than training does."""
+    """Log a warning for each schedule by epochs that ends at another epoch than training does."""
     epochs = (cfg.get('train_cfg') or {}).get('max_epochs')
     schedulers = cfg.get('param_scheduler') or []
     if not epochs or not isinstance(schedulers, Mapping | list):
@@ -111,7 +137,7 @@ def _misfits(scheduler: Mapping, epochs: int) -> Iterator[str]:
 
 @contextmanager
 def explained_config() -> Iterator[None]:
-    """Say of an unknown type or argument, where a config is built, what it may have meant.
+    """Explain unknown types and arguments of configs that are built in this context, with the closest known name.
 
     Raises:
         ValueError: In place of the TypeError or KeyError that mmengine's registries raise.
@@ -146,7 +172,7 @@ def _explanation(error: TypeError | KeyError) -> str | None:
 
 
 def _arguments(kind: type) -> list[str]:
-    """Of a class and, where it hands further ones on, of its bases."""
+    """Return the arguments of a class and, if it passes further ones on, of its bases."""
     names: dict[str, None] = {}
     for base in kind.__mro__:
         if '__init__' not in vars(base) or base is object:
@@ -165,7 +191,7 @@ def _arguments(kind: type) -> list[str]:
 
 
 def _registered(registry: Registry) -> list[str]:
-    """Names in a registry and its children, as a config writes them."""
+    """Return the names in a registry and its children, as a config writes them."""
     children = registry.children.items()
     return [
         *registry.module_dict,
@@ -175,7 +201,7 @@ def _registered(registry: Registry) -> list[str]:
 
 
 def _one_slip(written: str, name: str) -> bool:
-    """Whether letters are in another order, or one is missing, too many or another."""
+    """Whether two names differ only in the order of letters, or in one that is missing, extra or wrong."""
     shorter, longer = sorted((written, name), key=len)
     if len(shorter) == len(longer):
         return sorted(written) == sorted(name) or sum(map(str.__ne__, written, name)) == 1

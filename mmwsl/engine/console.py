@@ -1,4 +1,4 @@
-"""What a run shows on the console, which is little: its log file has everything."""
+"""Limit what a run shows on the console; its log file has everything."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _NEXT_TO_NOTHING = (  # beginnings of warnings of other packages that mean nothi
     '"HardDiskBackend" is the alias',
     'The prefix is not set in metric class',
 )
-_MARK = 'console'  # attribute of records that the console shows though they are no warnings
+_MARK = 'console'  # attribute of log records that the console shows although they are not warnings
 
 
 class _Filter(logging.Filter):
-    """Passes warnings, errors and what is told."""
+    """Passes warnings, errors and texts of :func:`tell`."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
@@ -31,7 +31,7 @@ class _Filter(logging.Filter):
 
 
 class _Formatter(logging.Formatter):
-    """The message alone, without time or traceback."""
+    """Formats the message alone, without time or traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         name = f'{record.levelname.capitalize()}: ' if record.levelno >= logging.WARNING else ''
@@ -39,7 +39,7 @@ class _Formatter(logging.Formatter):
 
 
 def quiet(logger: Any) -> Any:
-    """Have a logger show warnings, errors and what is told on the console, and nothing else; its file stays as it is.
+    """Limit a logger's console to warnings, errors and texts of :func:`tell`; its file still gets everything.
 
     Returns:
         The logger.
@@ -51,13 +51,13 @@ def quiet(logger: Any) -> Any:
 
 
 def unquiet(logger: logging.Logger) -> None:
-    """Have a quiet logger show everything from here on."""
+    """Let a quiet logger show everything again."""
     for handler in _on_console(logger):
         handler.filters = [found for found in handler.filters if not isinstance(found, _Filter)]
 
 
 def is_quiet(logger: Any) -> bool:
-    """Whether a logger is quiet."""
+    """Whether a logger is limited by :func:`quiet`."""
     return any(isinstance(found, _Filter) for handler in _on_console(logger) for found in handler.filters)
 
 
@@ -90,7 +90,7 @@ def build_runner(cfg: Config, verbose: bool = False) -> Runner:
         verbose: Whether the console shows mmengine's whole log.
     """
     kind = RUNNERS.get(cfg.runner_type) if 'runner_type' in cfg else Runner
-    if verbose or kind is None:  # the registry says what it does not know
+    if verbose or kind is None:  # the registry names the type that it does not know
         return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
     class Quiet(kind):  # type: ignore[misc, valid-type]
@@ -109,7 +109,7 @@ def build_runner(cfg: Config, verbose: bool = False) -> Runner:
 
 @contextmanager
 def one_screen(verbose: bool) -> Iterator[None]:
-    """End a program with the message of its error, whose traceback is in the log file.
+    """End a program with its error's message alone; the traceback goes to the log file.
 
     Args:
         verbose: Whether the traceback is shown instead.
@@ -126,5 +126,5 @@ def one_screen(verbose: bool) -> Iterator[None]:
         path = logger.log_file
         kind = '' if isinstance(error, ValueError | RuntimeError | OSError) else f'{type(error).__name__}: '
         logger.error(f'{kind}{error}', exc_info=error)
-        show(logger, f'Where it was raised is in {path}.' if path else '--verbose shows where it was raised.')
+        show(logger, f'The traceback is in {path}.' if path else '--verbose shows the traceback.')
         raise SystemExit(1) from None

@@ -1,4 +1,4 @@
-"""Look for the data before a run is built, and say what is missing in the user's terms."""
+"""Check the data before a run is built, and explain what is missing or wrong."""
 
 from __future__ import annotations
 
@@ -29,19 +29,29 @@ _CIFAR = {  # folder, its files, archive
     ),
     'CIFAR100': ('cifar-100-python', ('train', 'test', 'meta'), 'cifar-100-python.tar.gz'),
 }
-# torch's words, the second of a worker
+# torch's messages; the second comes from a worker
 _NOT_STACKED = ('stack expects each tensor to be equal size', 'resize storage that is not resizable')
 _NOT_READ = 'failed to load image: '  # mmcv's
+# what to change for images of several sizes
+_ALIKE = "Read all of them alike: dict(type='LoadImageFromFile', color_type='color') as the first step of its pipeline"
+_RESIZED = (
+    "Add dict(type='Resize', scale=(WIDTH, HEIGHT)), or dict(type='ResizeEdge', scale=SIZE) and "
+    "dict(type='CenterCrop', crop_size=SIZE), before PackInputs in its pipeline"
+)
+_CROPPED = (
+    "Add dict(type='mmseg.RandomCrop', crop_size=(HEIGHT, WIDTH)) before PackSegInputs in its pipeline, and set "
+    'data_preprocessor.size=(HEIGHT, WIDTH) (SegDataPreProcessor), which pads smaller images'
+)
 _FOLDERS = ('ImageNet', 'ImageNet21k', 'CustomDataset')
 
 
 def check_data(cfg: Config, dataloaders: tuple[str, ...]) -> None:
-    """Look at the files of each dataset, and download CIFAR where it is not there.
+    """Check the files of each dataset, and download CIFAR if it is missing.
 
-    A dataset of another type than CIFAR or folders of images is left to its own checks.
+    Datasets other than CIFAR and folders of images are left to their own checks.
 
     Raises:
-        FileNotFoundError: If files are not there and cannot be downloaded.
+        FileNotFoundError: If files are missing and cannot be downloaded.
         ValueError: If files are damaged or empty, or a hidden folder would become a class.
     """
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
@@ -58,7 +68,7 @@ def check_data(cfg: Config, dataloaders: tuple[str, ...]) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this is the first process of a run, by what torch, Open MPI and slurm say in the environment."""
+    """Whether this is the first process of a run, by the environment variables of torch, Open MPI and Slurm."""
     ranks = [os.environ[name] for name in ('RANK', 'OMPI_COMM_WORLD_RANK', 'SLURM_PROCID') if name in os.environ]
     return ranks[:1] in ([], ['0'])
 
@@ -66,7 +76,7 @@ def is_first_process() -> bool:
 def _check_cifar(name: str, dataset: dict[str, Any], field: str) -> None:
     folder, files, archive = _CIFAR[name]
     root = Path(dataset.get('data_root') or dataset.get('data_prefix') or '')
-    # of several processes the first fetches; the dataset itself lets the others wait
+    # the first process downloads; the dataset makes the others wait
     if not is_first_process():
         return
     if all((root / folder / file).is_file() for file in files):
@@ -78,14 +88,14 @@ def _check_cifar(name: str, dataset: dict[str, Any], field: str) -> None:
     print_log(f'{layout} It is being downloaded.', logger='current')
     try:
         DATASETS.build(dataset)
-    except Exception as error:  # whatever a network can raise
+    except Exception as error:  # a network can raise anything
         raise FileNotFoundError(
             f'{layout} Downloading it failed ({error}). Unpack {archive} from https://www.cs.toronto.edu/~kriz/ there'
         ) from error
 
 
 def _check_sums(name: str, folder: Path, archive: str) -> None:
-    """Raise ValueError for files that are there and not what was published: the dataset would download them again."""
+    """Raise ValueError for files that differ from the published ones, which the dataset would download again."""
     kind = getattr(datasets, name)
     damaged = [
         file
@@ -117,7 +127,7 @@ def _check_folder(name: str, dataset: dict[str, Any], field: str) -> None:
         else ' It cannot be downloaded automatically: ImageNet-1k needs a registration at image-net.org.'
     )
     raise FileNotFoundError(
-        f'{field}: {folder} is not there. Expected: one folder for each class with its images, as in '
+        f'{field}: {folder} does not exist. Expected: one folder for each class with its images, as in '
         f'{folder}/<class>/<image>.jpg (or data_prefix with an annotation file in ann_file).{source} Set '
         f'{field}.dataset...data_root and data_prefix to where it is'
     )
@@ -142,11 +152,11 @@ def _check_images(folder: Path, with_label: bool) -> None:
 
 @contextmanager
 def explained_data(cfg: Config, dataloaders: tuple[str, ...]) -> Iterator[None]:
-    """Name two images of different sizes if a batch could not be stacked, and a file that is no image.
+    """Explain errors of reading data in this context: name two images of unequal size, or a file that is no image.
 
     Args:
-        cfg: Of the run.
-        dataloaders: Fields in which to look for them.
+        cfg: The run's config.
+        dataloaders: Names of the dataloaders to search.
 
     Raises:
         ValueError: In place of torch's RuntimeError and mmcv's AssertionError.
@@ -154,7 +164,7 @@ def explained_data(cfg: Config, dataloaders: tuple[str, ...]) -> Iterator[None]:
     try:
         yield
     except AssertionError as error:
-        found = re.findall(f'{_NOT_READ}(.*)', str(error))  # of a worker after the lines of its code
+        found = re.findall(f'{_NOT_READ}(.*)', str(error))  # a worker puts its traceback first
         if not found:
             raise
         raise ValueError(
@@ -178,15 +188,11 @@ def _raise_for_two_sizes(field: str, dataset: Any, error: RuntimeError) -> None:
         first = first or (name, shape)
         if shape != first[1]:
             advice = (
-                "Read all of them alike: dict(type='LoadImageFromFile', color_type='color')"
-                if shape[0] != first[1][0]
-                else "Add dict(type='Resize', scale=(WIDTH, HEIGHT)), or "
-                "dict(type='ResizeEdge', scale=SIZE) and dict(type='CenterCrop', crop_size=SIZE),"
+                _ALIKE if shape[0] != first[1][0] else _CROPPED if 'gt_sem_seg' in item['data_samples'] else _RESIZED
             )
             raise ValueError(
                 f'{field}: the images of a batch should have one size, got {_size(first[1])} of '
-                f'{first[0]} and {_size(shape)} of {name}. {advice} before PackInputs in its '
-                'pipeline'
+                f'{first[0]} and {_size(shape)} of {name}. {advice}'
             ) from error
 
 
@@ -195,14 +201,14 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def check_labels(dataset: Any, classes: int | None, field: str) -> None:
-    """Raise ValueError for labels that are no class, which a loss would ignore (-100) or fail at.
+    """Raise ValueError for labels outside the classes, which a loss would ignore (-100) or fail on.
 
     Images are not decoded.
 
     Args:
-        dataset: A dataset, with or without wrappers. What does not tell its labels by ``get_data_info`` is not checked.
+        dataset: A dataset, with or without wrappers. One without ``get_data_info`` is not checked.
         classes: Number of classes that are predicted. None: those that the dataset names.
-        field: Its dataloader, for the message.
+        field: Name of its dataloader, for the message.
     """
     for part in unwrapped(dataset):
         known = classes or len(getattr(part, 'metainfo', {}).get('classes') or ())
@@ -231,7 +237,7 @@ def _check_labels_of(part: Any, classes: int, field: str) -> None:
 
 
 def _is_mapped(part: Any, index: int, classes: int) -> bool:
-    """Whether the pipeline makes a class of a label that is none."""
+    """Whether the pipeline maps a label outside the classes to a class."""
     with seeded_generators(0):
         sample = part[index].get('data_samples')
     labels = _integers(getattr(sample, 'gt_label', None))

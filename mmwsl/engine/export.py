@@ -1,4 +1,4 @@
-"""A student as a file of its own, with the config that predicts with it and, on demand, as ONNX."""
+"""Export a student: its weights, a config that predicts with them and, if wanted, an ONNX file."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _ONNX_TOLERANCE = 1e-3  # of the largest logit
 
 
 class ExportError(ValueError):
-    """A student's file cannot come with a config that predicts; the message says why."""
+    """No config can be written that predicts with a student; the message has the reason."""
 
 
 class _Arrays(NamedTuple):
-    """How images of a dataset that reads no image files look: size in pixels, channels and the brightest value."""
+    """Images of a dataset that reads no image files: size in pixels, whether they are gray, and the largest value."""
 
     size: int
     is_gray: bool = False
@@ -68,7 +68,7 @@ def config_in(meta: Mapping[str, Any]) -> Config | None:
 
 
 def _literal(node: ast.expr) -> Any:
-    """Evaluate a literal, in which ``dict(...)`` is one, too."""
+    """Evaluate a literal; ``dict(...)`` counts as one."""
     if isinstance(node, ast.Call):
         if not isinstance(node.func, ast.Name) or node.func.id != 'dict':
             raise ValueError(f'{ast.unparse(node.func)}() is no literal')
@@ -82,26 +82,25 @@ def _literal(node: ast.expr) -> Any:
 
 
 def inference_config(cfg: Config) -> Config:
-    """Return the config with which mmpretrain's ``ImageClassificationInferencer`` predicts image files as the student
-    was tested.
+    """Return a config for mmpretrain's ``ImageClassificationInferencer`` that treats image files as the test did.
 
-    Image files are read in the order BGR. A student of a dataset that hands out RGB arrays, such as CIFAR's, has its
-    channels turned, and images of another size are resized to the dataset's; one of gray images turns them gray.
+    Image files are read as BGR. For a student of a dataset of RGB arrays, such as CIFAR, the channels are reversed and
+    images are resized to the dataset's size; for a dataset of gray images they are made gray.
 
     Args:
-        cfg: Of the distillation, or of a network alone.
+        cfg: Config of the distillation, or of a network alone.
 
     Raises:
         ExportError: If the config has no test images, or they are of a dataset that this function does not know.
     """
     network = network_config(cfg)
     if 'TimmClassifier' in str(network.get('type')):
-        network.pretrained = False  # nothing is to be downloaded
+        network.pretrained = False  # download nothing
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
     dataset = dataset_chain(loader.get('dataset') or {})[-1]
     pipeline, preprocessor = _from_files(dataset, network.get('data_preprocessor') or ConfigDict())
     network.data_preprocessor = preprocessor
-    # without names in the checkpoint mmpretrain takes those of the dataset's type: CustomDataset has none
+    # mmpretrain uses the class names of the dataset's type if the checkpoint has none: CustomDataset has none
     found = ConfigDict(
         default_scope='mmpretrain',
         model=network,
@@ -121,7 +120,7 @@ def needs_mmwsl(cfg: Mapping[str, Any]) -> bool:
 
 
 def _from_files(dataset: ConfigDict, preprocessor: ConfigDict) -> tuple[list[Any], ConfigDict]:
-    """The dataset's transforms behind the reading of a file, and the preprocessor of what they make."""
+    """Return transforms that read a file and continue with the dataset's, and the preprocessor for their output."""
     pipeline, preprocessor = copy.deepcopy(dataset.get('pipeline') or []), copy.deepcopy(preprocessor)
     preprocessor.setdefault('type', 'ClsDataPreprocessor')
     kind = str(dataset.get('type')).rpartition('.')[2]
@@ -130,14 +129,14 @@ def _from_files(dataset: ConfigDict, preprocessor: ConfigDict) -> tuple[list[Any
         return [pipeline[0], *gray, *pipeline[1:]], preprocessor
     if kind not in _ARRAYS:
         raise ExportError(
-            f'its test images come from {kind}, and how a file is turned into one of them is not known: '
-            f'known are datasets that begin with LoadImageFromFile, and {", ".join(_ARRAYS)}'
+            f'its test images come from {kind}, and it is not known how to make one of them from a file. Known are '
+            f'datasets whose pipeline begins with LoadImageFromFile, and {", ".join(_ARRAYS)}'
         )
     arrays = _ARRAYS[kind]
     reading = [
         dict(type='LoadImageFromFile'),
-        dict(type='Resize', scale=(arrays.size, arrays.size), backend='pillow'),
-    ]  # its bilinear has no aliases
+        dict(type='Resize', scale=(arrays.size, arrays.size), backend='pillow'),  # whose bilinear does not alias
+    ]
     if arrays.is_gray:
         reading.append(_gray())
     else:
@@ -154,10 +153,10 @@ def _gray() -> dict:
 
 
 def build_strictly(cfg: Config, weights: dict[str, Tensor], classes: Sequence[str], source: str) -> nn.Module:
-    """Build a config's classifier in eval mode and load it, where mmpretrain would load what fits and go on.
+    """Build a config's classifier in eval mode and load it strictly; mmpretrain would load only what fits.
 
     Args:
-        cfg: As of :func:`inference_config`.
+        cfg: From :func:`inference_config`.
         weights: The student's, by key.
         classes: Names of its classes; empty if they are not known.
         source: What the weights come from, for messages.
@@ -169,7 +168,9 @@ def build_strictly(cfg: Config, weights: dict[str, Tensor], classes: Sequence[st
     with MODELS.switch_scope_and_registry(cfg.model.get('_scope_') or 'mmpretrain') as registry:
         kind = registry.get(str(cfg.model.type))
     if kind is None or not issubclass(kind, BaseClassifier):
-        raise ExportError(f"it is a {cfg.model.type}, and mmpretrain's inferencer predicts with its own classifiers")
+        raise ExportError(
+            f"it is a {cfg.model.type}, and mmpretrain's inferencer predicts only with mmpretrain's classifiers"
+        )
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         network = MODELS.build(copy.deepcopy(cfg.model))  # it is changed
     load_weights(network, weights, source, 'Give the config that it was trained with by --config')
@@ -184,16 +185,16 @@ def build_strictly(cfg: Config, weights: dict[str, Tensor], classes: Sequence[st
 
 
 def write_config(cfg: Config, student: Path) -> Path:
-    """Write the config next to a student's file, which it loads from its own folder, wherever that is moved.
+    """Write the config next to a student's file; it finds that file in its own folder, wherever the two are moved.
 
     Raises:
-        FileExistsError: If there is another config of this name already.
+        FileExistsError: If a file of this name exists that is not an exported student's config.
     """
     target = student.with_suffix('.py')
     if target.exists() and not target.read_text(errors='replace').startswith(_MADE_BY):
         raise FileExistsError(
-            f'{target} is there already and no config of an exported student: choose another name '
-            'for the student by --out-path'
+            f"{target} exists already and is not an exported student's config. Choose another name for the student "
+            'with --out-path'
         )
     text = f"{_MADE_BY}\nload_from = '{{{{ fileDirname }}}}/{student.name}'\n{cfg.pretty_text}"
     with whole_file(target) as file:
@@ -205,7 +206,7 @@ def lines_to_predict(cfg: Config, target: Path, named: bool) -> str:
     """Return a script that prints the class of ``picture.jpg``.
 
     Args:
-        cfg: As of :func:`inference_config`.
+        cfg: From :func:`inference_config`.
         target: Its file.
         named: Whether names of the classes are known; else the script prints the class's number.
     """
@@ -218,12 +219,12 @@ def lines_to_predict(cfg: Config, target: Path, named: bool) -> str:
 
 
 class _FromPixels(nn.Module):
-    """A classifier with its normalisation: RGB (or gray) images to logits."""
+    """Computes logits from RGB (or gray) pixels: a normalisation and a classifier."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network, preprocessor = network, network.data_preprocessor
-        # files are BGR, and without to_rgb the network sees them so
+        # files are BGR, and without to_rgb the network sees this order
         self.turns = not preprocessor.to_rgb
         self.mean, self.std = (getattr(preprocessor, name, None) for name in ('mean', 'std'))
 
@@ -234,14 +235,14 @@ class _FromPixels(nn.Module):
 
 
 def write_onnx(network: nn.Module, cfg: Config, classes: Sequence[str], target: Path) -> tuple[int, ...]:
-    """Write a classifier as ONNX once ONNX Runtime has computed the logits that torch does.
+    """Write a classifier as ONNX, after checking that ONNX Runtime computes the same logits as torch.
 
     The graph takes ``images``, float32 pixels from 0 to 255 in the order RGB (or gray), (N, C, H, W) for any N, and
-    gives ``logits``, (N, number of classes); the normalisation is in it. Names of classes are in its metadata, as JSON.
+    returns ``logits``, (N, number of classes). It includes the normalisation, and its metadata the class names as JSON.
 
     Args:
-        network: As of :func:`build_strictly`.
-        cfg: As of :func:`inference_config`.
+        network: From :func:`build_strictly`.
+        cfg: From :func:`inference_config`.
         classes: Names of the classes; empty if they are not known.
         target: The file.
 
@@ -258,7 +259,7 @@ def write_onnx(network: nn.Module, cfg: Config, classes: Sequence[str], target: 
     shape, model = _shape_of_input(cfg), _FromPixels(network).eval()
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)) * 255
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # torch's, about itself
+        warnings.simplefilter('ignore')  # torch warns about its own code
         expected = model(images)
         program: Any = torch.onnx.export(
             model,
@@ -277,8 +278,8 @@ def write_onnx(network: nn.Module, cfg: Config, classes: Sequence[str], target: 
     error = (logits - expected).abs().max() / expected.abs().max()
     if not error <= _ONNX_TOLERANCE:
         raise ValueError(
-            f"ONNX Runtime's logits differ from torch's by {error:.1%} of the largest, at most "
-            f'{_ONNX_TOLERANCE:.1%} are right: {target} was not written. Try another version of torch'
+            f"ONNX Runtime's logits differ from torch's by {error:.1%} of the largest, expected at most "
+            f'{_ONNX_TOLERANCE:.1%}, so {target} was not written. Try another version of torch'
         )
     with whole_file(target) as file:
         file.write(written)
@@ -286,7 +287,7 @@ def write_onnx(network: nn.Module, cfg: Config, classes: Sequence[str], target: 
 
 
 def _shape_of_input(cfg: Config) -> tuple[int, ...]:
-    """Shape of what the test transforms make of a large image."""
+    """Return the shape that the test transforms give to a large image."""
     image = np.zeros((512, 512, 3), np.uint8)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         transforms = Compose([TRANSFORMS.build(step) for step in cfg.test_dataloader.dataset.pipeline[1:]])

@@ -1,4 +1,4 @@
-"""What a run gained: its figures, those of its teacher and of the student alone, and what to do next."""
+"""Compare a finished run with its teacher and with the student alone, and list the next commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmwsl.utils.files import shown, whole_file
 from mmwsl.utils.text import first_of
 
 RECORD = 'result.json'
-"""What a run that has ended leaves in its work dir."""
+"""Name of the file that a finished run leaves in its work dir."""
 _GAIN = 'gain'
 _HOW_READ = ('num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor', 'sampler', 'dataset', 'collate_fn')
 _SCHEDULE = ('val_evaluator', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr')
@@ -28,22 +28,22 @@ _SCHEDULE = ('val_evaluator', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr
 
 @dataclass(frozen=True)
 class Result:
-    """A run that has ended. Figures are in the unit of their metric."""
+    """The figures of a finished run, in the unit of their metric."""
 
     setup: str
-    """As of :func:`setup`."""
+    """From :func:`setup`."""
     taught: bool
     seed: int | None
     name: str
-    """Of the figure."""
+    """Name of the figure."""
     last: float
     best: float
     best_at: int
-    """After how many epochs or iterations."""
+    """Number of epochs or iterations after which the figure was best."""
     length: int
-    """Of the run, in epochs or iterations."""
+    """Length of the run, in epochs or iterations."""
     unit: str = 'epoch'
-    """Or 'iteration'."""
+    """'epoch' or 'iteration'."""
 
     def save(self, work_dir: Path) -> None:
         """Write the record into a work dir."""
@@ -52,11 +52,11 @@ class Result:
 
 
 def setup(cfg: Config, processes: int = 1) -> str:
-    """Return a hash of the student, its data and its schedule: equal for runs that differ in teacher and seed alone.
+    """Return a hash of the student, its data and its schedule: equal for runs that differ only in teacher and seed.
 
     Args:
-        cfg: Of a distillation, or of a network alone.
-        processes: How many share the training; the batch of all together counts.
+        cfg: Config of a distillation, or of a network alone.
+        processes: Number of processes; the batch of all of them together counts.
     """
     validation = cfg.get('val_dataloader') or {}
     hooks = [hook for hook in cfg.get('custom_hooks') or () if not str(hook['type']).startswith('mmwsl.')]
@@ -74,7 +74,7 @@ def setup(cfg: Config, processes: int = 1) -> str:
 
 
 def _data(loader: Mapping, dataset: Any) -> dict[str, Any]:
-    """What a loader reads, without how."""
+    """Return the settings of a dataloader that decide what it reads, without those of how."""
     kept = {key: value for key, value in loader.items() if key not in _HOW_READ}
     return {**kept, 'dataset': dataset, 'shuffle': (loader.get('sampler') or {}).get('shuffle')}
 
@@ -96,10 +96,10 @@ def gained(result: Result, work_dir: Path, teacher: tuple[float, str] | None, im
     """Return lines that compare a run with its teacher and with its student alone.
 
     Args:
-        result: Of the run.
-        work_dir: Next to which the student alone is looked for.
-        teacher: Its figure and what it is of, if known.
-        images: Of the validation data.
+        result: The run's figures.
+        work_dir: The run's; runs of the student alone are looked for next to it.
+        teacher: The teacher's figure and a note on it, if known.
+        images: Number of validation images.
     """
     unit = result.unit
     rows: list[tuple[str, float | None, str]] = [
@@ -108,7 +108,7 @@ def gained(result: Result, work_dir: Path, teacher: tuple[float, str] | None, im
     ]
     if result.taught:
         rows = [('teacher', *(teacher or (None, ''))), *rows, *_against_alone(result, alone(result, work_dir))]
-    places = 2 if abs(result.last) > 1 else 3  # mmdet's figures are shares, others per cent
+    places = 2 if abs(result.last) > 1 else 3  # mmdet's figures are fractions, others percentages
     lines = [f'  {name:14}{_figure(name, value, places):>8}  {note}'.rstrip() for name, value, note in rows]
     return '\n'.join([f'{result.name} on {images:,} validation images:', *lines])
 
@@ -128,12 +128,12 @@ def _against_alone(result: Result, runs: Mapping[Path, Result]) -> Iterator[tupl
 
 
 def commands(config: Path, checkpoint: Path, taught: bool) -> list[str]:
-    """Return the commands that test and export what was trained; none outside tools/train.py.
+    """Return the commands that test and export what was trained; empty outside tools/train.py.
 
     Args:
-        config: The run's, as it was dumped with all options.
-        checkpoint: Of the last epoch.
-        taught: Whether it is of a distillation; a network alone is used as it is.
+        config: The run's config, as dumped with all options.
+        checkpoint: The checkpoint of the last epoch.
+        taught: Whether the run is a distillation; a network alone needs no export.
     """
     tools = Path(sys.argv[0]).parent
     wanted = [

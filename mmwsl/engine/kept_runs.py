@@ -1,4 +1,4 @@
-"""Finished runs, kept in three files that diff and merge by lines."""
+"""Keep finished runs in three files that diff and merge line by line."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from mmwsl.utils.files import whole_file
 
 
 class KeptRuns:
-    """The runs that are kept in a folder.
+    """Reads and writes the finished runs of a folder.
 
     ``runs.jsonl`` has a line for each run: name, config, settings, seed, figures, time and machine. ``curves.jsonl``
-    has what each logged. ``configs.jsonl`` has whole configs, each once: runs that differ in nothing but seed and work
+    has what each logged. ``configs.jsonl`` has whole configs, each once: runs that differ only in seed and work
     dir share one.
 
     Args:
-        folder: It need not be there before the first run is kept.
+        folder: It is made when the first run is kept.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def all(self) -> list[dict]:
-        """Return all runs, in order of names.
+        """Return all runs, sorted by name.
 
         Raises:
             ValueError: If a line of a file cannot be read; the file is named.
@@ -44,7 +44,7 @@ class KeptRuns:
         return {curve['name']: curve['log'] for curve in self._read('curves')}
 
     def configs(self) -> dict[str, str]:
-        """Return the texts of configs, without seed and work dir, by what runs have under ``config_sha256``."""
+        """Return the texts of configs, without seed and work dir, by the ``config_sha256`` of their runs."""
         return {kept['sha256']: kept['text'] for kept in self._read('configs')}
 
     def config_of(self, run: dict) -> Config:
@@ -54,10 +54,10 @@ class KeptRuns:
         return cfg
 
     def keep(self, run: dict, log: list[dict], config: str) -> dict:
-        """Keep a run in place of any of the same name; a process that is killed meanwhile leaves whole files.
+        """Keep a run, replacing any of the same name; a process that is killed meanwhile leaves no broken file.
 
         Args:
-            run: With ``name`` and ``seed``, and whatever else is known of it.
+            run: ``name``, ``seed`` and whatever else is known of it.
             log: What it logged.
             config: The text of its whole config.
 
@@ -67,12 +67,12 @@ class KeptRuns:
         text = _shared(config)
         kept = {**run, 'config_sha256': hashlib.sha256(text.encode()).hexdigest()[:12]}
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / '.lock'):  # the jobs of a sweep end when they like
+        with FileLock(self.folder / '.lock'):  # jobs of a sweep may end at the same time
             runs = {**{other['name']: other for other in self.all()}, run['name']: kept}
             curves = {**self.curves(), run['name']: log}
             configs = {**self.configs(), kept['config_sha256']: text}
             used = {other['config_sha256'] for other in runs.values()}
-            # the runs last: they name what is in the others
+            # the runs last, since they refer to the other files
             self._write('configs', [dict(sha256=key, text=configs[key]) for key in sorted(used)])
             self._write('curves', [dict(name=name, log=log) for name, log in sorted(curves.items())])
             self._write('runs', [runs[name] for name in sorted(runs)])
@@ -85,7 +85,9 @@ class KeptRuns:
         try:
             return [json.loads(line) for line in path.read_text().splitlines()]
         except json.JSONDecodeError as error:
-            raise ValueError(f'{path} is damaged: a line of it is not JSON ({error})') from error
+            raise ValueError(
+                f'{path} is damaged: a line of it is not JSON ({error}). Restore the file, or delete that line'
+            ) from error
 
     def _write(self, name: str, lines: list[dict]) -> None:
         with whole_file(self.folder / f'{name}.jsonl') as file:
@@ -93,7 +95,7 @@ class KeptRuns:
 
 
 def _shared(config: str) -> str:
-    """Leave seed and work dir out of a config's text."""
+    """Return a config's text without seed and work dir."""
     return re.sub(
         r'(randomness = dict\(.*?seed=)\d+',
         r'\1None',

@@ -1,4 +1,4 @@
-"""What tools/train.py and tools/test.py share."""
+"""Common parts of tools/train.py and tools/test.py: options, config, hooks, and the lock of a work dir."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def launcher_parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the options that training and testing have in common."""
+    """Return a parser with the options that training and testing have in common."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config file, or one of an installed package (mmrazor::distill/mmcls/...)')
     parser.add_argument('--work-dir', help='where logs and checkpoints go; default: work_dirs/<name of the config>')
@@ -41,10 +41,10 @@ def launcher_parser(description: str) -> argparse.ArgumentParser:
         action=DictAction,
         type=_setting,
         metavar='KEY=VALUE',
-        help='settings of the config to override, e.g. optim_wrapper.optimizer.lr=0.01; lists as '
-        'key="[a,b]", without white space',
+        help='config settings to override, e.g. optim_wrapper.optimizer.lr=0.01; write a list as '
+        'key="[a,b]", without spaces',
     )
-    parser.add_argument('--no-pin-memory', action='store_true', help='switch pinned memory of the dataloaders off')
+    parser.add_argument('--no-pin-memory', action='store_true', help='do not use pinned memory in the dataloaders')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # torch.distributed.launch passes one of the two, depending on its version
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -52,10 +52,10 @@ def launcher_parser(description: str) -> argparse.ArgumentParser:
 
 
 def read_config(path: str) -> Config:
-    """Read a config file, or one that an installed package brings, as ``mmrazor::distill/mmcls/kd/....py``.
+    """Read a config: a file, or one that comes with an installed package (``mmrazor::distill/mmcls/kd/....py``).
 
     Raises:
-        FileNotFoundError: If it is not there.
+        FileNotFoundError: If there is no such file.
         ModuleNotFoundError: If the package is not installed.
     """
     package, separator, _ = path.partition('::')
@@ -66,9 +66,11 @@ def read_config(path: str) -> Config:
             + (f'Did you mean {close[0]}?' if close else 'configs/README.md lists those of this project')
         )
     if separator and importlib.util.find_spec(package) is None:  # mmengine would install it
-        raise ModuleNotFoundError(f'{path} is a config of {package}, which is not installed')
+        raise ModuleNotFoundError(
+            f'{path} is a config of {package}, which is not installed. Install it, or give a config file'
+        )
     cfg = get_config(path) if separator else Config.fromfile(path)
-    for package in ('mmdet', 'mmseg'):  # that a registry would import, with lines that mean nothing
+    for package in ('mmdet', 'mmseg'):  # a registry would import them later, and print warnings about themselves
         if package in f'{cfg.get("default_scope")} {cfg.get("model")}' and importlib.util.find_spec(package):
             import_quietly(f'{package}.datasets')
     return cfg
@@ -77,7 +79,7 @@ def read_config(path: str) -> Config:
 def _setting(text: str) -> str:
     if re.search(r'[^\s,(\[]\s+[^\s,)\]]', text):
         raise argparse.ArgumentTypeError(
-            f'mmengine drops the white space within a setting, got {text!r}: put it into a config file'
+            f'mmengine drops the spaces within a setting, got {text!r}: put it into a config file'
         )
     return text
 
@@ -87,14 +89,14 @@ def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, .
 
     Args:
         cfg: The config, changed in place.
-        args: Of :func:`launcher_parser`.
-        dataloaders: Fields whose data have to be there.
+        args: From :func:`launcher_parser`.
+        dataloaders: Names of the dataloaders whose data must exist.
 
     Raises:
-        FileNotFoundError: If data are missing; the message says which layout is expected where.
-        ValueError: If mixed precision is asked for without a GPU, or nothing would read an option.
+        FileNotFoundError: If data are missing; the message names the expected folder and its layout.
+        ValueError: If mixed precision is requested without a GPU, or nothing would read an option.
     """
-    # mmengine reads LOCAL_RANK, and MPI names it otherwise
+    # mmengine reads LOCAL_RANK, which Open MPI calls something else
     os.environ.setdefault('LOCAL_RANK', os.environ.get('OMPI_COMM_WORLD_LOCAL_RANK', str(args.local_rank)))
     cfg.launcher = args.launcher
     if args.work_dir or not cfg.get('work_dir'):
@@ -106,18 +108,18 @@ def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, .
         if cfg.get(field):
             set_dataloader_defaults(cfg[field], not args.no_pin_memory, collate_for(cfg))
     if args.amp and not torch.cuda.is_available():
-        raise ValueError('--amp needs a GPU, and torch sees none here; leave it out to train in float32')
+        raise ValueError('--amp needs a GPU, and torch finds none. Leave it out to train in float32')
     check_data(cfg, dataloaders)
     distribute_without_cuda(cfg)
 
 
 def add_hooks(cfg: Config) -> None:
-    """Have a run resume exactly and only from its own checkpoints, save one when it is told to end, refuse labels that
-    are no class, stop when it diverges, read from a GPU only what is logged, keep its best checkpoint, show how far it
-    is and what it gained; and have a distillation compute only what is logged, and warn if its student learns nothing
-    from labels.
+    """Add the hooks that every training should have; a hook that the config has already is not added again.
 
-    A hook that the config has is not added again.
+    With them a run resumes exactly and only from its own checkpoints, saves one when it is told to end, refuses labels
+    outside the classes, stops when it diverges, reads from a GPU only what is logged, keeps its best checkpoint, and
+    shows its progress and what it gained. A distillation also computes only the statistics that are logged, and warns
+    if its student learns nothing from the labels.
     """
     cfg.default_hooks = {'runtime_info': dict(type='mmwsl.LateScalarsHook'), **(cfg.get('default_hooks') or {})}
     _keep_best(cfg)
@@ -141,14 +143,14 @@ def add_hooks(cfg: Config) -> None:
 
 
 def add_progress(cfg: Config) -> None:
-    """Have a test show how far it is; a config that a run has written has the hook already."""
+    """Add the hook that shows a test's progress, unless the config has it, such as one that a run has written."""
     hooks = cfg.get('custom_hooks') or []
     if not any('ProgressHook' in str(hook['type']) for hook in hooks):
         cfg.custom_hooks = [*hooks, dict(type='mmwsl.ProgressHook')]
 
 
 def _keep_best(cfg: Config) -> None:
-    """Have checkpoints written by a hook that keeps the best one, too, unless the config says which it wants."""
+    """Let the best checkpoint be kept, too, unless the config states which ones to keep."""
     checkpoint = cfg.default_hooks.get('checkpoint')
     if (
         cfg.get('val_evaluator')
@@ -162,13 +164,13 @@ def _keep_best(cfg: Config) -> None:
 
 @contextmanager
 def sole_training(cfg: Config) -> Iterator[None]:
-    """Keep other trainings out of a config's work dir, until this one ends or is killed.
+    """Lock a config's work dir against other trainings until this one ends or is killed.
 
-    The first process of a run locks the file ``training.lock`` there, which the kernel releases. On a storage without
-    locks a warning is logged.
+    The first process of a run locks the file ``training.lock`` there; the kernel releases it even after a kill. If the
+    storage does not support locks, a warning is logged.
 
     Raises:
-        RuntimeError: If another training runs there; process, host and start are named.
+        RuntimeError: If another training runs there; the message names its process, host and start.
     """
     if cfg.launcher != 'none' and not is_first_process():
         yield
@@ -205,7 +207,7 @@ def _holder(path: Path) -> str:
 
 
 def finish_run() -> None:
-    """Leave the process group together: a process that ends while another still talks to it may be aborted.
+    """Wait for all processes and leave the process group: one that ends while another still needs it may be aborted.
 
     The folder ``.dist_test``, through which mmengine collected results, is removed if it is empty.
     """

@@ -1,4 +1,4 @@
-"""The mistakes that are usual in a teacher's input, tried on images of the run."""
+"""Try the usual mistakes in a teacher's input on images of the run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 _IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-# What networks in public were trained on, of pixels from 0 to 255, by name: mean and std.
+# Mean and std that public networks were trained with, for pixels from 0 to 255.
 _NORMALISATIONS: dict[str, tuple[Any, Any]] = {
     'pixels / 255': (0.0, 255.0),
     'pixels from -1 to 1': (127.5, 127.5),
@@ -18,25 +18,25 @@ _NORMALISATIONS: dict[str, tuple[Any, Any]] = {
     "ImageNet's mean and std": _IMAGENET,
     "ImageNet's mean alone (Caffe)": (_IMAGENET[0], 1.0),
 }
-_POINTS, _ERRORS = 0.05, 3.0  # what "clearly better" is: this much, and this many standard errors
+_POINTS, _ERRORS = 0.05, 3.0  # "clearly better": by more than so much, and by more than so many standard errors
 
 
 def better_input(
     network: Callable[[Tensor], Tensor], right: float, inputs: Tensor, target: Tensor, preprocessor: nn.Module
 ) -> tuple[str, float] | None:
-    """The usual mistake that a teacher's answers speak for.
+    """Return the input with which a teacher is clearly better, or None if the present one is right.
 
     Args:
         network: From normalised images to the teacher's logits, without an adapter between the student's kind of input
             and the teacher's.
-        right: The share of these images that the teacher gets right as it is.
+        right: The teacher's accuracy on these images as they are, in [0, 1].
         inputs: The student's images. Shape: (N, C, H, W).
         target: Their classes, on the CPU. Shape: (N, ).
-        preprocessor: The student's.
+        preprocessor: The student's data preprocessor.
 
     Returns:
-        What the teacher's input should rather be, and its accuracy then, in [0, 1]; None if nothing is clearly better:
-        by more than 5 points and three standard errors of these images.
+        What to change about the teacher's input, and its accuracy then, in [0, 1]; None if nothing is better by more
+        than 5 points and three standard errors of these images.
     """
     tried = {name: _accuracy(network(other), target) for name, other in _others(inputs, preprocessor)}
     name = max(tried, key=lambda name: tried[name], default=None)
@@ -47,7 +47,7 @@ def better_input(
 
 
 def _others(inputs: Tensor, preprocessor: Any) -> Iterator[tuple[str, Tensor]]:
-    """The images as other preprocessors would have made them, by what would have to change."""
+    """Yield changes of the input, each in words and with the images after it."""
     if inputs.dim() != 4 or getattr(preprocessor, 'mean', None) is None:
         return
     mean, std = (torch.as_tensor(value).to(inputs) for value in (preprocessor.mean, preprocessor.std))

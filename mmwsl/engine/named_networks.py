@@ -1,4 +1,4 @@
-"""Networks by name: this project's, mmpretrain's and timm's, as configs for any number of classes."""
+"""Find networks of this project, mmpretrain and timm by name, as configs for any number of classes."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _TIMM = 'timm:'
 
 
 def named_network(name: str, classes: int, pixels: int, bases: Path) -> dict[str, Any]:
-    """Return the config of a network.
+    """Return the config of a network by its name.
 
     Args:
-        name: Of a file in ``bases`` (``resnet56``; for 32 pixels the one that ends in ``_cifar``), a model or a base
-            config of mmpretrain's (``resnet34_8xb32_in1k``, ``vit-base-p16``), or a model of timm's, if need be as
-            ``timm:resnet18``. They are looked for in this order.
+        name: A file in ``bases`` (``resnet56``; for 32 pixels the one that ends in ``_cifar``), a model or base config
+            of mmpretrain (``resnet34_8xb32_in1k``, ``vit-base-p16``), or a model of timm, searched in this order.
+            ``timm:resnet18`` is always timm's.
         classes: Number of classes.
         pixels: Edge of the images, 32 or 224.
         bases: ``configs/_base_/models``.
 
     Raises:
-        ValueError: If nobody has a network of this name; the closest names are given.
+        ValueError: If there is no network of this name; the closest names are given.
     """
     found = None if name.startswith(_TIMM) else _of_a_file(name, pixels, bases) or _of_the_hub(name)
     if found is None:
@@ -95,7 +95,7 @@ def _known(pixels: int, bases: Path) -> Iterator[str]:
 
 
 def _for_classes(network: dict, classes: int) -> dict:
-    """Set the number of classes, and leave out what belongs to a recipe: mixed images, and figures to log."""
+    """Set the number of classes, and leave out parts of a training recipe: mixed images, and figures to log."""
     network = {key: value for key, value in network.items() if key not in ('train_cfg', 'data_preprocessor')}
     if 'head' not in network:
         return {**network, 'num_classes': classes}
@@ -106,18 +106,18 @@ def _for_classes(network: dict, classes: int) -> dict:
 
 
 class Trial(NamedTuple):
-    """What a trial step of a network showed."""
+    """Results of a network's trial step."""
 
     training: float
-    """Seconds for an image, forward and backward."""
+    """Seconds per image, forward and backward."""
     forward: float
-    """Seconds for an image, forward alone."""
+    """Seconds per image, forward alone."""
     has_batchnorm: bool
     network: Any
 
 
 def try_network(name: str, network: dict, pixels: int, classes: int, batch: int = 16) -> Trial:
-    """Build a network and take steps with random images, on the GPU if there is one.
+    """Build a network and try steps on random images, on the GPU if there is one.
 
     Raises:
         ValueError: If it cannot be built, cannot read images of this size, or does not predict this many classes.
@@ -143,7 +143,7 @@ def try_network(name: str, network: dict, pixels: int, classes: int, batch: int 
         ) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (batch, classes):
         raise ValueError(
-            f'{name} should give logits of the shape ({batch}, {classes}), got '
+            f'{name} should output logits of the shape ({batch}, {classes}), got '
             f'{getattr(logits, "shape", type(logits).__name__)}. Choose another network'
         )
     batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
@@ -151,12 +151,12 @@ def try_network(name: str, network: dict, pixels: int, classes: int, batch: int 
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Return the time of a step, of two the shorter one: on a CPU if all cores were free and each ran steps alone."""
+    """Return the shorter time of two steps; on a CPU the time per step if every core ran steps of its own."""
     threads = torch.get_num_threads()
     if torch.cuda.is_available():
         return min(_timed(work, time.perf_counter) for _ in range(2))
     try:
-        torch.set_num_threads(1)  # time of the processor, which other programs do not lengthen
+        torch.set_num_threads(1)  # processor time, which other programs do not lengthen
         return min(_timed(work, time.process_time) for _ in range(2)) / (os.cpu_count() or 1)
     finally:
         torch.set_num_threads(threads)
@@ -171,11 +171,11 @@ def _timed(work: Callable[[], object], clock: Callable[[], float]) -> float:
 
 
 def pretrained_start(network: dict, built: Any, path: str) -> dict:
-    """Return what a network's config needs besides to start from weights trained on other classes.
+    """Return the settings with which a network's config starts from weights trained on other classes.
 
     Args:
-        network: Its config.
-        built: The network of this config.
+        network: The network's config.
+        built: The network, built from it.
         path: File or URL of a checkpoint.
 
     Raises:
@@ -206,6 +206,6 @@ def pretrained_start(network: dict, built: Any, path: str) -> dict:
 
 
 def _classifiers(body: Any) -> tuple[str, ...]:
-    """Names of the layers of a network of timm's that give its logits; a backbone of mmpretrain's has none."""
+    """Return the names of the layers that output a timm network's logits; an mmpretrain backbone has none."""
     named = (getattr(body, 'pretrained_cfg', None) or {}).get('classifier') or ()
     return (named,) if isinstance(named, str) else tuple(named)

@@ -1,4 +1,4 @@
-"""What a run is about to do, on one screen, and what the columns of its log mean."""
+"""Describe a run on one screen before it starts, and explain the columns of its log."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from mmengine.dist import get_world_size
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from torch import nn
 
 from mmwsl.engine.hooks.check_labels_hook import predicted_classes
+from mmwsl.engine.runners import counts_iterations
 from mmwsl.models.losses import WeightedLoss
 from mmwsl.models.teachers import CachedTeacher
 from mmwsl.utils.checkpoint import unwrapped_model
@@ -21,11 +22,11 @@ from mmwsl.version import __version__
 
 
 def overview(runner: Runner, teacher: str = '') -> str:
-    """Return who is trained by whom, on what, for how long and where the files go.
+    """Return a run's description: networks, losses, data, length, machine and folder.
 
     Args:
         runner: Before its first step.
-        teacher: What is known of the teacher's figure.
+        teacher: The teacher's score in words, if it is known.
     """
     model: Any = unwrapped_model(runner.model)
     rows = [
@@ -76,11 +77,6 @@ def _data(runner: Runner) -> str:
     return f'{len(loader.dataset):,} images{validated}{f", {classes} classes" if classes else ""}; {batch} in a batch'
 
 
-def counts_iterations(runner: Runner) -> bool:
-    """Whether a run is by iterations, not by epochs."""
-    return isinstance(runner.train_loop, IterBasedTrainLoop)
-
-
 def _length(runner: Runner) -> str:
     done = f', of which {runner.iter:,} steps are done' if runner.iter else ''
     if counts_iterations(runner):
@@ -102,7 +98,7 @@ def _files(runner: Runner) -> str:
 
 
 def legend(model: Any, columns: list[str]) -> str:
-    """Return what those columns of a log mean whose names do not say it."""
+    """Return a line of explanation for each column of a log whose name does not explain itself."""
     meanings = {'loss': 'what is minimised, the sum of all losses', **_of_student(model), **_of_losses(model)}
     return '\n'.join(f'  {name:{max(map(len, columns))}}  {meanings[name]}' for name in columns if name in meanings)
 
@@ -117,7 +113,7 @@ def _of_student(model: Any) -> dict[str, str]:
 
 def _of_losses(model: Any) -> dict[str, str]:
     found = {
-        'distill.kl': 'what of the cross-entropy can be learned away: KL(teacher, student) at tau, 0 at best',
+        'distill.kl': 'the part of the cross-entropy that can be learned: KL(teacher, student) at tau, 0 at best',
         'distill.wsl_weight': 'mean weight of the soft labels, from 0 to 1; percentiles are in the log file',
     }
     for name, loss in getattr(getattr(model, 'distiller', None), 'distill_losses', {}).items():

@@ -1,4 +1,4 @@
-"""A teacher, scored by the metrics of a run's val_evaluator."""
+"""Score a teacher by the metrics of a run's val_evaluator."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-_NAMES = ('mIoU', 'mAP', 'f1-score')  # ends of names, the first of which is taken
+from mmwsl.engine.runners import first_hook
+
+_NAMES = ('mIoU', 'mAP', 'f1-score')  # ends of names, in order of preference
 _WRITES = ('output_dir', 'outfile_prefix')  # where mmseg's and mmdet's metrics write predictions
 
 
 class Figure(NamedTuple):
-    """One figure of a metric, in its own unit, on so many images."""
+    """One figure of a metric, in its own unit, and the number of images it is from."""
 
     name: str
     value: float
     images: int
     constant: float | None
-    """What the best class everywhere scores, if the figure is an mIoU."""
+    """Score of predicting the best single class everywhere, if the figure is an mIoU."""
 
 
 def rated(runner: Runner, model: Any, batches: int) -> Figure | None:
-    """Score a distillation's teacher by a copy of the run's metrics; None with a warning if that cannot be done.
+    """Score a distillation's teacher with a copy of the run's metrics; return None, with a warning, if that fails.
 
     Args:
-        runner: With a validation loop. Its evaluator and logger stay as they are.
+        runner: A runner with a validation loop; its evaluator and logger are not changed.
         model: The distillation, in eval mode.
-        batches: How many to predict in each process, at most.
+        batches: Batches to predict in each process, at most.
     """
     evaluator, error = _copied(runner.val_loop.evaluator), None
     images, pixels = torch.zeros(1, dtype=torch.int64), torch.zeros(256, dtype=torch.int64)
@@ -50,7 +52,7 @@ def rated(runner: Runner, model: Any, batches: int) -> Figure | None:
             images += len(predicted)
             pixels += sum(map(_pixels, predicted))
             ids.extend(sample.get('img_id') for sample in predicted)
-    except Exception as raised:  # training reads no prediction, and may well go on without
+    except Exception as raised:  # training needs no predictions, and may work all the same
         error = f'{type(raised).__name__}: {raised}'
     errors = [found for found in all_gather_object(error) if found]
     if errors:
@@ -68,7 +70,7 @@ def rated(runner: Runner, model: Any, batches: int) -> Figure | None:
 
 
 def some_batches(dataloader: DataLoader, batches: int) -> DataLoader:
-    """This process's batches of the same random images in every run."""
+    """Return this process's batches of random images, which are the same in every run."""
     rank, processes = get_dist_info()
     dataset, size = dataloader.dataset, dataloader.batch_size or 1
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
@@ -79,7 +81,7 @@ def some_batches(dataloader: DataLoader, batches: int) -> DataLoader:
 
 
 def _copied(evaluator: Evaluator) -> Evaluator:
-    """With the metrics that score, which have seen nothing and write no files."""
+    """Return a copy of an evaluator with fresh metrics, without those that only write files."""
     copied = copy.copy(evaluator)
     copied.metrics = copy.deepcopy(
         [
@@ -106,7 +108,7 @@ def _evaluated(evaluator: Evaluator, images: int, ids: list[Any]) -> Mapping[str
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep tables of a metric out of the log."""
+    """Keep a metric's tables out of the log."""
     logger = MMLogger.get_current_instance()
     logger.disabled, before = True, logger.disabled
     try:
@@ -119,7 +121,7 @@ def chosen_figure(results: Mapping[str, Any], runner: Runner) -> str | None:
     """Return the name of the figure that counts: the one that ``save_best`` names, else mIoU, mAP or the F1 score, else
     the first number; None if there is no number."""
     numbers = [name for name, value in results.items() if is_number(value)]
-    best = next((hook.save_best for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+    best = getattr(first_hook(runner, CheckpointHook), 'save_best', None)
     wanted = [name for name in ([best] if isinstance(best, str) else best or []) if name in numbers]
     return next(iter([*wanted, *(name for end in _NAMES for name in numbers if name.endswith(end)), *numbers]), None)
 
@@ -133,13 +135,13 @@ def is_number(value: Any) -> bool:
 
 
 def _pixels(sample: Any) -> Tensor:
-    """How many pixels of each class a segmentation's target has. Shape: (256, )."""
+    """Return the number of pixels of each class in a segmentation target. Shape: (256, )."""
     if 'gt_sem_seg' not in sample:
         return torch.zeros(256, dtype=torch.int64)
     return torch.bincount(sample.gt_sem_seg.data.flatten().cpu().long().clamp(0, 255), minlength=256)
 
 
 def _constant_miou(pixels: Tensor) -> float:
-    """In per cent; of 255, which is no class, nothing counts."""
+    """Return the mIoU of predicting the most frequent class everywhere, in per cent; 255 is no class."""
     pixels = pixels[:255]
     return 100 * float(pixels.max() / pixels.sum()) / int((pixels > 0).sum())

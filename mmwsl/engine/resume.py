@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from, and whether it is one of this run."""
+"""Find the checkpoint that a run resumes from."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _POINTER = 'last_checkpoint'
 
 
 def latest_checkpoint(work_dir: str | Path) -> str | None:
-    """The checkpoint that a run in this folder resumes from, or None if there is none.
+    """Return the checkpoint that a run in this folder resumes from, or None if there is none.
 
-    It is the one that mmengine's ``last_checkpoint`` names, looked for in this folder first, which may have moved. If
-    that file is empty, cut short or names nothing that opens, as a kill or a full disk leaves it, it is the newest
-    checkpoint that opens.
+    It is the one that mmengine's file ``last_checkpoint`` names, looked up in this folder first, since the folder may
+    have moved. If a kill or a full disk has left that file empty, cut short or without a name that opens, it is the
+    newest checkpoint that opens.
 
     Raises:
         RuntimeError: If there are checkpoints and none of them opens.
@@ -34,7 +34,7 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
         try:
             CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
         except Exception as error:  # the next older one may be whole
-            print_log(f'{path} is not resumed from: {error}', 'current', logging.WARNING)
+            print_log(f'{path} does not open, trying an older one: {error}', 'current', logging.WARNING)
             continue
         if path != candidates[0] or not named.name:
             print_log(
@@ -48,6 +48,6 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
     if candidates:
         raise RuntimeError(
             f'none of the checkpoints in {folder} opens: {", ".join(path.name for path in candidates)}. '
-            'Start anew in another --work-dir, or leave --resume out'
+            'Start again in another --work-dir, or leave --resume out'
         )
     return None

@@ -1,4 +1,4 @@
-"""Training runs, each in a process of its own: kept apart, taken up where they were killed, never done twice."""
+"""Train configs in processes of their own: each run in its folder, resumed if it was killed, never repeated."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ _RECORD = 'run.json'
 def train(
     tool: Path, config: Path, work_dir: Path, options: Sequence[str] = (), threads: int = 1, version: str | None = None
 ) -> bool:
-    """Train a config to its end; return at once where that is done, go on where it was killed.
+    """Train a config to its end: resume a run that was killed, return at once if it is finished.
 
     Args:
         tool: tools/train.py.
         config: The config file.
         work_dir: Where logs and checkpoints go, one for each run.
         options: Settings of the config to override, ``key=value``.
-        threads: Of torch, on a CPU.
-        version: Of what the config says, by :func:`version_of`. None goes on with a run of any version.
+        threads: torch's threads, on a CPU.
+        version: The config's, from :func:`version_of`. None resumes a run of any version.
 
     Returns:
         Whether there was anything left to train.
 
     Raises:
         ValueError: If ``work_dir`` holds a run of another config, with other options or of another version.
-        RuntimeError: If training fails; the message ends with the last lines that it wrote. If another process trains
+        RuntimeError: If training fails (the message ends with the last lines of its output), or another process trains
             in ``work_dir``.
     """
     record = dict(config=str(config), options=list(options), finished=False)
@@ -59,9 +59,9 @@ def train(
     environment = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
     output = work_dir / 'output.log'
     with (work_dir / 'lock').open('a') as held, output.open('a') as stream:
-        lock(held, f'another process trains in {work_dir}, perhaps one that outlived a killed driver')
+        lock(held, f'another process trains in {work_dir}, perhaps one left by a command that was killed')
         _write(work_dir, record)
-        # the training process inherits the lock and keeps it after a killed driver; Windows has no inherited locks
+        # the training process inherits the lock and keeps it if this one is killed; on Windows locks are not inherited
         inherited = (held.fileno(),) if os.name == 'posix' else ()
         status = subprocess.run(
             command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False, pass_fds=inherited
@@ -74,16 +74,16 @@ def train(
 
 
 def version_of(config: Path) -> str:
-    """Return a hash of all that a config says, with what it inherits; comments change nothing."""
+    """Return a hash of a config's settings, inherited ones included; comments do not change it."""
     said = json.dumps(Config.fromfile(config).to_dict(), sort_keys=True, default=str)
     return hashlib.sha256(said.encode()).hexdigest()[:12]
 
 
 def scalars(work_dir: Path) -> list[dict]:
-    """What a run by epochs logged, in order: a dict for each logged step and each validation.
+    """Return what a run by epochs logged, in order: a dict for each logged step and each validation.
 
-    A run that was killed within an epoch repeats it, or a part of it; what it logged of these steps before is left out.
-    The same holds for a validation.
+    A run that was killed within an epoch repeats at least a part of it; what it logged for these steps before is left
+    out. The same holds for a validation.
     """
     lines: list[dict] = []
     for log in _logs(work_dir):
@@ -99,13 +99,13 @@ def scalars(work_dir: Path) -> list[dict]:
 
 
 def started(work_dir: Path) -> str | None:
-    """When a run began, 'YYYYMMDD_HHMMSS'; None before its first step."""
+    """Return when a run began, as 'YYYYMMDD_HHMMSS'; None before its first step."""
     logs = _logs(work_dir)
     return logs[0].parents[1].name if logs else None
 
 
 def seconds(work_dir: Path) -> float:
-    """Wall time of a run, all attempts together."""
+    """Return the wall time of a run, summed over its attempts."""
     return sum(
         log.stat().st_mtime - datetime.strptime(log.parents[1].name, '%Y%m%d_%H%M%S').timestamp()
         for log in _logs(work_dir)
@@ -121,7 +121,7 @@ def roughly(seconds: float) -> str:
 
 
 def _finished(work_dir: Path, record: dict) -> bool:
-    """Whether a run is finished; raise ValueError if it is another one."""
+    """Return whether a run is finished; raise ValueError if the folder holds another one."""
     if not (work_dir / _RECORD).exists():
         return False
     found = json.loads((work_dir / _RECORD).read_text())
@@ -133,7 +133,7 @@ def _finished(work_dir: Path, record: dict) -> bool:
             )
     if 'version' in record and found.get('version', record['version']) != record['version']:
         raise ValueError(
-            f'{found["config"]} has changed since its run in {work_dir} began, so the run is of other '
+            f'{found["config"]} has changed since its run in {work_dir} began, so the run has other '
             f'settings. Delete it (rm -r {work_dir}), or choose another folder for the runs'
         )
     return found['finished']
@@ -153,7 +153,7 @@ def _read(log: Path) -> list[dict]:
     try:
         read = [json.loads(line) for line in lines[:-1]]
     except json.JSONDecodeError as error:
-        raise ValueError(f'{log} is damaged: a line of it is not JSON ({error})') from error
-    with suppress(IndexError, json.JSONDecodeError):  # a full disk, or the end of the machine, cuts the last one
+        raise ValueError(f'{log} is damaged: a line of it is not JSON ({error}). Delete that line') from error
+    with suppress(IndexError, json.JSONDecodeError):  # a full disk or a crash may cut the last one short
         read.append(json.loads(lines[-1]))
     return read

@@ -1,4 +1,4 @@
-"""Sharded training through mmengine's FlexibleRunner: which strategy, and what it needs to train a student."""
+"""Train a sharded student through mmengine's FlexibleRunner: choose a strategy, and prepare a config for it."""
 
 from __future__ import annotations
 
@@ -30,15 +30,17 @@ CHOICES: dict[str, dict[str, Any]] = {
     ),
     'fsdp2': dict(type='mmwsl.FullyShardStrategy'),
     'deepspeed': dict(
-        type='mmwsl.DeepSpeedStrategy', zero_optimization=dict(stage=2), config=dict(zero_allow_untested_optimizer=True)
-    ),  # SGD is none that it has tested
+        type='mmwsl.DeepSpeedStrategy',
+        zero_optimization=dict(stage=2),
+        config=dict(zero_allow_untested_optimizer=True),  # SGD is untested there
+    ),
 }
-"""What ``tools/train.py --strategy`` puts into a config."""
+"""Settings that ``tools/train.py --strategy`` puts into a config."""
 _BY_NORM = 'norm'
 
 
 def choose_strategy(cfg: Config, name: str) -> None:
-    """Train a config with one of :data:`CHOICES`, in place; a config's own settings of that strategy stay."""
+    """Put one of :data:`CHOICES` into a config, in place; the config's own settings of that strategy stay."""
     own = cfg.get('strategy') or {}
     chosen = CHOICES[name]
     cfg.runner_type = 'FlexibleRunner'
@@ -49,8 +51,8 @@ def prepare_strategy(cfg: Config) -> None:
     """Fill in what a strategy needs and a config leaves open, in place; nothing changes without ``strategy``.
 
     Raises:
-        ValueError: If there is no launcher, or the strategy would train something else than the config says.
-        ImportError: If DeepSpeed is not installed, or another than mmengine knows.
+        ValueError: If there is no launcher, or the strategy would not train what the config says.
+        ImportError: If DeepSpeed is not installed, or in a version that mmengine cannot import.
     """
     if not cfg.get('strategy'):
         return
@@ -58,7 +60,7 @@ def prepare_strategy(cfg: Config) -> None:
     kind = str(cfg.strategy.get('type')).rpartition('.')[2]
     if cfg.get('launcher', 'none') == 'none' and kind != 'SingleDeviceStrategy':
         raise ValueError(
-            f'{kind} shards over processes, and --launcher says that there is one: start it with '
+            f'{kind} shards over several processes, and without --launcher there is one. Start it with '
             'tools/dist_train.sh CONFIG PROCESSES'
         )
     if kind == 'FSDPStrategy':
@@ -74,44 +76,44 @@ def prepare_strategy(cfg: Config) -> None:
 
 
 def _check_fsdp(cfg: Config) -> None:
-    """Raise ValueError for what FSDP 1 computes from the shards, as if they were whole parameters."""
+    """Raise ValueError for settings that FSDP 1 applies to shards as if they were whole parameters."""
     clip, paramwise = (cfg.optim_wrapper.get(key) for key in ('clip_grad', 'paramwise_cfg'))
     if clip and clip.get('type', _BY_NORM) == _BY_NORM:
         raise ValueError(
             'optim_wrapper.clip_grad would use the norm of one shard under FSDPStrategy, so each process '
-            'would clip otherwise: use --strategy fsdp2, or leave clip_grad out'
+            'would clip differently. Use --strategy fsdp2, or leave clip_grad out'
         )
     if paramwise:
         raise ValueError(
             f'optim_wrapper.paramwise_cfg ({", ".join(paramwise)}) goes by names and shapes, and '
-            'FSDPStrategy changes both: use --strategy fsdp2, or leave paramwise_cfg out'
+            'FSDPStrategy changes both. Use --strategy fsdp2, or leave paramwise_cfg out'
         )
     if cfg.strategy.get('skip_init_weights'):
         raise ValueError("strategy.skip_init_weights=True would empty the teacher's weights, too: leave it out")
 
 
 def _check_deepspeed() -> None:
-    """Raise ImportError without a DeepSpeed that mmengine (0.10.12) can import."""
+    """Raise ImportError if there is no DeepSpeed that mmengine (0.10.12) can import."""
     if importlib.util.find_spec('deepspeed') is None:
         raise ImportError("DeepSpeed is not installed: pip install 'deepspeed<=0.17.6'")
     if importlib.util.find_spec('deepspeed.runtime.fp16.onebit') is None:
         raise ImportError(
-            'mmengine imports deepspeed.runtime.fp16.onebit, which this DeepSpeed does not have any '
-            "more: pip install 'deepspeed<=0.17.6'"
+            'mmengine imports deepspeed.runtime.fp16.onebit, which this DeepSpeed no longer '
+            "has: pip install 'deepspeed<=0.17.6'"
         )
 
 
 def _say_to_deepspeed(cfg: Config) -> None:
-    """Use the optimiser wrapper that DeepSpeed's engine needs, which clips and accumulates itself.
+    """Use the optimiser wrapper for DeepSpeed's engine, which clips and accumulates gradients itself.
 
     Raises:
-        ValueError: If gradients are accumulated in shards, which gave other weights (DeepSpeed 0.17.6 on a CPU).
+        ValueError: If gradients are accumulated in shards, which gives wrong weights (DeepSpeed 0.17.6 on a CPU).
     """
     wrapper = cfg.optim_wrapper
     stage = cfg.strategy.get('zero_optimization', {}).get('stage', 0)
     if wrapper.get('accumulative_counts', 1) > 1 and stage > 1:
         raise ValueError(
-            f'optim_wrapper.accumulative_counts={wrapper.accumulative_counts} ends with wrong weights '
+            f'optim_wrapper.accumulative_counts={wrapper.accumulative_counts} gives wrong weights '
             f"under DeepSpeed's ZeRO {stage}: add --cfg-options strategy.zero_optimization.stage=1, or "
             'use --strategy fsdp2'
         )
@@ -130,10 +132,10 @@ def _say_to_deepspeed(cfg: Config) -> None:
 
 @STRATEGIES.register_module()
 class FSDPStrategy(MMEngineFSDPStrategy):
-    """mmengine's FSDPStrategy (FSDP 1), which resumes; :func:`prepare_strategy` puts it in the place of that one."""
+    """mmengine's FSDPStrategy (FSDP 1), able to resume; :func:`prepare_strategy` puts it in mmengine's place."""
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
-        """Load the optimiser's state. mmengine (0.10.7 and 0.10.12) gives torch (since 2.1) these in another order."""
+        """Load the optimiser's state; mmengine (0.10.7, 0.10.12) mixes up the arguments of torch (since 2.1)."""
         optimizer = self.optim_wrapper.optimizer
         self.optim_wrapper.load_state_dict(
             FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, state_dict)
@@ -142,7 +144,7 @@ class FSDPStrategy(MMEngineFSDPStrategy):
 
 @STRATEGIES.register_module()
 class DeepSpeedStrategy(MMEngineDeepSpeedStrategy):
-    """mmengine's DeepSpeedStrategy, which tells hooks of its checkpoints; it takes the place of that one as well."""
+    """mmengine's DeepSpeedStrategy, with hooks at checkpoints; :func:`prepare_strategy` puts it in mmengine's place."""
 
     def save_checkpoint(
         self,
@@ -152,7 +154,7 @@ class DeepSpeedStrategy(MMEngineDeepSpeedStrategy):
         callback: Callable[[dict], Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Save a folder with a file for each process; hooks may add to what is not a shard."""
+        """Save a folder with a file for each process; hooks may add to the part that is not sharded."""
         told = {**(extra_ckpt or {}), 'optimizer': {}}
         if callback is not None:
             callback(told)
@@ -160,7 +162,7 @@ class DeepSpeedStrategy(MMEngineDeepSpeedStrategy):
         super().save_checkpoint(filename, extra_ckpt=told, **kwargs)
 
     def resume(self, filename: str, *, callback: Callable[[dict], Any] | None = None, **kwargs: Any) -> dict:
-        """Resume from such a folder, and hand hooks what is not a shard."""
+        """Resume from such a folder, and pass hooks the part that is not sharded."""
         checkpoint = super().resume(filename, **kwargs)
         if callback is not None:  # DeepSpeed has loaded the model strictly
             callback({**checkpoint, 'optimizer': {}, 'state_dict': self.model.state_dict()})
@@ -175,8 +177,8 @@ class FullyShardStrategy(DDPStrategy):
     of one process. The teacher, which is no submodule of the model, is whole in each process.
 
     Args:
-        min_num_params: A submodule with so many parameters that no other holds is sharded and gathered as a unit.
-        kwargs: As of mmengine's DDPStrategy.
+        min_num_params: A submodule with at least so many parameters outside other units is sharded as a unit.
+        kwargs: See mmengine's DDPStrategy.
     """
 
     def __init__(self, *, min_num_params: float = 1e6, **kwargs: Any) -> None:
@@ -193,7 +195,7 @@ class FullyShardStrategy(DDPStrategy):
         return model
 
     def save_checkpoint(self, filename: str, **kwargs: Any) -> None:
-        """Gather what is sharded, and have the first process write it as one file."""
+        """Gather all shards, and let the first process write them as one file."""
         options = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True)
         optimizer = self.optim_wrapper.optimizer
         self._whole = (
@@ -204,11 +206,11 @@ class FullyShardStrategy(DDPStrategy):
         self._whole = {}, {}
 
     def model_state_dict(self) -> dict:
-        """The model's, whole in the first process, which saves it."""
+        """Return the model's state dict, whole in the first process, which saves it."""
         return self._whole[0]
 
     def optim_state_dict(self) -> dict:
-        """The optimiser's by names of parameters, with the state of a loss scaler."""
+        """Return the optimiser's state by names of parameters, with that of a loss scaler."""
         own = self.optim_wrapper.state_dict()
         return {**{key: value for key, value in own.items() if key == 'loss_scaler'}, **self._whole[1]}
 
@@ -232,7 +234,7 @@ def shard_units(module: nn.Module, least: float, shard: Callable[[nn.Module], An
     """Shard a module's parts from the inside out, in units of at least so many parameters.
 
     Returns:
-        How many parameters are left to a unit around it.
+        The number of parameters that are left to the unit around the module.
     """
     # a MultiheadAttention reads its parts' weights without calling them
     parts = () if isinstance(module, nn.MultiheadAttention) else tuple(module.children())

@@ -1,4 +1,4 @@
-"""Ask a teacher once for its hard loss of each training image, or for the temperature that fits it. Trains nothing."""
+"""Measure a teacher's hard loss on each training image, or fit a temperature to its logits; trains nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _VIEWS = ('SeededViews', 'CachedViews', 'DeviceDataset')
 
 
 class _Images(NamedTuple):
-    """The training set as the network sees it: with the validation pipeline, and with the labels of training."""
+    """The training set as the network sees it: read by the validation pipeline, with the labels of training."""
 
     dataset: Any
     labels: Tensor
@@ -41,27 +41,27 @@ class _Images(NamedTuple):
 def measure_losses(
     cfg: Config, checkpoints: Sequence[str] = (), out_of_fold: bool = False
 ) -> tuple[TeacherLosses, float]:
-    """Each training image's hard loss, by a network in eval mode on the validation pipeline.
+    """Return each training image's hard loss, by a network in eval mode on the validation pipeline.
 
     Args:
-        cfg: Of a network alone, or of a distillation, whose teacher is then asked.
-        checkpoints: The network's; none takes a teacher's from ``teacher_ckpt``. With out_of_fold, one for each fold in
-            order: network k was trained by a config with ``mmwsl.Fold(fold=k)``.
-        out_of_fold: Whether each image is asked of the network that was trained without its fold. The config's Fold
-            says number and seed of the folds; without one there are as many as checkpoints, with seed 0.
+        cfg: Config of a network alone, or of a distillation, whose teacher is used.
+        checkpoints: The network's; if empty, ``teacher_ckpt``. With out_of_fold, one for each fold in order: network k
+            was trained by a config with ``mmwsl.Fold(fold=k)``.
+        out_of_fold: Whether each image is given to the network that was trained without its fold. The config's Fold
+            has the number and seed of the folds; without one there are as many as checkpoints, with seed 0.
 
     Returns:
-        The losses, and the share of images that are classified right, in [0, 1].
+        The losses, and the accuracy, in [0, 1].
 
     Raises:
-        ValueError: If training mixes labels, images have not one class each or no unique place, a checkpoint is missing
-            or does not fit, or folds are not those of the training set.
-        RuntimeError: If the images that came are not each of the training set once.
+        ValueError: If training mixes labels, an image has not exactly one class or no place of its own, a checkpoint is
+            missing or does not fit, or folds are not those of the training set.
+        RuntimeError: If the pipeline did not return each image of the training set exactly once.
     """
     images, (cfg, files) = _images(cfg), _network(cfg, checkpoints)
     folding = _folding(cfg, images.dataset, len(files)) if out_of_fold else {}
     parts = _held_out(images.dataset, range(len(files)), **folding) if folding else [images.dataset]
-    # before anything is asked, so that a file that is not there is found at once
+    # first, so that a missing file is found at once
     about = dict(
         kind='out of fold' if folding else 'teacher',
         tool='tools/teacher_losses.py',
@@ -81,15 +81,15 @@ def measure_losses(
 
 
 def calibrate(cfg: Config, checkpoints: Sequence[str], fold: int | None = None) -> Calibration:
-    """The temperature that fits a network's logits to images of the training set that it was not trained on.
+    """Return the temperature that fits a network's logits to training images that it was not trained on.
 
     Args:
-        cfg: As of :func:`measure_losses`.
-        checkpoints: One for each fold in order, or with ``fold`` one alone.
-        fold: The fold that the one network was trained without; the config's Fold says number and seed of the folds.
+        cfg: See :func:`measure_losses`.
+        checkpoints: One for each fold in order; with ``fold`` a single one.
+        fold: The fold that the one network was trained without; the config's Fold has the number and seed of the folds.
 
     Raises:
-        ValueError: As of :func:`measure_losses` and :func:`mmwsl.analysis.calibration.fit_temperature`.
+        ValueError: See :func:`measure_losses` and :func:`mmwsl.analysis.calibration.fit_temperature`.
     """
     images, (cfg, files) = _images(cfg), _network(cfg, checkpoints)
     folding = _folding(cfg, images.dataset, len(files) if fold is None else None)
@@ -99,7 +99,7 @@ def calibrate(cfg: Config, checkpoints: Sequence[str], fold: int | None = None) 
 
 
 def _images(cfg: Config) -> _Images:
-    """Also refuses what no file of losses can serve."""
+    """Read the training set; raise ValueError if a file of losses cannot be used with it."""
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     chain = dataset_chain(cfg.train_dataloader.dataset)
     _refuse_mixing(cfg, chain)
@@ -114,7 +114,7 @@ def _name(config: Mapping) -> str:
 
 
 def _refuse_mixing(cfg: Config, chain: Sequence[Mapping]) -> None:
-    """Look into the pipeline, the data_preprocessor and the train_cfg of the network that is trained."""
+    """Raise ValueError if the pipeline, the data_preprocessor or a train_cfg mixes images."""
     found = [name for config in chain for name in mixing(config.get('pipeline', ()))]
     for holder in (cfg, cfg.model, cfg.model.get('architecture', {})):
         for mixer in ((holder.get('data_preprocessor') or {}).get('batch_augments'), holder.get('train_cfg')):
@@ -122,8 +122,8 @@ def _refuse_mixing(cfg: Config, chain: Sequence[Mapping]) -> None:
             found += [_name(augment) for augment in ([augments] if isinstance(augments, Mapping) else augments)]
     if found:
         raise ValueError(
-            f"{found[0]} mixes images and their labels while training, and a teacher's loss in a file is "
-            f'of one image with one label. Leave {found[0]} out of the config (--cfg-options)'
+            f"{found[0]} mixes images and their labels in training, but a teacher's loss in a file belongs to "
+            f'one image with one label. Leave {found[0]} out of the config (--cfg-options)'
         )
 
 
@@ -132,33 +132,33 @@ def _validation_pipeline(cfg: Config) -> Sequence[Any]:
     pipeline = dataset_chain(loader.get('dataset') or {})[-1].get('pipeline')
     if not pipeline:
         raise ValueError(
-            'images are asked through the validation pipeline, and this config has none: give it '
+            'images are read by the validation pipeline, and this config has none. Give it '
             'val_dataloader=dict(dataset=dict(pipeline=[...]))'
         )
     return pipeline
 
 
 def _network(cfg: Config, checkpoints: Sequence[str]) -> tuple[Config, list[str]]:
-    """Config of the network that is asked, and its checkpoints; none for an ensemble that names its own."""
+    """Return the config of the network that is used, and its checkpoints: none for an ensemble with its own."""
     cfg = copy.deepcopy(cfg)
     own = choose_network(cfg, 'teacher', *checkpoints[:1])
     if own is None and not cfg.model.get('ckpts'):
-        raise ValueError(f'{cfg.filename} is of a network alone: give its checkpoint on the command line')
+        raise ValueError(f'{cfg.filename} is the config of a network alone. Give its checkpoint on the command line')
     return cfg, list(checkpoints or filter(None, [own]))
 
 
 def _folding(cfg: Config, dataset: Any, count: int | None) -> dict[str, int]:
-    """Number of folds and their seed, of the Fold in the config or, without one, of ``count`` folds."""
+    """Return the number of folds and their seed, from the config's Fold or, without one, for ``count`` folds."""
     wrappers = [config for config in dataset_chain(cfg.train_dataloader.dataset)[:-1] if _name(config) not in _VIEWS]
     names = [_name(config) for config in wrappers]
     if names not in ([], ['Fold']):
         raise ValueError(
-            'folds are of the training set itself, and may stand in mmwsl.SeededViews or '
-            f'mmwsl.DeviceDataset alone, got {" around ".join(names)}: take out what is not mmwsl.Fold'
+            'folds should be of the training set itself, inside nothing but mmwsl.SeededViews or mmwsl.DeviceDataset, '
+            f'got {" around ".join(names)}. Remove what is not mmwsl.Fold'
         )
     if not wrappers and count is None:
         raise ValueError(
-            '--fold needs to know the folds, and this config has none: give the one that CKPT was trained '
+            '--fold needs the number of folds, and this config has no Fold. Give the config that CKPT was trained '
             "with, whose train_dataloader has a dict(type='mmwsl.Fold', folds=..., dataset=...)"
         )
     given = wrappers[0] if wrappers else dict(type='mmwsl.Fold', folds=count)
@@ -173,10 +173,10 @@ def _held_out(dataset: Any, chosen: Sequence[int], folds: int, seed: int) -> lis
 
 
 def _answers(cfg: Config, checkpoints: Sequence[str], parts: Sequence[Any]) -> Iterator[tuple[list[int], Tensor]]:
-    """Places and logits of each batch of each part, by the network with that part's checkpoint."""
+    """Yield the places and logits of each batch of each part, by the network with that part's checkpoint."""
     network = build_model(cfg)
     with Progress() as progress:
-        task = progress.add_task('asking', total=sum(len(part) for part in parts))
+        task = progress.add_task('predicting', total=sum(len(part) for part in parts))
         for checkpoint, part in zip(checkpoints or [''], parts, strict=True):
             if checkpoint:
                 load_network(network, checkpoint)
@@ -188,7 +188,7 @@ def _answers(cfg: Config, checkpoints: Sequence[str], parts: Sequence[Any]) -> I
 
 
 def _dataloader(dataset: Any, loader: Mapping) -> DataLoader:
-    """As validation's, but of images that do not lie on the device."""
+    """Return a dataloader like that of validation, but for images that are not kept on the device."""
     on_device = 'DeviceDataset' in map(_name, dataset_chain(loader['dataset']))
     return DataLoader(
         dataset,
@@ -202,6 +202,6 @@ def _check_once(answered: np.ndarray) -> None:
     wrong = np.flatnonzero(answered != 1)
     if len(wrong):
         raise RuntimeError(
-            f'{len(wrong)} of {len(answered)} images did not come exactly once (image {wrong[0]}: '
-            f'{answered[wrong[0]]} times): can the pipeline of val_dataloader read all of them?'
+            f'{len(wrong)} of {len(answered)} images were not read exactly once (image {wrong[0]}: '
+            f'{answered[wrong[0]]} times). Check that the pipeline of val_dataloader can read all of them'
         )

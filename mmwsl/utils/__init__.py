@@ -23,7 +23,7 @@ _IN_ENGINE = ('check_data', 'finish_run', 'launch', 'launcher_parser', 'prepare_
 
 
 def __getattr__(name: str) -> Any:
-    """Moved to :mod:`mmwsl.engine`; these names end with 0.3."""
+    """Moved to :mod:`mmwsl.engine`; the old names warn, and end with 0.3."""
     if name not in _IN_ENGINE:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     warnings.warn(

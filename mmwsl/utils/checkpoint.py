@@ -1,4 +1,4 @@
-"""Networks and files: strict, and never more than weights."""
+"""Load networks from files: strictly, and nothing but weights."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def load_network(model: nn.Module, path: str) -> None:
 
     Args:
         model: The network.
-        path: File or URL of a checkpoint of mmengine (of a distillation, its student is taken), or of a state dict.
+        path: File or URL of an mmengine checkpoint (of a distillation's, the student is used), or of a state dict.
 
     Raises:
         FileNotFoundError: If there is no such file.
         UnsafeCheckpointError: If it holds more than weights and what mmengine stores.
-        ValueError: As of :func:`load_weights`.
+        ValueError: See :func:`load_weights`.
     """
     weights = read_weights(path)
     load_weights(model, student_weights(weights) or weights, path)
@@ -51,13 +51,15 @@ def load_weights(
     source: str,
     advice: str = 'If it comes from other code, convert it with tools/model_converters/import_teacher.py',
 ) -> None:
-    """Load a state dict strictly, in torch's own way: layers that adapt what they load, such as a vision transformer's
-    position embedding, do so. A prefix ``module.`` of DataParallel is left out.
+    """Load a state dict strictly, without the prefix ``module.`` of DataParallel.
+
+    torch does the loading, so a layer that adapts what it loads, such as a vision transformer's position embedding,
+    still does so.
 
     Args:
         model: The network.
-        weights: By key.
-        source: What they come from, for the message.
+        weights: The state dict.
+        source: Where it comes from, for the message.
         advice: Last sentence of the message.
 
     Raises:
@@ -67,7 +69,7 @@ def load_weights(
     if listed:
         raise ValueError(
             f'the checkpoint {source!r} looks like {looks_like(weights)}, the config has '
-            f'{looks_like(model.state_dict())}, and it does not belong to this {type(model).__name__}. '
+            f'{looks_like(model.state_dict())}, so it does not fit this {type(model).__name__}. '
             f'{listed}. {advice}'
         )
 
@@ -80,7 +82,7 @@ def load_what_fits(model: nn.Module, weights: dict[str, Tensor]) -> str:
         # no metadata goes with it, so old files may lack BatchNorm's counter, which nothing reads
         found = model.load_state_dict(dict(weights), strict=False)
         problems = {'missing': found.missing_keys, 'unexpected': found.unexpected_keys}
-    except RuntimeError as error:  # shapes are all that it names
+    except RuntimeError as error:  # it names wrong shapes alone
         expected = model.state_dict().keys()
         problems = {
             'missing': list(expected - weights.keys()),
@@ -96,7 +98,7 @@ def read_weights(
     'configs/vanilla/ has configs), name its file in model.teacher_ckpt, or convert a published one with '
     'tools/model_converters/import_teacher.py',
 ) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, on the CPU.
+    """Return the state dict in a checkpoint, on the CPU.
 
     Args:
         path: File or URL.
@@ -110,7 +112,7 @@ def read_weights(
         checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
     except FileNotFoundError as error:
         if '://' in str(path):
-            raise  # it says where a download is kept
+            raise  # its message says where a download is kept
         raise FileNotFoundError(f'there is no checkpoint {str(path)!r}. {advice}') from error
     for key in ('state_dict', 'model', 'net'):
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
@@ -129,17 +131,17 @@ def read_weights(
 
 
 def read_classes(path: str) -> tuple[str, ...]:
-    """Names of the classes in a checkpoint of mmengine, in their order; empty if it has none."""
+    """Return the names of the classes in an mmengine checkpoint, in order; empty if it has none."""
     return classes_in(read_meta(path))
 
 
 def classes_in(meta: Mapping[str, Any]) -> tuple[str, ...]:
-    """As :func:`read_classes`, of a checkpoint's ``meta``."""
+    """Return the names of the classes in a checkpoint's ``meta``, in order; empty if it has none."""
     return tuple((meta.get('dataset_meta') or {}).get('classes') or ())
 
 
 def read_meta(path: str) -> dict[str, Any]:
-    """Return what a checkpoint of mmengine says of itself: config, classes, epoch and so on; empty if nothing."""
+    """Return the ``meta`` of an mmengine checkpoint: config, classes, epoch and so on; empty if it has none."""
     checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
     return (checkpoint.get('meta') if isinstance(checkpoint, dict) else None) or {}
 
@@ -149,15 +151,15 @@ def check_files(paths: Sequence[str], expected: str | Sequence[str] | None, requ
 
     Args:
         paths: Files or URLs of checkpoints.
-        expected: ``model.teacher_sha256``: the SHA-256 of each in order, or its first eight digits or more; of a single
-            file also as a string. None compares nothing.
-        required: Whether a file that is not here is fetched, or else an error. A cached teacher does not need it.
+        expected: ``model.teacher_sha256``: the SHA-256 of each in order, or at least its first eight digits; for one
+            file also a string. None compares nothing.
+        required: Whether a missing file is downloaded, or else an error. A cached teacher does not need its file.
 
     Returns:
-        One for each file; empty if one of them is not here, or on a storage that only mmengine reads.
+        The SHA-256 of each file; empty if one is missing, or on a storage that only mmengine reads.
 
     Raises:
-        ValueError: If a file is another, cannot be compared, or there is not one SHA-256 for each.
+        ValueError: If a file differs or cannot be compared, or there is not one SHA-256 for each.
     """
     stated = [expected] if isinstance(expected, str) else list(expected or ())
     if stated and len(stated) != len(paths):
@@ -184,7 +186,7 @@ def check_files(paths: Sequence[str], expected: str | Sequence[str] | None, requ
                 f'model.teacher_sha256={found[path]}'
             )
     for path, known in found.items():
-        print_log(f"The teacher's file {path} has the SHA-256 {known or '(not known: it is not here)'}.", 'current')
+        print_log(f"The teacher's file {path} has the SHA-256 {known or '(unknown: the file is not here)'}.", 'current')
     return [] if None in found.values() else [str(known) for known in found.values()]
 
 
@@ -199,9 +201,9 @@ def _sha256_of(path: str, fetch: bool) -> str | None:
 
 
 def student_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The student's part of a distillation's state dict; empty for any other state dict.
+    """Return the student's part of a distillation's state dict; empty for any other state dict.
 
-    In MMRazor's data-free distillation the student alone has a wrapper, whose prefix ``module.`` is left out.
+    In MMRazor's data-free distillation only the student has a wrapper, whose prefix ``module.`` is left out.
     """
     return {
         key[len(STUDENT) :].removeprefix(_WRAPPER): value for key, value in weights.items() if key.startswith(STUDENT)
@@ -209,9 +211,7 @@ def student_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_weights(weights: dict[str, Tensor], path: str, classes: Sequence[str] = ()) -> None:
-    """Write a state dict, and names of its classes if there are any, as mmpretrain loads them; a file is there whole or
-    not at all.
-    """
+    """Write a state dict and the names of its classes, if any, as mmpretrain loads them; completely or not at all."""
     meta = {'dataset_meta': {'classes': tuple(map(str, classes))}} if classes else {}
     with whole_file(Path(path)) as file:
         torch.save({'meta': meta, 'state_dict': weights}, file)

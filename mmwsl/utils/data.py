@@ -1,4 +1,4 @@
-"""Small questions about datasets, data samples and dataloaders."""
+"""Helpers for datasets, data samples and dataloaders."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ def dataset_chain(dataset: Mapping) -> list[Any]:
 
 
 def single_labels(data_samples: Any) -> Tensor | None:
-    """Class of each sample, on the CPU, (N, ); None unless each has exactly one."""
+    """Return the class of each sample, on the CPU, (N, ); None unless each has exactly one."""
     labels = [getattr(sample, 'gt_label', None) for sample in data_samples or [None]]
     single = [label.reshape(1) for label in labels if label is not None and label.numel() == 1]
     return torch.cat(single).cpu() if len(single) == len(labels) else None
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor from the CPU on another device. The host waits for no copy to a GPU: pinned memory lets it go on."""
+    """Copy a tensor to a device; to a GPU from pinned memory, so that the host does not wait."""
     if torch.device(device).type != 'cuda' or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-@torch.compiler.disable  # it goes through all samples
+@torch.compiler.disable  # it loops over all samples
 def send_batch(preprocessor: Any, args: tuple) -> tuple | None:
-    """Forward pre-hook of a data preprocessor: images, labels and scores go to a GPU in one copy each, which the host
-    does not wait for.
+    """Send a batch to a GPU: images, labels and scores in one copy each, for which the host does not wait.
 
-    mmpretrain's ClsDataPreprocessor takes no ``non_blocking``, and copies labels from memory that is not pinned.
+    A forward pre-hook of a data preprocessor. mmpretrain's ClsDataPreprocessor has no ``non_blocking``, and copies
+    labels from memory that is not pinned.
     """
     if preprocessor.device.type != 'cuda' or not args or not isinstance(args[0], Mapping):
         return None
@@ -63,7 +63,7 @@ def _send_field(data_samples: Sequence[Any], name: str, device: torch.device) ->
 
 
 def set_dataloader_defaults(dataloader: ConfigDict, pin_memory: bool, collate: str = 'default_collate') -> None:
-    """Fill in what a config leaves open, in place."""
+    """Fill in what a dataloader's config leaves open, in place."""
     dataloader.pin_memory = pin_memory and dataloader.get('pin_memory', True) and torch.cuda.is_available()
     dataloader.setdefault('collate_fn', dict(type=collate))
     # without workers there is nothing to keep alive, and torch refuses the option
@@ -71,9 +71,9 @@ def set_dataloader_defaults(dataloader: ConfigDict, pin_memory: bool, collate: s
 
 
 def collate_for(cfg: Config) -> str:
-    """Return the function that makes a batch for a config's data_preprocessor.
+    """Return the name of the function that makes batches for a config's data_preprocessor.
 
-    'pseudo_collate' for mmseg's and mmdet's, which stack images themselves and pad those of unequal size, and else
+    It is 'pseudo_collate' for those of mmseg and mmdet, which stack images themselves and pad unequal ones, otherwise
     'default_collate'.
     """
     model = cfg.get('model') or {}
@@ -84,7 +84,7 @@ def collate_for(cfg: Config) -> str:
 
 
 def unwrapped(dataset: Any) -> list[Any]:
-    """Return the datasets inside all wrappers, in their order: one, or several that are joined."""
+    """Return the datasets inside all wrappers, in order: one, or several that are concatenated."""
     while hasattr(dataset, 'dataset'):
         dataset = dataset.dataset
     if not hasattr(dataset, 'datasets'):
@@ -93,9 +93,9 @@ def unwrapped(dataset: Any) -> list[Any]:
 
 
 def number_images(dataset: Any) -> None:
-    """Let ``sample_idx`` count through all parts of a joined dataset: mmengine starts at 0 again in each of them.
+    """Let ``sample_idx`` count on through all parts of a concatenated dataset; mmengine starts each part at 0.
 
-    Nothing changes in a dataset of one part, nor when it is called again.
+    A dataset of one part is not changed, and a second call changes nothing.
     """
     parts = unwrapped(dataset)
     first = 0

@@ -1,4 +1,4 @@
-"""Files that are whole, and files that one process holds."""
+"""Write files completely or not at all, and lock files."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import IO, Any, BinaryIO
 from filelock import lock_descriptor
 
 REMAINS = '*.partial'
-"""What a killed process leaves of a file that it was writing; nothing reads it."""
+"""Names of unfinished files that killed processes leave; nothing reads them."""
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write that is there whole or not at all, whatever happens in between; make its folder.
+    """Open a file to write that appears whole or not at all, even after a kill; make its folder.
 
-    Several writers of one file do not disturb each other: the last one to finish counts. A file that is replaced keeps
-    its mode, a new one has that of the umask.
+    Several writers of one file do not disturb each other: the last to finish wins. A file that is replaced keeps its
+    mode; a new one has that of the umask.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{path.name[:40]}.{secrets.token_hex(8)}{REMAINS[1:]}')
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
-    # exclusive: what others may have put there, a link among it, is neither followed nor overwritten
+    # exclusive: a file or link that someone else put there is neither overwritten nor followed
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, 'O_BINARY', 0)
     descriptor = os.open(partial, flags, 0o666 if mode is None else mode)
     try:
@@ -42,7 +42,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             partial.unlink()
         raise
-    _sync_folder(path.parent)  # the name must last as the content does
+    _sync_folder(path.parent)  # makes the name as durable as the content
 
 
 def lock(stream: IO[Any], busy: str) -> None:
@@ -53,7 +53,7 @@ def lock(stream: IO[Any], busy: str) -> None:
 
     Raises:
         RuntimeError: If another process holds it; the message begins with ``busy``.
-        OSError: If the storage knows no locks.
+        OSError: If the storage does not support locks.
     """
     if not lock_descriptor(stream.fileno(), blocking=False):
         raise RuntimeError(f'{busy}: wait for it or end it, then give the same command again')
@@ -68,12 +68,12 @@ def shown(path: str | Path) -> str:
 def _sync_folder(path: Path) -> None:
     try:
         folder = os.open(path, os.O_RDONLY)
-    except PermissionError:  # Windows opens no folder
+    except PermissionError:  # Windows cannot open a folder
         return
     try:
         os.fsync(folder)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a storage that syncs no folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a storage that cannot sync folders
             raise
     finally:
         os.close(folder)

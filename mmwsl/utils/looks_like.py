@@ -1,4 +1,4 @@
-"""What a file of weights looks like, from names and shapes alone."""
+"""Describe a file of weights in words, from names and shapes alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def looks_like(weights: Mapping[str, Tensor]) -> str:
         weights: A state dict, under mmpretrain's or other code's names.
 
     Returns:
-        E.g. "a CIFAR ResNet of depth 56 with 100 classes", or of a kind not known here "a network of 52 convolutions
+        E.g. "a CIFAR ResNet of depth 56 with 100 classes", or, for an unknown kind, "a network of 52 convolutions
         with 32 to 1280 channels, and 10 classes".
     """
     heads = [value.shape[0] for key, value in weights.items() if _CLASSIFIER.search(key) and value.dim() == 2]
@@ -49,7 +49,7 @@ def _resnet(weights: Mapping[str, Tensor]) -> str:
 
 
 def _block(key: str) -> re.Match | None:
-    """Stage and place of a residual block."""
+    """Match the stage and place of a residual block in a key."""
     return re.search(r'(?:^|\.)(?:layer|block)(\d)\.(?:layer\.)?(\d+)\.(?:conv|bn|gn|downsample|shortcut)', key)
 
 

@@ -9,7 +9,7 @@ _NAMED = 3
 
 
 def first_of(names: Sequence[str]) -> str:
-    """A few of several names for a message, and how many more there are."""
+    """Return the first few of several names for a message, and how many more there are."""
     more = f' and {len(names) - _NAMED} more' if len(names) > _NAMED else ''
     return f'{", ".join(names[:_NAMED])}{more}'
 
@@ -20,11 +20,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def with_table(text: str, name: str, tool: str, made: str) -> str:
-    """Return a page with one of its tables replaced: what is between the marks that name it and the tool."""
+    """Return a page with the table between its marks replaced; the marks hold its name and its tool."""
     begin, end = marks(name, tool)
     return re.sub(f'{begin}.*?{end}', lambda _: f'{begin}\n\n{made}\n\n{end}', text, flags=re.S)
 
 
 def marks(name: str, tool: str) -> tuple[str, str]:
-    """Return the comments around a table in a page: its name, and the tool below tools/ that writes it."""
+    """Return the comments that mark a table in a page: its name, and the tool below tools/ that writes it."""
     return f'<!-- {name}: written by tools/{tool}.py -->', f'<!-- end of {name} -->'

@@ -14,6 +14,10 @@ PACKED = [dict(type='PackInputs')]
 NOISY = [dict(type='mmwsl.LabelNoise', prob=0.3, num_classes=10, seed=2), *PACKED]
 
 
+def single(values):
+    return np.array(values, np.float32)
+
+
 def digits(indices=60, pipeline=PACKED, **kwargs):
     init_default_scope('mmpretrain')
     return DATASETS.build(dict(type='mmwsl.Digits', indices=indices, pipeline=pipeline, **kwargs))
@@ -29,7 +33,7 @@ def losses_of(dataset):
 
 def test_what_is_saved_is_loaded(tmp_path):
     path = tmp_path / 'new/losses.npz'
-    TeacherLosses(np.float32([0, 1e-30, 2.5]), np.array([3, 0, 7]), 'abc', dict(kind='out of fold')).save(path)
+    TeacherLosses(single([0, 1e-30, 2.5]), np.array([3, 0, 7]), 'abc', dict(kind='out of fold')).save(path)
     found = TeacherLosses.load(str(path))
     assert found.losses.tolist() == [0, np.float32(1e-30), 2.5] and found.losses.dtype == np.float32
     assert found.labels.tolist() == [3, 0, 7] and found.labels.dtype == np.int64
@@ -40,12 +44,12 @@ def test_what_is_saved_is_loaded(tmp_path):
 @pytest.mark.parametrize(
     'losses, labels, message',
     [
-        (np.float32([1, np.nan]), np.array([0, 1]), r'got nan for image 1 \(1 of 2 are such\)'),
-        (np.float32([-1, np.inf]), np.array([0, 1]), r'got -1.0 for image 0 \(2 of 2 are such\)'),
-        (np.float64([1, 2]), np.array([0, 1]), r'float64 of shape \(2,\) and int64 of shape \(2,\)'),
-        (np.float32([1, 2]), np.array([0]), r'float32 of shape \(2,\) and int64 of shape \(1,\)'),
-        (np.float32([1, 2]), np.float32([0, 1]), r'and float32 of shape \(2,\)'),
-        (np.float32(1), np.array(0), r'float32 of shape \(\) and int64 of shape \(\)'),
+        (single([1, np.nan]), np.array([0, 1]), r'got nan for image 1 \(1 of 2 are such\)'),
+        (single([-1, np.inf]), np.array([0, 1]), r'got -1.0 for image 0 \(2 of 2 are such\)'),
+        (np.array([1.0, 2.0]), np.array([0, 1]), r'float64 of shape \(2,\) and int64 of shape \(2,\)'),
+        (single([1, 2]), np.array([0]), r'float32 of shape \(2,\) and int64 of shape \(1,\)'),
+        (single([1, 2]), single([0, 1]), r'and float32 of shape \(2,\)'),
+        (single(1), np.array(0), r'float32 of shape \(\) and int64 of shape \(\)'),
     ],
 )
 def test_losses_are_one_number_for_each_label(losses, labels, message):
@@ -55,7 +59,7 @@ def test_losses_are_one_number_for_each_label(losses, labels, message):
 
 @pytest.fixture
 def path(tmp_path):
-    TeacherLosses(np.float32([0.25, 1, 2.5]), np.array([3, 0, 7]), 'abc', dict(kind='teacher')).save(tmp_path / 'l.npz')
+    TeacherLosses(single([0.25, 1, 2.5]), np.array([3, 0, 7]), 'abc', dict(kind='teacher')).save(tmp_path / 'l.npz')
     return tmp_path / 'l.npz'
 
 
@@ -73,7 +77,7 @@ def test_every_flipped_byte_is_found_or_does_no_harm(path):
         except CacheError as error:
             assert 'l.npz is damaged, or holds no' in str(error) and 'restore it, or make one with tools' in str(error)
             found.add(position)
-    for array in (np.float32([0.25, 1, 2.5]), np.array([3, 0, 7])):
+    for array in (single([0.25, 1, 2.5]), np.array([3, 0, 7])):
         start = content.index(array.tobytes())
         assert set(range(start, start + array.nbytes)) <= found
 
@@ -95,14 +99,14 @@ def rewritten(path, **changes):
 
 def test_content_that_was_changed_is_found(path):
     with pytest.raises(CacheError, match='checksum does not fit'):
-        TeacherLosses.load(rewritten(path, losses=np.float32([0.25, 1, 2])))
+        TeacherLosses.load(rewritten(path, losses=single([0.25, 1, 2])))
     with pytest.raises(CacheError, match='checksum does not fit'):
-        TeacherLosses.load(rewritten(path, losses=np.float32([0.25, 1, 2.5]), labels=np.array([3, 0, 1])))
+        TeacherLosses.load(rewritten(path, losses=single([0.25, 1, 2.5]), labels=np.array([3, 0, 1])))
 
 
 def test_losses_that_are_not_finite_are_not_loaded(path):
     with pytest.raises(CacheError, match=r'got inf for image 2'):
-        TeacherLosses.load(rewritten(path, losses=np.float32([0.25, 1, np.inf])))
+        TeacherLosses.load(rewritten(path, losses=single([0.25, 1, np.inf])))
 
 
 @pytest.mark.parametrize('missing', ['header', 'losses', 'labels'])

@@ -146,7 +146,7 @@ def test_bad_arguments(kwargs):
 
 
 class TwoSizes:
-    metainfo = {}
+    metainfo: dict = {}
 
     def __len__(self):
         return 2

@@ -134,7 +134,7 @@ def test_a_segmentor_resumes_exactly_by_iterations(tmp_path, config, monkeypatch
     )
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     said = max((tmp_path / 'killed').glob('*/*.log')).read_text()
-    assert 'very weights' not in said
+    assert 'weights of an unbroken' not in said
     assert 'Teacher: mIoU ' in said and ' on 4 validation images.' in said
     # of the student's last validation: that after five steps was before the kill, and its checkpoint is the best so far
     assert said.count('per class results') == 1

@@ -252,7 +252,7 @@ def test_views_can_be_added(tmp_path, teacher):
 def test_two_builds_do_not_fill_one_folder(tmp_path, teacher):
     with (tmp_path / 'lock').open('a') as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(RuntimeError, match=f'another process fills {tmp_path}: wait for it or end it'):
+        with pytest.raises(RuntimeError, match=f'another process is filling {tmp_path}: wait for it or end it'):
             make_cache(tmp_path, live(teacher))
     assert not list(tmp_path.glob('*.npy'))
     make_cache(tmp_path, live(teacher))
@@ -261,7 +261,7 @@ def test_two_builds_do_not_fill_one_folder(tmp_path, teacher):
 def test_shards_without_their_manifest_are_refused(tmp_path, teacher):
     make_cache(tmp_path, live(teacher))
     (tmp_path / 'cache.json').unlink()
-    with pytest.raises(CacheError, match=r'holds shards and no cache\.json'):
+    with pytest.raises(CacheError, match=r'holds shards, but no cache\.json'):
         make_cache(tmp_path, live(teacher))
 
 
@@ -273,7 +273,7 @@ def test_shards_of_another_teachers_cache_are_refused_by_name(tmp_path, teacher)
     with pytest.raises(
         CacheError,
         match=r'holds 2 shards that are damaged or of another cache: 0002-00000\.npy, '
-        r'0003-00000\.npy\. Delete them and give',
+        r'0003-00000\.npy\. Delete them and repeat',
     ):
         make_cache(tmp_path / 'ours', live(str(tmp_path / 'other.pth')), views=4)
     for name in ('0002-00000.npy', '0003-00000.npy'):
@@ -291,7 +291,7 @@ def test_a_cache_of_format_1_is_checked_and_not_extended(tmp_path, teacher, monk
     monkeypatch.undo()
     before = contents(tmp_path)
     make_cache(tmp_path, live(teacher))
-    with pytest.raises(CacheError, match='format 1, which is read and not extended, and 1 of 3 shards would be'):
+    with pytest.raises(CacheError, match='format 1, which can be read but not extended, and 1 of 3 shards are missing'):
         make_cache(tmp_path, live(teacher), views=3)
     assert contents(tmp_path) == before
 
@@ -310,7 +310,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_start(tmp_path, teacher,
     import shutil
 
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10_000))
-    with pytest.raises(CacheError, match=r'0\.00 GB of free disk.*fewer views, --top-k'):
+    with pytest.raises(CacheError, match=r'0\.00 GB of free disk.*fewer --views, --top-k'):
         make_cache(tmp_path, live(teacher))
     assert not list(tmp_path.glob('*.npy'))
 
@@ -324,7 +324,7 @@ def test_size_and_time_are_told_before_the_start(tmp_path, teacher, monkeypatch)
     text, shards = told[0]
     assert not shards
     assert re.match(
-        r'2 of 2 shards are to be made: 200 records of 53 bytes, 0\.00 GB \(.* GB are free\), in about '
+        r'2 of 2 shards are missing: 200 records of 53 bytes, 0\.00 GB \(.* GB are free\), in about '
         r'\d:\d\d:\d\d with 1 process',
         text,
     )
@@ -345,7 +345,7 @@ def test_mixing_is_refused(tmp_path, teacher, place):
 def test_a_network_alone_has_no_teacher(tmp_path, teacher):
     cfg = live(teacher)
     cfg.model = cfg.model.architecture
-    with pytest.raises(ValueError, match='model of this config is a ImageClassifier'):
+    with pytest.raises(ValueError, match='config of an mmwsl.WSLDistill, got a ImageClassifier'):
         make_cache(tmp_path, cfg)
 
 

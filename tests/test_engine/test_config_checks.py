@@ -89,9 +89,16 @@ def test_argument_of_what_training_builds_is_explained(tmp_path):
         ('trian_cfg.max_epochs', "nothing reads 'trian_cfg'. Did you mean 'train_cfg'"),
         ('train_cfg.max_epoch', "nothing reads 'max_epoch' of train_cfg. Did you mean 'max_epochs'"),
         ('seed', "nothing reads 'seed'"),
+        (
+            'param_scheduler.0.begin',
+            'param_scheduler is a dict, not a list. Leave the number out: param_scheduler.begin$',
+        ),
+        ('custom_hooks.type', 'custom_hooks is a list of 2. .* such as custom_hooks.0.type$'),
+        ('custom_hooks.2.type', 'custom_hooks has no entry 2. Count its 2 entries from 0$'),
+        ('custom_hooks.1', 'custom_hooks.1 is a whole entry of a list. .* such as custom_hooks.1.type$'),
     ],
 )
-def test_option_that_nothing_reads_is_refused(digits, option, message):
+def test_option_that_cannot_be_set_is_refused(digits, option, message):
     with pytest.raises(ValueError, match=f'--cfg-options {option}: {message}'):
         check_option_keys(digits, {option: 2})
 
@@ -104,6 +111,7 @@ def test_option_that_nothing_reads_is_refused(digits, option, message):
         'model.teacher_ckpt',
         'randomness.seed',
         'custom_hooks.1.min_accuracy',
+        'param_scheduler.begin',
         'work_dir',
     ],
 )
@@ -115,8 +123,8 @@ def test_option_that_is_read_is_taken(digits, option, told):
 def test_option_for_what_a_config_has_used_already_is_named(digits, told):
     check_option_keys(digits, {'digits_student.head.num_classes': 2})
     assert told == [
-        '--cfg-options digits_student.head.num_classes changes nothing where the config has used '
-        "'digits_student' already."
+        '--cfg-options digits_student.head.num_classes does not change what the config has '
+        "already made from 'digits_student'."
     ]
 
 

@@ -65,7 +65,7 @@ def test_an_error_is_its_message_and_the_file_has_its_traceback(logger, tmp_path
     with pytest.raises(SystemExit) as ended, console.one_screen(verbose=False):
         raise error
     assert ended.value.code == 1
-    assert said(logger) == f'{expected}Where it was raised is in {tmp_path / "all.log"}.\n'
+    assert said(logger) == f'{expected}The traceback is in {tmp_path / "all.log"}.\n'
     kept = (tmp_path / 'all.log').read_text()
     assert 'Traceback (most recent call last)' in kept and 'raise error' in kept
     with pytest.raises(type(error)), console.one_screen(verbose=True):

@@ -9,7 +9,8 @@ from PIL import Image
 
 from mmwsl.datasets.image_folder import inspect_folder
 from mmwsl.engine.named_networks import Trial, named_network, pretrained_start, try_network
-from mmwsl.engine.new_pair import Network, _code, pixels_for, recipe, write_pair
+from mmwsl.engine.new_pair import Network, pixels_for, recipe
+from mmwsl.engine.pair_configs import _code, write_pair
 from tests.tiny import ROOT, build, load_tool
 
 BASES = ROOT / 'configs/_base_/models'
@@ -184,4 +185,4 @@ def test_the_tool_writes_configs_and_says_what_is_next(images, tmp_path, monkeyp
     assert Config.fromfile('configs/mine/kd.py').train_cfg.max_epochs == 5
     with pytest.raises(SystemExit):
         tool.main()
-    assert 'configs/mine/wsl.py is there already: choose another folder with --out' in capsys.readouterr().err
+    assert 'configs/mine/wsl.py exists already: choose another folder with --out' in capsys.readouterr().err

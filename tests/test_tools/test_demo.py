@@ -114,4 +114,4 @@ def test_a_task_that_lacks_its_package_says_which(monkeypatch, capsys):
     monkeypatch.setattr('sys.argv', ['demo.py', '--task', 'seg'])
     with pytest.raises(SystemExit):
         demo.main()
-    assert '--task seg needs mmseg: make install DENSE=1, or the extra dense' in capsys.readouterr().err
+    assert '--task seg needs mmseg: run make install DENSE=1, or install the extra dense' in capsys.readouterr().err

@@ -6,9 +6,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.registry import DATASETS, init_default_scope
+from mmengine.structures import BaseDataElement, PixelData
 from mmpretrain.datasets import CIFAR100
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -64,7 +66,7 @@ def test_options_of_the_config_win(monkeypatch):
 def test_white_space_that_mmengine_would_drop_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         prepared(monkeypatch, '--cfg-options', 'model.teacher_ckpt=/my models/teacher.pth')
-    assert "drops the white space within a setting, got 'model.teacher_ckpt=/my models" in capsys.readouterr().err
+    assert "drops the spaces within a setting, got 'model.teacher_ckpt=/my models" in capsys.readouterr().err
     assert prepared(monkeypatch, '--cfg-options', 'tta_pipeline=[1, (2, 3) ]').tta_pipeline == [1, (2, 3)]
 
 
@@ -72,7 +74,7 @@ def test_predictions_go_into_a_pickle_alone(monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['test.py', 'c.py', 'c.pth', '--out', 'a.json'])
     with pytest.raises(SystemExit):
         load_tool('test').parse_args()
-    assert 'written to a .pkl file, got --out a.json; --out-item metrics takes .json' in capsys.readouterr().err
+    assert 'written to a .pkl file, got --out a.json: give --out-item metrics for .json' in capsys.readouterr().err
     monkeypatch.setattr(sys, 'argv', [*sys.argv, '--out-item', 'metrics'])
     assert load_tool('test').parse_args().out == 'a.json'
 
@@ -173,7 +175,7 @@ def own_images(tmp_path, files):
         (
             [],
             FileNotFoundError,
-            r'train is not there. Expected: one folder for each class[^I]*data_prefix to where it is',
+            r'train does not exist. Expected: one folder for each class[^I]*data_prefix to where it is',
         ),
         (['a/1.png', '.ipynb_checkpoints/1.png'], ValueError, r'would become a class: .ipynb_checkpoints. Delete'),
         (
@@ -238,6 +240,27 @@ def test_images_of_several_sizes_are_named(tmp_path, sizes, modes, message, work
         list(loader)
 
 
+def test_images_of_several_sizes_are_cropped_for_segmentation(monkeypatch):
+    scenes = [
+        dict(
+            inputs=torch.zeros(3, 30, width),
+            data_samples=BaseDataElement(metainfo=dict(img_path=f'{width}.png'), gt_sem_seg=PixelData()),
+        )
+        for width in (40, 41)
+    ]
+    monkeypatch.setattr('mmwsl.engine.data_checks.DATASETS.build', lambda config: scenes)
+    cfg = Config(dict(train_dataloader=dict(dataset=dict(type='Scenes'))))
+    with (
+        pytest.raises(
+            ValueError,
+            match=r'got 40 x 30 pixels in 3 channels of 40.png and 41 x 30 pixels in 3 channels of 41.png. Add '
+            r"dict\(type='mmseg.RandomCrop', .* before PackSegInputs .* data_preprocessor.size=.* pads smaller images$",
+        ),
+        explained_data(cfg, ('train_dataloader',)),
+    ):
+        torch.stack([scene['inputs'] for scene in scenes])
+
+
 @pytest.mark.parametrize('workers', [0, 1])
 def test_a_file_that_is_no_image_is_named(tmp_path, workers):
     cfg = pictures(tmp_path, ((32, 32), (32, 32)), ('RGB', 'RGB'))
@@ -268,7 +291,7 @@ def test_missing_imagenet_names_the_layout(tmp_path):
     cfg.train_dataloader.dataset.dataset.data_root = str(tmp_path)
     with pytest.raises(
         FileNotFoundError,
-        match=rf'{tmp_path}/train is not there.*one folder for each class.*cannot be '
+        match=rf'{tmp_path}/train does not exist.*one folder for each class.*cannot be '
         'downloaded',
     ):
         check_data(cfg, ('train_dataloader',))

@@ -46,7 +46,7 @@ def test_commas_in_brackets_belong_to_a_value():
     [
         ('tau', "takes KEY=VALUE1,VALUE2 .*, got 'tau'"),
         ('tau=', "got 'tau='"),
-        ('name=a b', "white space.*got 'name=a b'"),
+        ('name=a b', "without spaces.*got 'name=a b'"),
         ('a.tau=1,1', r"same name: \['c-tau=1-seed=0'\]"),
     ],
 )
@@ -103,7 +103,7 @@ def test_the_result_of_another_command_is_not_replaced(tmp_path):
     with pytest.raises(
         ValueError,
         match=r'results keeps the result of c-seed=0 with the options \[\], not '
-        r"\['train_cfg.max_epochs=1'\]: choose other --results, or delete its line",
+        r"\['train_cfg.max_epochs=1'\]: choose another --results, or delete its line",
     ):
         sweep.check_results(planned, args)
 
@@ -218,7 +218,7 @@ def test_sweep_keeps_every_run_and_repeats_none(tmp_path):
     tool(*command[:2], '--jobs', 2, *command[2:], 'train_cfg.max_epochs=1')
     assert {path: path.read_text() for path in kept} == kept
     assert checkpoints == {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*.pth')}
-    assert 'choose other --results' in tool(*command, 'train_cfg.max_epochs=2', check=False).stdout
+    assert 'choose another --results' in tool(*command, 'train_cfg.max_epochs=2', check=False).stdout
 
 
 def test_runs_that_train_together_are_kept_as_others_are(tmp_path):

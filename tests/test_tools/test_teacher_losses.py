@@ -165,7 +165,7 @@ def test_folds_need_a_checkpoint_each(odd):
     [(dict(type='mmwsl.Resample', seed=0), 'Resample'), (dict(type='RepeatDataset', times=2), 'RepeatDataset')],
 )
 def test_folds_of_something_else_than_the_training_set(odd, wrapper, names):
-    with pytest.raises(ValueError, match=f'folds are of the training set itself, .* got {names}: take out'):
+    with pytest.raises(ValueError, match=f'folds should be of the training set itself, .* got {names}. Remove'):
         measure_losses(config(wrapper=wrapper), odd, out_of_fold=True)
     folded = config(wrapper=wrapper)
     folded.train_dataloader.dataset.dataset = dict(type='mmwsl.Fold', dataset=folded.train_dataloader.dataset.dataset)
@@ -233,14 +233,14 @@ def test_an_image_that_cannot_be_read_is_named(odd):
     cfg = config()
     # mmengine takes another image, by chance
     cfg.val_dataloader.dataset.pipeline = [lambda results: results if results['sample_idx'] != 7 else None, PACK]
-    with pytest.raises(RuntimeError, match=r'2 of 60 images did not come exactly once \(image \d+: [02] times\)'):
+    with pytest.raises(RuntimeError, match=r'2 of 60 images were not read exactly once \(image \d+: [02] times\)'):
         measure_losses(cfg, odd[:1])
 
 
 @pytest.mark.parametrize(
     'change, message',
     [
-        (dict(val_dataloader=None), 'asked through the validation pipeline, and this config has none'),
+        (dict(val_dataloader=None), 'read by the validation pipeline, and this config has none'),
         (dict(model=dict(teacher_ckpt=None)), 'names no teacher_ckpt: give the checkpoint'),
     ],
 )
@@ -252,7 +252,7 @@ def test_config_that_lacks_something(change, message):
 
 
 def test_a_network_alone_needs_its_checkpoint():
-    with pytest.raises(ValueError, match=r'digits_student\.py is of a network alone: give its checkpoint'):
+    with pytest.raises(ValueError, match=r'digits_student\.py is the config of a network alone\. Give its checkpoint'):
         measure_losses(config())
 
 
@@ -288,7 +288,7 @@ def test_the_temperature_of_one_fold(sharpened):
 
 
 def test_a_fold_without_folds(sharpened):
-    with pytest.raises(ValueError, match='--fold needs to know the folds, and this config has none'):
+    with pytest.raises(ValueError, match='--fold needs the number of folds, and this config has no Fold'):
         calibrate(config(), sharpened[:1], fold=0)
 
 

@@ -151,7 +151,7 @@ def test_a_configs_own_augmentation_is_used(scores, tmp_path, way):
 
 def test_images_on_the_device_are_not_augmented(tested, biased):
     loader = on_device()['val_dataloader']
-    with pytest.raises(ValueError, match='--tta transforms each image when it is read, and the images of a mmwsl.Devi'):
+    with pytest.raises(ValueError, match='--tta transforms each image when it is read, but the images of a mmwsl.Devi'):
         tested(distillation(), biased[0], '--tta', test_dataloader=loader)
 
 

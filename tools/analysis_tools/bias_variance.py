@@ -1,8 +1,8 @@
-"""Estimate bias and variance of the networks that configs train: each config K times, on K resamples of its data.
+"""Estimate bias and variance of the networks that configs train, from K runs of each on K resamples of its data.
 
-The k-th run of every config has the same resample and the same seed, so that configs are compared in pairs. Runs that
-are finished are not done again, and those that were killed go on. Writes results.csv, results.json and, for
-several configs, bias_variance.png.
+The k-th run of every config has the same resample and the same seed, so that configs are compared in pairs. Finished
+runs are not repeated, and killed ones resume. Writes results.csv, results.json and, for several configs,
+bias_variance.png.
 """
 
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
@@ -11,7 +11,7 @@ import argparse
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +25,10 @@ from mmwsl.analysis.predict import build_dataloader, build_model, log_probabilit
 from mmwsl.engine import check_data, latest_checkpoint, merge_options
 from mmwsl.utils import load_network, whole_file
 from mmwsl.engine.runs import train
+from mmwsl.utils.pictures import pyplot
 
 TRAIN = Path(__file__).resolve().parents[1] / 'train.py'
-QUANTITIES = {  # their axes
+QUANTITIES = {  # with the labels of their axes
     'error': 'top-1 error (%)',
     'loss': 'expected loss (nats)',
     'bias': 'bias (nats)',
@@ -50,7 +51,7 @@ class Arm:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        'configs', nargs='+', type=Path, metavar='CONFIG', help='the first is what the others are compared with'
+        'configs', nargs='+', type=Path, metavar='CONFIG', help='the others are compared with the first'
     )
     parser.add_argument(
         '--models', type=int, default=10, help=f'runs of each config, K; fewer than {FEWEST_MODELS} give means alone'
@@ -60,7 +61,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--same-data',
         action='store_true',
-        help='train all on the training set itself: variance is then that of initial weights, order and views alone',
+        help='train all on the training set itself: variance is then only that of initial weights, order and views',
     )
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/bias_variance'))
@@ -97,7 +98,7 @@ def main() -> None:
 
 
 def make_arms(configs: list[Path], taus: list[float] | None, options: dict) -> Iterator[Arm]:
-    """Each config, or each with soft labels at each temperature.
+    """Yield each config, those with soft labels at each temperature.
 
     Raises:
         ValueError: If two configs have the same name.
@@ -105,7 +106,8 @@ def make_arms(configs: list[Path], taus: list[float] | None, options: dict) -> I
     if len({path.stem for path in configs}) < len(configs):
         raise ValueError(f'configs should have different names, got {[path.stem for path in configs]}')
     for path in configs:
-        for tau in taus or [None]:
+        temperatures: Sequence[float | None] = taus or [None]
+        for tau in temperatures:
             cfg = Config.fromfile(path)
             merge_options(cfg, options)
             softened = [loss for loss in distill_losses(cfg).values() if 'tau' in loss]
@@ -128,7 +130,7 @@ def distill_losses(cfg: Config) -> dict:
 
 
 def train_all(arms: list[Arm], args: argparse.Namespace) -> None:
-    """Train and predict; every run is finished, or an error names the one that failed."""
+    """Train all runs and predict with them; an error names the run that failed."""
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     # all before the first run, so that a folder with other settings is found at once
     configs = [(arm, prepare(arm, model, args)) for model in range(args.models) for arm in arms]
@@ -179,12 +181,12 @@ def prepare(arm: Arm, model: int, args: argparse.Namespace) -> Path:
 
 
 def predict(arm: Arm, folder: Path) -> float:
-    """Keep what a trained network predicts for the test images; return its accuracy."""
+    """Store a trained network's predictions for the test images, and return its accuracy."""
     if not (folder / 'log_probs.npy').exists():
         network = build_model(arm.cfg, student_only=True)
         load_network(network, str(latest_checkpoint(folder / 'run')))
         log_probs, target = log_probabilities(network, build_dataloader(arm.cfg, 'val_dataloader'))
-        for name, array in (('target', target), ('log_probs', log_probs)):  # the last says that both are there
+        for name, array in (('target', target), ('log_probs', log_probs)):  # the last one shows that both are there
             with whole_file(folder / f'{name}.npy') as file:
                 np.save(file, array)
     log_probs, target = np.load(folder / 'log_probs.npy'), np.load(folder / 'target.npy')
@@ -192,9 +194,9 @@ def predict(arm: Arm, folder: Path) -> float:
 
 
 def estimate(arms: list[Arm], args: argparse.Namespace) -> list[dict]:
-    """A row for each arm and quantity: its mean with its interval, and the same of its difference to the first arm.
+    """Return a row for each arm and quantity: mean and interval, also of its difference from the first arm.
 
-    Fewer than FEWEST_MODELS give no intervals, nor bias and variance, which may then come out negative.
+    Fewer than FEWEST_MODELS give no intervals, nor bias and variance, which might then be negative.
     """
     rows: list[dict] = []
     first: dict[str, np.ndarray] = {}
@@ -206,7 +208,8 @@ def estimate(arms: list[Arm], args: argparse.Namespace) -> list[dict]:
             if quantity in first and first is not values:
                 if first[quantity].shape != value.shape:
                     raise ValueError(
-                        f'{arm.name} was tested on other images than {arms[0].name}: they cannot be compared in pairs'
+                        f'{arm.name} was tested on other images than {arms[0].name}, so they cannot be compared in '
+                        'pairs. Give both configs the same val_dataloader'
                     )
                 difference = estimated(value - first[quantity])
                 row.update({f'difference_{name}': number for name, number in difference.items()})
@@ -215,12 +218,12 @@ def estimate(arms: list[Arm], args: argparse.Namespace) -> list[dict]:
 
 
 def estimated(values: np.ndarray) -> dict[str, float | None]:
-    """The mean and its interval; None for the ends where there is none."""
+    """Return the mean and the ends of its interval; None for the ends if there is no interval."""
     return {name: None if np.isnan(number) else number for name, number in bootstrap(values)._asdict().items()}
 
 
 def samples(folder: Path, models: int) -> dict[str, np.ndarray]:
-    """Each quantity, with a row for each model and a column for each image, or one of the mean over the run."""
+    """Return each quantity with a row for each model, and a column for each image or one for the run's mean."""
     runs = [folder / str(model) for model in range(models)]
     log_probs, target = np.stack([np.load(run / 'log_probs.npy') for run in runs]), np.load(runs[0] / 'target.npy')
     values = {'error': 100.0 * (log_probs.argmax(2) != target), **pseudo_values(log_probs, target)._asdict()}
@@ -272,11 +275,7 @@ def draw(rows: list[dict], path: Path, names: dict[str, str], note: str) -> None
         names: What arms are called in it.
         note: How networks were trained.
     """
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     first, *others = dict.fromkeys(row['arm'] for row in rows)
     places = {arm: place for place, arm in enumerate(others)}
     quantities = list(dict.fromkeys(row['quantity'] for row in rows if row['arm'] in places))

@@ -1,4 +1,4 @@
-"""What a teacher cache loses: loss and weight from records of each kind, beside the teacher's exact logits.
+"""Measure what a teacher cache loses: loss and weight from records of each kind, against those of exact logits.
 
 Runs a config's teacher and student over views of training images, without a cache on disk. A teacher that predicts with
 batch statistics is also compared with itself in other batches of the same views.
@@ -39,10 +39,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def gather(cfg: Config, args: argparse.Namespace) -> tuple[Tensor, Tensor, Tensor, Tensor, WSLLoss]:
-    """The student's logits, the teacher's, the teacher's in other batches, the true classes, and the loss.
+    """Return logits of the student, of the teacher and of the teacher in other batches, the classes, and the loss.
 
     Raises:
-        ValueError: If the config has no WSLLoss, or fewer images than a batch are asked for.
+        ValueError: If the config has no WSLLoss, or --images is less than a batch.
     """
     model, dataset = build_model(cfg), SeededViews(dataset_config(cfg))
     if args.student:
@@ -51,7 +51,7 @@ def gather(cfg: Config, args: argparse.Namespace) -> tuple[Tensor, Tensor, Tenso
     size = cfg.train_dataloader.batch_size
     if not losses or args.images < size:
         raise ValueError(
-            f'a config with a WSLLoss and at least a batch, {size} images, are needed, got '
+            f'the config should have a WSLLoss, and --images be at least a batch of {size}, got '
             f'{list(model.distiller.distill_losses)} and --images {args.images}'
         )
     images = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[: args.images // size * size]
@@ -74,7 +74,7 @@ def gather(cfg: Config, args: argparse.Namespace) -> tuple[Tensor, Tensor, Tenso
 def loss_and_weight(
     loss: WSLLoss, student: Tensor, teacher: Tensor, labels: Tensor, hard_loss: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Of each image."""
+    """Return the loss and the weight of each image."""
     values = loss(student, teacher, labels, reduction_override='none', teacher_hard_loss=hard_loss)
     return values, loss.sample_terms['w']
 

@@ -16,20 +16,21 @@ import csv
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 import mmcv
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from mmengine.config import Config, DictAction
 from mmengine.registry import DATASETS, init_default_scope
 
 from mmwsl.analysis import bootstrap, changed, flow, held_back, read_records, share
 from mmwsl.analysis.predict import records_of_checkpoints
 from mmwsl.engine import check_data, merge_options
+from mmwsl.utils.pictures import pyplot
 
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt
-from matplotlib.ticker import MaxNLocator
+plt = pyplot()
+
 
 STYLES = ('k-o', 'k--s', 'k:^', 'k-.D', '0.5-v', '0.5--P')
 
@@ -97,9 +98,10 @@ def main() -> None:
 
 
 def epoch_of(checkpoint: Path) -> int:
-    """
+    """Return the epoch in the name of a checkpoint.
+
     Raises:
-        ValueError: If the file's name does not say it.
+        ValueError: If the name has none.
     """
     found = re.search(r'epoch_(\d+)\.pth$', checkpoint.name)
     if not found:
@@ -108,7 +110,7 @@ def epoch_of(checkpoint: Path) -> int:
 
 
 def config_of(work_dir: Path) -> Config:
-    """The config that a run left in its work dir.
+    """Return the config that a run left in its work dir.
 
     Raises:
         FileNotFoundError: If there is none, or several.
@@ -123,7 +125,8 @@ def config_of(work_dir: Path) -> Config:
 
 
 def temperature(cfg: Config) -> float:
-    """
+    """Return the temperature of a config's soft labels.
+
     Raises:
         ValueError: If the config has no loss with soft labels.
     """
@@ -135,7 +138,7 @@ def temperature(cfg: Config) -> float:
 
 
 def share_rows(series: dict[float, list]) -> list[dict]:
-    """Of each temperature, run and epoch: the share of regularization samples and mean terms. Shares in percent.
+    """Return a row for each temperature, run and epoch: the share of regularization samples in percent, and mean terms.
 
     ``held_back`` is the share of those whose soft label lowers the true class's logit.
     """
@@ -158,10 +161,10 @@ def share_rows(series: dict[float, list]) -> list[dict]:
 
 
 def flow_rows(series: dict[float, list]) -> list[dict]:
-    """Of each temperature, run and pair of successive epochs: the flow, in percent.
+    """Return a row for each temperature, run and pair of successive epochs: the flow in percent.
 
     ``kept`` is the part of the earlier set that is in the later one, and ``by_chance`` what it would be if membership
-    in one epoch said nothing of the next.
+    in one epoch said nothing about the next.
     """
     rows = []
     for tau, runs in series.items():
@@ -183,7 +186,7 @@ def flow_rows(series: dict[float, list]) -> list[dict]:
 
 
 def summary_rows(series: dict[float, list]) -> list[dict]:
-    """Means over runs in percent, with intervals from resampling the runs, if there are enough of them."""
+    """Return means over runs in percent, with intervals from resampling the runs, if there are enough of them."""
     rows = []
     for tau, runs in series.items():
         first, last = ([list(epochs.values())[place] for epochs in runs] for place in (0, -1))
@@ -237,8 +240,8 @@ def draw_flows(rows: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def draw_line(axes: plt.Axes, rows: list[dict], quantity: str, style: str, label: str) -> None:
-    """Mean over runs, and a band from the least to the largest."""
+def draw_line(axes: Any, rows: list[dict], quantity: str, style: str, label: str) -> None:
+    """Draw the mean over runs, and a band from the smallest value to the largest."""
     epochs = unique(rows, 'epoch')
     values = [[row[quantity] for row in rows if row['epoch'] == epoch] for epoch in epochs]
     color, style = ('0.5', style[3:]) if style.startswith('0.5') else ('k', style[1:])
@@ -259,7 +262,7 @@ def title(rows: list[dict]) -> str:
 
 
 def draw_sheets(cfg: Config, records: np.ndarray, epoch: int, count: int, out: Path) -> None:
-    """The images with the largest and the smallest weights; each once, though a resample may hold it twice."""
+    """Draw the images with the largest and the smallest weights; each once, though a resample may hold it twice."""
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     datasets = [DATASETS.build({**part, 'pipeline': []}) for part in innermost(cfg.train_dataloader.dataset)]
     records = records[np.unique(records['index'], return_index=True)[1]]
@@ -274,14 +277,14 @@ def draw_sheets(cfg: Config, records: np.ndarray, epoch: int, count: int, out: P
 
 
 def innermost(cfg: dict) -> list[dict]:
-    """Configs of the datasets that others wrap: indices in records count through all of them."""
+    """Return the configs of the innermost datasets; indices in records count through all of them."""
     while isinstance(cfg.get('dataset'), dict):
         cfg = cfg['dataset']
     return [found for part in cfg['datasets'] for found in innermost(part)] if 'datasets' in cfg else [cfg]
 
 
 def image_of(datasets: list, index: int) -> dict:
-    """What a dataset knows of the image with this index in records.
+    """Return what the datasets know about the image with this index in records.
 
     Raises:
         ValueError: If there is none.

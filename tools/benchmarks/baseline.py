@@ -1,4 +1,4 @@
-"""The loss of another checkout of mmwsl beside this one's, in the same process."""
+"""Load the loss of another checkout of mmwsl into the process of this one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmengine.registry import Registry
 
 @cache
 def loss_of(checkout: Path) -> tuple[str, Callable]:
-    """Version and WSLLoss of a checkout.
+    """Return the version and the WSLLoss of a checkout.
 
     Args:
         checkout: Folder with the tree of a version, as ``git worktree add FOLDER COMMIT`` makes it.
@@ -35,7 +35,7 @@ def loss_of(checkout: Path) -> tuple[str, Callable]:
 
 @contextmanager
 def _mmwsl_of(checkout: Path) -> Iterator[None]:
-    """Import mmwsl's modules from a checkout; what has been imported before is back afterwards.
+    """Import mmwsl's modules from a checkout in this context; what was imported before is restored afterwards.
 
     The packages above the losses are empty there: their own code registers all of mmwsl with mmengine, which has it.
     """

@@ -1,8 +1,8 @@
-"""Registers, spills and shared memory of the loss's Triton kernels, compiled for GPUs that need not be there.
+"""Show registers, spills and shared memory of the loss's Triton kernels, compiled for GPUs that need not be there.
 
-Triton brings the compiler of CUDA's assembly along, so this runs on any machine with the extra triton. It shows that
-the kernels compile and how much of a GPU they take, not that they are right and not that they are fast. The bytes are
-what has to move for each logit, forward and backward: both logits are read twice and one gradient is written, if a
+Triton includes the compiler of CUDA's assembly, so this runs on any machine with the extra triton. It shows that
+the kernels compile and how much of a GPU they take, but neither that they are right nor that they are fast. The bytes
+are what has to move for each logit, forward and backward: both logits are read twice and one gradient is written, if a
 program keeps its rows of classes; longer rows are read once more for the gradient.
 """
 
@@ -49,7 +49,7 @@ FOUND = {
 
 
 def launches(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[Any, tuple]]:
-    """Each kernel with what it is called with for such logits, which have no memory."""
+    """Yield each kernel with its arguments for logits of a shape, which are on the meta device."""
     preds = torch.empty(shape, dtype=dtype, device='meta')
     target = torch.empty(shape[0], *shape[2:], dtype=torch.int64, device='meta')
     terms = target.new_empty(5, target.numel(), dtype=torch.float32)
@@ -60,7 +60,7 @@ def launches(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[Any, 
 
 
 def source_of(function: Any, arguments: list, settings: dict) -> ASTSource:
-    """What Triton compiles for these arguments: 1 is a constant, and it knows of multiples of 16 that they are."""
+    """Return what Triton compiles for these arguments: 1 becomes a constant, and multiples of 16 are marked."""
     named = {**dict(zip(function.arg_names, arguments, strict=False)), **settings}
     constants = {
         name: value for name, value in named.items() if name in settings or (type(value) is int and value == 1)
@@ -113,7 +113,7 @@ def resources(function: Any, arguments: list, settings: dict, arch: int) -> dict
 
 
 def bytes_of(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """What has to move for each logit, forward and backward."""
+    """Return the bytes that have to move for each logit, forward and backward."""
     looped = next(iter(launches(shape, dtype)))[1][2]['LOOPED']
     return (7 if looped else 5) * dtype.itemsize
 

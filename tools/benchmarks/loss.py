@@ -1,9 +1,9 @@
-"""Time and memory of WSLLoss, forward and backward, against plain KD and against MMRazor's WSLD, in one run.
+"""Measure time and memory of WSLLoss, forward and backward, against plain KD and against MMRazor's WSLD, in one run.
 
 They take turns, step by step and in a new order each round, so that whatever else the machine does falls on all of
-them, in several processes, since where a process finds its memory changes times as well. With --baseline the WSLLoss of
+them, in several processes, since their places in memory change times as well. With --baseline the WSLLoss of
 another version takes part. Each row of the table is written to a JSON file as soon as it is measured, with the
-machine's description, and all are drawn in the end. Steps are counted once kernels are compiled; the first one's time
+machine's description, and all are drawn at the end. Steps are counted once kernels are compiled; the first one's time
 says how long that took. With --processes 0, all rows are measured in a few seconds without what torch.compile makes,
 and then once more with it.
 
@@ -38,6 +38,7 @@ from torch.nn import functional as F
 
 from mmwsl.models.losses import WSLLoss
 from mmwsl.utils import whole_file
+from mmwsl.utils.pictures import pyplot
 
 SHAPES = [(64, 100), (256, 1000), (1024, 1000), (4096, 1000), (65536, 19), (8, 19, 128, 128), (2, 19, 512, 512)]
 TAU = 2.0
@@ -52,7 +53,7 @@ def plain_kd(preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
 
 
 def of_pixels(loss: Callable) -> Callable:
-    """A loss of (N, C), for dense logits as well: each pixel is a sample."""
+    """Extend a loss of (N, C) to dense logits, with each pixel as a sample."""
 
     def flattened(preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
         rows = (preds.movedim(1, -1).reshape(-1, preds.shape[1]) for preds in (preds_S, preds_T))
@@ -72,7 +73,7 @@ CONTESTANTS: dict[str, Callable[[tuple[int, ...]], Callable]] = {
 
 
 def losses(shape: tuple[int, ...], names: list[str], baseline: Path | None) -> dict[str, Callable]:
-    """What is compared, by name."""
+    """Return the losses to compare, by name."""
     torch._dynamo.reset()  # kernels for this shape, not for any
     made = {name: CONTESTANTS[name](shape) for name in names}
     if baseline:
@@ -87,7 +88,7 @@ def step(loss: Callable, inputs: tuple[Tensor, ...]) -> None:
 
 
 def timed(run: Callable[[], object], device: str) -> float:
-    """Seconds from when the device begins with it to when it is done; of a CPU, that call it."""
+    """Return the seconds of a call: of the work on a GPU, or of the call itself on a CPU."""
     if device != 'cuda':
         start = time.perf_counter()
         run()
@@ -106,7 +107,7 @@ def seconds(loss: Callable, inputs: tuple[Tensor, ...], device: str) -> float:
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes a second that a copy reads and writes."""
+    """Return the bytes per second that a copy reads and writes."""
     source = torch.ones(COPIED // 4, device=device)
     target = torch.empty_like(source)
     times = [timed(partial(target.copy_, source), device) for _ in range(WARM_UP + 10)]
@@ -114,7 +115,7 @@ def copy_bandwidth(device: str) -> float:
 
 
 def peak_memory(loss: Callable, inputs: tuple[Tensor, ...], device: str) -> int:
-    """Bytes above what was allocated before the step, at the worst moment of it."""
+    """Return the peak memory of a step, in bytes above what was allocated before it."""
     inputs[0].grad = None
     if device == 'cuda':
         torch.cuda.reset_peak_memory_stats()
@@ -132,7 +133,7 @@ def peak_memory(loss: Callable, inputs: tuple[Tensor, ...], device: str) -> int:
 
 
 def measure(shape: tuple[int, ...], dtype: str, args: argparse.Namespace) -> tuple[dict, dict, dict]:
-    """Each contestant's seconds a step, round by round, its memory in tensors of logits, and its first step's."""
+    """Return each contestant's seconds per step by rounds, its memory in tensors of logits, and its first step's."""
     generator, order = torch.Generator(args.device).manual_seed(0), random.Random(0)
     preds_S, preds_T = torch.randn(2, *shape, generator=generator, device=args.device).to(getattr(torch, dtype))
     target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator, device=args.device)
@@ -153,7 +154,7 @@ def measure(shape: tuple[int, ...], dtype: str, args: argparse.Namespace) -> tup
 
 
 def runs_of(shape: tuple[int, ...], dtype: str, args: argparse.Namespace) -> list[tuple[dict, dict, dict]]:
-    """What each process measures."""
+    """Return the measurements of each process."""
     if not args.processes:
         return [measure(shape, dtype, args)]
     spawn = multiprocessing.get_context('spawn')
@@ -197,12 +198,8 @@ def print_row(row: dict) -> None:
 
 
 def draw(rows: list[dict], machine: dict, path: Path) -> None:
-    """Bars of every contestant's time over the first one's, a group for each row."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
+    """Draw bars of every contestant's time over the first one's, a group for each row."""
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(max(8, 2 * len(rows)), 4), layout='constrained')
     names = list({name: None for row in rows for name in row['milliseconds']})
     width = 0.8 / len(names)
@@ -224,7 +221,7 @@ def draw(rows: list[dict], machine: dict, path: Path) -> None:
 
 
 def looks(args: argparse.Namespace) -> list[list[str]]:
-    """Who takes part in a first look at all rows, and in a second, whose rows replace the first's."""
+    """Return the contestants of a first pass over all rows, and of a second pass whose rows replace the first's."""
     at_once = [name for name in args.contestants if not name.endswith(COMPILED)]
     if args.processes or len(at_once) in (0, len(args.contestants)):
         return [args.contestants]
@@ -244,9 +241,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--baseline', type=Path, metavar='CHECKOUT', help="folder with another version's tree, whose WSLLoss takes part"
     )
-    parser.add_argument('--rounds', type=int, default=60, help='in a process, at least')
-    parser.add_argument('--seconds', type=float, default=1.0, help='of steps of each contestant in a process, at least')
-    parser.add_argument('--processes', type=int, default=5, help='0: this one alone, for as much as a short time gives')
+    parser.add_argument('--rounds', type=int, default=60, help='least number of rounds in a process')
+    parser.add_argument(
+        '--seconds', type=float, default=1.0, help='least time for the steps of each contestant in a process'
+    )
+    parser.add_argument(
+        '--processes', type=int, default=5, help='that measure one after the other; 0: only this one, in a short time'
+    )
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks'))
     args = parser.parse_args()
     args.contestants = args.contestants or [name for name in CONTESTANTS if args.device == 'cuda' or name != KERNEL]

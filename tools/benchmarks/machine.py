@@ -1,4 +1,4 @@
-"""What the benchmarks say of the machine that they ran on."""
+"""Describe the machine that a benchmark runs on."""
 
 import platform
 from pathlib import Path

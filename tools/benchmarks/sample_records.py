@@ -1,8 +1,8 @@
-"""Cost of mmwsl.SampleRecordHook beside a training step, ResNet-56 -> ResNet-20 on images of CIFAR-100's size.
+"""Measure the cost of mmwsl.SampleRecordHook against a step, ResNet-56 -> ResNet-20 on images of CIFAR-100's size.
 
-Step and hook take turns, and each is timed by itself: their ratio does not depend on what else the machine does. The
-end of an epoch (gathering, writing and drawing 50,000 records) is shared out over the epoch's steps. Images are random
-and lie ready, so a step is as short as it can be, and the ratio an upper bound.
+Step and hook take turns and are timed separately: their ratio does not depend on what else the machine does. The end of
+an epoch (gathering, writing and drawing 50,000 records) is divided among the epoch's steps. Images are random and in
+memory, so a step is as short as it can be, and the ratio an upper bound.
 """
 
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def measure(model: Any, optimizer: Any, count: int, folder: str) -> tuple[list[float], list[float], float]:
-    """Seconds of each step, of each call of the hook after it, and of the hook at the end of the epoch."""
+    """Return the seconds of each step, of each call of the hook after it, and of the hook at the end of the epoch."""
     hub = MessageHub.get_instance('benchmark')
     visualizer = Visualizer(vis_backends=[LocalVisBackend(folder)], save_dir=folder)
     runner = SimpleNamespace(

@@ -1,4 +1,4 @@
-"""Time of a training step, ResNet-56 -> ResNet-20 on CIFAR-100: what does the teacher cost, and what the framework?
+"""Time a training step, ResNet-56 -> ResNet-20 on CIFAR-100: what do the teacher and the framework cost?
 
 The arms of a group take turns, step by step, so that whatever else the machine does falls on all of them. All have the
 same networks, images and batch size, and read their images in the same process. The images are random, of CIFAR-100's
@@ -6,14 +6,14 @@ size: what they show takes no time.
 
 *plain*: a bare PyTorch loop over the student alone (the floor); the forward pass of the teacher, in eval mode and
 without gradient; the student alone through mmengine's Runner; mmwsl with its teacher in eval mode, with batch
-statistics, and cached; MMRazor's SingleTeacherDistill with WSLD, as it comes and with mmwsl's ChannelsLastHook, which
-all other arms through a Runner have too; timm's task of distillation (plain soft labels) in the bare loop.
+statistics, and cached; MMRazor's SingleTeacherDistill with WSLD, as it is and with mmwsl's ChannelsLastHook, which
+all other arms through a Runner also have; timm's task of distillation (plain soft labels) in the bare loop.
 *device*: the same with images kept on the device, and the loss by its Triton kernels.
 *compiled*: the loss, the teacher and the whole forward pass by torch.compile.
 
 Medians and ratios are printed and written to a JSON file, round by round, with the machine's description and the time
-of each arm's first step, in which it compiles; all are drawn in the end. An arm that cannot be had here is left out,
-and the reason is told.
+of each arm's first step, in which it compiles; all are drawn at the end. An arm that cannot run here is left out,
+and the reason is printed.
 """
 
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
@@ -21,12 +21,10 @@ import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 import argparse
 import json
 import math
-import random
 import shutil
 import statistics
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,9 +38,11 @@ from mmengine.registry import DATASETS, HOOKS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.datasets import BaseDataset
 from torch import Tensor, nn
+from turns import Turns, reason_of
 
 from mmwsl.engine.cache_building import build_cache
 from mmwsl.utils import load_network, whole_file
+from mmwsl.utils.pictures import pyplot
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {'vanilla': 'vanilla/r20_cifar100', 'cached': 'wsl_r56_r20_cifar100_cached'}
@@ -102,78 +102,9 @@ LOSS = {'triton': 'triton', 'loss compiled': True}  # WSLLoss(compile=...)
 WARM_UP = 5  # steps of each arm that are not counted
 
 
-class TimeIsUpError(Exception):
-    """Ends the run of an arm."""
-
-
-class Turns:
-    """Lets threads take steps one after the other, and times each step.
-
-    Each round has its own order, since a step finds the caches and threads as the one before it left them.
-
-    Args:
-        arms: Their names.
-        seconds: After so many no arm takes another step.
-        after_round: Called with the times so far, by arm.
-    """
-
-    def __init__(self, arms: list[str], seconds: float, after_round: Callable[[dict[str, list[float]]], None]) -> None:
-        self.gates = {arm: threading.Semaphore(0) for arm in arms}
-        self.times: dict[str, list[float]] = {arm: [] for arm in arms}
-        self.missing: dict[str, str] = {}
-        self.started = 0.0
-        self.end = time.perf_counter() + seconds
-        self.order = random.Random(0)
-        self.waiting: list[str] = []
-        self.stepping: str | None = None
-        self.after_round = after_round
-        self.lock = threading.RLock()
-
-    def begin(self) -> None:
-        """Let the next arm take its step."""
-        with self.lock:
-            if not self.waiting and self.gates:
-                self.after_round(self.times)
-                self.waiting = self.order.sample(list(self.gates), len(self.gates))
-            self.stepping = self.waiting.pop() if self.waiting else None
-            if self.stepping:
-                self.gates[self.stepping].release()
-
-    def wait(self, arm: str) -> None:
-        self.gates[arm].acquire()
-        self.started = time.perf_counter()
-        if self.started > self.end:
-            raise TimeIsUpError
-
-    def done(self, arm: str) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.times[arm].append(time.perf_counter() - self.started)
-        self.begin()
-
-    def take_part(self, arm: str, run: Callable[[], object]) -> None:
-        """Run an arm to its end; one that fails is left out from there on."""
-        try:
-            run()
-        except TimeIsUpError:
-            pass
-        except Exception as error:
-            traceback.print_exc()
-            self.missing[arm] = reason_of(error)
-        with self.lock:
-            del self.gates[arm]
-            self.waiting = [other for other in self.waiting if other != arm]
-            if self.stepping == arm:
-                self.begin()
-
-
-def reason_of(error: Exception) -> str:
-    return f'{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ""}'
-
-
 @DATASETS.register_module()
 class RandomImages(BaseDataset):
-    """So many images of CIFAR-100's size."""
+    """Random images of CIFAR-100's size."""
 
     METAINFO = {'classes': tuple(map(str, range(100)))}
 
@@ -192,7 +123,7 @@ class RandomImages(BaseDataset):
 
 @HOOKS.register_module()
 class TurnsHook(Hook):
-    """A step of the Runner, from after one iteration to after the next: data, hooks and all."""
+    """Takes a turn for each step of the Runner: from the end of one iteration to that of the next, data included."""
 
     priority = 'LOWEST'
     turns: Turns  # set below: a config holds only data
@@ -212,7 +143,7 @@ class TurnsHook(Hook):
 
 
 def config_of(arm: str, steps: int, teacher: str, out: Path) -> Config:
-    """An arm's name tells its method and, after commas, what is changed about it."""
+    """Return an arm's config; its name holds its method and, after commas, what is changed about it."""
     method, *traits = arm.split(', ')
     cfg = Config.fromfile(ROOT / f'configs/{CONFIGS.get(method, "wsl_r56_r20_cifar100")}.py')
     prepare_data(cfg, 'device' in traits, steps)
@@ -272,7 +203,7 @@ def runner_of(arm: str, *where: Any) -> Runner:
 
 
 def script_of(arm: str, turns: Turns, steps: int, teacher: str) -> Callable[[], None]:
-    """The student as a script without a framework would train it: alone, or by timm's task of distillation."""
+    """Return a loop that trains the student without a framework: alone, or by timm's task of distillation."""
     cfg = Config.fromfile(ROOT / 'configs/vanilla/r20_cifar100.py')
     prepare_data(cfg, 'device' in arm, steps)
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
@@ -302,8 +233,8 @@ def alone(student: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda images, labels: nn.functional.cross_entropy(student(images), labels)
 
 
-def timm_task(student: nn.Module, teacher: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    """timm's distillation with soft labels of the same temperature and weight."""
+def timm_task(student: Any, teacher: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the loss of timm's distillation, with soft labels of the same temperature and weight."""
     from timm.task import LogitDistillationTask
 
     for network in (student, teacher):  # what timm's own have; both see the same images
@@ -331,7 +262,7 @@ def teacher_of(path: str) -> nn.Module:
 
 
 def teacher_loop(arm: str, turns: Turns, steps: int, path: str) -> Callable[[], None]:
-    """The teacher's forward pass by itself, for scale."""
+    """Return a loop over the teacher's forward pass alone, for comparison."""
     model = teacher_of(path)
     inputs = torch.randn(64, 3, 32, 32, device=next(model.parameters()).device)
 
@@ -346,7 +277,7 @@ def teacher_loop(arm: str, turns: Turns, steps: int, path: str) -> Callable[[], 
 
 
 def built(arm: str, turns: Turns, steps: int, teacher: str, out: Path) -> Callable[[], object]:
-    """What takes an arm's steps."""
+    """Return the function that takes an arm's steps."""
     if arm == 'teacher':
         return teacher_loop(arm, turns, steps, teacher)
     if arm.startswith(('bare', 'timm')):
@@ -357,7 +288,7 @@ def built(arm: str, turns: Turns, steps: int, teacher: str, out: Path) -> Callab
     return runner_of(arm, steps, teacher, out).train
 
 
-def measure(arms: list[str], seconds: float, after_round: Callable[[dict], None], *where: Any) -> Turns:
+def measure(arms: list[str], seconds: float, after_round: Callable[[dict], object], *where: Any) -> Turns:
     """Let the arms take their steps."""
     init_default_scope('mmpretrain')
     turns = TurnsHook.turns = Turns(arms, seconds, after_round)
@@ -378,7 +309,7 @@ def measure(arms: list[str], seconds: float, after_round: Callable[[dict], None]
 
 
 def ratios_of(medians: dict[str, float]) -> dict[str, float]:
-    """Of those arms that were measured."""
+    """Return the ratios of the arms that were measured."""
     ratios = {
         f'{ours} / {theirs}': medians[ours] / medians[theirs]
         for ours, theirs in RATIOS
@@ -391,11 +322,7 @@ def ratios_of(medians: dict[str, float]) -> dict[str, float]:
 
 
 def draw(result: dict, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(8, 4), layout='constrained')
     arms, times = zip(*result['milliseconds'].items(), strict=True)
     bars = axes.barh(arms, times, color='0.8', edgecolor='black')
@@ -409,22 +336,24 @@ def draw(result: dict, path: Path) -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--steps', type=int, default=20, help='of each arm in a round')
+    parser.add_argument('--steps', type=int, default=20, help='steps of each arm in a round')
     parser.add_argument(
         '--rounds',
         type=int,
         default=4,
-        help='each with networks made anew: where their memory lies alone can change a step by a tenth',
+        help='each with new networks, whose place in memory alone can change a step by a tenth',
     )
     parser.add_argument('--groups', nargs='+', default=list(GROUPS), choices=GROUPS)
-    parser.add_argument('--seconds', type=float, default=math.inf, help='of the steps of a group in a round, at most')
+    parser.add_argument(
+        '--seconds', type=float, default=math.inf, help='time limit for the steps of a group in a round'
+    )
     parser.add_argument('--teacher', default='checkpoints/resnet56_cifar100.pth')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks'))
     return parser.parse_args()
 
 
 class Result:
-    """What has been measured, on disk at any time."""
+    """The measurements so far, kept on disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -441,7 +370,7 @@ class Result:
         self.save({})
 
     def save(self, running: dict[str, list[float]]) -> dict:
-        """Write it with the times of arms that still take steps."""
+        """Write the results, with the times of arms that are still taking steps."""
         steps = {arm: self.steps.get(arm, []) + running.get(arm, [])[WARM_UP:] for arm in {**self.steps, **running}}
         medians = {arm: statistics.median(times) for arm, times in steps.items() if times}
         first = {**{arm: times[0] for arm, times in running.items() if times}, **self.first_steps}

@@ -1,6 +1,7 @@
-"""Take the student out of a distillation's checkpoint, as a file that plain mmpretrain loads strictly.
+"""Export a distillation's student to a file that plain mmpretrain loads strictly.
 
-With it come the names of its classes, a config that predicts image files with it, and on demand the same as ONNX.
+The file includes the names of the classes. A config that predicts image files is written next to it and, with --onnx,
+the same network as ONNX.
 """
 
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
@@ -34,7 +35,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--out-path', help='the file to write; default: <checkpoint>_student.pth')
     parser.add_argument(
-        '--inplace', action='store_true', help='replace the checkpoint itself; it cannot be resumed from afterwards'
+        '--inplace', action='store_true', help='overwrite the checkpoint; no run can be resumed from it afterwards'
     )
     parser.add_argument('--onnx', action='store_true', help='also write an ONNX file (mmwsl[onnx])')
     args = parser.parse_args(arguments)

@@ -24,7 +24,7 @@ from mmwsl.utils.looks_like import looks_like
 
 
 def network_of(config: str) -> nn.Module:
-    """A config's teacher, or its only model."""
+    """Build a config's teacher, or its only model."""
     cfg = Config.fromfile(config)
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     return MODELS.build(network_config(cfg, 'teacher'))
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         '--image-size',
         type=int,
         choices=(32, 224),
-        help='pixels of its images, for a network whose '
+        help='size of its images in pixels, if the '
         'weights do not tell; default: 32 with 10 or 100 classes, 224 with 1000',
     )
     args = parser.parse_args(arguments)

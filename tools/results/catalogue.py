@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from mmengine.analysis import get_model_complexity_info
@@ -91,7 +92,7 @@ NETWORKS = {
     'student': 'ResNet-8, 2 channels',
     'r56-ls': 'ResNet-56, label smoothing',
 }
-# settings of a run that leave its last figure alone: where things lie, how they are read, what is logged and when
+# settings that do not change a run's last figure: where files are, how they are read, what is logged and when
 NEUTRAL = re.compile(
     r'(model\.teacher_ckpt|model\..*\.teacher_losses|.*data_root|.*_workers|work_dir'
     r'|default_hooks\.(logger|checkpoint|sample_records)\..*|train_cfg\.val_interval)='
@@ -133,6 +134,25 @@ DIFFERENCES = {
     'batch statistics - eval mode, plain': ('kd_r56_r20_cifar100_8e', 'kd_r56_r20_cifar100_8e_eval'),
     "MMRazor's - ours, teacher in eval mode": ('mmrazor_r56_r20_cifar100_8e', 'wsl_r56_r20_cifar100_8e_eval'),
 }
+# the parts of a config's name
+NAME = '`<method>_<teacher>_<student>_<dataset>_<variant>.py`'
+PARTS = (
+    ('method', '`wsl`, `kd`, and those above', 'in `vanilla/`, which trains networks alone'),
+    (
+        'teacher and student',
+        '`r56` is ResNet-56, `wrn40-2` WRN-40-2, `vgg13` VGG-13, `mbv2` MobileNetV2, `sv1` ShuffleNetV1, '
+        '`swin-t` Swin-T; `r56-r44-r32` is an ensemble; `-ls`: trained with label smoothing',
+        'for the usual pair of `digits`; other pairs follow the dataset there',
+    ),
+    ('dataset', '`in1k`, `cifar100`, `cifar10`, `digits`', 'never'),
+    (
+        'variant',
+        "`8e`, `15e`: epochs; `eval`: the teacher in eval mode; `cached`: the teacher's answers from disk; "
+        '`device`: images on the GPU; `noise`: a fifth of the labels wrong; '
+        '`fold`: without a fifth of the training images',
+        "for the pair's usual recipe",
+    ),
+)
 COLUMNS = ('Config', 'Teacher', 'Student', 'Recipe', 'Parameters', 'MACs', 'Published', 'Source', 'Measured', 'Runs')
 PROSE = """# Configs
 
@@ -215,7 +235,7 @@ def read_entries() -> list[Entry]:
 
 @functools.cache
 def read_entry(path: Path) -> Entry:
-    """What a config's name says, and its content."""
+    """Read a config, and what its name says."""
     method = path.stem.partition('_')[0] if path.parent == CONFIGS else path.parent.name
     words = path.stem.split('_')[0 if method == 'vanilla' else 1 :]
     place = next(place for place, word in enumerate(words) if word in DATASETS)
@@ -239,7 +259,7 @@ def recipe(cfg: Config) -> str:
 
 
 def count(entry: Entry) -> tuple[int, int]:
-    """Parameters and MACs of the network that is trained."""
+    """Return the parameters and MACs of the network that is trained."""
     network = entry.cfg.model.get('architecture', entry.cfg.model)
     return _count(json.dumps(network.to_dict()), DATASETS[entry.dataset][1])
 
@@ -256,7 +276,7 @@ def _count(network: str, image: tuple[int, ...]) -> tuple[int, int]:
 
 
 def readme(entries: list[Entry], numbers: dict, results: dict) -> str:
-    lines = [PROSE]
+    lines = [PROSE, f'## Names: {NAME}\n', table(('Part', 'Values', 'Left out'), PARTS), '']
     for dataset, (title, _) in DATASETS.items():
         for heading in dict.fromkeys(map(section, METHODS)):
             rows = [
@@ -274,7 +294,7 @@ def readme(entries: list[Entry], numbers: dict, results: dict) -> str:
 
 
 def section(method: str) -> str:
-    """Heading of the table that lists a method's configs."""
+    """Return the heading of the table that lists a method's configs."""
     return SECTIONS.get(method, METHODS[method])
 
 
@@ -297,7 +317,7 @@ def row(entry: Entry, numbers: dict, results: dict) -> tuple[str, ...]:
 
 
 def mean_and_spread(runs: list[dict]) -> str:
-    """Mean and sample standard deviation of the last top-1; of a single run there is no spread, and of none nothing."""
+    """Return the mean last figure and its sample standard deviation; the mean alone for one run, '' for none."""
     top1 = [run['last'] for run in runs]
     spread = f' ± {statistics.stdev(top1):.2f}' if len(top1) > 1 else ''
     return f'{statistics.mean(top1):.2f}{spread}' if top1 else ''
@@ -308,19 +328,19 @@ def each(runs: Iterable[dict]) -> str:
 
 
 def difference(first: Seeds, second: Seeds) -> str:
-    """Mean of first - second over the seeds that both have, and its standard error if there are three or more."""
+    """Return the mean of first - second over common seeds, with its standard error if there are three or more."""
     pairs = paired(first, second)
     error = f' ± {statistics.stdev(pairs) / len(pairs) ** 0.5:.2f}' if len(pairs) > 2 else ''
     return f'{statistics.mean(pairs):+.2f}{error}' if pairs else ''
 
 
 def paired(first: Seeds, second: Seeds) -> list[float]:
-    """Differences of the last top-1 between runs of one seed, in order of seeds."""
+    """Return the differences of the last figure between runs of one seed, in order of seeds."""
     return [first[seed]['last'] - second[seed]['last'] for seed in sorted(first.keys() & second.keys())]
 
 
 def read_runs() -> list[dict]:
-    """All runs that are kept, in order of seeds.
+    """Return all runs that are kept, in order of seeds.
 
     Raises:
         ValueError: If a run's log is not there.
@@ -334,12 +354,12 @@ def read_runs() -> list[dict]:
 
 
 def telling_options(run: dict) -> list[str]:
-    """Return its options that are not NEUTRAL."""
+    """Return the options of a run that are not NEUTRAL."""
     return [option for option in run['options'] if not NEUTRAL.match(option)]
 
 
 def read_results() -> dict[str, list[dict]]:
-    """Runs of each config as it is, with nothing set but the seed and what is NEUTRAL, in order of seeds."""
+    """Return the runs of each config with nothing set but the seed and what is NEUTRAL, in order of seeds."""
     found: dict[str, list[dict]] = {}
     for run in read_runs():
         if not run['settings'] and not telling_options(run):
@@ -348,7 +368,7 @@ def read_results() -> dict[str, list[dict]]:
 
 
 def main_readme(entries: list[Entry], numbers: dict, results: dict) -> str:
-    """README.md, with its tables of results made anew."""
+    """Return README.md with its tables of results updated."""
     rows = [result_row(entry, numbers, runs) for entry in entries if (runs := results.get(entry.name))]
     made = table(('Config', 'Epochs', 'Top-1, %', 'Each run', 'Published', 'Source'), rows)
     text = with_table((ROOT / 'README.md').read_text(), 'results', 'results/catalogue', made)
@@ -395,7 +415,7 @@ def paper(method: str) -> dict:
 
 def model(entry: Entry, results: dict) -> dict:
     parameters, macs = count(entry)
-    facts = {
+    facts: dict[str, Any] = {
         'Training Data': DATASETS[entry.dataset][0],
         'Epochs': entry.cfg.train_cfg.max_epochs,
         'Batch Size': entry.cfg.train_dataloader.batch_size,
@@ -405,7 +425,7 @@ def model(entry: Entry, results: dict) -> dict:
     }
     if entry.teacher:
         facts['Teacher'] = entry.teacher
-    described = {
+    described: dict[str, Any] = {
         'Name': entry.name,
         'In Collection': METHODS[entry.method],
         'Config': str(entry.path),
@@ -418,7 +438,7 @@ def model(entry: Entry, results: dict) -> dict:
 
 
 def catalogue() -> dict[Path, str]:
-    """Contents of the files.
+    """Return the contents of all files that are written.
 
     Raises:
         ValueError: If there is a number for a config that does not exist, or one without its log.

@@ -27,6 +27,7 @@ from questions import (
 
 from mmwsl.utils import whole_file
 from mmwsl.utils.text import table, with_table
+from mmwsl.utils.pictures import pyplot
 
 PAGE = ROOT / 'docs/choosing.md'
 PICTURES = ROOT / 'docs/pictures'
@@ -81,7 +82,7 @@ DATA = (
 
 
 class Runs:
-    """All runs that are kept, found by what was run."""
+    """Finds runs that are kept, by config and settings."""
 
     def __init__(self, runs: Iterable[dict]) -> None:
         self.runs: dict[tuple[str, frozenset], Seeds] = {}
@@ -90,12 +91,12 @@ class Runs:
             self.runs.setdefault((run['config'], frozenset(settings.items())), {})[run['seed']] = run
 
     def of(self, config: str, data: Data, **settings: str) -> Seeds:
-        """By seed."""
+        """Return the runs of a config with these settings, by seed."""
         return self.runs.get((config, frozenset({**dict(data.settings), **settings}.items())), {})
 
 
 def grid(runs: Runs, data: Data) -> dict[tuple[str, str], Seeds]:
-    """Runs at each tau and loss_weight."""
+    """Return the runs at each tau and loss_weight."""
     return {
         (tau, weight): runs.of(data.grid, data, **{f'{LOSS}.tau': tau, f'{LOSS}.loss_weight': weight})
         for tau in TAUS
@@ -104,7 +105,7 @@ def grid(runs: Runs, data: Data) -> dict[tuple[str, str], Seeds]:
 
 
 def noisy(runs: Runs, data: Data) -> dict[str, Arms]:
-    """Runs of each arm at each share of wrong labels."""
+    """Return the runs of each arm at each share of wrong labels."""
     found = {'0': {arm: runs.of(config, data) for arm, config in data.configs(data.pair).items()}}
     for prob in NOISES[1:]:
         found[prob] = {
@@ -114,7 +115,7 @@ def noisy(runs: Runs, data: Data) -> dict[str, Arms]:
 
 
 def teachers(runs: Runs, data: Data) -> dict[str, Arms]:
-    """Runs of each arm with each teacher."""
+    """Return the runs of each arm with each teacher."""
     return {
         name: {arm: runs.of(config, data) for arm, config in data.configs(pair).items()}
         for name, pair in ((data.teacher, data.pair), (data.weak_teacher, data.weak_pair))
@@ -155,7 +156,7 @@ def arms_row(arms: Arms) -> tuple[str, ...]:
 
 
 def random_table(runs: Runs) -> str:
-    """Where many labels are wrong: does it matter who gets which weight?"""
+    """Return a table that shows, if many labels are wrong, whether it matters which image gets which weight."""
     arms = noisy(runs, DATA[1])[NOISES[-1]]
     handed_out = runs.of(
         DATA[1].configs(DATA[1].pair, '_noise')['wsl'], DATA[1], **{NOISE: NOISES[-1], f'{LOSS}.weighting': 'random'}
@@ -175,7 +176,7 @@ def random_table(runs: Runs) -> str:
 
 
 def scale_table(runs: Runs) -> str:
-    """How much plain soft labels gain by the weight of their loss alone, against the lowest."""
+    """Return a table of what plain soft labels gain from the weight of their loss alone, against the lowest."""
     cells = {alpha: runs.of('kd_r56_r20_cifar100_8e', DATA[1], **{KD: alpha}) for alpha in SCALES}
     lowest = cells[SCALES[0]]
     return table(
@@ -188,7 +189,7 @@ def scale_table(runs: Runs) -> str:
 
 
 def longer_table(runs: Runs) -> str:
-    """The paper's recipe in a sixth of its epochs, in bfloat16: by the arms, each against plain soft labels."""
+    """Return a table of the paper's recipe in a sixth of its epochs, in bfloat16, with gains over plain soft labels."""
     found = {
         name: runs.runs.get((f'{config}_cifar100', LONGER), {})
         for name, config in {
@@ -209,7 +210,7 @@ def longer_table(runs: Runs) -> str:
 
 
 def tables(runs: Runs) -> dict[str, str]:
-    """By the name of the place in the page."""
+    """Return all tables by the names of their places in the page."""
     found = Found(runs.runs)
     return {
         'step': methods_table(found, STEP, KD_PLAIN),
@@ -232,7 +233,7 @@ def tables(runs: Runs) -> dict[str, str]:
 
 
 def page(runs: Runs) -> str:
-    """The page, with its tables made anew."""
+    """Return the page with its tables updated."""
     text = PAGE.read_text()
     for name, made in tables(runs).items():
         text = with_table(text, name, 'results/choosing', made)
@@ -240,7 +241,7 @@ def page(runs: Runs) -> str:
 
 
 def draw(runs: Runs) -> None:
-    """choosing_methods.png; choosing_grid.png and choosing_noise.png, a panel for each dataset that has runs."""
+    """Draw choosing_methods.png; choosing_grid.png and choosing_noise.png have a panel for each dataset with runs."""
     draw_methods(Found(runs.runs), PICTURES / 'choosing_methods.png')
     panel(
         'choosing_grid.png',
@@ -263,12 +264,8 @@ def draw(runs: Runs) -> None:
 
 
 def panel(name: str, xlabel: str, panels: list[tuple[str, tuple[str, ...], dict[str, list[Seeds]]]]) -> None:
-    """Mean and standard deviation of each line at each place, of the panels whose cells are all filled."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
+    """Draw each line's means and standard deviations, in the panels whose cells are all filled."""
+    plt = pyplot()
     panels = [panel for panel in panels if all(cell for line in panel[2].values() for cell in line)]
     if not panels:
         return

@@ -1,4 +1,4 @@
-"""What choosing.py answers by rows of a method each: the weight of the loss, other losses, L_t, wrong labels."""
+"""Make choosing.py's tables with a row for each method: weight of the loss, other losses, L_t, wrong labels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from catalogue import Seeds, difference, mean_and_spread
 
+from mmwsl.utils.pictures import pyplot
 from mmwsl.utils.text import table
 
 HALF = {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'bfloat16'}
@@ -22,7 +23,7 @@ PLAIN = 'KD: CE + 2.25 KL'
 
 @dataclass(frozen=True)
 class Method:
-    """A row: what it is called, and the config and settings of its runs on each of the data."""
+    """A row: its label, and the config and settings of its runs on each dataset."""
 
     label: str
     config: str
@@ -92,7 +93,7 @@ WRONG = (
 
 
 class Found:
-    """Runs by config and settings; with a GPU's, in bfloat16, where there are some.
+    """Finds runs by config and settings; those of a GPU, in bfloat16, if there are any.
 
     Args:
         runs: By config and settings, as choosing.Runs has them.
@@ -108,7 +109,7 @@ class Found:
 
 
 def methods_table(found: Found, methods: Sequence[Method], against: Method) -> str:
-    """Last and best epoch of each method on the digits and on CIFAR-100, and the difference to one of them."""
+    """Return a table of each method's last and best epoch on both datasets, and its difference from one method."""
     rows = []
     for method in methods:
         cells: list[str] = []
@@ -121,7 +122,7 @@ def methods_table(found: Found, methods: Sequence[Method], against: Method) -> s
 
 
 def weight_table(found: Found) -> str:
-    """What WSL's weight adds to each loss."""
+    """Return a table of what WSL's weight adds to each loss."""
     rows = [
         (label, *(gap(*(found.of(Method('', config), pair) for config in configs)) for pair in (DIGITS, CIFAR)))
         for label, configs in WEIGHT.items()
@@ -130,7 +131,7 @@ def weight_table(found: Found) -> str:
 
 
 def wrong_table(found: Found) -> str:
-    """The same for shares of wrong labels."""
+    """Return a table of the methods at two shares of wrong labels."""
     places = [('Digits', DIGITS, {}), ('CIFAR-100, 10,000 images', CIFAR, FEW)]
     rows = []
     for title, pair, few in places:
@@ -150,7 +151,7 @@ def wrong_table(found: Found) -> str:
 
 
 def last_and_best(seeds: Seeds) -> str:
-    """Mean and standard deviation of the last epoch, and the mean of the best; the number of runs."""
+    """Return mean and standard deviation of the last epoch, the mean of the best, and the number of runs."""
     if not seeds:
         return ''
     runs = list(seeds.values())
@@ -158,7 +159,7 @@ def last_and_best(seeds: Seeds) -> str:
 
 
 def gap(first: Seeds, second: Seeds) -> str:
-    """Difference of the last epoch and its standard error; in pairs of a seed if both ran on one kind of machine."""
+    """Return the last epochs' difference and its standard error, in pairs by seed if all ran on one kind of machine."""
     if min(len(first), len(second)) < 2:
         return ''
     kinds = {run['machine'].get('gpu') for run in (*first.values(), *second.values())}
@@ -173,11 +174,7 @@ def draw_methods(found: Found, path: Path) -> None:
     """Draw what each method reaches on CIFAR-100, a ring for each run and a bar for their mean, if KD has been run."""
     if not found.of(KD_PLAIN, CIFAR):
         return
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     methods = {method.label: method for method in (*STEP, *TEACHER_LOSS, *LOSSES)}
     rows = sorted(
         (statistics.mean(top1), label, top1)

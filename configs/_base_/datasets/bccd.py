@@ -1,5 +1,5 @@
-# BCCD: 364 images of blood under a microscope, 640 x 480, with boxes of three kinds of cells, in VOC's layout (MIT,
-# github.com/Shenggan/BCCD_Dataset). At half their size.
+# BCCD: 364 images of blood under a microscope, 640 x 480, read at half that size, with boxes of three kinds of cells,
+# in VOC's layout (MIT, github.com/Shenggan/BCCD_Dataset).
 data_preprocessor = dict(
     type='mmdet.DetDataPreprocessor', mean=[180.0] * 3, std=[50.0] * 3, bgr_to_rgb=True, pad_size_divisor=32
 )
@@ -21,8 +21,8 @@ train_dataloader = dict(
         dataset=dict(
             _cells,
             ann_file='ImageSets/Main/train.txt',
-            filter_cfg=dict(bbox_min_size=2),
-            pipeline=[  # two boxes are empty
+            filter_cfg=dict(bbox_min_size=2),  # two boxes are empty
+            pipeline=[
                 dict(type='mmdet.LoadImageFromFile'),
                 dict(type='mmdet.LoadAnnotations', with_bbox=True),
                 dict(

@@ -1,4 +1,4 @@
-# In place of cifar100_bs64.py: the images stay on the GPU, and are cropped and flipped there.
+# Instead of cifar100_bs64.py: the images stay on the GPU, and are cropped and flipped there.
 _base_ = 'cifar100_bs64.py'
 
 train_dataloader = dict(

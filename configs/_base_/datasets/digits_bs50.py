@@ -3,7 +3,7 @@ data_preprocessor = dict(type='ClsDataPreprocessor', num_classes=10, mean=[4.9],
 train_dataloader = dict(
     batch_size=50,
     num_workers=0,
-    persistent_workers=False,  # mmpretrain's own tools take True for granted, which torch refuses without workers
+    persistent_workers=False,  # mmpretrain's own tools assume True, which torch refuses without workers
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='mmwsl.ViewSampler', shuffle=True),
     dataset=dict(

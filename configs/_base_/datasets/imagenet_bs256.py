@@ -1,4 +1,4 @@
-# 256 images a step in all, as in the paper: on several GPUs let --auto-scale-lr follow, or divide batch_size.
+# 256 images a step in total, as in the paper: on several GPUs use --auto-scale-lr, or divide batch_size.
 data_preprocessor = dict(
     type='ClsDataPreprocessor',
     num_classes=1000,

@@ -1,4 +1,4 @@
-# GFL, from scratch, with a quarter of ResNet's width and of the head's: what one thread trains in some twenty minutes.
+# GFL, from scratch, with a quarter of ResNet's width and of the head's: which one thread trains in some twenty minutes.
 _head = dict(
     type='GFLHead',
     num_classes=3,

@@ -1,4 +1,4 @@
-# PSPNet for CamVid's 11 classes; 11 is what none of them is (void). BatchNorm, since a batch of 8 fits one GPU.
+# PSPNet for CamVid's 11 classes; 11 is none of them (void). BatchNorm, since a batch of 8 fits one GPU.
 camvid_teacher = dict(
     type='EncoderDecoder',
     _scope_='mmseg',

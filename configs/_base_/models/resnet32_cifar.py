@@ -3,6 +3,6 @@ resnet32 = dict(
     _scope_='mmpretrain',
     backbone=dict(type='mmwsl.CIFARResNet', depth=32),
     neck=dict(type='GlobalAveragePooling'),
-    # drawn as nn.Linear does by itself, as in the field's code
+    # initialised as by nn.Linear, as in the code that papers compare with
     head=dict(type='LinearClsHead', num_classes=100, in_channels=64, init_cfg=None),
 )

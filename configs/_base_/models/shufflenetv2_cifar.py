@@ -3,6 +3,6 @@ shufflenetv2 = dict(
     _scope_='mmpretrain',
     backbone=dict(type='mmwsl.CIFARShuffleNetV2'),
     neck=dict(type='GlobalAveragePooling'),
-    # drawn as nn.Linear does by itself, as in the field's code
+    # initialised as by nn.Linear, as in the code that papers compare with
     head=dict(type='LinearClsHead', num_classes=100, in_channels=1024, init_cfg=None),
 )

@@ -3,7 +3,7 @@ wrn40_1 = dict(
     _scope_='mmpretrain',
     backbone=dict(type='mmrazor.WideResNet', depth=40, widen_factor=1),
     neck=dict(type='GlobalAveragePooling'),
-    # drawn as nn.Linear does by itself, but for a bias of zero, as in the field's code
+    # initialised as by nn.Linear, but with a bias of zero, as in the code that papers compare with
     head=dict(
         type='LinearClsHead',
         num_classes=100,

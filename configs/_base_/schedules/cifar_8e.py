@@ -1,4 +1,4 @@
-# A thirtieth of the usual schedule, for comparisons within reach of a CPU: about 20 minutes on two cores.
+# A thirtieth of the usual schedule, for comparisons on a CPU: about 20 minutes on two cores.
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True))
 param_scheduler = [
     dict(type='LinearLR', by_epoch=False, start_factor=0.005, begin=0, end=200),

@@ -1,4 +1,4 @@
-# mmdet's 12 epochs, resumable to the very weights.
+# mmdet's 12 epochs, resumable to exactly the same weights.
 _base_ = ['mmdet::_base_/schedules/schedule_1x.py', 'mmdet::_base_/default_runtime.py']
 
 optim_wrapper = dict(optimizer=dict(lr=0.01))

@@ -1,4 +1,4 @@
-# mmseg's 80,000 iterations, resumable to the very weights.
+# mmseg's 80,000 iterations, resumable to exactly the same weights.
 _base_ = ['mmseg::_base_/schedules/schedule_80k.py', 'mmseg::_base_/default_runtime.py']
 
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=2))

@@ -14,20 +14,20 @@ _GREATER = [*CheckpointHook._default_greater_keys, 'f1', 'recall', 'iou', 'dice'
 
 @HOOKS.register_module()
 class BestCheckpointHook(CheckpointHook):
-    """Keep mmengine's checkpoints and, in ``best_<figure>_epoch_<N>.pth``, the one that validation liked best.
+    """Keep mmengine's checkpoints and, as ``best_<figure>_epoch_<N>.pth``, the one that is best in validation.
 
     ``save_best='auto'``, the default here, follows the figure that counts for the task: mIoU, mAP or the F1 score if
-    the metrics have one, else the first (top-1). mmengine's 'auto' takes the first of all, which for a segmentor is the
-    accuracy of pixels. The first of several equal epochs is kept. A run that is killed and resumed keeps the best of
-    all its epochs. The file is chosen on the validation data, so its figure on them is too good by what chance gives:
-    compare methods by their last epochs. ``tools/train.py`` puts this hook in the place of a ``CheckpointHook`` that
-    has no ``save_best``; ``default_hooks.checkpoint.save_best=None`` leaves the best checkpoint out.
+    the metrics have one, else the first (top-1). mmengine's 'auto' always follows the first, which for a segmentor is
+    the accuracy of pixels. The first of several equal epochs is kept. A run that is killed and resumed keeps the best
+    of all its epochs. The choice is made on the validation data, so the best figure there is partly luck: compare
+    methods by their last epochs. ``tools/train.py`` uses this hook instead of a ``CheckpointHook`` without
+    ``save_best``; with ``default_hooks.checkpoint.save_best=None`` no best checkpoint is kept.
 
     Args:
-        save_best: As of mmengine's hook.
-        rule: As of mmengine's hook: 'greater' or 'less'. None: by the figure's name; of a name that tells neither,
-            nothing is kept, which is logged once.
-        kwargs: As of mmengine's hook.
+        save_best: See mmengine's hook.
+        rule: 'greater' or 'less', see mmengine's hook. None decides by the figure's name; if the name does not tell,
+            no best checkpoint is kept, which is logged once.
+        kwargs: See mmengine's hook.
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class BestCheckpointHook(CheckpointHook):
             return False
         try:
             self._init_rule(self.rules, [name])
-        except ValueError:  # a name like 'kappa', of which mmengine cannot tell whether more is better
+        except ValueError:  # by a name like 'kappa' mmengine cannot tell whether more is better
             self.save_best = None
             runner.logger.warning(
-                f'No best checkpoint is kept: is more or less of {name} better? Set '
+                f'No best checkpoint is kept, since it is unknown whether more or less of {name} is better. Set '
                 "default_hooks.checkpoint.rule='greater' or 'less'."
             )
             return False

@@ -12,12 +12,12 @@ from mmwsl.utils.checkpoint import unwrapped_model
 
 @HOOKS.register_module()
 class CheckLabelsHook(Hook):
-    """Before the first step, compare the labels of training and validation images with the classes that are predicted.
+    """Check before the first step that all labels of training and validation images are among the predicted classes.
 
     ``tools/train.py`` adds this hook, unless the config has ``CheckTeacherHook``, which does the same.
 
     Raises:
-        ValueError: If a label is no class; the first such image is named.
+        ValueError: If a label is not; the first such image is named.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -29,5 +29,5 @@ class CheckLabelsHook(Hook):
 
 
 def predicted_classes(model: Any) -> int | None:
-    """Number of classes that a network, or a distillation's student, predicts; None if its head does not know it."""
+    """Return how many classes a network, or a distillation's student, predicts; None if its head does not tell."""
     return getattr(getattr(getattr(model, 'student', model), 'head', None), 'num_classes', None)

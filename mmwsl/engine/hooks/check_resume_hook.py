@@ -19,17 +19,17 @@ _MAY_DIFFER = ('resume =', 'load_from =', 'work_dir =', 'launcher =', 'experimen
 
 @HOOKS.register_module()
 class CheckResumeHook(Hook):
-    """Refuse a file that is not of this run's model, from which mmengine would load what fits and train on.
+    """Refuse a checkpoint of another model, from which mmengine would load what fits and train on.
 
-    On ``--resume`` all parameters and buffers have to be there, in their shapes. With ``load_from`` the parts that
-    differ, such as a head of another number of classes, stay as they are drawn, but half of them have to fit; so has
-    half of a network with ``init_cfg=dict(type='Pretrained', ...)``, or of a part of one, to come from its file.
-    The SHA-256 of the teacher's files is kept in the checkpoint's ``meta`` and has to be the same on ``--resume``,
-    unless the config states ``model.teacher_sha256``, with which the files have been compared. Settings that differ
-    from those of the checkpoint are named in the log. ``tools/train.py`` adds this hook.
+    On ``--resume``, all parameters and buffers must be in the file, in their shapes. With ``load_from``, tensors that
+    do not fit, such as a head for another number of classes, keep their initial values, but at least half must fit.
+    The same half must come from the file of a network, or a part of one, with ``init_cfg=dict(type='Pretrained',
+    ...)``. The SHA-256 of the teacher's files is kept in the checkpoint's ``meta`` and must be the same on
+    ``--resume``, unless the config states ``model.teacher_sha256``, with which the files have been compared. Settings
+    that differ from those of the checkpoint are logged. ``tools/train.py`` adds this hook.
 
     Raises:
-        ValueError: If the file does not fit, in which case the first keys are named, or is of another teacher.
+        ValueError: If the file does not fit, with its first wrong keys, or the run had another teacher.
     """
 
     def __init__(self) -> None:
@@ -43,14 +43,14 @@ class CheckResumeHook(Hook):
             checkpoint['meta']['teacher_sha256'] = known
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        self._initialised = {}  # what was initialised is replaced
+        self._initialised = {}  # the checkpoint replaces what was initialised
         model = unwrapped_model(runner.model)
         if runner._resume:
             _compare_teachers(
                 runner, checkpoint.get('meta', {}).get('teacher_sha256'), getattr(model, 'teacher_sha256', None)
             )
             _warn_of_other_settings(runner, checkpoint.get('meta', {}).get('cfg'))
-        # by way of the wrapper, which gathers what is sharded, for FSDP 1 in the first process
+        # through the wrapper, which gathers shards (FSDP 1: in the first process)
         expected: dict[str, Tensor] = {
             key.removeprefix('module.'): value for key, value in runner.model.state_dict().items()
         }
@@ -66,7 +66,7 @@ class CheckResumeHook(Hook):
         raise ValueError(
             f'the checkpoint is not of this model: {len(misfits)} of {len(expected)} tensors are missing there or of '
             f'another shape ({first_of(misfits)}). Is it of another config or work dir? To resume, '
-            'give the config that the run was begun with; to start from a network of another shape, take parts of it '
+            'give the config that the run was begun with; to start from a network of another shape, load parts of it '
             "with init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)"
         )
 
@@ -76,7 +76,7 @@ class CheckResumeHook(Hook):
 
 
 def _pretrained(module: nn.Module, name: str = 'model') -> Iterator[tuple[str, tuple[nn.Module, Mapping]]]:
-    """The modules that mmengine will initialise from files, with their settings; of nested ones the outermost."""
+    """Yield the modules that mmengine will initialise from files, with their settings; only outermost ones."""
     if getattr(module, 'is_init', False):
         return
     given = getattr(module, 'init_cfg', None) or []
@@ -94,7 +94,7 @@ def _pretrained(module: nn.Module, name: str = 'model') -> Iterator[tuple[str, t
 
 
 def _check_initialised(name: str, module: nn.Module, init_cfg: Mapping) -> None:
-    """Compare values and not keys, because some networks convert the keys of what they load."""
+    """Raise ValueError if most values are not those of the file; keys may have been converted while loading."""
     checkpoint = CheckpointLoader.load_checkpoint(init_cfg['checkpoint'], map_location='cpu')
     weights = {
         key: value for key, value in checkpoint.get('state_dict', checkpoint).items() if isinstance(value, Tensor)
@@ -120,7 +120,7 @@ def _check_initialised(name: str, module: nn.Module, init_cfg: Mapping) -> None:
 
 
 def _advice(module: nn.Module, own: Mapping, weights: Mapping, name: str) -> str:
-    """How the file would fit: as a part of it, or in a part of the network."""
+    """Return how the file would fit, by a prefix or into a part of the network; '' if it would not."""
     prefixes = Counter(key[: -len(end)] for key in weights for end in _endings(key) if end in own)
     for prefix, count in prefixes.most_common(1):
         if count >= len(own) / 2:
@@ -132,13 +132,13 @@ def _advice(module: nn.Module, own: Mapping, weights: Mapping, name: str) -> str
 
 
 def _endings(key: str) -> list[str]:
-    """What follows each dot."""
+    """Return what follows each dot of a key."""
     words = key.split('.')
     return ['.'.join(words[place:]) for place in range(1, len(words))]
 
 
 def _warn_of_other_settings(runner: Runner, begun: str | None) -> None:
-    """Compare two configs line by line, as text: the one in a checkpoint is not to be run."""
+    """Log how a checkpoint's config differs from the run's, comparing text: a checkpoint's code must not be run."""
 
     def lines(text: str) -> dict[str, None]:
         return dict.fromkeys(line.strip(' ,') for line in text.splitlines() if not line.startswith(_MAY_DIFFER))
@@ -160,6 +160,6 @@ def _compare_teachers(runner: Runner, begun: list[str] | None, current: list[str
         return
     raise ValueError(
         f'the run was begun with another teacher: the SHA-256 of its file is {first_of(begun)} in the '
-        f'checkpoint and {first_of(current)} here. Put that file there again, or to go on with this one, '
+        f'checkpoint and {first_of(current)} here. Put that file there again, or to continue with this one, '
         f'give --cfg-options model.teacher_sha256={current[0] if len(current) == 1 else current}'
     )

@@ -1,58 +1,58 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import EMAHook
-from mmengine.runner import IterBasedTrainLoop, Runner
-from mmpretrain.evaluation import Accuracy
+from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from mmwsl.datasets.views import seeded_generators
+from mmwsl.engine.class_checks import check_classes, check_mixing, check_order_of_classes, check_topk
 from mmwsl.engine.hooks.check_labels_hook import CheckLabelsHook, predicted_classes
 from mmwsl.engine.likely_inputs import better_input
 from mmwsl.engine.ratings import Figure, rated, some_batches
+from mmwsl.engine.runners import counts_iterations
 from mmwsl.models.teachers import CachedTeacher
 from mmwsl.models.weightings import WSLWeighting
 from mmwsl.registry import HOOKS
-from mmwsl.utils.checkpoint import read_classes, unwrapped_model
+from mmwsl.utils.checkpoint import unwrapped_model
 from mmwsl.utils.data import single_labels
 
-_TRIED = 128  # images of which other kinds of input are tried
+_TRIED = 128  # images on which other kinds of input are tried
 _ADVICE = (
     'Is teacher_ckpt the right file, and do data_preprocessor (mean, std, to_rgb) and the order of the classes fit it?'
 )
-_UNLESS = "If it is meant to be so, set min_score of the hook 'mmwsl.CheckTeacherHook' in custom_hooks to 0."
+_UNLESS = "If this is intended, set min_score of the hook 'mmwsl.CheckTeacherHook' in custom_hooks to 0."
 
 
 @HOOKS.register_module()
 class CheckTeacherHook(CheckLabelsHook):
-    """Before the first step, compare classes and score the teacher on validation data; stop a run that cannot succeed.
+    """Compare classes and score the teacher before the first step; stop a run that cannot succeed.
 
-    A wrong checkpoint shows as a teacher that knows no more than chance. A wrong order of channels or another
-    normalisation may cost it half of its accuracy only: the usual ones are tried on the same images, and one that is
-    clearly better (by more than 5 points and three standard errors) is named. Classes in another order show in the
-    names that mmengine's checkpoints hold. What none of this can see: two classes swapped in a file without names, or a
-    teacher that is merely worse than it was. ``expected_score`` sees both.
+    A teacher from a wrong checkpoint scores no better than chance. A wrong order of channels or normalisation may cost
+    only half of its accuracy, so the usual ones are tried on the same images, and one that is clearly better (by more
+    than 5 points and three standard errors) is named. Classes in another order are found by the names that mmengine's
+    checkpoints hold. Only ``expected_score`` finds two swapped classes in a file without names, or a teacher that is
+    merely worse than it was.
 
-    The figure is logged. It is the teacher's in eval mode, whatever ``teacher_norm_eval`` says; a cached teacher's is
-    that of its recorded views. Classes of one label per image are scored by top-1. For other tasks it is what the
-    ``val_evaluator``'s metrics say of the teacher's predictions: the figure that ``save_best`` of the CheckpointHook
-    names, or mIoU, mAP or the F1 score, in the unit in which the metric prints it.
+    The score is logged. It is measured on validation data in eval mode, whatever ``teacher_norm_eval`` is; a cached
+    teacher is scored on its recorded views. With one label per image, the score is top-1. For other tasks it is a
+    figure of the ``val_evaluator``: the one that ``save_best`` of the CheckpointHook names, or mIoU, mAP or the F1
+    score, in the unit in which the metric prints it.
 
     Args:
-        max_batches: Batches of validation images to look at in each process, at most; which ones, chance says, since
-            they may lie in order of their classes.
-        min_accuracy: As ``min_score``, in [0, 1].
-        expected_score: Top-1 in per cent, or the metric's figure, that the teacher is known to have. A score that is
-            lower by more than 3 points and three standard errors of the images looked at stops the run; for a metric,
-            the error that a score per image can have at most.
+        max_batches: Batches of validation images to look at in each process, at most. They are drawn at random, since
+            images may be sorted by class.
+        min_accuracy: ``min_score`` as a fraction in [0, 1].
+        expected_score: Top-1 in per cent, or the metric's figure, that the teacher is known to have. The run stops if
+            the score is lower by more than 3 points and three standard errors of the images looked at; for a metric,
+            the largest standard error that a score per image can have.
         min_score: Top-1 in per cent, or the metric's figure, below which the run stops. None: twice chance, 2 / C (for
-            two classes, halfway between chance and perfect); for mIoU chance is one class everywhere, the best one; no
+            two classes, halfway between chance and perfect); for mIoU, chance is the best single class everywhere; no
             other figure stops the run. 0 never stops it.
 
     Raises:
@@ -78,16 +78,16 @@ class CheckTeacherHook(CheckLabelsHook):
         self.min_score = min_score if min_accuracy is None else 100 * min_accuracy
         self.expected_score = expected_score
         self.found: tuple[Figure, str] | None = None
-        """The teacher's figure, and of which images; None before a run, or if it could not be scored."""
+        """The teacher's figure and the kind of images; None before a run, or if it could not be scored."""
 
     def before_train(self, runner: Runner) -> None:
         model = unwrapped_model(runner.model)
         predicted = predicted_classes(model)
-        _check_classes(runner, predicted)
+        check_classes(runner, predicted)
         super().before_train(runner)
         if predicted:
-            _check_mixing(model.data_preprocessor, predicted)
-            _check_topk(runner, predicted)
+            check_mixing(model.data_preprocessor, predicted)
+            check_topk(runner, predicted)
         if getattr(model, 'teacher', None) is None:
             return
         _check_warmup(runner, model)
@@ -104,11 +104,11 @@ class CheckTeacherHook(CheckLabelsHook):
         if runner.val_loop is None:
             runner.logger.warning('The teacher was not checked: there is no validation data (val_dataloader).')
             return
-        _check_order_of_classes(runner)
+        check_order_of_classes(runner)
         was_training = model.training
         model.eval()
-        model.teacher.to(model.data_preprocessor.device)  # a strategy that shards leaves it on the CPU
-        # a check must not change what training draws
+        model.teacher.to(model.data_preprocessor.device)  # a sharding strategy leaves it on the CPU
+        # a check must not change the random numbers of training
         with torch.no_grad(), torch.random.fork_rng(_devices()), seeded_generators(0):
             score = self._score(runner, model)
             figure = rated(runner, model, self.max_batches) if score is None else None
@@ -119,7 +119,7 @@ class CheckTeacherHook(CheckLabelsHook):
             self._judge_figure(runner, figure)
 
     def _score(self, runner: Runner, model: Any) -> _Score | None:
-        """The teacher's on all processes' images, none where connectors join it; None unless it predicts one label."""
+        """Score the teacher on all processes' images; None unless it predicts one label. Connectors leave no image."""
         counts, classes = torch.zeros(3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
         for batch_idx, batch in enumerate(some_batches(runner.val_loop.dataloader, self.max_batches)):
             batch = model.data_preprocessor(batch, False)
@@ -153,7 +153,7 @@ class CheckTeacherHook(CheckLabelsHook):
         tolerance = 100 * _tolerance(score.accuracy, score.images)
         if self.expected_score is not None and accuracy < self.expected_score - tolerance:
             raise RuntimeError(
-                f"{found}, and expected_score of the hook 'mmwsl.CheckTeacherHook' says "
+                f"{found}, but expected_score of the hook 'mmwsl.CheckTeacherHook' is "
                 f'{self.expected_score:.2f} % (give or take {tolerance:.2f}). {_ADVICE}'
             )
 
@@ -172,23 +172,23 @@ class CheckTeacherHook(CheckLabelsHook):
         tolerance = full * _tolerance(min(max(value / full, 0), 1), images)
         if value < self.expected_score - tolerance:
             raise RuntimeError(
-                f"{found}, and expected_score of the hook 'mmwsl.CheckTeacherHook' says "
+                f"{found}, but expected_score of the hook 'mmwsl.CheckTeacherHook' is "
                 f'{self.expected_score:.4g} (give or take {tolerance:.2g}). {_ADVICE}'
             )
 
 
 def _least(chance: float) -> float:
-    """Twice chance, or halfway between chance and perfect, in per cent."""
+    """Return the smaller of twice chance and halfway between chance and perfect, in per cent."""
     return min(2 * chance, (100 + chance) / 2)
 
 
 def _tolerance(share: float, images: int) -> float:
-    """3 points, or three standard errors of a share of images, in [0, 1]."""
+    """Return 3 points or, if larger, three standard errors of a share of images, in [0, 1]."""
     return max(0.03, 3 * math.sqrt(share * (1 - share) / images))
 
 
 class _Score(NamedTuple):
-    """A teacher's accuracy, in [0, 1], on so many images of so many classes."""
+    """A teacher's accuracy, in [0, 1], with the numbers of images and classes."""
 
     accuracy: float
     images: int
@@ -197,7 +197,7 @@ class _Score(NamedTuple):
 
 def _check_warmup(runner: Runner, model: Any) -> None:
     for name, loss in getattr(getattr(model, 'distiller', None), 'distill_losses', {}).items():
-        if getattr(loss, 'warmup_epochs', 0) and isinstance(runner.train_loop, IterBasedTrainLoop):
+        if getattr(loss, 'warmup_epochs', 0) and counts_iterations(runner):
             raise ValueError(
                 f'{name}: warmup_epochs={loss.warmup_epochs} counts epochs, and this run counts '
                 f'iterations, so the loss would keep 1/{loss.warmup_epochs} of its weight. Set '
@@ -206,7 +206,7 @@ def _check_warmup(runner: Runner, model: Any) -> None:
 
 
 def _tell_of_copies(runner: Runner, teacher: nn.Module) -> None:
-    """Log the memory of a teacher that EMAHook copies with the model: no average is taken of it."""
+    """Log the memory that EMAHook needs to copy the teacher with the model, although it does not average it."""
     if any(isinstance(hook, EMAHook) for hook in runner.hooks):
         size = sum(value.numel() * value.element_size() for value in teacher.state_dict().values()) / 1e6
         runner.logger.info(f'EMAHook copies the whole model, and with it the teacher: {size:.3g} MB more.')
@@ -219,42 +219,20 @@ def _check_teacher_losses(model: Any, dataset: Any) -> None:
             module.teacher_losses.check(dataset)
 
 
-def _check_order_of_classes(runner: Runner) -> None:
-    """Raise ValueError where the teacher's file names the classes of the data in another order."""
-    path = (runner.cfg.get('model') or {}).get('teacher_ckpt')
-    teachers = read_classes(path) if path and Path(path).is_file() else ()
-    datas = tuple(getattr(runner.val_loop.dataloader.dataset, 'metainfo', {}).get('classes') or ())
-    if not teachers or not datas or teachers == datas:
-        return
-    place = next((place for place, pair in enumerate(zip(teachers, datas, strict=False)) if pair[0] != pair[1]), None)
-    found = (
-        f'there are {len(teachers)} in {path} and {len(datas)} in the validation data'
-        if place is None
-        else f'class {place} is {teachers[place]!r} in {path} and {datas[place]!r} in the validation data'
-    )
-    if set(teachers) == set(datas):
-        raise ValueError(
-            f'the teacher knows the same classes in another order: {found}, so it would teach wrong '
-            'classes. Give the dataset the order of the file (metainfo=dict(classes=...)), or train the '
-            'teacher on these data'
-        )
-    runner.logger.warning(f"The teacher's classes have other names than those of the data: {found}.")
-
-
 def _check_finite(logits: Any) -> None:
     if not isinstance(logits, Tensor):
         return
     bad = int((~torch.isfinite(logits)).flatten(1).any(1).sum())
     if bad:
         raise RuntimeError(
-            f"the teacher's logits are not finite for {bad} of {len(logits)} validation images, and a "
-            'loss would be nan: is teacher_ckpt whole, and its data_preprocessor right?'
+            f"the teacher's logits are not finite for {bad} of {len(logits)} validation images, so the "
+            'loss would be nan. Is teacher_ckpt complete, and its data_preprocessor right?'
         )
 
 
 def _compares_alike(runner: Runner, model: Any, batch: dict, classes: int) -> bool:
-    """Whether teacher and student predict the same classes; where connectors join them, they need not."""
-    # by way of the wrapper, which gathers what is sharded; DeepSpeed's cannot be called, and gathers part by part
+    """Whether teacher and student predict equally many classes; raise ValueError unless connectors join them."""
+    # through the wrapper, which gathers shards; DeepSpeed's cannot be called, but gathers part by part
     network = runner.model if callable(runner.model) else model
     student = network(batch['inputs'], batch['data_samples'], mode='tensor')
     if not isinstance(student, Tensor) or student.dim() != 2 or student.shape[1] == classes:
@@ -262,7 +240,7 @@ def _compares_alike(runner: Runner, model: Any, batch: dict, classes: int) -> bo
     if len(getattr(getattr(model, 'distiller', None), 'connectors', ())):
         runner.logger.warning(
             f'The teacher predicts {classes} classes and the student {student.shape[1]}, and '
-            'connectors join them: what the teacher knows was not checked.'
+            'connectors join them, so the teacher was not scored.'
         )
         return False
     raise ValueError(
@@ -272,7 +250,7 @@ def _compares_alike(runner: Runner, model: Any, batch: dict, classes: int) -> bo
 
 
 def _name_better_input(runner: Runner, model: Any, inputs: Tensor, target: Tensor, right: Tensor) -> None:
-    """Log a warning where the teacher knows clearly more of images in another order or normalisation."""
+    """Log a warning if the teacher does clearly better with another order of channels or normalisation."""
     # not model.teacher(...), whose hook adapts the student's input
     found = better_input(
         lambda images: model.teacher.forward(images, mode='tensor'),
@@ -283,59 +261,11 @@ def _name_better_input(runner: Runner, model: Any, inputs: Tensor, target: Tenso
     )
     if found:
         runner.logger.warning(
-            f'Of {len(target)} images the teacher gets {100 * float(right.double().mean()):.0f} % '
-            f'right as they are, and {100 * found[1]:.0f} % with {found[0]}: give model.teacher a '
-            'data_preprocessor of its own with mean, std and to_rgb as it was trained.'
+            f'The teacher gets {100 * float(right.double().mean()):.0f} % of {len(target)} images right as they are, '
+            f'and {100 * found[1]:.0f} % with {found[0]}. Give model.teacher a data_preprocessor of its own, with the '
+            'mean, std and to_rgb that it was trained with.'
         )
 
 
 def _devices() -> list[int]:
     return [torch.cuda.current_device()] if torch.cuda.is_available() else []
-
-
-def _check_classes(runner: Runner, predicted: int | None) -> None:
-    loops = [loop for loop in (runner.train_loop, runner.val_loop) if loop is not None]
-    names = [tuple(getattr(loop.dataloader.dataset, 'metainfo', {}).get('classes') or ()) for loop in loops]
-    if len(set(filter(None, names))) > 1 and set(names[0]) == set(names[1]) and len(names[0]) == len(names[1]):
-        place = next(place for place, pair in enumerate(zip(*names, strict=True)) if pair[0] != pair[1])
-        raise ValueError(
-            'training and validation data have the same classes in another order, so a label means '
-            f'another class in each: class {place} is {names[0][place]!r} in training and '
-            f'{names[1][place]!r} in validation. Give both the same order (metainfo=dict(classes=...))'
-        )
-    if len(set(filter(None, names))) > 1:
-        raise ValueError(
-            'training and validation data have different classes, so a label means another class in each; '
-            f'only in training: {sorted(set(names[0]) - set(names[1]))}, only in validation: '
-            f'{sorted(set(names[1]) - set(names[0]))}. Give both the same class '
-            'folders, an empty one for a class without images'
-        )
-    found = len(max(names))
-    if not found or not predicted or found == predicted:
-        return
-    message = (
-        f'the data have {found} classes and the student predicts {predicted}: set num_classes of the heads (and '
-        'of data_preprocessor) to the same number'
-    )
-    if found > predicted:
-        raise ValueError(message)
-    runner.logger.warning(f'{message}, unless the others are meant to stay unused.')
-
-
-def _check_mixing(preprocessor: Any, predicted: int) -> None:
-    mixes, mixed = getattr(preprocessor, 'batch_augments', None), getattr(preprocessor, 'num_classes', None)
-    if mixes is not None and mixed != predicted:
-        raise ValueError(
-            f'data_preprocessor mixes labels of {mixed} classes and the student predicts {predicted}: set '
-            f'num_classes={predicted} in data_preprocessor'
-        )
-
-
-def _check_topk(runner: Runner, predicted: int) -> None:
-    """What mmpretrain says after the first epoch."""
-    for metric in runner.val_loop.evaluator.metrics if runner.val_loop is not None else ():
-        if isinstance(metric, Accuracy) and max(metric.topk) > predicted:
-            raise ValueError(
-                f'val_evaluator has topk={metric.topk} and the student predicts {predicted} classes: set '
-                'val_evaluator = test_evaluator = dict(topk=(1, ))'
-            )

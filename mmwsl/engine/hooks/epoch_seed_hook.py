@@ -7,29 +7,29 @@ import numpy as np
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from torch.utils.data import BatchSampler
 
 from mmwsl.compat import restart_batches
 from mmwsl.datasets.views import InfiniteViewSampler
+from mmwsl.engine.runners import counts_iterations
 from mmwsl.registry import HOOKS
 
 
 @HOOKS.register_module()
 class EpochSeedHook(Hook):
-    """Make what an epoch draws a function of (seed, epoch, rank), so that a resumed run repeats an unbroken one.
+    """Seed random numbers from (seed, epoch, rank) at each epoch, so that a resumed run repeats an unbroken one.
 
     mmengine saves no generator state: after resuming, dropout and mixup would draw other numbers. Seeding at each
-    epoch needs no state at all. A run by iterations is seeded in each of them, from (seed, iteration, rank). The hook
-    also gives the sampler the seed of the run that is resumed, if the config names none, and lets a
-    ``mmwsl.InfiniteViewSampler`` begin where the run was. Works with ``mmwsl.SeededViews``, which does the same for the
-    views.
+    epoch needs no state at all. A run by iterations is seeded at each iteration, from (seed, iteration, rank). The hook
+    also gives the sampler the seed of the resumed run, if the config names none, and lets a
+    ``mmwsl.InfiniteViewSampler`` begin where the run stopped. ``mmwsl.SeededViews`` does the same for the views.
     """
 
-    priority = 'VERY_HIGH'  # before whatever else an epoch's start draws
+    priority = 'VERY_HIGH'  # before anything else draws at an epoch's start
 
     def before_train_epoch(self, runner: Runner) -> None:
-        # its own .sampler is another one beside a batch sampler; mmpretrain's vis_scheduler has a loader with neither
+        # beneath a batch sampler, not the loader's own .sampler; mmpretrain's vis_scheduler has a loader with neither
         batch_sampler = getattr(runner.train_dataloader, 'batch_sampler', None)
         sampler: Any = getattr(batch_sampler, 'sampler', None)
         if getattr(sampler, 'seed', None) is not None and not runner._randomness_cfg.get('diff_rank_seed', False):
@@ -40,7 +40,7 @@ class EpochSeedHook(Hook):
         _seed(runner.seed, runner.epoch or runner.iter)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        if isinstance(runner.train_loop, IterBasedTrainLoop):
+        if counts_iterations(runner):
             _seed(runner.seed, runner.iter)
 
 

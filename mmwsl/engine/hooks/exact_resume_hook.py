@@ -9,13 +9,14 @@ import torch
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
 from mmwsl.compat import number_batches_from
 from mmwsl.datasets.views import InfiniteViewSampler, ViewSampler
 from mmwsl.engine.hooks.epoch_seed_hook import EpochSeedHook
+from mmwsl.engine.runners import counts_epochs
 from mmwsl.registry import HOOKS
 from mmwsl.utils.checkpoint import unwrapped_model
 
@@ -24,24 +25,24 @@ _STATE = 'exact_resume'
 
 @HOOKS.register_module()
 class ExactResumeHook(Hook):
-    """Keep what mmengine leaves out of a checkpoint, so that a resumed run ends with the weights of an unbroken one.
+    """Save what mmengine leaves out of a checkpoint, so that a resumed run ends with the weights of an unbroken one.
 
-    That is gradients which are accumulated and not applied yet (of one process), what an EarlyStoppingHook has counted,
-    and whether the checkpoint's epoch or iteration was validated. If it was not, it is validated at the resume, so a
-    learning rate that follows the metric, the best checkpoint and the log miss nothing. Of a checkpoint from within an
-    epoch it is also the position there, from which a :class:`mmwsl.datasets.views.ViewSampler` continues, and the
-    generators' states. A resume that cannot be exact logs why: from within an epoch with another sampler or batch size,
-    from a checkpoint without the optimiser's state, with gradients that are lost, or if nothing repeats what is drawn.
+    These are accumulated gradients that are not applied yet (with one process), the count of an EarlyStoppingHook, and
+    whether the checkpoint's epoch or iteration was validated. If it was not, it is validated on resuming, so a learning
+    rate that follows the metric, the best checkpoint and the log miss nothing. A checkpoint from within an epoch also
+    holds the position there, from which a :class:`mmwsl.datasets.views.ViewSampler` continues, and the generators'
+    states. If resuming cannot be exact, the reason is logged: another sampler or batch size within an epoch, a
+    checkpoint without the optimiser's state, lost gradients, or random numbers that nothing repeats.
     ``tools/train.py`` adds this hook.
     """
 
-    priority = 'LOWEST'  # a validation at the resume needs the other hooks ready
+    priority = 'LOWEST'  # a validation on resuming needs the other hooks ready
 
     def __init__(self) -> None:
         self.is_validated = False
         self.resumed: dict[str, Any] | None = None
         self.generators: list[dict[str, Any]] = []
-        """States for the next checkpoint, one for each process; of a single process they are taken when it is saved."""
+        """States for the next checkpoint, one for each process; a single process reads its own as it saves."""
         self._position, self._restored = 0, dict[str, Any]()
 
     def before_train_epoch(self, runner: Runner) -> None:
@@ -76,8 +77,8 @@ class ExactResumeHook(Hook):
             )
 
     def _within_epoch(self, runner: Runner, meta: Mapping[str, Any]) -> dict[str, Any]:
-        """The position in an epoch that a checkpoint is saved within; empty at an epoch's end."""
-        if not _counts_epochs(runner):
+        """Return the position of a checkpoint within its epoch, with what it needs; empty at an epoch's end."""
+        if not counts_epochs(runner):
             return {}
         position = meta['iter'] - meta['epoch'] * len(runner.train_dataloader)
         generators = self.generators or ([generator_states()] if get_world_size() == 1 else [])
@@ -95,9 +96,11 @@ class ExactResumeHook(Hook):
         if _can_continue(runner, state):
             self._position, self._restored = state['position'], _of_this_process(state)
         for reason in _inexact(runner, state):
-            runner.logger.warning(f'This resumed run does not end with the very weights of an unbroken one: {reason}.')
+            runner.logger.warning(
+                f'This resumed run will not end with exactly the weights of an unbroken one: {reason}.'
+            )
         if not state.get('is_validated') and _validation_is_due(runner):
-            moment = f'Epoch {runner.epoch}' if _counts_epochs(runner) else f'Iteration {runner.iter}'
+            moment = f'Epoch {runner.epoch}' if counts_epochs(runner) else f'Iteration {runner.iter}'
             runner.logger.info(f'{moment} was not validated when its checkpoint was saved.')
             runner.val_loop.run()
 
@@ -124,7 +127,7 @@ def is_pending(runner: Runner) -> bool:
 
 
 def _gradients(runner: Runner) -> dict[str, Tensor]:
-    """By parameter; none of several processes, each of which has its own."""
+    """Return accumulated gradients by parameter; empty with several processes, each of which has its own."""
     if get_world_size() > 1 or not is_pending(runner):
         return {}
     return {name: parameter.grad.cpu() for name, parameter in _named_parameters(runner) if parameter.grad is not None}
@@ -140,7 +143,7 @@ def _restore(runner: Runner, state: dict[str, Any]) -> None:
 
 
 def generator_states() -> dict[str, Any]:
-    """The states of Python's, numpy's and torch's generators in this process."""
+    """Return the states of Python's, numpy's and torch's generators in this process."""
     return dict(
         python=random.getstate(),
         numpy=np.random.get_state(),
@@ -159,47 +162,47 @@ def restore_generators(states: dict[str, Any]) -> None:
 
 
 def _of_this_process(state: dict[str, Any]) -> dict[str, Any]:
-    """The generators' states; empty if they are not known, or of another number of processes."""
+    """Return this process's generator states; empty if unknown, or of another number of processes."""
     known = state.get('generators') or ()
     return known[get_rank()] if len(known) == get_world_size() else {}
 
 
 def _images_a_step(runner: Runner) -> int:
-    """How many images all processes take from their sampler for a step; 0 if a step's number of images varies."""
+    """Return how many images a step of all processes reads; 0 if that number varies."""
     batches: Any = getattr(runner.train_dataloader, 'batch_sampler', None)
     return batches.batch_size * get_world_size() if type(batches) is BatchSampler else 0
 
 
 def _can_continue(runner: Runner, state: dict[str, Any]) -> bool:
-    """Whether a run can go on within the epoch that its checkpoint is from."""
+    """Whether a run can continue within its checkpoint's epoch."""
     return bool(
         state.get('position')
         and isinstance(_sampler(runner), ViewSampler)
         and _images_a_step(runner)
         and _images_a_step(runner) == state['images_a_step']
-        and _counts_epochs(runner)
+        and counts_epochs(runner)
     )
 
 
 def _begin_at(runner: Runner, position: int) -> None:
-    """Let an epoch begin after so many of its iterations."""
+    """Let an epoch begin after a number of its iterations."""
     _sampler(runner).skip(position * _images_a_step(runner) // get_world_size())
     number_batches_from(runner.train_loop, position)
 
 
 def _inexact(runner: Runner, state: dict[str, Any]) -> Iterator[str]:
-    """Why the weights will be others."""
+    """Yield the reasons why the weights will differ."""
     if _can_continue(runner, state):
         if not _of_this_process(state):
             yield (
                 'dropout and mixup, if there are any, draw other numbers in the rest of this epoch, because its '
-                'checkpoint does not have the generators of this number of processes'
+                'checkpoint has no generator states for this number of processes'
             )
-    elif _counts_epochs(runner) and not _is_at_an_epochs_end(runner):
+    elif counts_epochs(runner) and not _is_at_an_epochs_end(runner):
         yield (
             f'its checkpoint has {runner.iter} iterations and {runner.epoch} epochs, and an epoch has '
             f'{len(runner.train_dataloader)}, so epoch {runner.epoch + 1} begins again with weights from within it, '
-            'or the batch size was another. Resume with the batch size and number of processes of then, and '
+            'or the batch size was different. Resume with the same batch size and number of processes as before, and '
             "sampler=dict(type='mmwsl.ViewSampler', shuffle=True)"
         )
     if not state['has_optimizer']:
@@ -218,15 +221,11 @@ def _inexact(runner: Runner, state: dict[str, Any]) -> Iterator[str]:
             "custom_hooks=[dict(type='mmwsl.EpochSeedHook')]"
         )
     if not isinstance(_sampler(runner), ViewSampler | InfiniteViewSampler):
-        name = 'ViewSampler' if _counts_epochs(runner) else 'InfiniteViewSampler'
+        name = 'ViewSampler' if counts_epochs(runner) else 'InfiniteViewSampler'
         yield (
             'augmentations, if there are any, draw other numbers. Put mmwsl.SeededViews around the dataset, with '
             f"sampler=dict(type='mmwsl.{name}', shuffle=True)"
         )
-
-
-def _counts_epochs(runner: Runner) -> bool:
-    return isinstance(runner.train_loop, EpochBasedTrainLoop)
 
 
 def _sampler(runner: Runner) -> Any:
@@ -238,10 +237,10 @@ def _is_at_an_epochs_end(runner: Runner) -> bool:
 
 
 def _validation_is_due(runner: Runner) -> bool:
-    """As mmengine's loop decides after an epoch or an iteration."""
+    """Whether mmengine's loop would validate after this epoch or iteration."""
     loop: Any = runner.train_loop
-    if runner.val_loop is None or (_counts_epochs(runner) and not _is_at_an_epochs_end(runner)):
+    if runner.val_loop is None or (counts_epochs(runner) and not _is_at_an_epochs_end(runner)):
         return False
     loop._decide_current_val_interval()
-    done, last = (loop.epoch, loop.max_epochs) if _counts_epochs(runner) else (loop.iter, loop.max_iters)
+    done, last = (loop.epoch, loop.max_epochs) if counts_epochs(runner) else (loop.iter, loop.max_iters)
     return 0 < done >= loop.val_begin and (done % loop.val_interval == 0 or done == last)

@@ -7,22 +7,23 @@ from mmengine.hooks import Hook, LoggerHook
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmwsl.engine.runners import first_hook
 from mmwsl.registry import HOOKS
 
 
 @HOOKS.register_module()
 class FiniteLossHook(Hook):
-    """Stop a run that cannot recover: whose loss is not finite in a step that is logged, and its parameters neither.
+    """Stop a run that cannot recover, since neither its loss nor its parameters are finite.
 
-    Between the steps that are logged nothing is read, so nothing waits for a GPU. Under mixed precision a loss may
-    overflow once, and its step is left out: that is said and no more. ``tools/train.py`` adds this hook.
+    Only the steps that are logged are checked, so no other waits for a GPU. Under mixed precision a loss may overflow
+    once, and its step is skipped: this is only logged as a warning. ``tools/train.py`` adds this hook.
 
     Raises:
-        RuntimeError: If so; the losses and a parameter that are not finite are named.
+        RuntimeError: If it cannot; the losses and a parameter that are not finite are named.
     """
 
     def before_train(self, runner: Runner) -> None:
-        self.interval = next((hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), 100)
+        self.interval = getattr(first_hook(runner, LoggerHook), 'interval', 100)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
@@ -43,10 +44,10 @@ class FiniteLossHook(Hook):
             None,
         )
         if broken is None:
-            runner.logger.warning(f'Not finite in step {runner.iter + 1}: {parts}. The parameters still are.')
+            runner.logger.warning(f'Not finite in step {runner.iter + 1}: {parts}. The parameters are still finite.')
             return
         raise RuntimeError(
-            f'training has diverged: in step {runner.iter + 1} these are not finite: {parts}; and so is '
-            f'the parameter {broken}. Take a smaller learning rate or loss_weight (the gradient of soft '
+            f'training has diverged: in step {runner.iter + 1} these are not finite: {parts}, and the parameter '
+            f'{broken}. Use a smaller learning rate or loss_weight (the gradient of soft '
             'labels grows with tau times loss_weight), or look for images that are not finite'
         )

@@ -12,18 +12,19 @@ from mmwsl.registry import HOOKS
 from mmwsl.utils.checkpoint import unwrapped_model
 
 _LOSS = 'train/student.loss'
-_MARGIN = 1.1  # one that has not begun to learn is near a guess, on either side
+_MARGIN = 1.1  # a student that has not begun to learn is near a guess, on either side
 
 
 @HOOKS.register_module()
 class HardLossHook(Hook):
-    """Warn if a student knows less than a guess after its first epoch, as at a learning rate that is too large.
+    """Warn if a student is worse than a guess after its first epoch, as at a learning rate that is too large.
 
     Soft labels multiply the gradient by up to 1 + tau * loss_weight, so a rate that suits the student alone may be far
-    too large with a teacher, if nothing normalises the activations. The sign is the student's own loss against the
-    labels: more than a tenth above log C, what guessing among C classes costs. Its mean over the log processor's window
-    is read once, at the end of the first epoch. For students with one label per image (head of mmpretrain with
-    ``num_classes``) and an unmixed cross-entropy. ``tools/train.py`` adds this hook to a distillation.
+    too large with a teacher, if nothing normalises the activations. The warning is given if the student's own loss
+    against the labels is more than a tenth above log C, the cost of guessing among C classes. Its mean over the log
+    processor's window is read once, at the end of the first epoch. This is for students with one label per image (an
+    mmpretrain head with ``num_classes``) and a cross-entropy of unmixed labels. ``tools/train.py`` adds this hook to a
+    distillation.
     """
 
     def after_train_epoch(self, runner: Runner) -> None:
@@ -45,7 +46,7 @@ class HardLossHook(Hook):
 
 
 def _classes(model: Any) -> int | None:
-    """Of a distilled student with one label per image, whose loss is a cross-entropy of unmixed labels."""
+    """Return the number of classes of a student with a cross-entropy of unmixed labels, one per image, else None."""
     head = getattr(getattr(model, 'student', None), 'head', None)
     if (
         type(getattr(head, 'loss_module', None)).__name__ != 'CrossEntropyLoss'
@@ -57,6 +58,6 @@ def _classes(model: Any) -> int | None:
 
 
 def _growth(model: Any) -> float:
-    """How many times the gradient of the labels that of labels and soft labels together may be."""
+    """Return by how much, at most, soft labels multiply the gradient of the labels alone."""
     losses = getattr(getattr(model, 'distiller', None), 'distill_losses', {}).values()
     return 1 + sum(loss.loss_weight * loss.tau for loss in losses if hasattr(loss, 'tau'))

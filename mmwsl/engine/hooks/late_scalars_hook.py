@@ -7,22 +7,23 @@ from mmengine.hooks import LoggerHook, RuntimeInfoHook
 from mmengine.runner import Runner
 from torch import Tensor
 
+from mmwsl.engine.runners import first_hook
 from mmwsl.registry import HOOKS
 
 
 @HOOKS.register_module()
 class LateScalarsHook(RuntimeInfoHook):
-    """mmengine's RuntimeInfoHook, but what a step logs stays on the GPU until the logger's turn.
+    """Work as mmengine's RuntimeInfoHook, but leave what a step logs on the GPU until the logger reads it.
 
     mmengine's own hook reads each logged scalar in each step, and the host waits for the device each time. Here all of
-    them reach the message hub in their order and in one copy for each type: before the logger reads them, at the end of
-    an epoch and before a checkpoint. A hook that reads training scalars in between finds those of the last turn. On a
-    CPU nothing is different. ``tools/train.py`` puts it in the place of ``default_hooks.runtime_info``.
+    them reach the message hub in order, in one copy for each type: before the logger reads them, at the end of an epoch
+    and before a checkpoint. A hook that reads training scalars in between finds those of the time before. On a CPU
+    nothing changes. ``tools/train.py`` uses it as ``default_hooks.runtime_info``.
     """
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
-        self.interval = next((hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), 1)
+        self.interval = getattr(first_hook(runner, LoggerHook), 'interval', 1)
         self.unread: list[dict[str, Any]] = []
 
     def after_train_iter(
@@ -40,7 +41,7 @@ class LateScalarsHook(RuntimeInfoHook):
             self._read(runner)
 
     def after_train(self, runner: Runner) -> None:
-        if self.unread:  # a run by iterations may end between two turns
+        if self.unread:  # a run by iterations may end before the logger's next turn
             self._read(runner)
         super().after_train(runner)
 
@@ -63,7 +64,7 @@ def waits(value: Any) -> bool:
 
 
 def _values(scalars: list[Tensor]) -> dict[int, float]:
-    """Values of scalars by id, read in one copy for each type."""
+    """Return the values of scalars by id, read in one copy for each type."""
     found: dict[int, float] = {}
     for dtype in {scalar.dtype for scalar in scalars}:
         alike = [scalar for scalar in scalars if scalar.dtype == dtype]

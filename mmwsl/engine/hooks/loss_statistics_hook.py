@@ -3,9 +3,10 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.hooks import Hook, LoggerHook
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from torch import Tensor
 
+from mmwsl.engine.runners import counts_iterations, first_hook
 from mmwsl.models.losses import WeightedLoss
 from mmwsl.registry import HOOKS
 from mmwsl.utils.checkpoint import unwrapped_model
@@ -13,13 +14,13 @@ from mmwsl.utils.checkpoint import unwrapped_model
 
 @HOOKS.register_module()
 class LossStatisticsHook(Hook):
-    """Ask the losses for statistics in the steps that are logged, and not in the others.
+    """Compute the losses' statistics only in the steps that the log needs.
 
-    What is logged is the last value, or for names that the log processor means by its ``mean_pattern`` the mean over
-    its last steps, ten by default: those are asked for. Without this hook statistics are computed in each step, and
-    what is logged is the same. ``tools/train.py`` adds it.
+    The log shows a statistic's last value or, for names that match the log processor's ``mean_pattern``, the mean over
+    its last steps, ten by default; the statistics are computed in these steps. Without this hook they are computed in
+    each step, and the log is the same. ``tools/train.py`` adds it.
 
-    A distiller of MMRazor logs losses alone: of a :class:`mmwsl.models.WeightedLoss` in it, this hook logs the
+    MMRazor's distillers log only losses. For each :class:`mmwsl.models.WeightedLoss` in one of them, this hook logs the
     statistics, under the names that they have in :class:`mmwsl.models.WSLDistiller`.
     """
 
@@ -27,10 +28,12 @@ class LossStatisticsHook(Hook):
         model: Any = unwrapped_model(runner.model)
         distiller: Any = getattr(model, 'distiller', None)
         self.distiller: Any = unwrapped_model(distiller)
-        self.logger: Any = next((hook for hook in runner.hooks if isinstance(hook, LoggerHook)), None)
-        self.by_epoch = not isinstance(runner.train_loop, IterBasedTrainLoop)
+        self.logger = first_hook(runner, LoggerHook)
+        self.by_epoch = not counts_iterations(runner)
         self.window = runner.log_processor.window_size
-        self.everything = self.logger is None or bool(runner.log_processor.custom_cfg)  # it may look further back
+        self.everything = self.logger is None or bool(
+            runner.log_processor.custom_cfg
+        )  # a custom_cfg may look further back
 
         self.weighted: list[WeightedLoss] = []  # whose statistics nobody else logs
         if not hasattr(self.distiller, 'logs_statistics'):
@@ -58,7 +61,7 @@ class LossStatisticsHook(Hook):
         return self.everything or self._steps_to_go(runner, batch_idx) < self.window
 
     def _steps_to_go(self, runner: Runner, batch_idx: int) -> int:
-        """Until the logger's next turn, as ``LoggerHook.after_train_iter`` takes them."""
+        """Return the number of steps until ``LoggerHook.after_train_iter`` logs again."""
         interval, steps, done = self.logger.interval, len(runner.train_dataloader), batch_idx + 1
         to_go = -done % interval
         if done <= steps and (steps <= interval or not self.logger.ignore_last):  # it logs an epoch's end, too

@@ -11,28 +11,29 @@ from mmengine.runner import Runner
 from rich.progress import Progress
 
 from mmwsl.engine import console
-from mmwsl.engine.overview import counts_iterations, legend
+from mmwsl.engine.overview import legend
 from mmwsl.engine.ratings import chosen_figure, is_number
+from mmwsl.engine.runners import counts_iterations, first_hook
 from mmwsl.registry import HOOKS
 from mmwsl.utils.checkpoint import unwrapped_model
 
 _FIGURES = 3  # of a validation
-_TIMED = 10  # steps from which the run's length is first estimated, and as many before them
+_TIMED = 10  # steps that are timed for a first estimate, after as many that are not
 
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Show a row of figures for each step that is logged, what validation found, and how far a test is.
+    """Show a row of figures for each step that is logged, the results of validation, and the progress of a test.
 
-    The names are explained above the first row. The log file has mmengine's own lines with further figures. On a
-    console that shows mmengine's log (``--verbose``) it shows nothing. Nothing is read from a GPU: the figures are
+    The names are explained above the first row. The log file has mmengine's own lines with further figures. If the
+    console shows mmengine's log (``--verbose``), this hook shows nothing. Nothing is read from a GPU: the figures are
     those that the logger has just written. ``tools/train.py`` and ``tools/test.py`` add this hook.
     """
 
     priority = 'LOW'  # after the logger
 
     def before_train(self, runner: Runner) -> None:
-        self.logger = next((hook for hook in runner.hooks if isinstance(hook, LoggerHook)), None)
+        self.logger = first_hook(runner, LoggerHook)
         self.columns: list[str] = []
         self.first, self.start = runner.iter, 0.0
 
@@ -42,7 +43,7 @@ class ProgressHook(Hook):
             self._show_row(runner, batch_idx)
 
     def _estimate(self, runner: Runner, done: int) -> None:
-        """Say how long the run will take after its first steps, unless the first row says so soon."""
+        """Estimate the time that is left after the first steps, unless the first row follows soon."""
         if done == _TIMED:
             self.start = time.perf_counter()
         if done == 2 * _TIMED and self.logger and min(self.logger.interval, len(runner.train_dataloader)) > done:
@@ -51,7 +52,7 @@ class ProgressHook(Hook):
             console.show(runner.logger, f'{seconds:.3g} s a step: about {left} left, without validation')
 
     def _is_logged(self, runner: Runner, batch_idx: int) -> bool:
-        """As ``LoggerHook.after_train_iter`` decides."""
+        """Whether ``LoggerHook.after_train_iter`` logs this step."""
         if self.logger is None:
             return False
         steps, interval = len(runner.train_dataloader), self.logger.interval
@@ -77,7 +78,7 @@ class ProgressHook(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
         numbers = {name: float(value) for name, value in (metrics or {}).items() if is_number(value)}
-        counts = chosen_figure(numbers, runner)  # first, and few others: mmdet has a dozen
+        counts = chosen_figure(numbers, runner)  # shown first, with few others: mmdet has a dozen
         names = sorted(numbers, key=lambda name: name != counts)[:_FIGURES]
         shown = ', '.join(f'{name} {numbers[name]:.4g}' for name in names)
         moment = f'step {runner.iter}' if counts_iterations(runner) else f'epoch {runner.epoch}'
@@ -97,7 +98,7 @@ class ProgressHook(Hook):
 
 
 def _figures(runner: Runner) -> dict[str, float]:
-    """What the logger wrote of this step, by name: means where the log processor means."""
+    """Return the figures that the logger wrote for this step, by name, averaged if the log processor does so."""
     processor, found = runner.log_processor, {}
     for key, buffer in runner.message_hub.log_scalars.items():
         mode, _, name = key.partition('/')

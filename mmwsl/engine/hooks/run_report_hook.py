@@ -13,8 +13,9 @@ from mmengine.runner import Runner
 
 from mmwsl.engine import console, gain
 from mmwsl.engine.hooks.check_teacher_hook import CheckTeacherHook
-from mmwsl.engine.overview import counts_iterations, overview
+from mmwsl.engine.overview import overview
 from mmwsl.engine.ratings import Figure, chosen_figure
+from mmwsl.engine.runners import counts_iterations, first_hook
 from mmwsl.registry import HOOKS
 from mmwsl.utils.files import shown
 
@@ -23,14 +24,12 @@ _FIGURES = 'mmwsl.figures'  # in the message hub, so in each checkpoint
 
 @HOOKS.register_module()
 class RunReportHook(Hook):
-    """Say before the first step what is about to be trained, and at the end what was gained, which files are there and
-    which commands come next.
+    """Show before the first step what will be trained, and at the end what was gained, the files and the next commands.
 
-    The figure is the one that :class:`BestCheckpointHook` keeps a checkpoint by. The teacher's is what
-    :class:`CheckTeacherHook` measured. The student alone is known if a run of it has ended in a folder next to this
-    run's work dir: each run leaves a ``result.json`` there with its figures and a hash of network, data and schedule.
-    Without validation there is nothing to compare, and only files and commands are named. ``tools/train.py`` adds this
-    hook.
+    The figure is the one by which :class:`BestCheckpointHook` chooses. The teacher's is what :class:`CheckTeacherHook`
+    measured. The student alone is known if a run of it has finished in a folder next to this run's work dir: each run
+    leaves a ``result.json`` there with its figures and a hash of network, data and schedule. Without validation there
+    is nothing to compare, and only files and commands are shown. ``tools/train.py`` adds this hook.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -39,7 +38,7 @@ class RunReportHook(Hook):
         teacher = '' if found is None else f'{found[0].name} {found[0].value:.4g} on {found[0].images:,} {found[1]}'
         console.tell(runner.logger, overview(runner, teacher))
         if is_main_process():
-            (Path(runner.work_dir) / gain.RECORD).unlink(missing_ok=True)  # of an earlier run, whose files go
+            (Path(runner.work_dir) / gain.RECORD).unlink(missing_ok=True)  # of an earlier run, which this one replaces
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
         figures = dict(runner.message_hub.get_info(_FIGURES) or {})
@@ -85,21 +84,17 @@ class RunReportHook(Hook):
         )
 
 
-def _checkpoints(runner: Runner) -> CheckpointHook | None:
-    return next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
-
-
 def _better(runner: Runner, name: str) -> Callable[[float, float], bool]:
-    """Whether a value of a figure is better than another; more is, unless the CheckpointHook knows otherwise."""
-    return getattr(_checkpoints(runner), 'is_better_than', {}).get(name, operator.gt)
+    """Return what compares two values of a figure: more is better, unless the CheckpointHook knows otherwise."""
+    return getattr(first_hook(runner, CheckpointHook), 'is_better_than', {}).get(name, operator.gt)
 
 
 def _found(runner: Runner) -> tuple[Figure, str] | None:
-    return next((hook.found for hook in runner.hooks if isinstance(hook, CheckTeacherHook)), None)
+    return getattr(first_hook(runner, CheckTeacherHook), 'found', None)
 
 
 def _teacher(runner: Runner, name: str, validated: int) -> tuple[float, str] | None:
-    """What CheckTeacherHook measured, and of what."""
+    """Return what CheckTeacherHook measured, and a note if it was another figure or on other images."""
     found = _found(runner)
     if found is None:
         return None
@@ -109,7 +104,7 @@ def _teacher(runner: Runner, name: str, validated: int) -> tuple[float, str] | N
 
 
 def _files(runner: Runner) -> list[str]:
-    """Lines with the checkpoints, the log and the next commands."""
+    """Return lines with the checkpoints, the log and the next commands."""
     hub, checkpoints = runner.message_hub, []
     for key in ('last_ckpt', 'best_ckpt'):
         path = Path(str(hub.get_info(key) or ''))

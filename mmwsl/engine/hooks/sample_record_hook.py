@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from mmengine.dist import all_gather_object, is_main_process
 from mmengine.hooks import Hook, LoggerHook
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from torch import Tensor
 
 from mmwsl.analysis.records import sample_indices, write_records
 from mmwsl.analysis.regularization import records_of_terms
 from mmwsl.compat import from_extra
+from mmwsl.engine.runners import counts_iterations, first_hook
 from mmwsl.models.losses import WeightedLoss
 from mmwsl.registry import HOOKS
 from mmwsl.utils.checkpoint import unwrapped_model
@@ -27,16 +28,16 @@ _PRIME = 2654435761
 
 @HOOKS.register_module()
 class SampleRecordHook(Hook):
-    """Log the distribution of the sample weights, and write what the loss knew of every sample.
+    """Log the distribution of the sample weights, and write the terms of the loss for every sample.
 
-    At the logger's interval ``wsl/w_p10``, ``w_p50`` and ``w_p90`` (percentiles of w), ``wsl/L_s`` and ``wsl/L_t`` (the
-    mean losses, in nats) of the samples since the last time join what is logged. Every ``interval`` epochs and after
-    the last, an array goes to ``<work_dir>/sample_records/epoch_N.npy`` (:mod:`mmwsl.analysis.records`), and a
+    At the logger's interval it logs ``wsl/w_p10``, ``w_p50`` and ``w_p90`` (percentiles of w), ``wsl/L_s`` and
+    ``wsl/L_t`` (the mean losses, in nats) of the samples since the last time. Every ``interval`` epochs and after the
+    last, it writes an array to ``<work_dir>/sample_records/epoch_N.npy`` (:mod:`mmwsl.analysis.records`), and a
     histogram of w to the visualizer. w is WSL's weight whichever ``weighting`` is applied. An epoch that was not seen
     whole is not written. Samples whose target is ignored are left out.
 
-    If samples have several targets (pixels, boxes, labels), or the run counts iterations, nothing is written, and what
-    is logged is that of at most 4,096 targets of each batch, at positions that change from batch to batch.
+    If samples have several targets (pixels, boxes, labels), or the run counts iterations, nothing is written, and the
+    log is of at most 4,096 targets of each batch, at positions that change from batch to batch.
 
     Args:
         interval: Epochs between records, of 28 bytes a sample.
@@ -54,12 +55,12 @@ class SampleRecordHook(Hook):
         self.terms: list[Tensor] = []
 
     def before_train(self, runner: Runner) -> None:
-        if isinstance(runner.train_loop, IterBasedTrainLoop):
+        if counts_iterations(runner):
             self._write_nothing(runner, 'the run counts iterations')
         number_images(runner.train_dataloader.dataset)
         self.model: Any = unwrapped_model(runner.model)
         self.loss = _only_loss(self.model)
-        self.log_interval = next((hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), 0)
+        self.log_interval = getattr(first_hook(runner, LoggerHook), 'interval', 0)
 
     def before_train_epoch(self, runner: Runner) -> None:
         self.indices, self.terms, self.unlogged = [], [], 0
@@ -75,7 +76,7 @@ class SampleRecordHook(Hook):
             self._write_nothing(runner, 'samples have several targets')
         if self.writes:
             self.indices.extend(sample_indices(samples))
-        # where it was computed: a copy to the CPU would wait for the device at each step
+        # left on its device: a copy to the CPU would wait for that at each step
         self.terms.append(
             _rows(call.sample_terms(), (*_TERMS, 'kept'))
             if self.writes
@@ -84,14 +85,14 @@ class SampleRecordHook(Hook):
         self.unlogged += 1
         if self.log_interval and (
             (batch_idx + 1) % self.log_interval == 0 or self.end_of_epoch(runner.train_dataloader, batch_idx)
-        ):  # as the logger may
+        ):  # whenever the logger may log
             self._log(runner)
         if not self.writes:
             self.terms = self.terms[-self.unlogged :] if self.unlogged and self.log_interval else []
 
     def _write_nothing(self, runner: Runner, reason: str) -> None:
         self.writes = False
-        runner.logger.info(f'SampleRecordHook writes no records, because {reason}: it logs percentiles alone.')
+        runner.logger.info(f'SampleRecordHook writes no records, because {reason}. It logs only percentiles.')
 
     def after_train_epoch(self, runner: Runner) -> None:
         epoch = runner.epoch + 1
@@ -126,7 +127,7 @@ def _only_loss(model: Any) -> WeightedLoss:
     found = {name: loss for name, loss in losses.items() if isinstance(loss, WeightedLoss)}
     if len(found) != 1:
         raise ValueError(
-            f'SampleRecordHook reads the one weighted loss of model.distiller.distill_losses, and there '
+            f'SampleRecordHook needs exactly one weighted loss in model.distiller.distill_losses, but there '
             f'{"are " + ", ".join(found) if found else "is none"}. Plain soft labels can be recorded too, '
             "as WSLLoss with weighting='one'"
         )
@@ -134,13 +135,13 @@ def _only_loss(model: Any) -> WeightedLoss:
 
 
 def _rows(terms: dict[str, Tensor], names: Sequence[str]) -> Tensor:
-    """Terms of each target, one below the other. Shape: (len(names), M)."""
+    """Stack the terms of all targets, a row for each name. Shape: (len(names), M)."""
     w = terms['w']
     return torch.stack([terms[name].to(w.dtype).expand_as(w).flatten() for name in names])
 
 
 def _sampled(rows: Tensor, step: int) -> Tensor:
-    """Some columns, spread evenly, and others in each step. No random number is drawn."""
+    """Return some columns, spread evenly and different in each step, without drawing random numbers."""
     columns = rows.shape[1]
     if columns <= _SAMPLED:
         return rows
@@ -149,7 +150,7 @@ def _sampled(rows: Tensor, step: int) -> Tensor:
 
 
 def _histogram(weights: np.ndarray, epoch: int) -> np.ndarray:
-    """A picture of how the weights are distributed. Shape: (H, W, 3), RGB, uint8."""
+    """Draw the distribution of the weights. Shape: (H, W, 3), RGB, uint8."""
     with from_extra('demo'):  # slow to import, and not needed by other hooks
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from mmengine.dist import all_gather_object, all_reduce, barrier, get_world_size, is_main_process
 from mmengine.hooks import Hook
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import Runner
 
 from mmwsl.engine.hooks.exact_resume_hook import ExactResumeHook, generator_states, is_pending
+from mmwsl.engine.runners import counts_epochs
 from mmwsl.registry import HOOKS
 
 NAME = 'interrupted.pth'
@@ -25,8 +26,8 @@ class StopOnSignalHook(Hook):
 
     The checkpoint is ``interrupted.pth`` in the work dir. With :class:`ExactResumeHook` and a
     :class:`mmwsl.datasets.views.ViewSampler`, a run that resumes from it ends with the weights of an unbroken one. The
-    exit status is 128 plus the signal's number. Several processes stop together, after a step that applied what was
-    accumulated. During their validations a signal ends them at once, and a resume validates again. ``tools/train.py``
+    exit status is 128 plus the signal's number. Several processes stop together, after a step that applied all
+    gradients. During their validations a signal ends them at once, and resuming validates again. ``tools/train.py``
     adds this hook.
 
     Args:
@@ -62,13 +63,14 @@ class StopOnSignalHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         self._is_in_step = False
-        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
-        is_last = by_epoch and batch_idx + 1 == len(runner.train_dataloader)  # its checkpoint is the epoch's
+        is_last = counts_epochs(runner) and batch_idx + 1 == len(
+            runner.train_dataloader
+        )  # its checkpoint is the epoch's
         if not is_last and self._is_to_stop(runner, self.every_n_train_iters(runner, self.interval)):
             self._stop(runner, runner.epoch, runner.iter + 1)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        if isinstance(runner.train_loop, EpochBasedTrainLoop) and self._is_to_stop(runner, True):
+        if counts_epochs(runner) and self._is_to_stop(runner, True):
             self._stop(runner, runner.epoch + 1, runner.iter)
 
     def before_val_epoch(self, runner: Runner) -> None:
@@ -91,7 +93,7 @@ class StopOnSignalHook(Hook):
     def _receive(self, number: int, _: Any) -> None:
         self.received = number
         if self._is_in_step and hasattr(signal, 'alarm'):
-            signal.alarm(self.grace)  # nobody handles it, so it ends a process in which Python does not get a turn
+            signal.alarm(self.grace)  # it has no handler, so it ends a process even if Python does not get a turn
 
     def _is_to_stop(self, runner: Runner, is_due: bool) -> bool:
         """Whether this step is the last one; the same in all processes."""
@@ -117,7 +119,7 @@ class StopOnSignalHook(Hook):
         number = signal.Signals(self.received or self.agreed)
         runner.logger.warning(
             f'{number.name} stopped the run after iteration {iteration}, in epoch {epoch + 1}. The '
-            f'same command with --resume goes on from {NAME}.'
+            f'same command with --resume continues from {NAME}.'
         )
         barrier()  # a launcher that sees one process end ends the others
         self.after_train(runner)

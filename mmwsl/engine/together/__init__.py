@@ -1,11 +1,11 @@
-"""Several runs in one process: on a GPU, a step of all of them is one CUDA graph.
+"""Train several runs in one process: on a GPU, a step of all of them is one CUDA graph.
 
-A small network leaves a GPU idle while Python launches its kernels. Here nothing is launched in a step: the batch is
-made, the teacher asked, and each student trained by kernels that were recorded once and are replayed, the students
-alongside one another. Runs of the same seed see the same batches, so a teacher that they share is asked once.
+A small network leaves a GPU idle while Python launches its kernels. Here Python launches none: a step replays kernels
+that were recorded once. They make the batch, run the teacher and train all students in parallel. Runs of the same seed
+see the same batches, so a teacher that they share runs once.
 
-A run comes out as with tools/train.py, from the same initial weights and batches, up to rounding; what a network draws
-itself (dropout) differs. What a graph cannot hold is refused.
+A run gives the same result as with tools/train.py, from the same initial weights and batches, up to rounding; random
+numbers drawn in a network (dropout) differ. Settings that a graph cannot hold are refused.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from mmwsl.registry import DATASETS, HOOKS
 
 
 def train_together(configs: Sequence[Config], work_dirs: Sequence[Path], tell: Callable[[str], None] = print) -> None:
-    """Train some runs to their end, going on from where they were.
+    """Train some runs to their end, resuming from the last epoch that all of them have saved.
 
     Args:
-        configs: One for each run, with ``randomness.seed``. They have the training and validation data, batch size and
-            epochs in common.
-        work_dirs: One for each run: its config, log and checkpoints.
-        tell: Given a line after each validation.
+        configs: One for each run, with ``randomness.seed``. Training and validation data, batch size and epochs are the
+            same in all.
+        work_dirs: One for each run, for its config, log and checkpoints.
+        tell: Called with a line after each validation.
 
     Raises:
-        ValueError: If the configs differ in what they must have in common, or ask for what cannot be done here.
-        RuntimeError: If a loss is not finite any more; what all have saved stays.
+        ValueError: If the configs differ where they must not, or have settings that are not possible here.
+        RuntimeError: If a loss is no longer finite; checkpoints stay.
     """
     init_default_scope(configs[0].get('default_scope', 'mmpretrain'))
     for cfg in configs:
@@ -71,7 +71,7 @@ def train_together(configs: Sequence[Config], work_dirs: Sequence[Path], tell: C
 
 
 def _check(member: Member, training: DataLoader, validation: DataLoader) -> None:
-    """Let the config's checks of teacher and labels look at a run, as the Runner would before the first step."""
+    """Run the config's checks of teacher and labels, as the Runner would before the first step."""
     member.work_dir.mkdir(parents=True, exist_ok=True)
     hooks = [hook for hook in member.cfg.get('custom_hooks') or [] if 'CheckTeacherHook' in hook['type']]
     runner = SimpleNamespace(
@@ -88,7 +88,7 @@ def _check(member: Member, training: DataLoader, validation: DataLoader) -> None
 
 
 def _train(together: Together, begun: int, validation: DeviceDataset, tell: Callable[[str], None]) -> None:
-    """Epoch by epoch, with the next one's views drawn while the GPU works."""
+    """Train epoch by epoch, drawing the next epoch's views while the GPU works."""
     members, first = together.members, together.members[0]
     on_device = first.stream is not None
     drawn = {seed: batches.drawn(begun) for seed, batches in together.batches.items()}
@@ -113,9 +113,9 @@ def _train(together: Together, begun: int, validation: DeviceDataset, tell: Call
 
 
 def _common_epoch(members: Sequence[Member]) -> int:
-    """The last one that all members have saved; 0 for none."""
+    """Return the last epoch that all members have saved; 0 if there is none."""
     common = set.intersection(*(set(saved(member.work_dir)) for member in members))
     found = max(common, default=0)
     if not found and any(saved(member.work_dir) for member in members):
-        print_log('The runs have no checkpoint of the same epoch: all begin again.', 'current')
+        print_log('The runs have no checkpoint of the same epoch, so all of them start again.', 'current')
     return found

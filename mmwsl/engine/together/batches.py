@@ -1,4 +1,4 @@
-"""Batches of images that stay on the device, made without the host."""
+"""Make batches of images that stay on the device, without the host."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mmwsl.datasets.device import DeviceDataset, crop_at, draw
 
 
 class Batches:
-    """The batches of all runs with one seed: what ``DeviceDataset`` and ``ViewSampler`` would give, made by kernels.
+    """The batches of all runs with one seed: those of ``DeviceDataset`` and ``ViewSampler``, made by kernels.
 
     Args:
-        loader: Of the training images.
+        loader: Dataloader of the training images.
     """
 
     def __init__(self, loader: DataLoader) -> None:
@@ -34,7 +34,7 @@ class Batches:
         self.position = torch.zeros((), dtype=torch.int64, device=device)
 
     def drawn(self, epoch: int) -> Tensor:
-        """An epoch's images, each with top, left and flip of its crop. On the CPU. Shape: (4, images)."""
+        """Return an epoch's images, each with top, left and flip of its crop, on the CPU. Shape: (4, images)."""
         self.sampler.set_epoch(epoch)
         views = list(self.sampler)
         images = np.fromiter((getattr(view, 'image', view) for view in views), np.int64, len(views))
@@ -47,12 +47,12 @@ class Batches:
         return drawn.pin_memory() if self.views.is_cuda else drawn
 
     def begin(self, drawn: Tensor) -> None:
-        """Take up an epoch at its first batch."""
+        """Start an epoch at its first batch."""
         self.views.copy_(drawn, non_blocking=True)
         self.position.zero_()
 
     def next(self, size: int) -> dict:
-        """The next batch, as a dataloader would give it, and go on by one."""
+        """Return the next batch, as a dataloader would, and advance by one."""
         at = self.position + torch.arange(size, device=self.views.device)
         image, *corner = self.views.index_select(1, at)
         inputs = self.dataset.images[image]
@@ -66,7 +66,7 @@ class Batches:
 
 
 def _samples(labels: Tensor, places: Tensor) -> list[DataSample]:
-    """With each image's label and place in its dataset, on the device."""
+    """Return data samples with each image's label and place in its dataset, on the device."""
     return [
         DataSample(gt_label=label, metainfo=dict(sample_idx=place))
         for label, place in zip(labels.split(1), places.unbind(), strict=True)

@@ -1,4 +1,4 @@
-"""What configs of runs that train together may say, and what they have in common."""
+"""Check and prepare the configs of runs that train together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmwsl.utils.data import dataset_chain
 
-# Hooks that change nothing of what is trained. What the checks among them look at is looked at here, too.
+# Hooks that do not change what is trained. The checks among them are made here, too.
 _WATCHING = (
     'EpochSeedHook',
     'CheckTeacherHook',
@@ -28,11 +28,11 @@ _WATCHING = (
     'ChannelsLastHook',
 )
 _LOOP = 'EpochBasedTrainLoop'
-_ELSE = 'change that, or train each run by itself (tools/sweep.py without --together)'
+_ELSE = 'change that, or train the runs separately (tools/sweep.py without --together)'
 
 
 def check_config(cfg: Config) -> None:
-    """Raise ValueError for what runs that train together cannot do, with what to do instead."""
+    """Raise ValueError for settings that are not possible if runs train together."""
     wrapper, loop = cfg.optim_wrapper, cfg.train_cfg
     mixed = wrapper.get('type') == 'AmpOptimWrapper' and wrapper.get('dtype') == 'bfloat16'  # needs no scaling
     asked = {
@@ -61,7 +61,7 @@ def check_config(cfg: Config) -> None:
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise ValueError for a model that draws or counts on the host in each step, which a graph would not repeat."""
+    """Raise ValueError for a model that draws or counts on the host in each step, which a graph cannot repeat."""
     if getattr(model.data_preprocessor, 'batch_augments', None) is not None:
         raise ValueError(f'runs that train together cannot mix images (train_cfg.augments): {_ELSE}')
     losses = getattr(getattr(model, 'distiller', None), 'distill_losses', {})
@@ -71,17 +71,17 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_alike(configs: Sequence[Config]) -> None:
-    """Raise ValueError for the first setting that differs and may not."""
+    """Raise ValueError for the first setting that should be the same in all configs and is not."""
     for key in ('train_dataloader', 'val_dataloader', 'data_preprocessor'):
         if any(cfg.get(key) != configs[0].get(key) for cfg in configs):
             raise ValueError(
-                f'runs that train together have one {key}, and these differ in it: '
+                f'runs that train together should have the same {key}, and these differ in it: '
                 f'{[Path(cfg.filename).stem for cfg in configs]}'
             )
     for key in ('max_epochs', 'val_interval'):
         if len({cfg.train_cfg.get(key, 1) for cfg in configs}) > 1:
             raise ValueError(
-                f'runs that train together have one train_cfg.{key}, got '
+                f'runs that train together should have the same train_cfg.{key}, got '
                 f'{[cfg.train_cfg.get(key, 1) for cfg in configs]}'
             )
     unseeded = [Path(cfg.filename).stem for cfg in configs if cfg.get('randomness', {}).get('seed') is None]
@@ -90,7 +90,7 @@ def check_alike(configs: Sequence[Config]) -> None:
 
 
 def put_on_device(cfg: Config) -> None:
-    """Let a config's images stay on the device, in place, if they are padded, cropped and flipped and no more.
+    """Change a config, in place, so that its images stay on the device; they may be padded, cropped and flipped.
 
     LabelNoise, which gives an image the same label each time, runs once.
 
@@ -114,7 +114,7 @@ def put_on_device(cfg: Config) -> None:
 
 
 def _views(pipeline: Sequence[dict], where: str) -> dict[str, Any]:
-    """What a DeviceDataset is to draw in place of a pipeline, or raise ValueError."""
+    """Return the settings of a DeviceDataset that replaces a pipeline; raise ValueError if none can."""
     settings: dict[str, Any] = {}
     for transform in pipeline:
         if _is(transform, 'RandomCrop') and set(transform) == {'type', 'crop_size', 'padding'}:
@@ -123,9 +123,8 @@ def _views(pipeline: Sequence[dict], where: str) -> dict[str, Any]:
             settings['flip_prob'] = transform['prob']
         elif not (_is(transform, 'PackInputs') or _is(transform, 'LabelNoise')):
             raise ValueError(
-                f'{where} has {transform["type"]} in its pipeline, and images of runs that train together '
-                'are of one size, and only padded, cropped and flipped (mmwsl.DeviceDataset): '
-                f'{_ELSE}'
+                f'{where} has {transform["type"]} in its pipeline, but images of runs that train together have '
+                f'one size, and are only padded, cropped and flipped (mmwsl.DeviceDataset): {_ELSE}'
             )
     return settings
 
@@ -135,14 +134,14 @@ def _is(config: Any, name: str) -> bool:
 
 
 def learning_rates(wrapper: OptimWrapper, cfg: Config, steps: int) -> Tensor:
-    """The learning rate of each step and parameter group, by the config's schedulers. Shape: (all steps, groups).
+    """Return the learning rate of each step and parameter group by the schedulers. Shape: (all steps, groups).
 
     Raises:
         ValueError: If a scheduler changes anything else.
     """
     schedulers, before, rates = _schedulers(wrapper, cfg, steps), _others(wrapper), []
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='.*before `optimizer.step')  # there is none in between
+        warnings.filterwarnings('ignore', message='.*before `optimizer.step')  # no optimizer.step comes in between
         for step in range(cfg.train_cfg.max_epochs * steps):
             rates.append([group['lr'] for group in wrapper.param_groups])
             for scheduler in schedulers:
@@ -156,14 +155,14 @@ def learning_rates(wrapper: OptimWrapper, cfg: Config, steps: int) -> Tensor:
 
 
 def _others(wrapper: OptimWrapper) -> list[dict]:
-    """What else parameter groups hold."""
+    """Return the settings of the parameter groups other than the learning rate."""
     return [
         {key: value for key, value in group.items() if key not in ('params', 'lr')} for group in wrapper.param_groups
     ]
 
 
 def _schedulers(wrapper: OptimWrapper, cfg: Config, steps: int) -> list:
-    """Built as mmengine's Runner does."""
+    """Build the config's schedulers as mmengine's Runner does."""
     configs = cfg.get('param_scheduler') or []
     built = []
     for config in [configs] if isinstance(configs, dict) else configs:

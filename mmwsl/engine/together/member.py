@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmwsl.engine.together.config import check_model, learning_rates
 from mmwsl.utils.files import whole_file
 
-_EVALUATED = 1000  # images in a batch of the validation; the figure does not depend on it
+_EVALUATED = 1000  # images in a batch of validation, on which the result does not depend
 
 
 class Member:
@@ -35,7 +35,7 @@ class Member:
         device: Where it trains.
 
     Raises:
-        ValueError: For what cannot be done this way; the message names it.
+        ValueError: If the config or the model has what is not possible together; the message names it.
     """
 
     def __init__(self, cfg: Config, work_dir: Path, steps: int, device: torch.device) -> None:
@@ -65,16 +65,16 @@ class Member:
         self.log = work_dir / f'{datetime.now():%Y%m%d_%H%M%S}' / 'vis_data' / 'scalars.json'
 
     def _let_optimizer_read(self) -> None:
-        """Let the optimiser of a GPU read its learning rates from ``rate``, and never speak to the host.
+        """On a GPU, let the optimiser read its learning rates from ``rate`` and never wait for the host.
 
         Raises:
-            ValueError: If it cannot.
+            ValueError: If the optimiser is neither SGD, Adam nor AdamW.
         """
         if not self.rates.is_cuda:
             return
         if not isinstance(self.optimizer, torch.optim.SGD | torch.optim.Adam):
             raise ValueError(
-                f'runs that train together have SGD, Adam or AdamW, got {type(self.optimizer).__name__}: '
+                f'runs that train together should have SGD, Adam or AdamW, got {type(self.optimizer).__name__}: '
                 'leave --together out'
             )
         for group, rate in zip(self.optimizer.param_groups, self.rate.unbind(), strict=True):
@@ -83,7 +83,7 @@ class Member:
                 group['capturable'] = True
 
     def train(self, inputs: Tensor, data_samples: list, logs: bool) -> None:
-        """One step, which adds to what is logged if it is asked to."""
+        """Train one step; with ``logs``, add its values to what is logged."""
         self._set_rates()
         distiller: Any = getattr(self.model, 'distiller', None)
         if hasattr(distiller, 'logs_statistics'):
@@ -116,14 +116,14 @@ class Member:
         self.count += 1
 
     def means(self) -> dict[str, float]:
-        """What was logged in this epoch, averaged over the steps that log, which begins again."""
+        """Return the epoch's logged values, averaged over the steps that log, and reset them."""
         values = (self.sums / self.count).tolist()
         self.sums.zero_()
         self.count.zero_()
         return dict(zip(self.names, values, strict=True))
 
     def state(self) -> list[Tensor]:
-        """All tensors that a step changes."""
+        """Return all tensors that a step changes."""
         optimizer = [
             value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
         ]
@@ -151,7 +151,7 @@ class Member:
 
     @torch.no_grad()
     def top(self, images: Tensor, labels: Tensor, ranks: Sequence[int] = (1, 5)) -> list[float]:
-        """Share of images whose class is among the best so many, in per cent, in eval mode."""
+        """Return the top-k accuracy in eval mode for each k of ``ranks``, in per cent."""
         self.model.eval()
         hits = torch.zeros(len(ranks), device=images.device)
         for start in range(0, len(images), _EVALUATED):
@@ -169,7 +169,7 @@ class Member:
             file.write(json.dumps(line) + '\n')
 
     def save(self, epoch: int) -> None:
-        """Write a checkpoint of ``epoch`` whole epochs, and delete all but it and the one before."""
+        """Write the checkpoint of an epoch, and delete all others but the one before it."""
         meta = dict(epoch=epoch, iter=epoch * self.steps, seed=self.seed, cfg=self.cfg.pretty_text)
         with whole_file(_checkpoint(self.work_dir, epoch)) as file:
             torch.save(dict(meta=meta, state_dict=self.model.state_dict(), optimizer=self.optimizer.state_dict()), file)
@@ -177,7 +177,7 @@ class Member:
             _checkpoint(self.work_dir, path).unlink()
 
     def resume(self, epoch: int) -> None:
-        """Go on from a checkpoint of so many epochs."""
+        """Continue from the checkpoint of an epoch."""
         found = torch.load(_checkpoint(self.work_dir, epoch), map_location=self.rates.device, weights_only=False)
         self.model.load_state_dict(found['state_dict'])
         self.optimizer.load_state_dict(found['optimizer'])
@@ -186,10 +186,10 @@ class Member:
 
 
 class _Halves:
-    """Weights of convolutions and linear layers in bfloat16, in use within the context.
+    """Puts bfloat16 weights into convolutions and linear layers within a context.
 
-    Autocast would cast each weight, and each gradient back, by a kernel of its own. This gives the same numbers by one
-    kernel for all.
+    Autocast would launch a kernel to cast each weight, and another for its gradient. This gives the same numbers with
+    one kernel for all.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -212,7 +212,7 @@ class _Halves:
 
     @torch.no_grad()
     def give_gradients(self) -> None:
-        """To the weights that the optimiser has."""
+        """Copy the gradients to the weights that the optimiser has."""
         found = [half.grad for half in self.halves if half.grad is not None]
         taught = [whole for whole, half in zip(self.whole, self.halves, strict=True) if half.grad is not None]
         given = [torch.empty_like(whole) for whole in taught]
@@ -225,7 +225,7 @@ class _Halves:
 
 @contextmanager
 def counted_at_once(model: nn.Module) -> Iterator[None]:
-    """Count the batches of all BatchNorm layers by one kernel, where their statistics don't depend on the number."""
+    """Count the batches of all BatchNorm layers with one kernel, if their statistics do not depend on the count."""
     layers = [
         layer
         for layer in model.modules()
@@ -248,7 +248,7 @@ def counted_at_once(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep mmengine from listing all parameters, for each run, as it initialises a network."""
+    """Keep mmengine from logging all parameters of each network that it initialises."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel('WARNING')
@@ -259,14 +259,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _with_preprocessor(cfg: Config) -> dict:
-    """The model's config with the data_preprocessor that the Runner would give it."""
+    """Return the model's config with the data_preprocessor that the Runner would give it."""
     model = dict(cfg.model)
     model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
     return model
 
 
 def saved(work_dir: Path) -> list[int]:
-    """The epochs of which a run has a checkpoint, in order."""
+    """Return the epochs whose checkpoints a run has, in order."""
     return sorted(int(path.stem.removeprefix('epoch_')) for path in work_dir.glob('epoch_*.pth'))
 
 

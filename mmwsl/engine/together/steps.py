@@ -1,4 +1,4 @@
-"""A step of several runs, which a GPU records once as a CUDA graph and replays."""
+"""Train several runs step by step; a GPU records a step once as a CUDA graph and replays it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mmwsl.engine.together.member import Member
 from mmwsl.models.teachers import FrozenTeacher
 from mmwsl.models.teachers.recording import recording
 
-_LOGGED = 50  # steps from one that logs to the next
+_LOGGED = 50  # one step in so many logs
 _WARM_UP = 3  # steps before a graph is recorded, in which libraries choose their kernels and reserve memory
 
 
 class Together:
-    """Members that train step by step alongside one another.
+    """Trains members together, step by step.
 
     Args:
         members: The runs, each with its own seed.
-        batches: Of each seed.
+        batches: Batches of each seed.
     """
 
     def __init__(self, members: Sequence[Member], batches: dict[int, Batches]) -> None:
@@ -47,40 +47,40 @@ class Together:
 
     def step(self, size: int, logs: bool) -> None:
         """Train all members on the next batch of their seed."""
-        held = []  # until all are done: a stream takes up what is let go without asking the others
+        held = []  # until all are done: memory that is freed may be reused by a stream while another still reads it
         for (batches, members), teachers in zip(self.groups, self.teachers, strict=True):
             batch = batches.next(size)
             prepared = members[0].model.data_preprocessor(batch, True)
             held.append(prepared)
             teachers.teach(**prepared)
             for member in members:
-                with _beside(member.stream):
+                with _on(member.stream):
                     member.train(**prepared, logs=logs)
         for stream in (*(member.stream for member in self.members), *(each.stream for each in self.teachers)):
             if stream is not None:
                 torch.cuda.current_stream().wait_stream(stream)
 
     def warm_up(self, size: int) -> None:
-        """Take a few steps of a size of batch, all on the epoch's first images: it may be shorter than that."""
+        """Take a few steps with one batch size, always on the epoch's first images, since an epoch may be shorter."""
         for step in range(_WARM_UP):
             for batches in self.batches.values():
                 batches.position.zero_()
             self.step(size, logs=step % 2 == 0)
 
     def record(self, drawn: dict[int, Tensor]) -> None:
-        """Record a step of each size of batch as a CUDA graph. What the steps before it trained is undone."""
+        """Record a step with each batch size as a CUDA graph, and undo what the steps before it have trained."""
         for seed, batches in self.batches.items():
             batches.begin(drawn[seed])
         before = [[tensor.clone() for tensor in member.state()] for member in self.members]
-        beside = torch.cuda.Stream()
+        capturing = torch.cuda.Stream()
         for size in sorted(set(self.sizes), reverse=True):
-            with _beside(beside):
+            with _on(capturing):
                 self.warm_up(size)
-            torch.cuda.current_stream().wait_stream(beside)
+            torch.cuda.current_stream().wait_stream(capturing)
             torch.cuda.synchronize()
             for logs in (False, True):
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, stream=beside):
+                with torch.cuda.graph(graph, stream=capturing):
                     self.step(size, logs)
                 self.graphs[size, logs] = graph
         for member, tensors in zip(self.members, before, strict=True):
@@ -90,7 +90,7 @@ class Together:
 
 
 class _Teachers:
-    """The teachers of some members, each asked once for a batch, while the students look at it.
+    """The teachers of some members, each run once per batch, in parallel with the students.
 
     Args:
         members: All see the same batches.
@@ -119,9 +119,9 @@ class _Teachers:
         self.stream = torch.cuda.Stream() if self.shared and members[0].stream is not None else None
 
     def teach(self, inputs: Tensor, data_samples: list) -> None:
-        """Ask each, and tell the members."""
+        """Run each teacher on a batch, and pass its output to the members."""
         for member, teacher, answers in self.shared.values():
-            with _beside(self.stream), member.wrapper.optim_context(member.model):
+            with _on(self.stream), member.wrapper.optim_context(member.model):
                 teacher.prepare(inputs, data_samples)
                 output = teacher(inputs, data_samples)
                 ready = torch.cuda.current_stream().record_event() if self.stream is not None else None
@@ -130,11 +130,11 @@ class _Teachers:
 
 
 class _Answer:
-    """Stands for a member's frozen teacher, and answers what another teacher of the same kind said.
+    """Stands in for a member's frozen teacher, and returns the output of an equal one.
 
     Args:
-        teacher: The one that it stands for, which knows what is read of it.
-        distiller: Reads the answer when it computes losses, and not before it is there.
+        teacher: The teacher that it replaces, whose recorders it fills.
+        distiller: Made to wait for the output before it computes losses.
     """
 
     def __init__(self, teacher: FrozenTeacher, distiller: Any) -> None:
@@ -148,7 +148,7 @@ class _Answer:
         return getattr(self.teacher, name)
 
     def prepare(self, *_: Any) -> None:
-        """Do nothing: the teacher that was asked is prepared."""
+        """Do nothing: the teacher that runs is prepared."""
 
     def __call__(self, inputs: Tensor, data_samples: list | None = None) -> Any:
         with recording(self.teacher.recorders):
@@ -162,8 +162,8 @@ class _Answer:
         return self._compute()
 
 
-def _beside(stream: Any) -> Any:
-    """Run in a stream that begins where the current one is; in the current one for None."""
+def _on(stream: Any) -> Any:
+    """Run in a stream, after all work that the current one has so far; for None, in the current one."""
     if stream is None:
         return nullcontext()
     stream.wait_stream(torch.cuda.current_stream())
@@ -172,7 +172,7 @@ def _beside(stream: Any) -> Any:
 
 @torch.no_grad()
 def _restore(now: list[Tensor], before: list[Tensor]) -> None:
-    """Put tensors back to what they were; an optimiser that had none yet begins with zeros, which is the same."""
+    """Restore tensors; those that an optimiser did not have yet become zeros, from which it would start."""
     for tensor, old in zip(now, before, strict=False):
         tensor.copy_(old)
     for tensor in now[len(before) :]:

@@ -71,7 +71,7 @@ def test_a_figure_whose_name_tells_no_rule_is_said_once_and_needs_one():
     hook, decided, said = chosen({'kappa': 0.5})
     assert not decided and hook.save_best is None
     assert said == [
-        'No best checkpoint is kept: is more or less of kappa better? Set '
+        'No best checkpoint is kept, since it is unknown whether more or less of kappa is better. Set '
         "default_hooks.checkpoint.rule='greater' or 'less'."
     ]
     hook, decided, said = chosen({'kappa': 0.5}, rule='less')

@@ -243,7 +243,7 @@ def test_a_figure_below_the_expected_one_stops_the_run(expected, images, toleran
     for share in (0.4, 0.6):  # errors of the score that is found: both have the same
         value = share * unit
         figure(value, images=images, expected_score=min(value + 0.99 * tolerance, unit))
-    with pytest.raises(RuntimeError, match=r'and expected_score of the hook .* \(give or take [0-9.]+\)'):
+    with pytest.raises(RuntimeError, match=r'but expected_score of the hook .* \(give or take [0-9.]+\)'):
         figure(0.4 * unit, images=images, expected_score=0.4 * unit + 1.01 * tolerance)
 
 
@@ -328,11 +328,11 @@ def test_normalisation_that_fits_better_is_named(tmp_path, trained):
     run_digits(tmp_path / 'teacher', network(4), epochs=5, custom_hooks=[], data_preprocessor=raw)
     run(tmp_path, distillation(teacher_ckpt=str(tmp_path / 'teacher/epoch_5.pth')), dict(min_score=0))
     assert (
-        '% with pixels from 0 to 255: give model.teacher a data_preprocessor'
+        '% with pixels from 0 to 255. Give model.teacher a data_preprocessor'
         in next(tmp_path.glob('2*/*.log')).read_text()
     )
     run(tmp_path / 'right', distillation(teacher_ckpt=trained[0]))
-    assert 'give model.teacher' not in next(tmp_path.glob('right/*/*.log')).read_text()
+    assert 'Give model.teacher' not in next(tmp_path.glob('right/*/*.log')).read_text()
 
 
 def test_connector_may_join_other_numbers_of_classes(tmp_path):
@@ -354,7 +354,7 @@ def test_connector_may_join_other_numbers_of_classes(tmp_path):
         ),
     )
     assert run(tmp_path, model).iter == 6
-    assert 'connectors join them: what the teacher knows was not checked' in next(tmp_path.glob('*/*.log')).read_text()
+    assert 'connectors join them, so the teacher was not scored' in next(tmp_path.glob('*/*.log')).read_text()
 
 
 def test_warmup_epochs_need_epochs(tmp_path):

@@ -11,6 +11,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner, get_priority
 
 from mmwsl.datasets import SeededViews
+from mmwsl.engine import runners
 from mmwsl.engine.hooks import epoch_seed_hook
 from mmwsl.engine.hooks.epoch_seed_hook import EpochSeedHook
 from tests.caches import PIPELINE
@@ -209,7 +210,7 @@ def test_a_resumed_run_by_iterations_loads_only_what_it_trains_with(tmp_path, mo
 
 
 def test_each_iteration_is_seeded(monkeypatch):
-    monkeypatch.setattr(epoch_seed_hook, 'IterBasedTrainLoop', SimpleNamespace)
+    monkeypatch.setattr(runners, 'IterBasedTrainLoop', SimpleNamespace)
 
     def drawn(**kwargs):
         runner = runner_with(**kwargs)

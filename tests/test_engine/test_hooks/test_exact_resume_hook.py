@@ -127,7 +127,7 @@ def test_a_resumed_run_ends_with_the_very_weights(tmp_path, unbroken, case, kill
     assert accuracies(tmp_path) == validated
     best = expected.message_hub.runtime_info.get('best_score')
     assert resumed.message_hub.runtime_info.get('best_score') == best and (best is None) == (case != 'best checkpoint')
-    assert 'very weights' not in log(tmp_path)
+    assert 'weights of an unbroken' not in log(tmp_path)
 
 
 def test_an_epoch_whose_checkpoint_was_saved_after_its_validation_is_not_validated_again(tmp_path):
@@ -174,7 +174,7 @@ def test_a_resume_that_is_not_exact_says_why(tmp_path, settings, checkpoint, rea
     run(tmp_path, None if 'train_cfg' in settings else ('train', 2), **settings)
     found = next(tmp_path.glob(f'{checkpoint}*'), None) if checkpoint else None
     run(tmp_path, resume=str(found) if found else latest_checkpoint(tmp_path), name='resumed', **settings)
-    assert f'does not end with the very weights of an unbroken one: {reason}' in log(tmp_path)
+    assert f'will not end with exactly the weights of an unbroken one: {reason}' in log(tmp_path)
 
 
 def test_gradients_that_are_lost_are_said(tmp_path):

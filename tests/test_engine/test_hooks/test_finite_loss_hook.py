@@ -28,4 +28,4 @@ def test_loss_that_overflows_once_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr('mmpretrain.models.ImageClassifier.train_step', step_without_an_update)
     assert run_digits(tmp_path, network(2), custom_hooks=HOOK).iter == 6
     log = next(tmp_path.glob('*/*.log')).read_text()
-    assert 'Not finite in step 1: loss inf. The parameters still are.' in log
+    assert 'Not finite in step 1: loss inf. The parameters are still finite.' in log

@@ -113,7 +113,7 @@ def test_a_run_that_was_told_to_end_ends_with_the_very_weights(tmp_path, unbroke
     torch.testing.assert_close(resumed.optim_wrapper.state_dict(), expected.optim_wrapper.state_dict(), rtol=0, atol=0)
     assert losses(tmp_path) == logged and list(logged) == list(range(1, 13))
     text = max(tmp_path.glob('*/*.log')).read_text()
-    assert 'very weights' not in text and ('continues after' in text) == (saved[1] % 6 > 0)
+    assert 'weights of an unbroken' not in text and ('continues after' in text) == (saved[1] % 6 > 0)
 
 
 def test_another_batch_size_begins_the_epoch_again_and_says_so(tmp_path):
@@ -121,7 +121,7 @@ def test_another_batch_size_begins_the_epoch_again_and_says_so(tmp_path):
     resumed = run(tmp_path, resume=True, train_dataloader=dict(batch_size=50))
     assert resumed.iter == 8 + 12
     text = max(tmp_path.glob('*/*.log')).read_text()
-    assert 'epoch 2 begins again with weights from within it, or the batch size was another' in text
+    assert 'epoch 2 begins again with weights from within it, or the batch size was different' in text
 
 
 def test_a_process_that_is_stuck_in_a_step_is_ended(monkeypatch):

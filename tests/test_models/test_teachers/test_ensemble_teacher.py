@@ -117,7 +117,7 @@ def test_what_cannot_be_is_refused(change, message):
 
 
 def test_checkpoint_of_another_member_is_refused(ckpts):
-    with pytest.raises(ValueError, match='does not belong to this ImageClassifier'):
+    with pytest.raises(ValueError, match='does not fit this ImageClassifier'):
         MODELS.build(ensemble(ckpts[::-1]))
 
 

@@ -1,0 +1,34 @@
+"""Compare students: alone, with plain soft labels, with weighted ones; several seeds each, one teacher for all."""
+
+from mmwsl.engine.comparison.planning import (
+    ALONE,
+    CACHE,
+    PLAIN,
+    WEIGHTED,
+    Plan,
+    Trained,
+    epochs_of,
+    on_validation_data,
+    plan,
+)
+from mmwsl.engine.comparison.report import METRICS, Metric, draw, metric_of, table, warning
+from mmwsl.engine.comparison.training import train_all
+
+__all__ = [
+    'ALONE',
+    'CACHE',
+    'METRICS',
+    'PLAIN',
+    'WEIGHTED',
+    'Metric',
+    'Plan',
+    'Trained',
+    'draw',
+    'epochs_of',
+    'metric_of',
+    'on_validation_data',
+    'plan',
+    'table',
+    'train_all',
+    'warning',
+]
