@@ -1,4 +1,4 @@
-"""Write the catalogue of all configs (configs/README.md and metafile.yml, model-index.yml) and README.md's results.
+"""Write the catalogue of all configs (configs/README.md, metafile.yml, model-index.yml) and docs/results.md's tables.
 
 Names, networks and recipes are read from the configs, parameters and multiply-adds (MACs) are counted. This project's
 results come from results/runs.jsonl, which tools/sweep.py writes, and others' from configs/published.yml.
@@ -28,6 +28,7 @@ from mmwsl.utils.text import table, with_table
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
 RESULTS = ROOT / 'results'
+PAGE = ROOT / 'docs/results.md'
 DATASETS = {
     'in1k': ('ImageNet-1k', (3, 224, 224)),
     'cifar100': ('CIFAR-100', (3, 32, 32)),
@@ -96,7 +97,7 @@ NEUTRAL = re.compile(
     r'(model\.teacher_ckpt|model\..*\.teacher_losses|.*data_root|.*_workers|work_dir'
     r'|default_hooks\.(logger|checkpoint|sample_records)\..*|train_cfg\.val_interval)='
 )
-# what README.md compares
+# what docs/results.md compares
 DIFFERENCES = {
     'weighted soft labels - alone': ('wsl_r56_r20_cifar100_8e', 'r20_cifar100_8e'),
     'plain soft labels - alone': ('kd_r56_r20_cifar100_8e', 'r20_cifar100_8e'),
@@ -322,11 +323,11 @@ def read_results() -> dict[str, list[dict]]:
     return found
 
 
-def main_readme(entries: list[Entry], numbers: dict, results: dict) -> str:
-    """README.md, with its tables of results made anew."""
+def results_page(entries: list[Entry], numbers: dict, results: dict) -> str:
+    """Return docs/results.md, with its tables made again."""
     rows = [result_row(entry, numbers, runs) for entry in entries if (runs := results.get(entry.name))]
     made = table(('Config', 'Epochs', 'Top-1, %', 'Each run', 'Published', 'Source'), rows)
-    text = with_table((ROOT / 'README.md').read_text(), 'results', 'results/catalogue', made)
+    text = with_table(PAGE.read_text(), 'results', 'results/catalogue', made)
     return with_table(text, 'differences', 'results/catalogue', differences(results))
 
 
@@ -408,7 +409,7 @@ def catalogue() -> dict[Path, str]:
         CONFIGS / 'README.md': readme(entries, numbers, results),
         CONFIGS / 'metafile.yml': metafile(entries, results),
         ROOT / 'model-index.yml': '# written by tools/results/catalogue.py\nImport:\n  - configs/metafile.yml\n',
-        ROOT / 'README.md': main_readme(entries, numbers, results),
+        PAGE: results_page(entries, numbers, results),
     }
 
 

@@ -1,4 +1,4 @@
-"""Write the tables and pictures of docs/choosing.md from results/runs.jsonl, which tools/sweep.py writes."""
+"""Write the tables and pictures of docs/choosing.md, and README.md's table, from results/runs.jsonl."""
 
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
@@ -6,7 +6,8 @@ import argparse
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from catalogue import ROOT, Seeds, difference, each, mean_and_spread, read_runs, telling_options
 from questions import (
@@ -29,6 +30,7 @@ from mmwsl.utils import whole_file
 from mmwsl.utils.text import table, with_table
 
 PAGE = ROOT / 'docs/choosing.md'
+README = ROOT / 'README.md'
 PICTURES = ROOT / 'docs/pictures'
 TAUS, WEIGHTS = ('1', '2', '4', '8'), ('0.5', '1', '2.25', '4')
 SCALES = ('0.9', '2.25', '4.5', '9')
@@ -105,7 +107,7 @@ def grid(runs: Runs, data: Data) -> dict[tuple[str, str], Seeds]:
 
 def noisy(runs: Runs, data: Data) -> dict[str, Arms]:
     """Runs of each arm at each share of wrong labels."""
-    found = {'0': {arm: runs.of(config, data) for arm, config in data.configs(data.pair).items()}}
+    found = {'0': three_arms(runs, data)}
     for prob in NOISES[1:]:
         found[prob] = {
             arm: runs.of(config, data, **{NOISE: prob}) for arm, config in data.configs(data.pair, '_noise').items()
@@ -187,9 +189,9 @@ def scale_table(runs: Runs) -> str:
     )
 
 
-def longer_table(runs: Runs) -> str:
-    """The paper's recipe in a sixth of its epochs, in bfloat16: by the arms, each against plain soft labels."""
-    found = {
+def longer(runs: Runs) -> Arms:
+    """Runs of the paper's recipe in a sixth of its epochs, in bfloat16."""
+    return {
         name: runs.runs.get((f'{config}_cifar100', LONGER), {})
         for name, config in {
             'Alone': 'r20',
@@ -198,6 +200,10 @@ def longer_table(runs: Runs) -> str:
             'Weighted soft labels': 'wsl_r56_r20',
         }.items()
     }
+
+
+def longer_table(runs: Runs) -> str:
+    found = longer(runs)
     plain = found['Plain soft labels']
     return table(
         ('Soft labels', 'Top-1', 'Minus plain', 'Each run'),
@@ -231,12 +237,33 @@ def tables(runs: Runs) -> dict[str, str]:
     }
 
 
-def page(runs: Runs) -> str:
-    """The page, with its tables made anew."""
+def gain_table(runs: Runs) -> str:
+    """README.md's: the student alone, with plain and with weighted soft labels, on each kind of data."""
+    digits, few = DATA
+    whole = replace(few, settings=())
+    found = {
+        'CIFAR-100, ResNet-56 -> ResNet-20, 8 epochs': three_arms(runs, whole),
+        'the same, 40 epochs': {arm: longer(runs)[name] for arm, name in ARMS.items()},
+        'the same, 10,000 images with 40 % wrong labels, 8 epochs': noisy(runs, few)[NOISES[-1]],
+        '600 digits, ResNet-14 -> ResNet-8, 10 epochs': three_arms(runs, digits),
+    }
+    rows = [
+        (name, *(cell(seeds[arm]) for arm in ARMS), ', '.join(sorted({str(len(seeds[arm])) for arm in ARMS})))
+        for name, seeds in found.items()
+    ]
+    return table(('Data and networks', *ARMS.values(), 'Runs each'), rows)
+
+
+def three_arms(runs: Runs, data: Data) -> Arms:
+    return {arm: runs.of(config, data) for arm, config in data.configs(data.pair).items()}
+
+
+def pages(runs: Runs) -> dict[Path, str]:
+    """The texts of docs/choosing.md and README.md, with their tables made again."""
     text = PAGE.read_text()
     for name, made in tables(runs).items():
         text = with_table(text, name, 'results/choosing', made)
-    return text
+    return {PAGE: text, README: with_table(README.read_text(), 'gain', 'results/choosing', gain_table(runs))}
 
 
 def draw(runs: Runs) -> None:
@@ -292,8 +319,9 @@ def moments(runs: Seeds) -> tuple[float, float]:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     runs = Runs(read_runs())
-    with whole_file(PAGE) as file:
-        file.write(page(runs).encode())
+    for path, text in pages(runs).items():
+        with whole_file(path) as file:
+            file.write(text.encode())
     draw(runs)
 
 
