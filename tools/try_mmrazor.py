@@ -64,8 +64,8 @@ NOTES = {  # what a user has to know, by config
     ),
     'crd_neck_r50_r18_8xb16_cifar10': 'its `teacher_ckpt` is the name of a file in the working directory',
     'deit-base_regnety160_pt-16xb64_in1k': (
-        "timm's default weights have changed: set `model.teacher.backbone.model_name=regnety_160.deit_in1k`; images are "
-        "mixed, so the weight uses the teacher's class"
+        "timm's default weights have changed: set `model.teacher.backbone.model_name=regnety_160.deit_in1k`; images "
+        "are mixed, so the weight uses the teacher's class"
     ),
 }
 GENERATED = (
