@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from catalogue import ROOT, Seeds, difference, each, mean_and_spread, read_runs, telling_options
 from questions import (
@@ -290,7 +291,10 @@ def draw(runs: Runs) -> None:
 
 
 def panel(name: str, xlabel: str, panels: list[tuple[str, tuple[str, ...], dict[str, list[Seeds]]]]) -> None:
-    """Mean and standard deviation of each line at each place, of the panels whose cells are all filled."""
+    """Mean and standard deviation of each line at each place, of the panels whose cells are all filled.
+
+    A single run is an open mark without a bar.
+    """
     import matplotlib
 
     matplotlib.use('Agg')
@@ -301,14 +305,34 @@ def panel(name: str, xlabel: str, panels: list[tuple[str, tuple[str, ...], dict[
         return
     figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), layout='constrained', squeeze=False)
     for ax, (title, places, lines) in zip(axes[0], panels, strict=True):
-        for shift, (label, cells) in enumerate(lines.items()):
-            mean, spread = zip(*map(moments, cells), strict=True)
-            at = [place + 0.06 * (shift - (len(lines) - 1) / 2) for place in range(len(places))]
-            ax.errorbar(at, mean, spread, marker='o', capsize=3, label=label)
+        for number, (label, cells) in enumerate(lines.items()):
+            look = dict(color=f'C{number}', marker='osD^'[number])
+            draw_line(ax, cells, 0.06 * (number - (len(lines) - 1) / 2), look)
+            ax.plot([], [], label=label, **look)
         ax.set_xticks(range(len(places)), places)
-        ax.set(xlabel=xlabel, ylabel='top-1 on the test set, %', title=title)
+        ax.set(xlabel=xlabel, ylabel='top-1 on the test set, %')
+        ax.set_title(f'{title}\n{marks_of(lines)}', fontsize='medium')
         ax.legend(fontsize='small')
     figure.savefig(PICTURES / name, dpi=100)
+
+
+def draw_line(ax: Any, cells: list[Seeds], shift: float, look: dict[str, Any]) -> None:
+    """Join the means; those of several runs have a filled mark and a bar, the standard deviation."""
+    mean, spread = zip(*map(moments, cells), strict=True)
+    ax.errorbar(
+        [place + shift for place in range(len(cells))], mean, spread, capsize=3, markerfacecolor='white', **look
+    )
+    several = [place for place, runs in enumerate(cells) if len(runs) > 1]
+    ax.plot([place + shift for place in several], [mean[place] for place in several], linestyle='', zorder=3, **look)
+
+
+def marks_of(lines: dict[str, list[Seeds]]) -> str:
+    """Say what the marks of a panel stand for."""
+    counts = {len(runs) for cells in lines.values() for runs in cells}
+    if counts == {1}:
+        return 'single runs'
+    several = ' or '.join(str(count) for count in sorted(counts - {1}))
+    return f'bars: standard deviation of {several} runs{"; open marks: one run" if 1 in counts else ""}'
 
 
 def moments(runs: Seeds) -> tuple[float, float]:
