@@ -107,7 +107,9 @@ def test_table_of_the_step_is_that_of_its_benchmark():
         if ratio:
             assert float(ratio) == round(times[arm] / times['mmrazor'], 2)
     with_hook = times['wsl, eval'] / times['mmrazor, channels last']
-    assert f'Against MMRazor with the hook, WSL in eval mode takes {with_hook:.2f} of the time' in prose('docs/speed')
+    assert f'Compared with MMRazor with the hook, WSL in eval mode takes {with_hook:.2f} of the time' in prose(
+        'docs/speed'
+    )
 
 
 def test_the_page_tells_of_the_tests_that_a_gpu_ran():
