@@ -166,7 +166,7 @@ def random_table(runs: Runs) -> str:
     rows = [
         (ARMS['kd'], arms['kd']),
         (ARMS['wsl'], arms['wsl']),
-        ('The same weights, handed out at random', handed_out),
+        ('The same weights, assigned at random', handed_out),
     ]
     return table(
         ('Soft labels', 'Top-1', 'Minus plain', 'Each run'),
