@@ -346,10 +346,10 @@ def read_results() -> dict[str, list[dict]]:
     return found
 
 
-def results_page(entries: list[Entry], numbers: dict, results: dict) -> str:
+def results_page(entries: list[Entry], results: dict) -> str:
     """Return docs/results.md, with its tables made again."""
-    rows = [result_row(entry, numbers, runs) for entry in entries if (runs := results.get(entry.name))]
-    made = table(('Config', 'Epochs', 'Top-1, %', 'Each run', 'Published', 'Source'), rows)
+    rows = [result_row(entry, runs) for entry in entries if (runs := results.get(entry.name))]
+    made = table(('Config', 'Epochs', 'Top-1, %', 'Each run'), rows)
     text = with_table(PAGE.read_text(), 'results', 'results/catalogue', made)
     return with_table(text, 'differences', 'results/catalogue', differences(results))
 
@@ -362,16 +362,8 @@ def differences(results: dict) -> str:
     return table(('CIFAR-100, 8 epochs', 'Mean', 'Each seed'), rows)
 
 
-def result_row(entry: Entry, numbers: dict, runs: list[dict]) -> tuple[str, ...]:
-    top1, source = published(entry.name, numbers)
-    return (
-        f'`{entry.name}`',
-        str(entry.cfg.train_cfg.max_epochs),
-        mean_and_spread(runs),
-        each(runs),
-        f'{top1:.2f}' if top1 else '',
-        source,
-    )
+def result_row(entry: Entry, runs: list[dict]) -> tuple[str, ...]:
+    return (f'`{entry.name}`', str(entry.cfg.train_cfg.max_epochs), mean_and_spread(runs), each(runs))
 
 
 def published(name: str, numbers: dict) -> tuple[float | None, str]:
@@ -432,7 +424,7 @@ def catalogue() -> dict[Path, str]:
         CONFIGS / 'README.md': readme(entries, numbers, results),
         CONFIGS / 'metafile.yml': metafile(entries, results),
         ROOT / 'model-index.yml': '# written by tools/results/catalogue.py\nImport:\n  - configs/metafile.yml\n',
-        PAGE: results_page(entries, numbers, results),
+        PAGE: results_page(entries, results),
     }
 
 
