@@ -1,7 +1,7 @@
 """Settings of the site, which ``make docs`` builds.
 
-Pages are Markdown that reads well on GitHub, too. What only a site can do is done here: a page takes in a part of a
-file outside docs/ in place of a block ``include``, links to code lead to the reference, and a page of code becomes a
+Pages are Markdown that reads well on GitHub, too. What only a site can do is done here: a page includes a file from
+outside docs/ in place of a block ``include``, links to code lead to the reference, and a page of code becomes a
 notebook.
 """
 
@@ -68,12 +68,14 @@ API = {
 }
 ELSEWHERE = {
     'README.md': 'index',
+    'CHANGELOG.md': 'changelog',
+    'CONTRIBUTING.md': 'contributing',
     'configs/README.md': 'configs',
     'results/README.md': 'runs',
     'results/QUEUE.md': 'runs',
     'results': 'results',
 }
-INCLUDE = re.compile(r'<!-- include: (\S+?)(?:#(.+?))? -->.*?<!-- end -->', re.DOTALL)
+INCLUDE = re.compile(r'<!-- include: (\S+) -->.*?<!-- end -->', re.DOTALL)
 COLON = '\ue000'  # a character that nobody writes
 LINK = re.compile(r'(?<=\]\()(?!https?:|#)([^)#\s]+)(#[^)\s]+)?')
 
@@ -90,15 +92,6 @@ def page_of(path: Path) -> str | None:
     return ELSEWHERE.get(name) or (ELSEWHERE['results'] if name.startswith('results/') and path.is_dir() else None)
 
 
-def page_with(path: Path, anchor: str) -> str | None:
-    """The page that takes in the section of a file with this anchor."""
-    for page in DOCS.glob('*.md'):
-        for origin, heading in INCLUDE.findall(page.read_text()):
-            if (DOCS / origin).resolve() == path and anchor == f'#{heading.lower().replace(" ", "-")}':
-                return page.stem
-    return None
-
-
 def relinked(text: str, origin: Path, page: Path) -> str:
     """Markdown of a file as a page holds it: links are relative to that page, and stay on the site if they can."""
 
@@ -106,27 +99,15 @@ def relinked(text: str, origin: Path, page: Path) -> str:
         target, anchor = (origin.parent / link[1]).resolve(), link[2] or ''
         if not target.exists() or DOCS in target.parents:
             return os.path.relpath(target, page.parent) + anchor
-        if shown := page_with(target, anchor):
-            return os.path.relpath(DOCS / f'{shown}.md', page.parent)
         shown = page_of(target)
         return os.path.relpath(DOCS / f'{shown}.md' if shown else target, page.parent) + anchor
 
     return LINK.sub(relink, text)
 
 
-def section(text: str, heading: str) -> str:
-    """What is under a heading of the second level, without it."""
-    found = re.search(rf'(?ms)^## {re.escape(heading)}\n(.*?)(?=^## |\Z)', text)
-    if not found:
-        raise ValueError(f'no section "## {heading}" to include')
-    return found[1]
-
-
 def included(comment: re.Match, page: Path) -> str:
     origin = (page.parent / comment[1]).resolve()
-    text = origin.read_text()
-    text = section(text, comment[2]) if comment[2] else text.split('\n', 1)[1]  # the page has a title of its own
-    return relinked(text, origin, page)
+    return relinked(origin.read_text().split('\n', 1)[1], origin, page)  # the page has a title of its own
 
 
 def read_page(app: Any, docname: str, content: list[str]) -> None:

@@ -12,9 +12,21 @@ from mmwsl.cache import RecordFormat
 from mmwsl.engine.kept_runs import KeptRuns
 from tests.tiny import ROOT, batch, build, losses
 
-README = (ROOT / 'README.md').read_text()
 FIGURE = re.compile(r'(?<![\d.,])\d\d\.\d\d(?![\d.])')  # as accuracies are written
-BLOCKS = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+
+
+def page(name):
+    return (ROOT / f'{name}.md').read_text()
+
+
+def prose(name):
+    """A page's text on one line, so that a sentence is found wherever its lines end."""
+    return ' '.join(page(name).split())
+
+
+def block(name, word):
+    """The first example in Python on a page that has this word."""
+    return next(text for text in re.findall(r'```python\n(.*?)```', page(name), re.DOTALL) if word in text)
 
 
 @pytest.fixture
@@ -25,8 +37,8 @@ def own_data(tmp_path, monkeypatch):
             folder = tmp_path / f'data/mine/{split}/class{label:02}'
             folder.mkdir(parents=True)
             Image.new('RGB', (40, 30), (label, 0, 0)).save(folder / 'image.png')
-    block = next(block for block in BLOCKS if 'data/mine' in block)
-    (tmp_path / 'own.py').write_text(block.replace("'wsl_r34", f"'{ROOT}/configs/wsl_r34"))
+    text = block('docs/own_data', 'data/mine')
+    (tmp_path / 'own.py').write_text(text.replace("'wsl_r34", f"'{ROOT}/configs/wsl_r34"))
     monkeypatch.chdir(tmp_path)
     return Config.fromfile(tmp_path / 'own.py')
 
@@ -47,8 +59,8 @@ def test_own_classes_reach_both_networks(own_data):
 
 
 def test_distiller_of_the_example_trains(tmp_path):
-    block = next(block for block in BLOCKS if 'loss_features' in block)
-    (tmp_path / 'features.py').write_text(block.replace("'wsl_r34", f"'{ROOT}/configs/wsl_r34"))
+    text = block('docs/own_data', 'loss_features')
+    (tmp_path / 'features.py').write_text(text.replace("'wsl_r34", f"'{ROOT}/configs/wsl_r34"))
     cfg = Config.fromfile(tmp_path / 'features.py').model
     init_default_scope('mmpretrain')
     # its recorders name layers that these networks have
@@ -68,7 +80,7 @@ def test_table_of_the_loss_is_that_of_its_benchmark():
         cells += [f'{times["WSLLoss"] / times[peer]:.2f}' for peer in peers] + [''] * (2 - len(peers))
         cells += [f'{memory[peer]:.1f}' for peer in ('WSLLoss', *peers)] + [''] * (2 - len(peers))
         cells += [f'{times["WSLLoss compiled"] / times["plain KD"]:.2f}']
-        assert f'| {" | ".join(cells)} |' in README
+        assert f'| {" | ".join(cells)} |' in page('docs/speed')
 
 
 def test_table_of_the_step_is_that_of_its_benchmark():
@@ -85,7 +97,8 @@ def test_table_of_the_step_is_that_of_its_benchmark():
         'mmrazor, channels last',
         'teacher',
     ]
-    table = README[README.index('| student alone, bare PyTorch loop') :].split('\n\n')[0].splitlines()
+    text = page('docs/speed')
+    table = text[text.index('| student alone, bare PyTorch loop') :].split('\n\n')[0].splitlines()
     for arm, row in zip(arms, table, strict=True):
         _, milliseconds, beyond, ratio = (cell.strip() for cell in row.strip('|').split('|'))
         assert milliseconds == f'{times[arm]:.0f}'
@@ -94,52 +107,49 @@ def test_table_of_the_step_is_that_of_its_benchmark():
         if ratio:
             assert float(ratio) == round(times[arm] / times['mmrazor'], 2)
     with_hook = times['wsl, eval'] / times['mmrazor, channels last']
-    assert f'Against MMRazor with the hook, WSL in eval mode takes {with_hook:.2f} of the time' in README
+    assert f'Compared with MMRazor with the hook, WSL in eval mode takes {with_hook:.2f} of the time' in prose(
+        'docs/speed'
+    )
 
 
 def test_the_page_tells_of_the_tests_that_a_gpu_ran():
     found = benchmark('gpu_tests')
-    page = (ROOT / 'docs/gpu.md').read_text()
+    text = prose('docs/gpu')
     counts = {kind: len(found[kind]) for kind in ('passed', 'failed', 'skipped')}
-    assert f'an {found["card"].removeprefix("NVIDIA ")} passed {counts["passed"]} of the tests for GPUs' in page
-    assert found['collected'] - sum(counts.values()) == 11 and 'Eleven did not\nfinish' in page
-    assert counts['failed'] == 4 and 'Four failed' in page
+    assert f'an {found["card"].removeprefix("NVIDIA ")} passed {counts["passed"]} of the tests for GPUs' in text
+    assert found['collected'] - sum(counts.values()) == 11 and 'Eleven did not finish' in text
+    assert counts['failed'] == 4 and 'Four failed' in text
 
 
 def test_python_example_runs():
     import torch
 
     scope = dict(student=torch.randn(4, 10), teacher=torch.randn(4, 10), target=torch.arange(4))
-    exec(next(block for block in BLOCKS if 'wsl_weight' in block), scope)
+    exec(block('README', 'wsl_weight'), scope)
     assert scope['loss'] > 0
 
 
-def test_commands_name_files_that_exist():
-    for path in re.findall(r'(?:tools|configs)/[\w/.-]+\.(?:py|sh)', README):
-        assert (ROOT / path).exists(), path
-
-
-def test_the_pages_of_docs_name_files_that_exist():
-    for page in (ROOT / 'docs').glob('*.md'):
-        text = page.read_text().replace('$A/', 'configs/ablations/')
-        for path in re.findall(r'(?:tools|configs)/[\w/.-]+\.(?:py|sh)', text):
-            assert (ROOT / path).exists(), path
-        for path, _, anchor in (link.partition('#') for link in re.findall(r'\]\((?!http)(.*?)\)', text)):
-            linked = page.parent / path if path else page
-            assert linked.exists(), path
+def test_pages_name_files_and_headings_that_exist():
+    for path in [*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md'), *(ROOT / 'results').glob('*.md')]:
+        text = path.read_text().replace('$A/', 'configs/ablations/')
+        for named in re.findall(r'(?:tools|configs)/[\w/.-]+\.(?:py|sh)', text):
+            assert (ROOT / named).exists(), (path.name, named)
+        for target, _, anchor in (link.partition('#') for link in re.findall(r'\]\((?!http)(.*?)\)', text)):
+            linked = path.parent / target if target else path
+            assert linked.exists(), (path.name, target)
             headings = re.findall('(?m)^#+ (.*)', linked.read_text()) if anchor else []
             assert not anchor or anchor in [re.sub(r'[^\w -]', '', line).lower().replace(' ', '-') for line in headings]
 
 
-def test_check_of_the_teacher_stands_where_the_readme_switches_it_off():
-    assert 'custom_hooks.1.min_score=0' in README
+def test_check_of_the_teacher_is_where_the_page_switches_it_off():
+    assert 'custom_hooks.1.min_score=0' in page('docs/own_data')
     hooks = Config.fromfile(ROOT / 'configs/_base_/default_runtime.py').custom_hooks
     assert hooks[1].type == 'mmwsl.CheckTeacherHook'
 
 
 @pytest.mark.parametrize('campaign', ['digits', 'cifar100'])
 def test_tables_of_bias_and_variance_are_those_of_the_campaigns(campaign):
-    page = (ROOT / 'docs/bias_variance.md').read_text()
+    text = page('docs/bias_variance')
     rows = list(csv.DictReader((ROOT / f'results/bias_variance/{campaign}.csv').open()))
     decimals = dict(error=1, loss=2, bias=2, variance=2)
     for arm in {row['arm'] for row in rows}:
@@ -151,11 +161,11 @@ def test_tables_of_bias_and_variance_are_those_of_the_campaigns(campaign):
                 f'{float(found[quantity][prefix + name]):{sign}.{places}f}' for name in ('value', 'low', 'high')
             )
             cells.append(f'{value} ({low} to {high})')
-        assert f'| {" | ".join(cells)} |' in page, arm
+        assert f'| {" | ".join(cells)} |' in text, arm
 
 
 def test_sizes_of_a_cache_are_those_of_its_format():
-    page = (ROOT / 'docs/teacher_cache.md').read_text()
+    text = page('docs/teacher_cache')
     for top_k, dtype in (
         (None, 'float32'),
         (None, 'float16'),
@@ -169,18 +179,18 @@ def test_sizes_of_a_cache_are_those_of_its_format():
         assert (
             f'| {f"top {top_k}" if top_k else "all"}, {dtype} | {cifar:,}; {imagenet:,} | '
             f'{cifar * 50_000 * 240 / 1e9:.2f} GB | {imagenet * 1_281_167 * 100 / 1e9:.2f} GB | here |'
-        ) in page
+        ) in text
 
 
-@pytest.mark.parametrize('page', ['README.md', 'docs/choosing.md'])
-def test_accuracies_in_the_text_are_those_of_a_table_or_a_run(page):
+@pytest.mark.parametrize('name', ['README', 'docs/results', 'docs/choosing'])
+def test_accuracies_in_the_text_are_those_of_a_table_or_a_run(name):
     """Tables are made from results/; what the text repeats of them has to be what they say now."""
-    lines = (ROOT / page).read_text().splitlines() + README.splitlines()
+    lines = page(name).splitlines() + page('docs/results').splitlines()
     tables = ' '.join(line for line in lines if line.startswith('|'))
     runs = KeptRuns(ROOT / 'results').all()
     known = {*FIGURE.findall(tables), *(f'{run["last"]:.2f}' for run in runs)}
-    prose = ' '.join(line for line in lines if not line.startswith('|'))
-    assert set(FIGURE.findall(prose)) <= known
+    text = ' '.join(line for line in lines if not line.startswith('|'))
+    assert set(FIGURE.findall(text)) <= known
 
 
 def test_weights_that_the_text_names_were_logged():
@@ -190,10 +200,10 @@ def test_weights_that_the_text_names_were_logged():
             lines = [line for line in log if 'distill.wsl_weight' in line]
             means.append(statistics.mean(line['distill.wsl_weight'] for line in lines if line['epoch'] == 8))
     assert len(means) == 6
-    assert f'of the last epoch is {min(means):.2f} to {max(means):.2f}' in README.replace('\n  ', ' ')
+    assert f'of the last epoch is {min(means):.2f} to {max(means):.2f}' in prose('docs/results')
 
 
 def test_table_of_views_is_that_of_its_runs():
-    row = re.search(r'\| top-1 on the test set, % \| (.*) \|', (ROOT / 'docs/teacher_cache.md').read_text())[1]
+    row = re.search(r'\| top-1 on the test set, % \| (.*) \|', page('docs/teacher_cache'))[1]
     runs = [json.loads((ROOT / f'results/views/{views}.json').read_text()) for views in ('1', '4', '16', 'live')]
     assert row == ' | '.join(f'{run["last"]:.2f}' for run in runs)

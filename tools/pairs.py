@@ -29,12 +29,12 @@ SETTINGS: dict[str, list[dict]] = {
 }
 PROSE = """# Which weighting goes with which loss
 
-Written by `tools/pairs.py`, which tries each pair of parts in the registry; run it again after adding one.
+Written by `tools/pairs.py`, which tries each loss in the registry with each weighting. Run it again after adding one.
 
-A loss is what is distilled, a weighting by what: `dict(type='mmwsl.WeightedLoss', loss=dict(type='DKD', tau=4.0),
-weighting=dict(type='WSLWeighting'))` among `model.distiller.distill_losses`. Both are defined in the docstrings of
-[mmwsl/models/losses](../mmwsl/models/losses) and [mmwsl/models/weightings](../mmwsl/models/weightings), and
-[own_parts.md](own_parts.md) adds one of your own. What is not defined is refused when the model is built.
+A pair goes into `model.distiller.distill_losses`, for example as `dict(type='mmwsl.WeightedLoss',
+loss=dict(type='DKD', tau=4.0), weighting=dict(type='WSLWeighting'))`. [losses_and_weights.md](losses_and_weights.md)
+explains what each loss and weighting computes, and [own_parts.md](own_parts.md) shows how to add one. A pair that is
+not defined is refused when the model is built.
 
 """
 

@@ -60,17 +60,17 @@ SMALLER: dict[str, dict[str, Any]] = {  # settings that belong together, by conf
 }
 NOTES = {  # what a user has to know, by config
     'abloss_logits_resnet50_resnet18_8xb32_in1k': (
-        'its `pretrain_checkpoint` is to be set: the last checkpoint of `abloss_pretrain_...`'
+        'set its `pretrain_checkpoint` to the last checkpoint of `abloss_pretrain_...`'
     ),
-    'crd_neck_r50_r18_8xb16_cifar10': 'its `teacher_ckpt` is a file in the working directory, by the name there',
+    'crd_neck_r50_r18_8xb16_cifar10': 'its `teacher_ckpt` is the name of a file in the working directory',
     'deit-base_regnety160_pt-16xb64_in1k': (
-        "timm's default weights changed: give `model.teacher.backbone.model_name=regnety_160.deit_in1k`; images are "
-        "mixed, so the weight looks at the teacher's class"
+        "timm's default weights have changed: set `model.teacher.backbone.model_name=regnety_160.deit_in1k`; images "
+        "are mixed, so the weight uses the teacher's class"
     ),
 }
 GENERATED = (
     'needs a launcher, as in MMRazor: `tools/dist_train.sh CONFIG 1`; images have no labels, so the weight '
-    "looks at the teacher's class"
+    "uses the teacher's class"
 )
 
 

@@ -185,8 +185,8 @@ def test_number_for_a_config_that_does_not_exist_is_an_error(results):
         catalogue.catalogue()
 
 
-def test_readme_shows_every_run_that_is_kept():
-    text = (ROOT / 'README.md').read_text()
+def test_page_of_results_shows_every_run_that_is_kept():
+    text = catalogue.PAGE.read_text()
     begin, end = marks('results', 'results/catalogue')
     table = text[text.index(begin) : text.index(end)]
     for config, runs in catalogue.read_results().items():

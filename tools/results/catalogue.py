@@ -1,4 +1,4 @@
-"""Write the catalogue of all configs (configs/README.md and metafile.yml, model-index.yml) and README.md's results.
+"""Write the catalogue of all configs (configs/README.md, metafile.yml, model-index.yml) and docs/results.md's tables.
 
 Names, networks and recipes are read from the configs, parameters and multiply-adds (MACs) are counted. This project's
 results come from results/runs.jsonl, which tools/sweep.py writes, and others' from configs/published.yml.
@@ -29,6 +29,7 @@ from mmwsl.utils.text import table, with_table
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
 RESULTS = ROOT / 'results'
+PAGE = ROOT / 'docs/results.md'
 DATASETS = {
     'in1k': ('ImageNet-1k', (3, 224, 224)),
     'cifar100': ('CIFAR-100', (3, 32, 32)),
@@ -122,7 +123,7 @@ DENSE = {
         ),
     )
 }
-# what README.md compares
+# what docs/results.md compares
 DIFFERENCES = {
     'weighted soft labels - alone': ('wsl_r56_r20_cifar100_8e', 'r20_cifar100_8e'),
     'plain soft labels - alone': ('kd_r56_r20_cifar100_8e', 'r20_cifar100_8e'),
@@ -156,54 +157,77 @@ PARTS = (
 COLUMNS = ('Config', 'Teacher', 'Student', 'Recipe', 'Parameters', 'MACs', 'Published', 'Source', 'Measured', 'Runs')
 PROSE = """# Configs
 
-Written by `tools/results/catalogue.py` from the configs, [published.yml](published.yml) and [results](../results);
-change those, and run it again.
+Written by `tools/results/catalogue.py` from the configs, [published.yml](published.yml) and [results](../results).
+Change those and run it again.
 
-`wsl_<teacher>_<student>_<dataset>.py` distils with weighted soft labels, `kd_` is the same with plain soft labels, and
-`vanilla/` trains each network alone, which is also how a teacher is made. Six more methods have their authors'
-settings for the pair, which `_base_/distillers/<method>_*.py` gives with their source:
+## Names
 
-- `kd-hinton_`: plain soft labels in the recipe of the published KD figures: 0.1 CE + 0.9 tau^2 KL at temperature 4 on
-  CIFAR-100, 0.5 CE + 0.5 KL at temperature 1 on ImageNet
-- `kd-ls_`: the same on standardised logits, with more weight
-- `dkd_`, `nkd_`, `dist_`, `wttm_`: DKD, NKD, DIST and WTTM
-- `wsl-hinton_`, `wsl-dkd_`, `wsl-nkd_`, `wsl-dist_`: four of these with WSL's weights, which are only an option:
-  `--cfg-options model.distiller.distill_losses.loss_kd.weighting.type=WSLWeighting` turns `kd-hinton_` into
-  `wsl-hinton_`
+| name | content |
+| --- | --- |
+| `wsl_<teacher>_<student>_<dataset>` | weighted soft labels |
+| `kd_...` | the same with plain soft labels |
+| `vanilla/<network>_<dataset>` | a network alone; also trains the teachers |
+| `kd-hinton_...` | plain soft labels in the recipe of the published KD figures: 0.1 CE + 0.9 tau^2 KL at \
+temperature 4 on CIFAR-100, 0.5 CE + 0.5 KL at temperature 1 on ImageNet |
+| `kd-ls_...` | the same on standardised logits, with a larger weight |
+| `dkd_...` `nkd_...` `dist_...` `wttm_...` | DKD, NKD, DIST and WTTM |
+| `wsl-hinton_...` `wsl-dkd_...` `wsl-nkd_...` `wsl-dist_...` | four of these with WSL's weights |
+| `mmrazor_...` | MMRazor's own distiller and loss |
+| `ablations/wsl-<weighting>_...` | another weight instead of WSL's: 1 (`one`), 0 for regularization samples (`drop`), \
+0 for all others (`only`), WSL's weights assigned at random (`random`), L_t out of fold (`oof`), losses divided by \
+their means (`free`) |
+| `ablations/kd-entropy_...` | the teacher's entropy as weight |
+| `..._cached` | reads the teacher's answers from a [cache](../docs/teacher_cache.md) |
+| `..._device` | keeps the images on the GPU |
+| `..._8e`, `..._eval` and other endings | how the recipe differs from the pair's usual one: 8 epochs, teacher in \
+eval mode |
 
-They differ from the pair's `wsl_` in the method alone. So their teacher predicts with batch statistics, too; the
-methods' authors have it in eval mode, which is `model.teacher_norm_eval=True`. DKD's warm-up, 20 of 240 epochs, is left
-out of short schedules. NKD's authors have no pair as small as ResNet-56 -> ResNet-20: the settings for CIFAR-100 are
-theirs for ResNet-34 -> ResNet-18.
+Three folders have pairs for other tasks, which are not scored by top-1 accuracy and therefore in no table here:
 
-`ablations/wsl-<weighting>_...` puts another weight in place of WSL's, all else equal: 1 (`one`), 0 for regularization
-samples (`drop`), 0 for all others (`only`), or WSL's weights handed out at random (`random`). What follows the name of
-the dataset says how a config differs from the pair's usual recipe; `_cached` reads what a teacher said from disk
-([docs/teacher_cache.md](../docs/teacher_cache.md)), and `_device` keeps the images on the GPU.
+| folder | content |
+| --- | --- |
+| `multi/` | images with several labels (sigmoid heads, `BernoulliKD`) on scenes of digits, scored by mAP: teacher, \
+student alone, plain and weighted soft labels |
+| `seg/` | segmentation (extra `dense`, mIoU): the same, and MMRazor's channel-wise distillation |
+| `det/` | detection (extra `dense`, mAP): the same, with WSL's weight times the factor \\|p_s - p_t\\| (`wsl`) and \
+without it (`wsl-plain`) |
 
-`multi/` has a pair for images with several labels (sigmoid heads, `BernoulliKD`) on scenes of digits: teacher, student
-alone, plain and weighted soft labels. It is scored by mAP and in no table here. `seg/` has the same for segmentation
-(extra `dense`, mIoU), with MMRazor's channel-wise distillation beside them. `det/` has it for detection (extra `dense`,
-mAP): WSL's weight with the factor |p_s - p_t| (`wsl`) and without it (`wsl-plain`).
+## What the methods have in common
 
-Top-1 accuracy is in percent. *Published* numbers are others', often of the best epoch on the test set, and stand with
-their source; *Measured* ones are this project's, of the last epoch, mean and standard deviation over seeds, each run
-with its log in `results/`. Parameters and multiply-adds (MACs, counted by mmengine for one image) are the student's, or
-those of the network alone.
+The other methods have their authors' settings for the pair, which `_base_/distillers/<method>_*.py` states with their
+source. They differ from the pair's `wsl_` config only in the method, so their teacher also predicts with batch
+statistics. The methods' authors have it in eval mode: set `model.teacher_norm_eval=True`. DKD's warm-up, 20 of 240
+epochs, is left out of short schedules. NKD's authors have no pair as small as ResNet-56 -> ResNet-20; the settings for
+CIFAR-100 are theirs for ResNet-34 -> ResNet-18.
 
-The CIFAR networks are those that distillation's papers compare on, and begin as their code draws them. Those for
-ImageNet are mmpretrain's and timm's, and begin as these draw them: unlike the authors' code, mmpretrain starts the
-last normalisation of each ResNet block at zero, and draws a classifier from a normal distribution with std 0.01.
+WSL's weights are only an option of a loss. This option turns `kd-hinton_` into `wsl-hinton_`:
 
-To show a config, its views, its learning rates and a run's log (`mmpretrain` with OpenMMLab's releases):
+    --cfg-options model.distiller.distill_losses.loss_kd.weighting.type=WSLWeighting
+
+The CIFAR networks are those that papers on distillation compare, with the initial weights of their code. The networks
+for ImageNet are mmpretrain's and timm's, with the initial weights of these packages: unlike the authors' code,
+mmpretrain initialises the last normalisation of each ResNet block with zero, and a classifier from a normal
+distribution with std 0.01.
+
+## How to read the tables
+
+Top-1 accuracy is in percent. *Published* figures are those of others, often of the best epoch on the test set, with
+their source. *Measured* figures are this project's, of the last epoch: mean and standard deviation over seeds, with the
+log of each run in `results/`. Parameters and multiply-adds (MACs, counted by mmengine for one image) are those of the
+student, or of the network alone.
+
+## Show a config
+
+mmpretrain's commands show a config, its views, its learning rates and a run's log (with OpenMMLab's releases, write
+`mmpretrain` for `onedl-mmpretrain`):
 
     mim run onedl-mmpretrain print_config configs/wsl_r56_r20_cifar100.py
     mim run onedl-mmpretrain browse_dataset configs/wsl_r56_r20_cifar100.py --mode original --not-show -o views -n 4
     mim run onedl-mmpretrain vis_scheduler configs/wsl_r56_r20_cifar100.py --dataset-size 50000 --not-show -s lr.png
     mim run onedl-mmpretrain analyze_logs plot_curve scalars.json --keys student.loss distill.loss_wsl --out loss.png
 
-`browse_dataset` and `vis_scheduler` need a torchvision that fits torch (mmwsl gets past one that does not, they do
-not), and matplotlib 3.11 breaks the other modes of `browse_dataset`.
+`browse_dataset` and `vis_scheduler` need a torchvision that fits torch (mmwsl works around one that does not fit, they
+do not), and matplotlib 3.11 breaks the other modes of `browse_dataset`.
 """
 
 Seeds = dict[int, dict]  # runs of one kind, by their seeds
@@ -281,7 +305,7 @@ def readme(entries: list[Entry], numbers: dict, results: dict) -> str:
         for heading in dict.fromkeys(map(section, METHODS)):
             rows = [
                 row(entry, numbers, results)
-                for entry in entries
+                for entry in sorted(entries, key=lambda entry: entry.name not in results)  # measured ones first
                 if (entry.dataset, section(entry.method)) == (dataset, heading)
             ]
             if rows:
@@ -367,11 +391,11 @@ def read_results() -> dict[str, list[dict]]:
     return found
 
 
-def main_readme(entries: list[Entry], numbers: dict, results: dict) -> str:
-    """Return README.md with its tables of results updated."""
-    rows = [result_row(entry, numbers, runs) for entry in entries if (runs := results.get(entry.name))]
-    made = table(('Config', 'Epochs', 'Top-1, %', 'Each run', 'Published', 'Source'), rows)
-    text = with_table((ROOT / 'README.md').read_text(), 'results', 'results/catalogue', made)
+def results_page(entries: list[Entry], results: dict) -> str:
+    """Return docs/results.md, with its tables made again."""
+    rows = [result_row(entry, runs) for entry in entries if (runs := results.get(entry.name))]
+    made = table(('Config', 'Epochs', 'Top-1, %', 'Each run'), rows)
+    text = with_table(PAGE.read_text(), 'results', 'results/catalogue', made)
     return with_table(text, 'differences', 'results/catalogue', differences(results))
 
 
@@ -383,16 +407,8 @@ def differences(results: dict) -> str:
     return table(('CIFAR-100, 8 epochs', 'Mean', 'Each seed'), rows)
 
 
-def result_row(entry: Entry, numbers: dict, runs: list[dict]) -> tuple[str, ...]:
-    top1, source = published(entry.name, numbers)
-    return (
-        f'`{entry.name}`',
-        str(entry.cfg.train_cfg.max_epochs),
-        mean_and_spread(runs),
-        each(runs),
-        f'{top1:.2f}' if top1 else '',
-        source,
-    )
+def result_row(entry: Entry, runs: list[dict]) -> tuple[str, ...]:
+    return (f'`{entry.name}`', str(entry.cfg.train_cfg.max_epochs), mean_and_spread(runs), each(runs))
 
 
 def published(name: str, numbers: dict) -> tuple[float | None, str]:
@@ -454,7 +470,7 @@ def catalogue() -> dict[Path, str]:
         CONFIGS / 'README.md': readme(entries, numbers, results),
         CONFIGS / 'metafile.yml': metafile(entries, results),
         ROOT / 'model-index.yml': '# written by tools/results/catalogue.py\nImport:\n  - configs/metafile.yml\n',
-        ROOT / 'README.md': main_readme(entries, numbers, results),
+        PAGE: results_page(entries, results),
         ROOT / 'docs/dense.md': dense_page(results),
     }
 

@@ -1,4 +1,4 @@
-"""Write the tables and pictures of docs/choosing.md from results/runs.jsonl, which tools/sweep.py writes."""
+"""Write the tables and pictures of docs/choosing.md, and README.md's table, from results/runs.jsonl."""
 
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
@@ -6,7 +6,9 @@ import argparse
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from catalogue import ROOT, Seeds, difference, each, mean_and_spread, read_runs, telling_options
 from questions import (
@@ -30,6 +32,7 @@ from mmwsl.utils.text import table, with_table
 from mmwsl.utils.pictures import pyplot
 
 PAGE = ROOT / 'docs/choosing.md'
+README = ROOT / 'README.md'
 PICTURES = ROOT / 'docs/pictures'
 TAUS, WEIGHTS = ('1', '2', '4', '8'), ('0.5', '1', '2.25', '4')
 SCALES = ('0.9', '2.25', '4.5', '9')
@@ -106,7 +109,7 @@ def grid(runs: Runs, data: Data) -> dict[tuple[str, str], Seeds]:
 
 def noisy(runs: Runs, data: Data) -> dict[str, Arms]:
     """Return the runs of each arm at each share of wrong labels."""
-    found = {'0': {arm: runs.of(config, data) for arm, config in data.configs(data.pair).items()}}
+    found = {'0': three_arms(runs, data)}
     for prob in NOISES[1:]:
         found[prob] = {
             arm: runs.of(config, data, **{NOISE: prob}) for arm, config in data.configs(data.pair, '_noise').items()
@@ -164,7 +167,7 @@ def random_table(runs: Runs) -> str:
     rows = [
         (ARMS['kd'], arms['kd']),
         (ARMS['wsl'], arms['wsl']),
-        ('The same weights, handed out at random', handed_out),
+        ('The same weights, assigned at random', handed_out),
     ]
     return table(
         ('Soft labels', 'Top-1', 'Minus plain', 'Each run'),
@@ -188,9 +191,9 @@ def scale_table(runs: Runs) -> str:
     )
 
 
-def longer_table(runs: Runs) -> str:
-    """Return a table of the paper's recipe in a sixth of its epochs, in bfloat16, with gains over plain soft labels."""
-    found = {
+def longer(runs: Runs) -> Arms:
+    """Return the runs of the paper's recipe in a sixth of its epochs, in bfloat16."""
+    return {
         name: runs.runs.get((f'{config}_cifar100', LONGER), {})
         for name, config in {
             'Alone': 'r20',
@@ -199,6 +202,10 @@ def longer_table(runs: Runs) -> str:
             'Weighted soft labels': 'wsl_r56_r20',
         }.items()
     }
+
+
+def longer_table(runs: Runs) -> str:
+    found = longer(runs)
     plain = found['Plain soft labels']
     return table(
         ('Soft labels', 'Top-1', 'Minus plain', 'Each run'),
@@ -232,12 +239,33 @@ def tables(runs: Runs) -> dict[str, str]:
     }
 
 
-def page(runs: Runs) -> str:
-    """Return the page with its tables updated."""
+def gain_table(runs: Runs) -> str:
+    """Return README.md's table: the student alone, with plain and with weighted soft labels, on each kind of data."""
+    digits, few = DATA
+    whole = replace(few, settings=())
+    found = {
+        'CIFAR-100, ResNet-56 -> ResNet-20, 8 epochs': three_arms(runs, whole),
+        'the same, 40 epochs': {arm: longer(runs)[name] for arm, name in ARMS.items()},
+        'the same, 10,000 images with 40 % wrong labels, 8 epochs': noisy(runs, few)[NOISES[-1]],
+        '600 digits, ResNet-14 -> ResNet-8, 10 epochs': three_arms(runs, digits),
+    }
+    rows = [
+        (name, *(cell(seeds[arm]) for arm in ARMS), ', '.join(sorted({str(len(seeds[arm])) for arm in ARMS})))
+        for name, seeds in found.items()
+    ]
+    return table(('Data and networks', *ARMS.values(), 'Runs each'), rows)
+
+
+def three_arms(runs: Runs, data: Data) -> Arms:
+    return {arm: runs.of(config, data) for arm, config in data.configs(data.pair).items()}
+
+
+def pages(runs: Runs) -> dict[Path, str]:
+    """Return the texts of docs/choosing.md and README.md, with their tables updated."""
     text = PAGE.read_text()
     for name, made in tables(runs).items():
         text = with_table(text, name, 'results/choosing', made)
-    return text
+    return {PAGE: text, README: with_table(README.read_text(), 'gain', 'results/choosing', gain_table(runs))}
 
 
 def draw(runs: Runs) -> None:
@@ -264,21 +292,44 @@ def draw(runs: Runs) -> None:
 
 
 def panel(name: str, xlabel: str, panels: list[tuple[str, tuple[str, ...], dict[str, list[Seeds]]]]) -> None:
-    """Draw each line's means and standard deviations, in the panels whose cells are all filled."""
+    """Draw each line's means and standard deviations, in the panels whose cells are all filled.
+
+    A single run is an open mark without a bar.
+    """
     plt = pyplot()
     panels = [panel for panel in panels if all(cell for line in panel[2].values() for cell in line)]
     if not panels:
         return
     figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), layout='constrained', squeeze=False)
     for ax, (title, places, lines) in zip(axes[0], panels, strict=True):
-        for shift, (label, cells) in enumerate(lines.items()):
-            mean, spread = zip(*map(moments, cells), strict=True)
-            at = [place + 0.06 * (shift - (len(lines) - 1) / 2) for place in range(len(places))]
-            ax.errorbar(at, mean, spread, marker='o', capsize=3, label=label)
+        for number, (label, cells) in enumerate(lines.items()):
+            look = dict(color=f'C{number}', marker='osD^'[number])
+            draw_line(ax, cells, 0.06 * (number - (len(lines) - 1) / 2), look)
+            ax.plot([], [], label=label, **look)
         ax.set_xticks(range(len(places)), places)
-        ax.set(xlabel=xlabel, ylabel='top-1 on the test set, %', title=title)
+        ax.set(xlabel=xlabel, ylabel='top-1 on the test set, %')
+        ax.set_title(f'{title}\n{marks_of(lines)}', fontsize='medium')
         ax.legend(fontsize='small')
     figure.savefig(PICTURES / name, dpi=100)
+
+
+def draw_line(ax: Any, cells: list[Seeds], shift: float, look: dict[str, Any]) -> None:
+    """Join the means; those of several runs have a filled mark and a bar, the standard deviation."""
+    mean, spread = zip(*map(moments, cells), strict=True)
+    ax.errorbar(
+        [place + shift for place in range(len(cells))], mean, spread, capsize=3, markerfacecolor='white', **look
+    )
+    several = [place for place, runs in enumerate(cells) if len(runs) > 1]
+    ax.plot([place + shift for place in several], [mean[place] for place in several], linestyle='', zorder=3, **look)
+
+
+def marks_of(lines: dict[str, list[Seeds]]) -> str:
+    """Say what the marks of a panel stand for."""
+    counts = {len(runs) for cells in lines.values() for runs in cells}
+    if counts == {1}:
+        return 'single runs'
+    several = ' or '.join(str(count) for count in sorted(counts - {1}))
+    return f'bars: standard deviation of {several} runs{"; open marks: one run" if 1 in counts else ""}'
 
 
 def moments(runs: Seeds) -> tuple[float, float]:
@@ -289,8 +340,9 @@ def moments(runs: Seeds) -> tuple[float, float]:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     runs = Runs(read_runs())
-    with whole_file(PAGE) as file:
-        file.write(page(runs).encode())
+    for path, text in pages(runs).items():
+        with whole_file(path) as file:
+            file.write(text.encode())
     draw(runs)
 
 

@@ -40,7 +40,7 @@ class Method:
 KD_PLAIN = Method(PLAIN, 'kd_{}')
 FIELDS = Method("the field's KD: 0.1 CE + 0.9 KL", 'kd-hinton_{}')
 WSL_PAPER = Method('WSL: CE + 2.25 w H', 'wsl_{}')
-ALONE = Method('alone', '{}', alone=True)
+ALONE = Method('student alone', '{}', alone=True)
 
 STEP = (
     ALONE,
@@ -84,7 +84,7 @@ WEIGHT = {
     'DIST': ('wsl-dist_{}', 'dist_{}'),
 }
 WRONG = (
-    Method('alone', '{}_noise', alone=True),
+    Method('student alone', '{}_noise', alone=True),
     Method('KD', 'kd_{}_noise'),
     Method('WSL', 'wsl_{}_noise'),
     Method('WSL without labels', 'wsl_{}_noise', {WSL: 'label_free'}),
@@ -182,13 +182,13 @@ def draw_methods(found: Found, path: Path) -> None:
         if (top1 := [run['last'] for run in found.of(method, CIFAR).values()])
     )
     figure, ax = plt.subplots(figsize=(8, 0.32 * len(rows) + 1), layout='constrained')
-    ax.axvline(statistics.mean(run['last'] for run in found.of(KD_PLAIN, CIFAR).values()), color='0.6', linestyle=':')
+    plain = statistics.mean(run['last'] for run in found.of(KD_PLAIN, CIFAR).values())
+    ax.axvline(plain, color='0.6', linestyle=':', label='mean of plain soft labels (KD)')
     for place, (mean, _, top1) in enumerate(rows):
-        ax.plot(top1, [place] * len(top1), 'o', markerfacecolor='none', color='tab:blue')
-        ax.plot([mean, mean], [place - 0.3, place + 0.3], color='tab:blue', linewidth=2)
+        ax.plot(top1, [place] * len(top1), 'o', markerfacecolor='none', color='C0', label='' if place else 'one run')
+        bar = [place - 0.3, place + 0.3]
+        ax.plot([mean, mean], bar, color='C0', linewidth=2, label='' if place else 'mean of the runs')
     ax.set_yticks(range(len(rows)), [label for _, label, _ in rows])
-    ax.set(
-        xlabel='top-1 of the student on the test set, %: each run (ring) and their mean (bar)',
-        title='ResNet-56 -> ResNet-20, CIFAR-100, 8 epochs',
-    )
+    ax.set(xlabel='top-1 of the student on the test set, %', title='ResNet-56 -> ResNet-20, CIFAR-100, 8 epochs')
+    ax.legend(loc='upper left')
     figure.savefig(path, dpi=100)
