@@ -484,7 +484,8 @@ def dense_page(results: dict[str, list[dict]]) -> str:
             for config, label in configs.items()
             if (runs := results.get(config, []))
         ]
-        page = with_table(page, name, 'results/catalogue', table(('', 'Last epoch', 'Best epoch', 'Each run'), rows))
+        made = table(('', 'Last epoch', 'Best epoch', 'Each run'), rows) if rows else 'No runs yet.'
+        page = with_table(page, name, 'results/catalogue', made)
     return page
 
 
