@@ -192,7 +192,7 @@ def records_of_checkpoints(
             f'regularization samples are those of a teacher, and this config has none: its model is a {cfg.model.type}'
         )
     model = build_model(cfg)
-    if isinstance(model.teacher, CachedTeacher) and not model.teacher.cache.manifest.record.is_exact:
+    if isinstance(model.teacher, CachedTeacher) and not model.teacher.cache.manifest.answer_format.is_exact:
         raise ValueError(
             f"the records in {cfg.model.teacher_cache} do not hold the teacher's exact logits, which "
             'other temperatures and the weight need: give the config without teacher_cache'

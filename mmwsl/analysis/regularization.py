@@ -32,7 +32,7 @@ class Flow(NamedTuple):
         return self.stay / before if before else float('nan')
 
 
-def share(records: np.ndarray) -> float:
+def regularization_share(records: np.ndarray) -> float:
     """Share of regularization samples among the records, in [0, 1].
 
     NaN without records, or where samples of mixed classes, which have no a and b, are among them.
@@ -40,13 +40,13 @@ def share(records: np.ndarray) -> float:
     Examples:
         >>> records = np.zeros(4, RECORD)
         >>> records['a'], records['b'] = -0.5, [0.2, 0.9, -0.9, 0.4]
-        >>> share(records)
+        >>> regularization_share(records)
         0.5
     """
     return _mean(is_regularization(records), records)
 
 
-def held_back(records: np.ndarray) -> float:
+def lowered_logit_share(records: np.ndarray) -> float:
     """Share of the samples with b > |a|: their soft label lowers the true class's logit, as the teacher is less sure.
 
     The other regularization samples have b < -|a|: their soft label raises it by more than the hard label does.
@@ -54,7 +54,7 @@ def held_back(records: np.ndarray) -> float:
     Examples:
         >>> records = np.zeros(4, RECORD)
         >>> records['a'], records['b'] = -0.5, [0.2, 0.9, -0.9, 0.4]
-        >>> held_back(records)
+        >>> lowered_logit_share(records)
         0.25
     """
     return _mean(records['b'] > np.abs(records['a']), records)

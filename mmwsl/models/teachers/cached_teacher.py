@@ -48,7 +48,7 @@ class CachedTeacher(BaseModel):
         Args, Raises: As :meth:`forward`.
         """
         records = self._stacked(data_samples or [])
-        form = self.cache.manifest.record
+        form = self.cache.manifest.answer_format
         logits = to_device(form.decode(records, self._tau()), inputs.device)
         hard_loss = None if form.is_exact else self._hard_loss(records, logits, data_samples or [])
         self._restored = data_samples, logits, hard_loss
@@ -85,7 +85,7 @@ class CachedTeacher(BaseModel):
                 'a cached teacher has nothing to deliver, got distill_deliveries='
                 f'{list(distiller["distill_deliveries"])}. Teach live (without teacher_cache)'
             )
-        if self.cache.manifest.record.is_exact:
+        if self.cache.manifest.answer_format.is_exact:
             return dict(distiller)
         return {**distiller, 'teacher_recorders': {**recorders, **HARD_LOSS_RECORDER}}
 
@@ -113,7 +113,7 @@ class CachedTeacher(BaseModel):
             if any(not record['from_student'] for record in records.values())
         ]
         self._tau()
-        if self.cache.manifest.record.is_exact:
+        if self.cache.manifest.answer_format.is_exact:
             return
         for name, loss in self._losses:
             named = inspect.signature(loss.forward).parameters
@@ -130,7 +130,7 @@ class CachedTeacher(BaseModel):
         return float(self.cache.manifest.top1 or 0)
 
     def _stacked(self, data_samples: list) -> np.ndarray:
-        records = [sample.get('teacher_record') for sample in data_samples]
+        records = [sample.get('teacher_answer') for sample in data_samples]
         if not records or None in records:
             raise CacheError(
                 'the samples carry no records of a teacher: with teacher_cache, train_dataloader.dataset '
@@ -141,11 +141,11 @@ class CachedTeacher(BaseModel):
                 f"the samples' records are of another cache than model.teacher_cache={self.cache.folder}: "
                 'train_dataloader.dataset.cache should be the same folder'
             )
-        return np.frombuffer(b''.join(record.data for record in records), self.cache.manifest.record.layout)
+        return np.frombuffer(b''.join(record.data for record in records), self.cache.manifest.answer_format.layout)
 
     def _tau(self) -> float | None:
         """Of the losses; a top K is restored for one."""
-        form = self.cache.manifest.record
+        form = self.cache.manifest.answer_format
         if form.top_k is None or not self._losses:
             return None
         taus = {name: getattr(loss, 'tau', None) for name, loss in self._losses}
@@ -157,7 +157,7 @@ class CachedTeacher(BaseModel):
         return form.checked_tau(next(iter(taus.values())))
 
     def _hard_loss(self, records: np.ndarray, logits: Tensor, data_samples: list) -> Tensor:
-        form = self.cache.manifest.record
+        form = self.cache.manifest.answer_format
         if 'gt_score' not in data_samples[0]:
             return to_device(form.hard_loss(records), logits.device)
         if form.top_k is not None:

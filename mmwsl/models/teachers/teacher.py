@@ -169,7 +169,7 @@ class FrozenTeacher:
         Only if that leaves a recorder or a delivery with nothing, because its source is in the head's loss, does the
         network run in ``mode='loss'``.
         """
-        if data_samples and 'teacher_record' in data_samples[0] and not isinstance(self.network, CachedTeacher):
+        if data_samples and 'teacher_answer' in data_samples[0] and not isinstance(self.network, CachedTeacher):
             raise CacheError(
                 'the samples carry records of a teacher, and the model teaches live: set '
                 'model.teacher_cache to the folder of mmwsl.CachedViews, or take mmwsl.SeededViews'

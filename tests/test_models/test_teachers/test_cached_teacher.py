@@ -59,7 +59,7 @@ def test_dense_records_teach_as_the_network_does(teacher, folders):
     data = views(folders['all'])
     wanted = results(records, data)
     for sample in data['data_samples']:
-        del sample.teacher_record
+        del sample.teacher_answer
     torch.testing.assert_close(wanted, results(network_, data), rtol=1e-5, atol=1e-5)
 
 
@@ -70,7 +70,7 @@ def test_other_records_weight_as_the_network_does(teacher, folders, kind):
     found = results(records, data)
     weights = records.distiller.distill_losses['loss_wsl'].sample_terms['w']
     for sample in data['data_samples']:
-        del sample.teacher_record
+        del sample.teacher_answer
     wanted = results(network_, data)
     expected = network_.distiller.distill_losses['loss_wsl'].sample_terms['w']
     torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-5)
@@ -95,7 +95,7 @@ def test_losses_of_mmrazor_are_served(teacher, folders):
     data = views(folders['top 3'])
     found = results(records, data)['distill.loss_kd']
     for sample in data['data_samples']:
-        del sample.teacher_record
+        del sample.teacher_answer
     results(network_, data)
     student = network_.distiller.get_record('hard_loss', from_student=True, data_idx=0)
     soft = (network_.distiller.get_record('logits', from_student=False).double() / 2).softmax(1)
@@ -129,7 +129,7 @@ def test_deliveries_are_not_there(teacher, folders):
 @pytest.mark.parametrize(
     'taus, match',
     [
-        ((4.0,), r'completed at tau in \[2\.0\] and not at 4\.0'),
+        ((4.0,), r'restored at tau in \[2\.0\], not at 4\.0'),
         ((2.0, 4.0), r"one temperature, and the losses have \{'loss_0': 2\.0, 'loss_1': 4\.0\}"),
     ],
 )
@@ -183,7 +183,7 @@ def test_soft_targets(teacher, folders, kind):
         return
     found = results(records, data)
     for sample in data['data_samples']:
-        del sample.teacher_record
+        del sample.teacher_answer
     torch.testing.assert_close(found, results(network_, data), rtol=5e-3, atol=5e-3)
 
 
@@ -262,7 +262,7 @@ def test_another_network_cannot_take_its_place(teacher, folders):
 def test_mixing_is_refused(teacher, folders):
     mixing = dict(augments=[dict(type='mmpretrain.CutMix', alpha=1.0)])
     cfg = cached(live(teacher, data_preprocessor=dict(PREPROCESSOR, batch_augments=mixing)), folders['all'])
-    with pytest.raises(ValueError, match="CutMix mixes images, and a teacher's record is of one image"):
+    with pytest.raises(ValueError, match='CutMix mixes images, and a teacher cache holds answers to single images'):
         build(cfg.model)
 
 
