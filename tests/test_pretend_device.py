@@ -326,7 +326,7 @@ def test_a_card_without_bfloat16_is_named(monkeypatch):
         device.to_cuda(model)
         monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda **_: False)
         monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'Old Card')
-        with pytest.warns(UserWarning, match='runs in float32, because the Old Card has no bfloat16'):
+        with pytest.warns(UserWarning, match='runs in float32, because the Old Card does not support bfloat16'):
             first_step(device, model, data)
 
 

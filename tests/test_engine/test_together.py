@@ -291,13 +291,13 @@ def test_cuda_graphs_train_as_eager_steps_do(config, tmp_path):
         return Together([Member(cfg, tmp_path, 4, torch.device('cuda')) for cfg in configs], batches)
 
     with deterministic:
-        recorded, eager = made(), made()
-        drawn = {0: recorded.batches[0].drawn(0)}
-        recorded.record(drawn)
-        recorded.train_epoch(drawn)
+        captured, eager = made(), made()
+        drawn = {0: captured.batches[0].drawn(0)}
+        captured.capture(drawn)
+        captured.train_epoch(drawn)
         eager.train_epoch(drawn)
         torch.cuda.synchronize()
-    for ours, theirs in zip(recorded.members, eager.members, strict=True):
+    for ours, theirs in zip(captured.members, eager.members, strict=True):
         assert ours.step_number == theirs.step_number == 4
         for found, expected in zip(ours.state(), theirs.state(), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)

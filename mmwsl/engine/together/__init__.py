@@ -1,7 +1,7 @@
 """Several runs in one process: on a GPU, a step of all of them is one CUDA graph.
 
 A small network leaves a GPU idle while Python launches its kernels. Here nothing is launched in a step: the batch is
-made, the teacher asked, and each student trained by kernels that were recorded once and are replayed, the students
+made, the teacher asked, and each student trained by kernels that were captured once and are replayed, the students
 alongside one another. Runs of the same seed see the same batches, so a teacher that they share is asked once.
 
 A run comes out as with tools/train.py, from the same initial weights and batches, up to rounding; what a network draws
@@ -93,7 +93,7 @@ def _train(together: Together, begun: int, validation: DeviceDataset, tell: Call
     on_device = first.stream is not None
     drawn = {seed: batches.drawn(begun) for seed, batches in together.batches.items()}
     if on_device and begun < first.epochs:
-        together.record(drawn)
+        together.capture(drawn)
     for epoch in range(begun, first.epochs):
         start = time.perf_counter()
         together.train_epoch(drawn)

@@ -1,4 +1,4 @@
-"""A step of several runs, which a GPU records once as a CUDA graph and replays."""
+"""A step of several runs, which a GPU captures once as a CUDA graph and replays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmwsl.models.teachers import FrozenTeacher
 from mmwsl.models.teachers.recording import recording
 
 _LOGGED = 50  # steps from one that logs to the next
-_WARM_UP = 3  # steps before a graph is recorded, in which libraries choose their kernels and reserve memory
+_WARM_UP = 3  # steps before a graph is captured, in which libraries choose their kernels and reserve memory
 
 
 class Together:
@@ -67,8 +67,8 @@ class Together:
                 batches.position.zero_()
             self.step(size, logs=step % 2 == 0)
 
-    def record(self, drawn: dict[int, Tensor]) -> None:
-        """Record a step of each size of batch as a CUDA graph. What the steps before it trained is undone."""
+    def capture(self, drawn: dict[int, Tensor]) -> None:
+        """Capture a step of each size of batch as a CUDA graph. What the steps before it trained is undone."""
         for seed, batches in self.batches.items():
             batches.begin(drawn[seed])
         before = [[tensor.clone() for tensor in member.state()] for member in self.members]

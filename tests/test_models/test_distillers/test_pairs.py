@@ -219,7 +219,7 @@ SIGMOIDS = [of_sigmoids(2), with_head(loss=dict(type='CrossEntropyLoss', use_sig
 @pytest.mark.parametrize('name', [name for name, loss in LOSSES.items() if not loss.per_class])
 def test_a_softmax_loss_under_a_multi_label_head(name):
     config, (multi_label, one_label) = LOSSES[name].config, SIGMOIDS
-    message = f'^loss_0: {config["type"]} is not defined for .*LinearClsHead, a head of sigmoids. .*BernoulliKD'
+    message = f'^loss_0: {config["type"]} is not defined for .*LinearClsHead, a sigmoid head. .*BernoulliKD'
     with pytest.raises(ValueError, match=message):
         wired(weighted(config, None), architecture=multi_label)
     wired(weighted(config, None), architecture=one_label)  # one label, by a binary cross-entropy
@@ -233,8 +233,8 @@ def test_a_loss_per_class_under_a_head_of_sigmoids(architecture):
 def test_a_loss_per_class_under_a_softmax():
     with pytest.raises(
         ValueError,
-        match="^loss_1: BernoulliKD is not defined for the student's LinearClsHead, a head "
-        "of a softmax. .*loss=dict\\(type='SoftCrossEntropy'\\)",
+        match="^loss_1: BernoulliKD is not defined for the student's LinearClsHead, a "
+        "softmax head. .*loss=dict\\(type='SoftCrossEntropy'\\)",
     ):
         wired(weighted(dict(type='TTM'), None), weighted(dict(type='BernoulliKD'), None))
 
@@ -252,7 +252,7 @@ def test_what_needs_one_class_under_mixed_labels(loss, weighting, needy):
     weighting = WEIGHTINGS[weighting].config if weighting in WEIGHTINGS else dict(type=weighting)
     with pytest.raises(
         ValueError,
-        match=f'^loss_0: {needy} needs one class for each image, and batch_augments mixes .* Leave batch_augments out',
+        match=f'^loss_0: {needy} needs one class for each image, and batch_augments mixes .* Remove batch_augments',
     ):
         wired(weighted(dict(type=loss), weighting), preprocessor=MIXUP)
     wired(weighted(dict(type=loss), weighting))

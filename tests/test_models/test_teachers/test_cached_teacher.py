@@ -113,7 +113,7 @@ def test_losses_of_mmrazor_are_served(teacher, folders):
 )
 def test_layers_are_not_there(teacher, folders, recorder):
     distiller = dict(type='mmwsl.WSLDistiller', teacher_recorders=dict(features=recorder))
-    with pytest.raises(ValueError, match=r"logits and no layers: the teacher's recorder 'features' asks for Module"):
+    with pytest.raises(ValueError, match=r"logits but no layers, and the teacher's recorder 'features' reads Module"):
         build(cached(live(teacher, distiller=distiller), folders['all']).model)
 
 
@@ -178,7 +178,7 @@ def test_soft_targets(teacher, folders, kind):
     for sample in data['data_samples']:
         sample.set_gt_score(0.9 * torch.nn.functional.one_hot(sample.gt_label[0], 10) + 0.01)
     if 'top' in kind:
-        with pytest.raises(ValueError, match='scores of classes.*a top 3 knows'):
+        with pytest.raises(ValueError, match='class scores.*a top 3 has'):
             results(records, data)
         return
     found = results(records, data)
@@ -191,18 +191,18 @@ def test_samples_without_records(teacher, folders):
     dataset = SeededViews(live(teacher).train_dataloader.dataset.dataset)
     data = default_collate([dataset[View(image, 0, 0)] for image in range(4)])
     model = build(cached(live(teacher), folders['all']).model)
-    with pytest.raises(CacheError, match=r'carry no records.*should be a mmwsl\.CachedViews'):
+    with pytest.raises(CacheError, match=r'have no cached answers.*should be a mmwsl\.CachedViews'):
         results(model, data)
 
 
 def test_records_without_a_cached_teacher(teacher, folders):
-    with pytest.raises(CacheError, match='carry records of a teacher, and the model teaches live'):
+    with pytest.raises(CacheError, match='have cached answers of a teacher, and the model runs its'):
         results(build(live(teacher).model), views(folders['all']))
 
 
 def test_records_of_another_cache(teacher, folders):
     model = build(cached(live(teacher), folders['all']).model)
-    with pytest.raises(CacheError, match='records are of another cache'):
+    with pytest.raises(CacheError, match='answers come from another cache'):
         results(model, views(folders['float16']))
 
 
