@@ -1,4 +1,4 @@
-"""Runs that train together: each comes out as tools/train.py makes it. What a GPU records is shown on one alone."""
+"""Runs that train together: each comes out as tools/train.py makes it. What a GPU captures is shown on one alone."""
 
 import copy
 from pathlib import Path
@@ -267,7 +267,7 @@ def test_halved_weights_give_what_autocast_gives():
         assert theirs.grad.any() and torch.equal(ours.grad, theirs.grad)
 
 
-def test_an_epoch_may_be_shorter_than_the_steps_before_a_graph_is_recorded(config, tmp_path):
+def test_an_epoch_may_be_shorter_than_the_steps_before_a_graph_is_captured(config, tmp_path):
     init_default_scope('mmpretrain')
     cfg = config('alone', alone=True)
     batches = Batches(Runner.build_dataloader(cfg.train_dataloader, seed=0))
