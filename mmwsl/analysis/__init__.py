@@ -1,4 +1,4 @@
-"""Regularization samples, bias and variance: functions that hooks, tools and notebooks call."""
+"""Functions for hooks, tools and notebooks that analyse regularization samples, bias and variance."""
 
 import mmwsl.compat  # noqa: F401  readies the stack
 from mmwsl.analysis.bias_variance import FEWEST_MODELS, Decomposition, Interval, bootstrap, decompose, pseudo_values

@@ -75,7 +75,7 @@ def test_mixed_classes_have_no_share_and_no_flow():
     mixed['a'], mixed['b'] = np.nan, np.nan
     assert np.isnan(regularization_share(mixed)) and np.isnan(lowered_logit_share(mixed))
     for refuse in (flow, lambda *epochs: changed(list(epochs))):
-        with pytest.raises(ValueError, match='mixed classes.*record a run without batch_augments'):
+        with pytest.raises(ValueError, match='mixed classes.*use a run without batch_augments'):
             refuse(members([1, 0]), mixed)
 
 

@@ -286,7 +286,7 @@ def test_the_temperature_of_one_fold(sharpened):
     cfg = config(indices=600, wrapper=dict(type='mmwsl.Fold', folds=3))
     found = calibrate(cfg, sharpened[1:2], fold=1)
     assert found.tau == pytest.approx(3, rel=1e-4) and found.images == 200
-    with pytest.raises(ValueError, match='the network knows no more of them than chance'):
+    with pytest.raises(ValueError, match='the network is no better than chance on them'):
         calibrate(cfg, sharpened[1:2], fold=0)
 
 

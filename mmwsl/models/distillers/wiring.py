@@ -53,7 +53,7 @@ _NOT_COMPARABLE: dict[type, str] = {
 
 
 def student_recorder(student: nn.Module) -> dict:
-    """Return the config of the recorder of the logits and targets that a student passes to its own loss, in this order.
+    """Return the config of a recorder for the logits and targets that a student passes to its own loss.
 
     Raises:
         ValueError: If its head passes other values to the loss than it predicts without a target.
@@ -74,7 +74,7 @@ def student_recorder(student: nn.Module) -> dict:
 
 
 def teacher_recorder(teacher: nn.Module) -> dict:
-    """Return the config of the recorder of a teacher's logits.
+    """Return the config of a recorder for a teacher's logits.
 
     Raises:
         ValueError: If a segmentor's head has none.

@@ -74,7 +74,7 @@ class Call:
         return {**weights, 'negative_share': torch.where(total > 0, negatives / total, 0.0)}
 
     def sample_terms(self) -> dict[str, Tensor]:
-        r"""Compute the terms of each target's weight. Shape: (N, \*) each.
+        r"""Compute the values of each target that sample records hold. Shape: (N, \*) each.
 
         - ``w``: WSL's weight, whichever was applied.
         - ``L_s`` and ``L_t``: hard losses of student and teacher, in nats; L_t as the weighting used it.

@@ -76,7 +76,7 @@ def kernel_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, i
 
 
 def _terms(soft_loss: Tensor, *others: Tensor) -> Terms:
-    """Collect the terms, detached again: in torch 2.11, torch.compile gives views a gradient in spite of their mark."""
+    """Collect the terms, detached again: torch.compile of torch 2.11 ignores ``mark_non_differentiable`` for views."""
     return Terms(soft_loss, *(term.detach() for term in others))
 
 

@@ -257,7 +257,7 @@ class WeightedLoss(nn.Module):
 
 
 def over_processes(count: Tensor) -> Tensor:
-    """Return the mean of a number over all processes, in float64, for a total of at least 1."""
+    """Return the mean of a number over all processes, in float64; a total of 0 counts as 1."""
     total = count.to(torch.float64, copy=True)
     all_reduce(total)
     return total.clamp(min=1) / get_world_size()

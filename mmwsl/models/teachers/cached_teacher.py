@@ -108,7 +108,7 @@ class CachedTeacher(BaseModel):
         self.cache.check('teacher', teacher_fingerprint(teacher, teacher_ckpt, teacher_norm_eval, data_preprocessor))
 
     def prepare_for_losses(self, distiller: ConfigurableDistiller) -> None:
-        """Restore logits from now on as a distiller's losses need them.
+        """Set the losses whose temperature decides how logits are restored.
 
         Raises:
             ValueError: If the cache does not hold what one of them needs.

@@ -77,7 +77,7 @@ class EnsembleTeacher(BaseModel):
         return self.head(features) if mode == 'tensor' else self.head.predict(features, data_samples)
 
     def _combined(self, logits: Tensor) -> Tensor:
-        """Shape: (M, N, C) to (N, C)."""
+        """Combine the members' logits. Shape: (M, N, C) to (N, C)."""
         if self.combine == 'logits':
             return logits.mean(0)
         # in float32 at least: a mean of half-precision probabilities loses the small ones

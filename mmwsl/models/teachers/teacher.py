@@ -97,7 +97,7 @@ class FrozenTeacher:
             self.network.to(device)
 
     def train(self, mode: bool = True) -> None:
-        """Note whether the student trains; only BatchNorm with ``norm_eval=False`` changes its mode with it."""
+        """Set whether the student trains; the network stays in eval mode, except BatchNorm with ``norm_eval=False``."""
         self.training = mode
         hook_again(self.recorders, self.network)
         self.network.eval()  # not chained: the train() of some networks returns None
@@ -211,7 +211,7 @@ class FrozenTeacher:
         self._copy, self._is_tried = None, False
 
     def _has_foreign_hooks(self) -> bool:
-        """Whether other code has hooks in a module that runs, which the student's preprocessor here does not."""
+        """Whether other code has hooks in the network, apart from the preprocessor, which does not run here."""
         return any(
             not self._is_own(hook)
             for module in self.network.modules()

@@ -759,7 +759,7 @@ def test_a_teachers_loss_that_is_given_takes_the_place_of_its_own_and_gets_no_gr
 )
 def test_scores_that_are_no_distribution_are_refused(row, sums):
     scores = torch.tensor([[0.5, 0.5, 0.0], row])
-    with pytest.raises(ValueError, match=f'at least 0 and sum up to 1 for .*got sums from {sums}.*multi-label'):
+    with pytest.raises(ValueError, match=f'at least 0 and sum to 1 for .*got sums from {sums}.*multi-label'):
         WSLLoss()(torch.randn(2, 3), torch.randn(2, 3), scores)
 
 
