@@ -16,12 +16,11 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mmwsl.analysis.records import sample_indices
 from mmwsl.analysis.regularization import records_of_logits
 from mmwsl.cache.fingerprint import teacher_files
 from mmwsl.models.teachers import CachedTeacher
 from mmwsl.utils.checkpoint import check_files, load_network
-from mmwsl.utils.data import collate_for, number_images, set_dataloader_defaults, single_labels
+from mmwsl.utils.data import collate_for, number_images, sample_indices, set_dataloader_defaults, single_labels
 
 
 def build_model(cfg: Config, student_only: bool = False) -> Any:

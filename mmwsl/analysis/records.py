@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -55,21 +54,6 @@ def read_records(work_dir: str | Path) -> dict[int, np.ndarray]:
             'default_hooks.sample_records.type=mmwsl.SampleRecordHook, or analyse a config with --checkpoints'
         )
     return {epoch: _read(files[epoch]) for epoch in sorted(files)}
-
-
-def sample_indices(data_samples: list[Any]) -> list[int]:
-    """Return the index of each sample in its dataset, counted through all parts of a joined one.
-
-    Raises:
-        ValueError: If a sample has no ``sample_idx``.
-    """
-    indices = [sample.metainfo.get('sample_idx') for sample in data_samples]
-    if None in indices:
-        raise ValueError(
-            "the samples have no index: keep 'sample_idx' in meta_keys of PackInputs (it is there by "
-            'default), and use a dataset of mmengine or mmpretrain'
-        )
-    return indices
 
 
 def _read(path: Path) -> np.ndarray:

@@ -174,5 +174,5 @@ def test_network_alone_has_no_regularization_samples(cfg):
 
 @pytest.mark.parametrize('sample', [DataSample(), DataSample().set_gt_label([1, 2])])
 def test_image_without_one_class(sample):
-    with pytest.raises(ValueError, match='each image should have one class'):
+    with pytest.raises(ValueError, match='each image should have exactly one class'):
         true_classes([sample])

@@ -15,6 +15,7 @@ from mmrazor.registry import MODELS as RAZOR_MODELS
 from torch import Tensor, nn
 
 from mmwsl.cache.fingerprint import teacher_files
+from mmwsl.models.algorithms.preprocessors import check_settings, keep_batch_augments
 from mmwsl.models.losses import WeightedLoss
 from mmwsl.models.teachers import CachedTeacher, FrozenTeacher
 from mmwsl.models.teachers.fast import check_speed
@@ -101,8 +102,8 @@ class WSLDistill(SingleTeacherDistill):
             **kwargs,
         )
         self.student_loss_weight = student_loss_weight
-        _check_one_preprocessor(kwargs.get('architecture'), self.student, self.data_preprocessor)
-        self._keep_batch_augments()
+        check_settings(kwargs.get('architecture'), self.student, self.data_preprocessor)
+        keep_batch_augments(self.student, self.data_preprocessor)
         if hasattr(self.distiller, 'check_targets'):
             self.distiller.check_targets(self.student, self.data_preprocessor)
         if cached:
@@ -153,21 +154,6 @@ class WSLDistill(SingleTeacherDistill):
         self.frozen_teacher = teacher
         self.teacher_sha256 = []  # the new teacher is not from these files
         teacher.train(self.training)
-
-    def _keep_batch_augments(self) -> None:
-        """Keep the student's ``batch_augments`` when the algorithm's preprocessor replaces its own."""
-        own: Any = getattr(self.student, 'data_preprocessor', None)
-        shared: Any = self.data_preprocessor
-        augments = getattr(own, 'batch_augments', None)
-        if augments is not None and getattr(shared, 'batch_augments', None) is None:
-            if not hasattr(shared, 'batch_augments'):
-                raise ValueError(
-                    "the student's train_cfg mixes images, which the algorithm's data_preprocessor, a "
-                    f'{type(shared).__name__}, cannot do: use mmpretrain.ClsDataPreprocessor'
-                )
-            shared.batch_augments = augments
-            if hasattr(shared, 'to_onehot'):  # mmpretrain's augments also mix labels
-                shared.to_onehot, shared.num_classes = True, shared.num_classes or own.num_classes
 
     def init_weights(self) -> None:
         """Initialise the student, and the teacher if it has no checkpoint."""
@@ -256,46 +242,6 @@ def _check_student_loss_weight(weight: float, calculate_student_loss: bool) -> N
             f"student_loss_weight={weight} scales the student's own losses, which "
             'calculate_student_loss=False leaves out: set only one of the two'
         )
-
-
-def _check_one_preprocessor(architecture: Any, student: Any, shared: Any) -> None:
-    """Raise ValueError if the student's data_preprocessor differs from the algorithm's, which replaces it."""
-    own = getattr(student, 'data_preprocessor', None)
-    named = (architecture.get('data_preprocessor') if isinstance(architecture, dict) else None) or {}
-    attributes = {
-        key: '_channel_conversion' if key in ('bgr_to_rgb', 'rgb_to_bgr') else key
-        for key in named
-        if key not in ('type', 'num_classes', 'to_onehot', 'batch_augments')
-    }
-    differ = [
-        key
-        for key, attribute in attributes.items()
-        if not _same(getattr(own, attribute, None), getattr(shared, attribute, None))
-    ]
-    mixing = [_mixing(preprocessor) for preprocessor in (own, shared)]
-    if all(mixing) and mixing[0] != mixing[1]:
-        differ.append('batch_augments (train_cfg)')
-    if differ:
-        raise ValueError(
-            f'model.architecture sets {", ".join(differ)} of its data_preprocessor, which is not used: '
-            "the config's data_preprocessor prepares the images, and has different values. Set them there, "
-            'and delete them from model.architecture'
-        )
-
-
-def _same(first: Any, second: Any) -> bool:
-    if isinstance(first, Tensor) and isinstance(second, Tensor):
-        return torch.equal(first, second)
-    return not isinstance(first, Tensor) and not isinstance(second, Tensor) and first == second
-
-
-def _mixing(preprocessor: Any) -> Any:
-    """Settings of the batch augments, in a form that can be compared; None if there are none."""
-    augments = getattr(preprocessor, 'batch_augments', None)
-    return augments and (  # mmdet's are a list
-        [(type(part).__name__, getattr(part, '__dict__', None)) for part in getattr(augments, 'augments', augments)],
-        getattr(augments, 'probs', None),
-    )
 
 
 def _built(teacher: Any) -> Any:

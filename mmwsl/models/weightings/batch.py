@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from mmwsl import functional
 from mmwsl.functional import at_least_float32
-from mmwsl.utils.data import to_device
+from mmwsl.utils.data import sample_indices, to_device
 
 
 class _Once:
@@ -136,12 +136,7 @@ class SampleBatch:
                 'data_samples: use mmwsl.WSLDistiller, or map data_samples to a ModuleInputs recorder of '
                 "the student (source='', data_idx=1)"
             )
-        found = [sample.metainfo.get('sample_idx') for sample in self.data_samples]
-        if None in found:
-            raise ValueError(
-                "an image has no sample_idx: keep 'sample_idx' in meta_keys of PackInputs (it is there by "
-                'default), and use a dataset of mmengine or mmpretrain'
-            )
+        found = sample_indices(self.data_samples)
         if found and isinstance(found[0], Tensor):  # in batches made on the device
             return torch.stack(found)
         return to_device(torch.tensor(found, dtype=torch.int64), self.kept.device)
