@@ -39,7 +39,7 @@ if _missing := [
     if importlib.util.find_spec(name) is None
 ]:
     raise ImportError(
-        f'mmwsl needs {", ".join(_missing)}, which is not installed (only mmwsl.functional works without). '
+        f'mmwsl needs {", ".join(_missing)} (only mmwsl.functional works without), which was not found. '
         'Install one of two sets, never one over the other: mmwsl[onedl] (the maintained forks) or '
         "mmwsl[openmmlab] (OpenMMLab's own releases)"
     )
@@ -123,8 +123,8 @@ def make_torchvision_importable() -> None:
         _libraries.append(library)
         importlib.import_module('torchvision')
         warnings.warn(
-            f'torchvision {version("torchvision")} was built for another torch than the installed '
-            f'{torch.__version__}. mmwsl works all the same; `import mmpretrain` in a script without mmwsl fails with '
+            f'torchvision {version("torchvision")} was built for another torch than {torch.__version__}, the installed '
+            'one. mmwsl works all the same; `import mmpretrain` in a script without mmwsl fails with '
             f'"{error}". Install both from one index: pip install --force-reinstall --no-deps --index-url '
             'INDEX torch torchvision, or in a clone: make clean, then make install TORCH_INDEX=INDEX',
             stacklevel=2,
@@ -627,7 +627,7 @@ class _DataLoader(_SafeLoader):
     def refuse(self, suffix: str, node: Any) -> Any:
         raise ValueError(
             f'!!python/{suffix} was not read, because it could run code{node.start_mark}. A YAML file can '
-            'only hold values; write a .py config for everything else'
+            'only hold values; write everything else as a .py config'
         )
 
 

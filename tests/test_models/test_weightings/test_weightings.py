@@ -468,7 +468,7 @@ def test_settings_out_of_range(config, message):
 
 def test_one_class_has_no_entropy_of_the_student():
     with pytest.raises(
-        ValueError, match=r"at least 2 classes, got 1. For a single logit .* loss=dict\(type='BernoulliKD'\)"
+        ValueError, match=r"at least 2 classes, got 1. For a single logit.* loss=dict\(type='BernoulliKD'\)"
     ):
         WeightedLoss(dict(type='SoftCrossEntropy'), dict(type='EntropyWeighting', student=True))(
             torch.zeros(3, 1), torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64)
