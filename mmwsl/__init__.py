@@ -1,7 +1,7 @@
 """Knowledge distillation with weighted soft labels for OpenMMLab.
 
-This module imports nothing: :mod:`mmwsl.functional` needs torch alone. Importing :mod:`mmwsl.registry`, or any module
-above it, makes mmpretrain and mmrazor importable and mmengine's checkpoints safe to load.
+This module imports none of the stack, and :mod:`mmwsl.functional` needs torch alone. Importing :mod:`mmwsl.registry`,
+or any module that uses it, makes mmpretrain and mmrazor importable and mmengine's checkpoints safe to load.
 """
 
 from mmwsl.version import __version__

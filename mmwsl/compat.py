@@ -1,8 +1,8 @@
-"""Every workaround that today's stack needs, one function each.
+"""Workarounds for the packages that mmwsl is built on, one function each.
 
-Importing this module, and so :mod:`mmwsl.registry` and all above it, calls them once. Each leaves alone what already
-works, and each docstring names the symptom, the versions in which it was seen, and what has to happen upstream before
-the function can be deleted.
+Importing this module, as :mod:`mmwsl.registry` and every module above it does, applies them once. Each changes nothing
+if the problem is absent, and its docstring names the symptom, the versions in which it was seen, and the change
+upstream that makes the function unnecessary.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if _missing := [
     if importlib.util.find_spec(name) is None
 ]:
     raise ImportError(
-        f'mmwsl needs {", ".join(_missing)} (only mmwsl.functional works without), missing here. '
+        f'mmwsl needs {", ".join(_missing)} (only mmwsl.functional works without), which was not found. '
         'Install one of two sets, never one over the other: mmwsl[onedl] (the maintained forks) or '
         "mmwsl[openmmlab] (OpenMMLab's own releases)"
     )
@@ -56,23 +56,23 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim import OneCycleParamScheduler
 from mmengine.registry import MODELS, Registry
 
-# What torchvision's Python files expect of its compiled library while they are imported.
+# Operators of torchvision's compiled library that its Python files use when they are imported.
 _TORCHVISION_OPERATORS = (
     'nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
     'qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
 )
 _MMRAZOR_NEWEST_MMCV = '2.1.0'
-_libraries: list[torch.library.Library] = []  # a Library undoes its definitions when it is collected
-_safe_globals_lock = threading.RLock()  # torch keeps one set for all threads; a load may start another
+_libraries: list[torch.library.Library] = []  # a Library undoes its definitions when it is garbage-collected
+_safe_globals_lock = threading.RLock()  # torch keeps one set for all threads; a load may start another load
 
 
 class UnsafeCheckpointError(RuntimeError):
-    """A checkpoint holds more than weights and what mmengine stores beside them."""
+    """A checkpoint holds more than weights and the data that mmengine stores with them."""
 
 
 def ready_the_stack() -> None:
-    """Make mmpretrain, also as mmcls, mmrazor, mmdet and mmseg importable, mmengine's checkpoints loadable, and its
-    YAML files data.
+    """Apply all workarounds: imports of mmpretrain (also as mmcls), mmrazor, mmdet and mmseg work, and mmengine reads
+    checkpoints and YAML files without running code from them.
     """
     make_torchvision_importable()
     leave_multimodal_networks_out()
@@ -85,11 +85,11 @@ def ready_the_stack() -> None:
 
 
 def import_quietly(*modules: str) -> None:
-    """Import modules, by default those of mmpretrain, without lines that are printed for parts that nobody asked for.
+    """Import modules, by default those of mmpretrain, without messages about optional parts that are not used.
 
-    Symptom: ``Could not import OneDL`` (OneDL's forks print what they meant to log at level DEBUG) and ``UserWarning:
+    Symptom: ``Could not import OneDL`` (OneDL's forks print it instead of logging it at level DEBUG) and ``UserWarning:
     Fail to import ``MultiScaleDeformableAttention``` (mmcv-lite, which has no operators). Upstream: a logger's name in
-    that call, and a warning when the attention is built.
+    that call, and a warning only when the attention is built.
     """
     printed = io.StringIO()
     with warnings.catch_warnings(), redirect_stdout(printed):
@@ -102,10 +102,10 @@ def import_quietly(*modules: str) -> None:
 
 
 def make_torchvision_importable() -> None:
-    """Define two operator schemas where torchvision's compiled library cannot be loaded, and warn of it once.
+    """Define two operator schemas if torchvision's compiled library cannot be loaded, and warn once.
 
     Symptom: ``RuntimeError: operator torchvision::nms does not exist`` from ``import torchvision`` (and so from
-    ``import mmpretrain``), with a torchvision wheel built for CUDA beside a CPU build of torch (0.28.0 beside
+    ``import mmpretrain``), if a torchvision wheel built for CUDA is installed with a CPU build of torch (0.28.0 with
     2.13.0+cpu). The image transforms are plain Python and need no operator. Upstream: a CPU wheel of torchvision on the
     package index, or an import that tolerates a missing library.
     """
@@ -123,8 +123,8 @@ def make_torchvision_importable() -> None:
         _libraries.append(library)
         importlib.import_module('torchvision')
         warnings.warn(
-            f'torchvision {version("torchvision")} was built for another torch than {torch.__version__}, '
-            'which is here. mmwsl works all the same; `import mmpretrain` in a script without mmwsl stops at '
+            f'torchvision {version("torchvision")} was built for another torch than {torch.__version__}, the installed '
+            'one. mmwsl works all the same; `import mmpretrain` in a script without mmwsl fails with '
             f'"{error}". Install both from one index: pip install --force-reinstall --no-deps --index-url '
             'INDEX torch torchvision, or in a clone: make clean, then make install TORCH_INDEX=INDEX',
             stacklevel=2,
@@ -132,11 +132,11 @@ def make_torchvision_importable() -> None:
 
 
 def leave_multimodal_networks_out() -> None:
-    """Import mmpretrain without its multimodal networks, where Transformers no longer has what they are derived from.
+    """Import mmpretrain without its multimodal networks if Transformers no longer has their base classes.
 
     Symptom: ``TypeError: NoneType takes no arguments`` from ``import mmpretrain``, with pycocotools and transformers
-    5.17 or 5.24. Their names are then registered as they are without Transformers: each says what it needs. Upstream:
-    networks that are defined only if their base class is there.
+    5.17 or 5.24. The networks' names are then registered as without Transformers: building one raises an error that
+    names the missing package. Upstream: networks that are only defined if their base class exists.
     """
     if not (_is_installed('transformers') and _is_installed('pycocotools')) or 'mmpretrain' in sys.modules:
         return
@@ -157,12 +157,12 @@ def leave_multimodal_networks_out() -> None:
 
 
 def make_dense_packages_importable() -> None:
-    """Import mmdet and mmseg without mmcv's compiled operators, and find mmseg's configs.
+    """Make mmdet and mmseg importable without mmcv's compiled operators, and mmseg's configs usable as ``_base_``.
 
     Symptom: ``ModuleNotFoundError: No module named 'mmcv._ext'`` from ``import mmdet.models`` (and, on mmcv-lite, from
     ``import mmseg.models``), though most networks need no operator; and, with onedl-mmengine 0.10.12, ``_base_ =
     ['mmseg::...']`` looks for a distribution named mmsegmentation. Upstream: operators that are imported when they are
-    called, or wheels of mmcv with them; and a fork that knows its own name.
+    called, or wheels of mmcv with operators; and a fork that uses its own distribution's name.
     """
     installed = [name for name in ('mmdet', 'mmseg') if _is_installed(name)]
     if installed and importlib.util.find_spec('mmcv._ext') is None:
@@ -189,7 +189,7 @@ def _is_installed(package: str) -> bool:
 
 
 class _NoOperators(types.ModuleType):
-    """Stands in for mmcv's compiled operators: nms works, every other one says how to get it when it is called."""
+    """Replacement of mmcv's compiled operators: nms works; calling another one raises an error with instructions."""
 
     def __init__(self) -> None:
         super().__init__('mmcv._ext', 'Stands in for operators that are not built.')
@@ -207,7 +207,7 @@ class _NoOperators(types.ModuleType):
     get_compiling_cuda_version = get_compiler_version
 
 
-_INSTEAD = {  # of an operator that is not built
+_INSTEAD = {  # alternatives to an operator that is not built
     'sigmoid_focal_loss': 'or train on the CPU, where mmdet and mmseg compute the focal loss without it',
     'softmax_focal_loss': 'or train on the CPU, where mmdet and mmseg compute the focal loss without it',
     'roi_align': "or set use_torchvision=True in the RoIAlign layer's config",
@@ -224,16 +224,16 @@ def _say_not_compiled(operator: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def nms(bboxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, offset: int = 0) -> torch.Tensor:
-    """Greedy non-maximum suppression, as mmcv's compiled operator of this name.
+    """Greedy non-maximum suppression, like mmcv's compiled operator of this name.
 
     Args:
         bboxes: Corners (x1, y1, x2, y2) in pixels. Shape: (N, 4).
-        scores: Shape: (N, ).
-        iou_threshold: A box is dropped if it overlaps a better one by more.
+        scores: Scores of the boxes. Shape: (N, ).
+        iou_threshold: Overlap with a better box above which a box is dropped, as intersection over union.
         offset: 1 if a box from 0 to 0 is one pixel wide, else 0.
 
     Returns:
-        Indices of the boxes kept, best first, int64. Shape: (K, ).
+        Indices of the remaining boxes, best first, int64. Shape: (K, ).
     """
     order = scores.argsort(descending=True, stable=True)
     x1, y1, x2, y2 = bboxes[order].float().cpu().numpy().T
@@ -251,7 +251,7 @@ def nms(bboxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, offset
     return order[torch.tensor(kept, dtype=torch.int64, device=order.device)]
 
 
-# What mmcls 1.0.0rc5 and rc6 had under another name than mmpretrain 1.2 has it.
+# Names of mmcls 1.0.0rc5 and rc6 that are different in mmpretrain 1.2.
 MMCLS_NAMES = {  # registered, by registry
     'MODELS': {'LinearReduction': 'LinearNeck'},
     'TRANSFORMS': {'PackClsInputs': 'PackInputs'},
@@ -304,9 +304,9 @@ MMCLS_CONFIGS = {
 def let_mmcls_mean_mmpretrain() -> None:
     """Let ``mmcls`` mean mmpretrain in imports, in types and scopes of a config, and before ``::``.
 
-    Symptom: ``ModuleNotFoundError: mmcls is not installed`` from each classification config of mmrazor 1.0.0, whose
-    own classes that derive from mmcls's (DeiTClsHead, PackCRDClsInputs) cannot be built either. mmcls became mmpretrain
-    in 2023 and does not run on today's stack. An installed mmcls is left alone. Upstream: configs of mmrazor that name
+    Symptom: ``ModuleNotFoundError: mmcls is not installed`` from every classification config of mmrazor 1.0.0, and from
+    building its classes that derive from mmcls's (DeiTClsHead, PackCRDClsInputs). mmcls became mmpretrain in 2023 and
+    does not run with current versions. An installed mmcls is not touched. Upstream: configs of mmrazor that name
     mmpretrain.
     """
     if _is_installed('mmcls'):
@@ -321,8 +321,8 @@ def let_mmcls_mean_mmpretrain() -> None:
 
 
 def config_of_today(cfg_path: str) -> str:
-    """Return where a config of mmcls is found in mmpretrain, and one that mmdet 3 renamed; others come back as they
-    are."""
+    """Return the current path of a config: of mmcls in mmpretrain, and of those that mmdet 3 renamed; other paths are
+    returned unchanged."""
     package, _, path = cfg_path.partition('::')
     if package == 'mmdet':
         return f'mmdet::{MMDET_CONFIGS.get(path, path)}'
@@ -330,7 +330,7 @@ def config_of_today(cfg_path: str) -> str:
 
 
 class _FindMmcls(MetaPathFinder, Loader):
-    """Finds the modules of mmcls, after all other finders."""
+    """Finder of the modules of mmcls, which is asked after all other finders."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != 'mmcls' and not name.startswith('mmcls.'):
@@ -353,7 +353,7 @@ class _FindMmcls(MetaPathFinder, Loader):
 
 
 class _ModuleOfMmcls(types.ModuleType):
-    """A module of mmpretrain under its old name, with the old names of what is in it."""
+    """A module of mmpretrain under its old name, with the old names of its contents."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__') and name != '__all__':
@@ -365,7 +365,7 @@ class _ModuleOfMmcls(types.ModuleType):
 
 @functools.cache
 def _with_patch_tokens(head: type) -> type:
-    """A head that derives from mmcls's expects (patch tokens, class token, distillation token) of DeiT's backbone.
+    """Pass (patch tokens, class token, distillation token) to heads that derive from mmcls's, as these expect.
 
     Symptom: ``not enough values to unpack (expected 3, got 2)`` from mmrazor's DeiTClsHead (1.0.0), since mmpretrain's
     backbone leaves the patch tokens out, which the head does not use.
@@ -398,7 +398,7 @@ def _add_registries_of_mmcls() -> None:
 
 
 class _RegistryOfMmcls(Registry):
-    """The scope ``mmcls``: what mmpretrain's registry has."""
+    """Registry of the scope ``mmcls``, with the contents of mmpretrain's."""
 
     def __init__(self, registry: Registry) -> None:
         super().__init__(registry.name, parent=registry.parent, scope='mmcls')
@@ -410,7 +410,7 @@ class _RegistryOfMmcls(Registry):
 
 
 def make_mmrazor_importable() -> None:
-    """Import mmrazor past its version check and past its quantization package."""
+    """Import mmrazor in spite of its version check and its quantization package."""
     with _mmcv_as_mmrazor_expects():
         importlib.import_module('mmrazor')
     _stand_in_for_quantization()
@@ -418,11 +418,11 @@ def make_mmrazor_importable() -> None:
 
 
 def _name_the_preprocessor() -> None:
-    """Find mmpretrain's ClsDataPreprocessor in mmrazor's scope.
+    """Register mmpretrain's ClsDataPreprocessor in mmrazor's scope.
 
     Symptom: ``there is no model 'ClsDataPreprocessor'`` from ``dict(type='mmpretrain.ImageClassifier', ...)`` within a
     model of ``_scope_='mmrazor'`` (mmpretrain 1.2.0, onedl-mmpretrain 1.3.6): the classifier names its default without
-    a scope, which mmcls did not. Upstream: mmpretrain would name it with its scope.
+    a scope, which mmcls did not. Upstream: a default of mmpretrain with its scope.
     """
     models = importlib.import_module('mmrazor.registry').MODELS
     name = 'ClsDataPreprocessor'
@@ -436,7 +436,7 @@ def _cls_data_preprocessor(**kwargs: Any) -> Any:
 
 @contextmanager
 def _mmcv_as_mmrazor_expects() -> Iterator[None]:
-    """Show mmrazor, while it is imported, an mmcv version that it accepts.
+    """Pretend that mmcv has a version that mmrazor accepts, while mmrazor is imported.
 
     Symptom: ``AssertionError: MMCV==2.3.6 is used but incompatible`` from ``import mmrazor`` (1.0.0, which asserts
     mmcv <= 2.1.0 and works with later ones). Upstream: a release of mmrazor with a wider range.
@@ -455,11 +455,11 @@ def _mmcv_as_mmrazor_expects() -> Iterator[None]:
 
 
 def _stand_in_for_quantization() -> None:
-    """Put a placeholder where mmrazor's quantization package cannot be imported.
+    """Replace mmrazor's quantization package by a placeholder if it cannot be imported.
 
     Symptom: ``ImportError: `torch>=1.13` is not installed properly`` from ``import mmrazor.models`` (1.0.0 with torch
     >= 2.0, in which torch.ao.quantization lost the names that mmrazor imports). Distillation never uses the package.
-    Upstream: mmrazor would have to follow torch, or import it only when a quantizer is built.
+    Upstream: a mmrazor that follows torch, or imports the package only when a quantizer is built.
     """
     name = 'mmrazor.structures.quantization'
     try:
@@ -467,23 +467,23 @@ def _stand_in_for_quantization() -> None:
     except ImportError:
         _forget_modules('mmrazor.structures')
         placeholder = types.ModuleType(name, 'Stands in for a package that this torch cannot import.')
-        # what mmrazor's own modules import from it by name
+        # names that mmrazor's own modules import from it
         vars(placeholder).update(BackendConfigs={}, QConfigHandler=_NoQuantization)
         sys.modules[name] = placeholder
 
 
 class _NoQuantization:
-    """Says why it cannot be used, when it is."""
+    """Placeholder that raises an error with the reason when it is used."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise ImportError(
             f'mmrazor 1.0.0 cannot quantize with torch {torch.__version__}: its quantization package '
-            'needs torch 1.13. Distillation, pruning and search are not affected.'
+            'needs torch 1.13. Distillation, pruning and search are not affected'
         )
 
 
 def _forget_modules(package: str) -> None:
-    """Drop the remains of an import that failed half way."""
+    """Drop the modules of an import that failed half-way."""
     for name in list(sys.modules):
         if name == package or name.startswith(f'{package}.'):
             del sys.modules[name]
@@ -491,7 +491,7 @@ def _forget_modules(package: str) -> None:
 
 @contextmanager
 def from_extra(extra: str) -> Iterator[None]:
-    """Name the extra that an import inside needs.
+    """Name the extra to install if an import inside the context fails.
 
     Raises:
         ImportError: If the import fails because a package is missing.
@@ -499,15 +499,16 @@ def from_extra(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as missing:
-        raise ImportError(f'{missing.name} is not installed. Install mmwsl[{extra}], which brings it') from missing
+        raise ImportError(f'{missing.name} is not installed. Install mmwsl[{extra}], which includes it') from missing
 
 
 def load_only_weights() -> None:
-    """Let mmengine load its own checkpoints under ``weights_only=True``, and nothing that needs more.
+    """Let mmengine load its own checkpoints with ``weights_only=True``, and refuse all files that need more.
 
     Symptom: mmengine 0.10.7 cannot resume with torch >= 2.6 (``Weights only load failed``), because its message hub is
-    not on torch's list; the maintained fork (0.10.12) falls back to unpickling whatever the file holds, which runs code
-    from an untrusted file; both download with ``weights_only=False``. Upstream: a fixed list without a fallback.
+    not on torch's list of safe classes; the maintained fork (0.10.12) falls back to unpickling whatever the file holds,
+    which runs code from an untrusted file; both download with ``weights_only=False``. Upstream: a fixed list without a
+    fallback.
     """
     loader = _WeightsOnlyTorch()
     for name, replacement in (('torch', loader), ('_safe_torch_load', loader.load), ('load_url', loader.load_url)):
@@ -516,7 +517,7 @@ def load_only_weights() -> None:
 
 
 class _WeightsOnlyTorch(types.ModuleType):
-    """torch as mmengine's checkpoint module sees it: the same, but ``load`` refuses to run code."""
+    """The module torch for mmengine's checkpoint module, with a ``load`` that refuses to run code."""
 
     def __init__(self) -> None:
         super().__init__('torch')
@@ -534,7 +535,7 @@ class _WeightsOnlyTorch(types.ModuleType):
         file = downloaded(url, model_dir, progress)
         compare_checksums(file)
         return _only_weights(
-            functools.partial(  # reads the file that is there, also in torch's old format
+            functools.partial(  # reads the downloaded file, also in torch's old format
                 torch.hub.load_state_dict_from_url, url, str(file.parent), map_location, progress, file_name=file.name
             ),
             file,
@@ -542,10 +543,10 @@ class _WeightsOnlyTorch(types.ModuleType):
 
 
 def downloaded(url: str, folder: str | Path | None = None, progress: bool = False) -> Path:
-    """Return the file of a checkpoint's address, and fetch it if it is not there.
+    """Return the local file of a checkpoint's address, after downloading it if it is missing.
 
     Raises:
-        FileNotFoundError: If it cannot be fetched, as without a network.
+        FileNotFoundError: If it cannot be downloaded, for example without a network.
     """
     file = kept_download(url, folder)
     if not file.exists():
@@ -561,12 +562,12 @@ def downloaded(url: str, folder: str | Path | None = None, progress: bool = Fals
 
 
 def kept_download(url: str, folder: str | Path | None = None) -> Path:
-    """Return where the file of a checkpoint's address is kept, or will be.
+    """Return the local path for a checkpoint's address.
 
-    Symptom: torch.hub, and so mmengine (0.10.7 and 0.10.12), keeps a download by the last part of its address, so
-    ``.../a/model.pth`` is taken for ``.../b/model.pth``. Here the name has a hash of the whole address. A file that was
-    kept before is used if its name ends with ``-<hash of its content>``, as OpenMMLab's, torchvision's and timm's do,
-    and that is right. Upstream: a folder for each address.
+    Symptom: torch.hub, and so mmengine (0.10.7 and 0.10.12), names a download by the last part of its address, so
+    ``.../a/model.pth`` is mistaken for ``.../b/model.pth``. Here the name has a hash of the whole address. A file that
+    torch.hub has stored is used if its name ends with ``-<hash of its content>``, as OpenMMLab's, torchvision's and
+    timm's do, and the hash is right. Upstream: a folder for each address.
     """
     folder = Path(folder or Path(torch.hub.get_dir(), 'checkpoints'))
     name = PurePosixPath(urlparse(url).path).name
@@ -577,7 +578,7 @@ def kept_download(url: str, folder: str | Path | None = None) -> Path:
 
 
 def sha256(file: str | Path) -> str:
-    """SHA-256 of a file, as sha256sum prints it."""
+    """Return the SHA-256 of a file, as sha256sum prints it."""
     with open(file, 'rb') as stream:
         return hashlib.file_digest(stream, 'sha256').hexdigest()
 
@@ -585,20 +586,20 @@ def sha256(file: str | Path) -> str:
 def compare_checksums(file: Any) -> None:
     """Compare the checksums in a file of torch with its content.
 
-    Symptom: torch (2.6 and 2.13) writes a CRC-32 of each tensor and never reads it: a flipped bit loads as another
-    weight. Files of torch < 1.6, and those written under ``set_crc32_options(False)``, have none. Upstream: a
-    ``torch.load`` that compares.
+    Symptom: torch (2.6 and 2.13) writes a CRC-32 of each tensor but never checks it: a flipped bit is loaded as another
+    weight. Files of torch < 1.6, and those written under ``set_crc32_options(False)``, have no checksums. Upstream: a
+    ``torch.load`` that checks them.
 
     Raises:
-        RuntimeError: If they do not fit.
+        RuntimeError: If they do not match.
     """
     start = file.seek(0, os.SEEK_CUR) if hasattr(file, 'seek') else 0
     try:
-        if not zipfile.is_zipfile(file):  # cut short, or an old one: torch says which
+        if not zipfile.is_zipfile(file):  # truncated, or in the old format: torch tells which
             return
         with zipfile.ZipFile(file) as archive:
             misfit: object = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
-    except Exception as error:  # whatever zipfile makes of damage
+    except Exception as error:  # whatever zipfile raises for damage
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
             raise
         misfit = error
@@ -607,24 +608,26 @@ def compare_checksums(file: Any) -> None:
             file.seek(start)
     if misfit is not None:
         raise RuntimeError(
-            f'{file} was not loaded: it is damaged (the checksum of {misfit} does not fit). Take '
-            'another copy of it; a run resumes from an older checkpoint with --resume CKPT'
+            f'{file} was not loaded: it is damaged (the checksum of {misfit} does not match). Use '
+            'another copy of it; a run can resume from an older checkpoint with --resume CKPT'
         )
 
 
-_SafeLoader: Any = getattr(mmengine_yaml.yaml, 'CSafeLoader', mmengine_yaml.yaml.SafeLoader)  # in C ten times as fast
+_SafeLoader: Any = getattr(
+    mmengine_yaml.yaml, 'CSafeLoader', mmengine_yaml.yaml.SafeLoader
+)  # written in C, ten times as fast
 
 
 class _DataLoader(_SafeLoader):
-    """YAML with the tuples that mmengine writes, and no other object of Python."""
+    """Loader of YAML with the tuples that mmengine writes, but no other Python objects."""
 
     def tuple_of(self, node: Any) -> tuple:
         return tuple(self.construct_sequence(node, deep=True))
 
     def refuse(self, suffix: str, node: Any) -> Any:
         raise ValueError(
-            f'!!python/{suffix} was not read, because it could run code{node.start_mark}. A YAML file '
-            'holds values; write what needs Python as a .py config'
+            f'!!python/{suffix} was not read, because it could run code{node.start_mark}. A YAML file can '
+            'only hold values; write everything else as a .py config'
         )
 
 
@@ -633,7 +636,7 @@ _DataLoader.add_multi_constructor('tag:yaml.org,2002:python/', _DataLoader.refus
 
 
 def read_yaml_as_data() -> None:
-    """Let mmengine read YAML files, configs among them, without running what they name.
+    """Let mmengine read YAML files, including configs, without running the objects that they name.
 
     Symptom: ``!!python/object/apply:os.system`` in a YAML config runs when the config is read, since mmengine (0.10.7
     and 0.10.12) reads with PyYAML's unsafe loader. Upstream: a safe one.
@@ -643,7 +646,7 @@ def read_yaml_as_data() -> None:
 
 @contextmanager
 def _allowed(classes: list[Any]) -> Iterator[None]:
-    """torch's ``safe_globals``, by one thread at a time, which on leaving keeps what was allowed before."""
+    """torch's ``safe_globals`` for one thread at a time, which keeps the classes that were allowed before."""
     with _safe_globals_lock:
         before = set(torch.serialization.get_safe_globals())
         with torch.serialization.safe_globals([entry for entry in classes if entry not in before]):
@@ -656,46 +659,46 @@ def _only_weights(load: Callable[..., Any], source: Any) -> Any:
             return _without_code(load(weights_only=True))
         except pickle.UnpicklingError as error:
             raise UnsafeCheckpointError(
-                f'{source} was not loaded: it is damaged, or holds more than weights and what mmengine stores, and '
-                f'reading that could run code. Where you trust it, save its weights alone, '
-                f'e.g. torch.save(checkpoint["state_dict"], ...) (or "model"). torch says: {error}'
+                f'{source} was not loaded: it is damaged, or holds more than weights and the data that mmengine '
+                'stores, and reading that could run code. If you trust it, save its weights alone, e.g. with '
+                f'torch.save(checkpoint["state_dict"], ...) (or "model"). torch says: {error}'
             ) from error
         except (EOFError, RuntimeError, OSError) as error:
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek past the end is
                 raise
             if 'TorchScript' in str(error):
                 raise UnsafeCheckpointError(
-                    f'{source} is a TorchScript archive, which is a program and no checkpoint: '
+                    f'{source} is a TorchScript archive, which is a program and not a checkpoint: '
                     'load it with torch.jit.load and save its state_dict()'
                 ) from error
             if 'memory' in str(error) or _opens(load):
-                raise  # the file is whole: no memory, or a device that is not there
+                raise  # the file is intact: too little memory, or a missing device
             raise RuntimeError(
-                f'{source} was not loaded: it is damaged, perhaps cut short. Take another copy of '
-                'it (delete it, if it was downloaded); a run resumes from an older checkpoint with '
+                f'{source} was not loaded: it is damaged, perhaps truncated. Use another copy of '
+                'it (delete it if it was downloaded); a run can resume from an older checkpoint with '
                 f'--resume CKPT. torch says: {error}'
             ) from error
 
 
 def _without_code(checkpoint: Any) -> Any:
-    """Drop ``meta.config``, which mmengine runs as Python when it resumes, and does not write itself."""
+    """Drop ``meta.config``, which mmengine does not write but runs as Python when it resumes."""
     if isinstance(checkpoint, dict) and isinstance(checkpoint.get('meta'), dict):
         checkpoint['meta'].pop('config', None)
     return checkpoint
 
 
 def _opens(load: Callable[..., Any]) -> bool:
-    """Whether a file can be read onto the CPU."""
+    """Whether a file can be loaded to the CPU."""
     try:
         load(weights_only=True, map_location='cpu')
-    except Exception:  # whatever it is, the first error says it
+    except Exception:  # the first error is reported
         return False
     return True
 
 
 def _stored_by_mmengine() -> list[Any]:
-    """The classes in a checkpoint of mmengine beside weights: logged histories, made of numpy arrays, and the data that
-    a dataset's metainfo or a hook's state holds. None of them does anything when it is made."""
+    """Classes in a checkpoint of mmengine, apart from weights: histories of the log, made of numpy arrays, and the data
+    in a dataset's metainfo or a hook's state. Constructing them has no side effects."""
     core = np._core if hasattr(np, '_core') else np.core  # numpy 2 renamed it
     return [
         HistoryBuffer,
@@ -720,35 +723,35 @@ def _stored_by_mmengine() -> list[Any]:
     ]
 
 
-_STORED_METHODS = {  # what mmengine's objects hold of their own classes
+_STORED_METHODS = {  # methods to which mmengine's objects hold references
     HistoryBuffer: ('min', 'max', 'mean', 'current'),
     OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
 }
 
 
 def _stored_method(owner: type, name: str) -> Any:
-    """What mmengine's checkpoints need of ``getattr``, and no more."""
+    """Replacement of ``getattr`` for the methods that mmengine's checkpoints need, and no others."""
     if name not in _STORED_METHODS.get(owner, ()):
         raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not among what mmengine stores')
     return getattr(owner, name)
 
 
 def restart_batches(loop: Any) -> None:
-    """Have a loop by iterations read batches from its sampler's present position, and load none that it throws away.
+    """Let a loop by iterations read batches from its sampler's current position, without loading the ones before it.
 
-    Symptom: a resumed IterBasedTrainLoop of mmengine 0.10.7 loads each batch that the run has been trained with, and
-    its workers have begun before the checkpoint is read. Upstream: mmengine's loop begins late and asks the sampler to
-    ``skip``, as onedl-mmengine 0.10.12 does.
+    Symptom: a resumed IterBasedTrainLoop of mmengine 0.10.7 loads every batch on which the run was already trained, and
+    its workers start before the checkpoint is read. Upstream: a loop that starts late and lets the sampler ``skip``, as
+    in onedl-mmengine 0.10.12.
     """
     fresh = type(loop.dataloader_iterator)(loop.dataloader)
     loop.dataloader_iterator = fresh if hasattr(fresh, 'skip_iter') else _skipping(fresh, loop.iter)
 
 
 def number_batches_from(loop: Any, start: int) -> None:
-    """Have a loop by epochs count its batches from another number than 0; with 0, from 0 again.
+    """Let a loop by epochs number its batches from ``start``; 0 restores the default.
 
-    Symptom: an EpochBasedTrainLoop of mmengine (0.10.7 and 0.10.12) that begins within an epoch tells its hooks that
-    this is batch 0, so none of them notices the epoch's end. Upstream: a loop that knows where it begins.
+    Symptom: an EpochBasedTrainLoop of mmengine (0.10.7 and 0.10.12) that starts within an epoch passes batch index 0 to
+    its hooks, so none of them notices the end of the epoch. Upstream: a loop that knows its starting position.
     """
     if start:
         loop.run_iter = lambda index, batch: type(loop).run_iter(loop, start + index, batch)
@@ -764,12 +767,12 @@ def _skipping(batches: Iterator[Any], steps: int) -> Iterator[Any]:
 def distribute_without_cuda(cfg: ConfigDict) -> None:
     """Start the process group that mmengine cannot start on a CPU build of torch.
 
-    Symptom: with ``--launcher`` and no CUDA, ``init_dist`` calls ``torch.cuda.set_device`` and the Runner hands
-    ``device_ids=[LOCAL_RANK]`` to DistributedDataParallel (mmengine 0.10.7 and 0.10.12). A group that exists already is
-    left as it is by the Runner. Upstream: a branch for CPU in both places.
+    Symptom: with ``--launcher`` and without CUDA, ``init_dist`` calls ``torch.cuda.set_device`` and the Runner passes
+    ``device_ids=[LOCAL_RANK]`` to DistributedDataParallel (mmengine 0.10.7 and 0.10.12). The Runner keeps a group that
+    exists already. Upstream: a branch for CPU in both places.
 
     Args:
-        cfg: The config of the run; ``model_wrapper_cfg`` is set in it.
+        cfg: Config of the run; its ``model_wrapper_cfg`` is set.
     """
     if cfg.get('launcher', 'none') == 'none' or torch.cuda.is_available():
         return
@@ -785,10 +788,10 @@ def distribute_without_cuda(cfg: ConfigDict) -> None:
 def shard_without_cuda(strategy: ConfigDict) -> None:
     """Let FSDP shard over processes on a CPU.
 
-    Symptom: mmengine's FSDPStrategy (0.10.7 and 0.10.12) gives LOCAL_RANK as the number of a GPU, and torch (2.13) says
-    that FSDP needs an accelerator; with ``offload_to_cpu``, which ``state_dict_cfg='full'`` sets, torch ends with a
-    segmentation fault when a checkpoint is saved, because what it puts there is freed. Upstream: a device by its name;
-    a copy.
+    Symptom: mmengine's FSDPStrategy (0.10.7 and 0.10.12) uses LOCAL_RANK as the number of a GPU, and torch (2.13)
+    reports that FSDP needs an accelerator; with ``offload_to_cpu``, which ``state_dict_cfg='full'`` sets, torch ends
+    with a segmentation fault when a checkpoint is saved, because the offloaded memory has been freed. Upstream: a
+    device given by name, and a copy of that memory.
 
     Args:
         strategy: ``strategy`` of a config, with ``model_wrapper`` and ``state_dict_cfg``; changed in place.
@@ -805,7 +808,7 @@ def shard_without_cuda(strategy: ConfigDict) -> None:
 
 
 def _name_the_processes(launcher: str) -> None:
-    """Put into torch's environment variables what slurm and Open MPI say in their own, as mmengine does on a GPU."""
+    """Set torch's environment variables from those of slurm and Open MPI, as mmengine does on a GPU."""
     own = {'slurm': ('SLURM_PROCID', 'SLURM_NTASKS'), 'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE')}
     if launcher not in own:
         return
@@ -817,5 +820,5 @@ def _name_the_processes(launcher: str) -> None:
         os.environ['MASTER_ADDR'] = hosts.split()[0]
 
 
-if __name__ == 'mmwsl.compat':  # not where a test loads the file by itself
+if __name__ == 'mmwsl.compat':  # not if a test loads the file under another name
     ready_the_stack()

@@ -1,4 +1,4 @@
-r"""The equations: tensors in, tensors out, torch alone.
+r"""The equations as functions of tensors, which need torch alone.
 
 Weighted soft labels (Zhou et al., "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff
 Perspective", ICLR 2021, arXiv 2102.00650). For a sample with target y, student logits z_s and teacher logits z_t,
@@ -7,13 +7,13 @@ Perspective", ICLR 2021, arXiv 2102.00650). For a sample with target y, student 
     L = w \cdot \tau^2 H(\sigma(z_t / \tau), \sigma(z_s / \tau)), \qquad
     w = 1 - \exp(-L_s / L_t), \quad L_s = CE(z_s, y), \; L_t = CE(z_t, y)
 
-where H is the cross-entropy, and L_s and L_t are taken at temperature 1 whatever tau is. Loss and weight are a pair:
-any loss of one value per target below combines with any such weight.
+where H is the cross-entropy, and L_s and L_t are computed at temperature 1 whatever tau is. Any loss below with one
+value per target can be combined with any weight with one value per target.
 
-Shapes: logits are finite, (N, C) or dense (N, C, \*). A target is either int64 class indices of shape (N, \*), or soft:
+Shapes: logits are finite, (N, C) or dense (N, C, \*). Targets are either class indices, int64 of shape (N, \*), or
 class scores of the logits' shape (label smoothing, mixup, cutmix). Results have one value per target, (N, \*), unless a
 function says otherwise, in float32 for half-precision logits and in the logits' own precision otherwise. Losses have a
-gradient for the student alone, weights have none.
+gradient with respect to the student alone, weights have none.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from torch.nn import functional as F
 
 IGNORE_INDEX = -100
 REPORTS_LATER = ('cuda', 'meta')  # devices with torch._assert_async
-_LARGEST_SUM = 1.02  # half precision rounds each class score
-_CORRELATION_EPSILON = 1e-8  # DIST's authors'
-EPSILON = 1e-7  # the authors': keeps the ratio finite where the teacher's loss is 0
+_LARGEST_SUM = 1.02  # of class scores, each of which half precision rounds
+_CORRELATION_EPSILON = 1e-8  # as in the code of DIST's authors
+EPSILON = 1e-7  # as in the authors' code: keeps the ratio finite if the teacher's loss is 0
 
 
 def wsl_loss(
     preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 2.0, ignore_index: int = IGNORE_INDEX
 ) -> Tensor:
-    r"""Distillation loss of each target, weighted: :math:`w \cdot \tau^2 H`.
+    r"""Weighted distillation loss of each target, :math:`w \cdot \tau^2 H`.
 
     Args:
         preds_S: Student logits. Shape: (N, C, \*).
-        preds_T: Teacher logits, never differentiated. Shape: (N, C, \*).
+        preds_T: Teacher logits, without gradient. Shape: (N, C, \*).
         target: Class indices, (N, \*), or class scores, (N, C, \*).
         tau: Temperature of the soft labels, above 0.
-        ignore_index: An index whose targets lose 0.
+        ignore_index: Class index whose targets have a loss of 0.
 
     Returns:
-        The loss of each target, 0 where it is ignored. Shape: (N, \*).
+        Loss of each target. Shape: (N, \*).
 
     Raises:
         TypeError: If logits are not floating point, or a target is neither int64 nor floating point.
-        ValueError: If shapes do not belong together, tau is not positive, or an index is not in [0, C).
+        ValueError: If shapes do not match, tau is not positive, or an index is not in [0, C).
 
     Examples:
         >>> student = torch.zeros(1, 2)  # 0.5 for each class
@@ -64,13 +64,13 @@ def wsl_loss(
 def wsl_weight(preds_S: Tensor, preds_T: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
     r"""Weight of each target, :math:`1 - \exp(-L_s / L_t)` (Sec. 4 of the paper).
 
-    It is large where the student has more to learn than the teacher has left to give: there bias reduction matters, and
-    the soft label is trusted. ``weight * other_loss`` weights any other loss of one value per target.
+    It is large if the student's loss is large compared with the teacher's: for such a target reducing bias matters, and
+    the soft label is trusted. ``weight * other_loss`` weights any other loss with one value per target.
 
     Args, Raises: As :func:`wsl_loss`.
 
     Returns:
-        Weights in [0, 1], without gradient; 0 where the target is ignored or both losses are 0. Shape: (N, \*).
+        Weights in [0, 1], without gradient; 0 if the target is ignored or the student's loss is 0. Shape: (N, \*).
 
     Examples:
         >>> student = torch.zeros(1, 2)  # 0.5 for each class
@@ -86,7 +86,7 @@ def wsl_weight(preds_S: Tensor, preds_T: Tensor, target: Tensor, ignore_index: i
 
 
 def weight_of_losses(student: Tensor, teacher: Tensor) -> Tensor:
-    r""":math:`1 - \exp(-L_s / L_t)` of hard losses at temperature 1, of any shape.
+    r"""Weight :math:`1 - \exp(-L_s / L_t)` from hard losses at temperature 1, of any shape.
 
     Examples:
         >>> weight_of_losses(torch.tensor([0.1, 1.0, 5.0]), torch.ones(3))
@@ -98,7 +98,8 @@ def weight_of_losses(student: Tensor, teacher: Tensor) -> Tensor:
 def soft_cross_entropy(preds_S: Tensor, preds_T: Tensor, tau: float = 2.0) -> Tensor:
     r"""Unweighted distillation loss of each target, :math:`\tau^2 H(\sigma(z_t / \tau), \sigma(z_s / \tau))`.
 
-    The cross-entropy, not the KL divergence: the gradient is the same, the value larger by the teacher's entropy.
+    It is the cross-entropy, not the KL divergence: the gradient is the same, and the value is larger by the teacher's
+    entropy.
 
     Args, Raises: As :func:`wsl_loss`.
 
@@ -108,7 +109,7 @@ def soft_cross_entropy(preds_S: Tensor, preds_T: Tensor, tau: float = 2.0) -> Te
     Examples:
         >>> student = torch.zeros(1, 2)  # 0.5 for each class
         >>> teacher = torch.tensor([[3.0, 1.0]]).log()  # 0.75 and 0.25
-        >>> soft_cross_entropy(student, teacher, tau=1.0)  # ln 2, as the student knows nothing
+        >>> soft_cross_entropy(student, teacher, tau=1.0)  # ln 2, since the student is undecided
         tensor([0.6931])
     """
     check_logits(preds_S, preds_T)
@@ -123,7 +124,7 @@ def hard_loss(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX) -
     Args:
         preds: Logits. Shape: (N, C, \*).
         target: Class indices, (N, \*), or class scores, (N, C, \*).
-        ignore_index: An index whose targets lose 0.
+        ignore_index: Class index whose targets have a loss of 0.
 
     Returns:
         Loss of each target. Shape: (N, \*).
@@ -141,9 +142,18 @@ def hard_loss(preds: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX) -
 
 
 def cross_entropy(preds: Tensor, target: Tensor) -> Tensor:
-    """As torch's without reduction, for arguments that have been checked, and precise where it is nearly 0: log-softmax
-    loses a sum that is nearly 1, so the true class, or under class scores the likeliest, is left out of it.
-    Shape: (N, *)."""
+    """Cross-entropy of each target for arguments that have been checked, precise even if it is nearly 0.
+
+    torch's log-softmax is not: it rounds a sum that is nearly 1. Here the true class, or for class scores the most
+    likely class, is left out of that sum.
+
+    Args:
+        preds: Logits. Shape: (N, C, *).
+        target: Class indices, (N, *), or class scores, (N, C, *).
+
+    Returns:
+        Shape: (N, *).
+    """
     if target.is_floating_point():
         target, behind = target.to(preds.dtype), preds - preds.detach().amax(1, keepdim=True)
         likeliest = behind == 0
@@ -154,7 +164,7 @@ def cross_entropy(preds: Tensor, target: Tensor) -> Tensor:
 
 
 def at_target(values: Tensor, target: Tensor) -> Tensor:
-    """The value of each target's class, or its expectation under class scores. Shape: (N, *)."""
+    """Return the value of each target's class, or its expectation over class scores. Shape: (N, *)."""
     if target.is_floating_point():
         return (target.to(values.dtype) * values).sum(1)
     return values.gather(1, target.unsqueeze(1)).squeeze(1)
@@ -163,7 +173,7 @@ def at_target(values: Tensor, target: Tensor) -> Tensor:
 def bias_and_variance_gradients(
     preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 2.0, ignore_index: int = IGNORE_INDEX
 ) -> tuple[Tensor, Tensor]:
-    r"""Gradients a and b at the true class's logit (Sec. 3 of the paper).
+    r"""Gradients a and b with respect to the true class's logit (Sec. 3 of the paper).
 
     :math:`a = \partial L_{ce} / \partial z_y = p_{s,1} - 1` reduces bias, and
     :math:`b = \partial (L_{kd} - L_{ce}) / \partial z_y = \tau (p_{s,\tau} - p_{t,\tau}) - (p_{s,1} - 1)` reduces
@@ -174,9 +184,9 @@ def bias_and_variance_gradients(
         preds_T: Teacher logits. Shape: (N, C, \*).
         target: Class indices. Shape: (N, \*).
         tau: Temperature of the soft labels, above 0.
-        ignore_index: An index whose targets have a and b of class 0.
+        ignore_index: Class index whose targets get a and b of class 0.
 
-    Raises: As :func:`wsl_loss`; TypeError also for class scores, which have no one class.
+    Raises: As :func:`wsl_loss`; TypeError also for class scores, which have no single true class.
 
     Returns:
         a and b, without gradient. Shape: (N, \*) each.
@@ -190,7 +200,7 @@ def bias_and_variance_gradients(
     check_logits(preds_S, preds_T)
     check_temperature(tau)
     if target.is_floating_point():
-        raise TypeError(f'target should hold one class each, as int64, got {target.dtype}')
+        raise TypeError(f'target should hold class indices (int64), got {target.dtype}')
     check_target(preds_S, target, ignore_index)
     target = target * (target != ignore_index)
 
@@ -202,7 +212,7 @@ def bias_and_variance_gradients(
     return a, b
 
 
-# ---- other losses of one value per target
+# ---- other losses with one value per target
 
 
 def dkd_loss(
@@ -210,7 +220,8 @@ def dkd_loss(
 ) -> Tensor:
     r"""Decoupled distillation, :math:`\tau^2 (\alpha \, TCKD + \beta \, NCKD)` (Zhao et al., CVPR 2022, 2203.08679).
 
-    TCKD is the KL divergence between (true class, all others), NCKD that among the others, both at temperature tau.
+    TCKD is the KL divergence of the binary distribution over (true class, all others), NCKD that of the distribution
+    among the others, both at temperature tau.
 
     Args:
         preds_S: Student logits. Shape: (N, C, \*).
@@ -246,7 +257,7 @@ def nkd_loss(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 1.0,
     r"""Normalised distillation (Yang et al., ICCV 2023, arXiv 2303.13005),
     :math:`-p^t_y \log p^s_y - \gamma \tau^2 \sum_{c \ne y} n^t_c \log n^s_c`.
 
-    p is the softmax at temperature 1, n that over the classes but y at temperature tau.
+    p is the softmax at temperature 1, n the softmax at temperature tau over all classes except the true class y.
 
     Args:
         preds_S: Student logits. Shape: (N, C, \*).
@@ -274,8 +285,8 @@ def nkd_loss(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float = 1.0,
 
 
 def dist_inter_loss(preds_S: Tensor, preds_T: Tensor, tau: float = 1.0) -> Tensor:
-    r"""DIST's relation between the classes of a target, :math:`\tau^2 (1 - \rho(p^s, p^t))` with Pearson's correlation
-    (Huang et al., NeurIPS 2022, arXiv 2205.10536).
+    r"""DIST's loss on relations between the classes of each target, :math:`\tau^2 (1 - \rho(p^s, p^t))` with Pearson's
+    correlation (Huang et al., NeurIPS 2022, arXiv 2205.10536).
 
     Args:
         preds_S: Student logits. Shape: (N, C, \*).
@@ -289,15 +300,15 @@ def dist_inter_loss(preds_S: Tensor, preds_T: Tensor, tau: float = 1.0) -> Tenso
 
     Examples:
         >>> ranks = torch.tensor([[0.0, 1.0, 2.0]])
-        >>> dist_inter_loss(ranks, ranks).abs() < 1e-6  # in the same relation
+        >>> dist_inter_loss(ranks, ranks).abs() < 1e-6  # the same relations
         tensor([True])
     """
     return tau**2 * (1 - _correlation(*_probabilities(preds_S, preds_T, tau), 1))
 
 
 def dist_intra_loss(preds_S: Tensor, preds_T: Tensor, tau: float = 1.0, kept: Tensor | None = None) -> Tensor:
-    r"""DIST's relation between the targets of a class, :math:`\tau^2 (1 - \rho)` of each class over the batch, averaged
-    over classes (arXiv 2205.10536).
+    r"""DIST's loss on relations between the targets of each class, :math:`\tau^2 (1 - \rho)` with the correlation over
+    the batch, averaged over classes (arXiv 2205.10536).
 
     Args:
         preds_S: Student logits. Shape: (N, C, \*).
@@ -343,7 +354,7 @@ def ttm_loss(preds_S: Tensor, preds_T: Tensor, tau: float = 4.0) -> Tensor:
 
 
 def bernoulli_loss(preds_S: Tensor, preds_T: Tensor, tau: float = 1.0) -> Tensor:
-    r"""Soft labels of a multi-label head: each class is a decision of its own, with logits (0, z);
+    r"""Distillation loss of each class of a multi-label head, a separate decision with logits (0, z):
     :math:`\tau^2 BCE(\mathrm{sigmoid}(z_s / \tau), \mathrm{sigmoid}(z_t / \tau))`.
 
     Args:
@@ -363,7 +374,7 @@ def bernoulli_loss(preds_S: Tensor, preds_T: Tensor, tau: float = 1.0) -> Tensor
 
 
 def bernoulli_hard_loss(preds: Tensor, target: Tensor) -> Tensor:
-    r"""Binary cross-entropy of each class at temperature 1: what :math:`L_s` and :math:`L_t` are in a multi-label head.
+    r"""Binary cross-entropy of each class at temperature 1: :math:`L_s` and :math:`L_t` of a multi-label head.
 
     Args:
         preds: Logits. Shape: (N, C, \*).
@@ -377,21 +388,21 @@ def bernoulli_hard_loss(preds: Tensor, target: Tensor) -> Tensor:
         tensor([0.2877])
     """
     preds = at_least_float32(preds)
-    # exact near 0, where log(sigmoid) loses a sum that is nearly 1
+    # exact near 0, where log(sigmoid) rounds a sum that is nearly 1
     return target * F.softplus(-preds, threshold=40) + (1 - target) * F.softplus(preds, threshold=40)
 
 
 def label_scores(labels: Tensor, classes: int, quality: Tensor | None = None) -> Tensor:
-    r"""What each class of a head of sigmoids should answer to targets of one class each.
+    r"""Convert class indices to target scores of a sigmoid head.
 
     Args:
-        labels: Class indices; ``classes`` is background, of which no class is right. Shape: (N, \*).
-        classes: Their number, C.
-        quality: What the right class should answer, in [0, 1], such as the overlap of a box (GFL, RTMDet). None: 1.
+        labels: Class indices; the index ``classes`` is background, for which all scores are 0. Shape: (N, \*).
+        classes: Number of classes, C.
+        quality: Score of the right class, in [0, 1], such as the overlap of a box (GFL, RTMDet). None: 1.
             Shape: (N, \*).
 
     Returns:
-        Shape: (N, C, \*).
+        Scores in [0, 1]. Shape: (N, C, \*).
 
     Examples:
         >>> label_scores(torch.tensor([1, 2]), classes=2)  # the second target is background
@@ -399,13 +410,13 @@ def label_scores(labels: Tensor, classes: int, quality: Tensor | None = None) ->
                 [0., 0.]])
     """
     right = torch.ones_like(labels, dtype=torch.float32) if quality is None else quality
-    right = right * (labels < classes)  # background writes its 0 into the last class
+    right = right * (labels < classes)  # background writes its 0 to the last class
     scores = right.new_zeros(len(labels), classes, *labels.shape[1:])
     return scores.scatter_(1, labels.clamp(max=classes - 1).unsqueeze(1), right.unsqueeze(1))
 
 
 def standardized(preds: Tensor) -> Tensor:
-    r"""Logits less their mean over their standard deviation, both among classes (Sun et al., CVPR 2024, 2403.01427).
+    r"""Standardise logits over the classes to mean 0 and standard deviation 1 (Sun et al., CVPR 2024, 2403.01427).
 
     Args:
         preds: Logits. Shape: (N, C, \*).
@@ -424,13 +435,13 @@ def standardized(preds: Tensor) -> Tensor:
     return (preds - preds.mean(1, keepdim=True)) / (preds.std(1, keepdim=True) + EPSILON)
 
 
-# ---- other weights of one value per target
+# ---- other weights with one value per target
 
 
 @torch.no_grad()
 def wttm_weight(preds_T: Tensor, tau: float = 4.0) -> Tensor:
-    r"""Softness of the teacher, :math:`\sum_c (p^t_c)^{1/\tau}`, which grows from 1 to :math:`C^{1 - 1/\tau}`
-    (arXiv 2402.11148).
+    r"""Softness of the teacher's prediction, :math:`\sum_c (p^t_c)^{1/\tau}`, from 1 (one-hot) to
+    :math:`C^{1 - 1/\tau}` (uniform) (arXiv 2402.11148).
 
     Args:
         preds_T: Teacher logits. Shape: (N, C, \*).
@@ -448,7 +459,7 @@ def wttm_weight(preds_T: Tensor, tau: float = 4.0) -> Tensor:
 
 @torch.no_grad()
 def entropy(preds: Tensor, tau: float = 1.0) -> Tensor:
-    r"""Entropy of a prediction in nats, the weight of ER-KD where preds are the teacher's (arXiv 2311.13621).
+    r"""Entropy of a prediction in nats; the teacher's is the weight of ER-KD (arXiv 2311.13621).
 
     Args:
         preds: Logits. Shape: (N, C, \*).
@@ -468,6 +479,16 @@ def entropy(preds: Tensor, tau: float = 1.0) -> Tensor:
 def entropy_weight(entropy_S: Tensor, entropy_T: Tensor, classes: int) -> Tensor:
     r"""EA-KD's weight, :math:`(H_t + H_t H_s / H_{max}) / 2` with :math:`H_{max} = \ln C` (arXiv 2311.13621).
 
+    Args:
+        entropy_S: Entropy of the student's prediction, in nats. Shape: (N, \*).
+        entropy_T: Entropy of the teacher's prediction, in nats. Shape: (N, \*).
+        classes: Number of classes, C.
+
+    Raises: As :func:`dkd_loss`.
+
+    Returns:
+        Shape: (N, \*).
+
     Examples:
         >>> entropy_weight(torch.tensor([0.0]), torch.tensor([1.0]), classes=4)
         tensor([0.5000])
@@ -478,7 +499,8 @@ def entropy_weight(entropy_S: Tensor, entropy_T: Tensor, classes: int) -> Tensor
 
 @torch.no_grad()
 def disagreement(preds_S: Tensor, preds_T: Tensor, beta: float = 1.0) -> Tensor:
-    r""":math:`|p^t - p^s|^\beta` of each class, with sigmoid probabilities (BCKD, ICCV 2023; CrossKD, CVPR 2024).
+    r"""Difference of teacher and student on each class, :math:`|p^t - p^s|^\beta` with sigmoid probabilities (BCKD,
+    ICCV 2023; CrossKD, CVPR 2024).
 
     Args:
         preds_S: Student logits. Shape: (N, C, \*).
@@ -502,13 +524,13 @@ def _margin(preds: Tensor, target: Tensor) -> Tensor:
 
 
 def _log_softmax_of_others(preds: Tensor, target: Tensor) -> Tensor:
-    """Over all classes but the true one, whose place is filled with 0. Shape: (N, C, *)."""
+    """Log-softmax over all classes except the true one, which gets 0. Shape: (N, C, *)."""
     others = preds.scatter(1, target.unsqueeze(1), -torch.inf)
     return _without(F.log_softmax(others, dim=1), target)
 
 
 def _without(values: Tensor, target: Tensor) -> Tensor:
-    """The true class's value replaced by 0. Shape: (N, C, *)."""
+    """Values with that of the true class replaced by 0. Shape: (N, C, *)."""
     return values.scatter(1, target.unsqueeze(1), 0.0)
 
 
@@ -521,22 +543,22 @@ def _probabilities(preds_S: Tensor, preds_T: Tensor, tau: float) -> tuple[Tensor
 
 
 def _correlation(first: Tensor, second: Tensor, dim: int, mask: Tensor | float = 1.0) -> Tensor:
-    """Pearson's, along dim, of the values that the mask keeps."""
+    """Pearson's correlation along dim, of the values that the mask keeps."""
     count = mask.sum(dim, keepdim=True).clamp(min=1) if isinstance(mask, Tensor) else first.shape[dim]
     first, second = ((values - (values * mask).sum(dim, keepdim=True) / count) * mask for values in (first, second))
     return (first * second).sum(dim) / (first.norm(dim=dim) * second.norm(dim=dim) + _CORRELATION_EPSILON)
 
 
-# ---- what is common
+# ---- checks and helpers
 
 
 def without_ignored(preds: Tensor, kept: Tensor) -> Tensor:
-    """Logits with 0 where the target does not count, so that NaN and infinity there reach no loss. Shape: as preds."""
+    """Return logits with 0 for ignored targets, so that NaN and infinity there reach no loss. Shape: as preds."""
     return torch.where(kept.unsqueeze(1), preds, torch.zeros((), dtype=preds.dtype, device=preds.device))
 
 
 def kept_targets(target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
-    """Mask of the targets that count. Shape: (N, *).
+    """Return the mask of the targets that count. Shape: (N, *).
 
     Examples:
         >>> kept_targets(torch.tensor([3, -100]))
@@ -548,13 +570,16 @@ def kept_targets(target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
 
 
 def may_read_values(tensor: Tensor) -> bool:
-    """Whether a check may read a value: not where the host would wait for the device, nor while torch.compile traces,
-    where it would break the graph. There ``torch._assert_async`` reports later."""
+    """Whether a check may read a tensor's values.
+
+    It may not if the host would wait for the device, or the graph of torch.compile would break. The check is then made
+    asynchronously, with ``torch._assert_async``.
+    """
     return tensor.device.type not in REPORTS_LATER and not torch.compiler.is_compiling()
 
 
 def check_logits(preds_S: Tensor, preds_T: Tensor) -> None:
-    """Raise TypeError or ValueError unless the two are logits over the same classes of the same samples."""
+    """Raise TypeError or ValueError unless both are logits of the same samples over the same classes."""
     for name, preds in (('preds_S', preds_S), ('preds_T', preds_T)):
         if not preds.is_floating_point():
             raise TypeError(f'{name} should be floating-point logits, got {preds.dtype}')
@@ -576,14 +601,14 @@ def check_target(
 ) -> None:
     """Raise TypeError or ValueError unless target holds indices, or scores, of the logits' classes.
 
-    CUDA itself reports an index out of range, later, so that nothing waits for it here.
+    On CUDA the range of indices is checked asynchronously, so that the host does not wait.
 
     Args:
         preds: Logits. Shape: (N, C, *).
-        target: Shape: (N, *), or (N, C, *) for scores.
-        ignore_index: An index that is allowed as well.
-        background: Whether the index C is, too.
-        later: Whether such a report is arranged here; else the caller does so (:func:`assert_classes`).
+        target: Class indices, (N, *), or class scores, (N, C, *).
+        ignore_index: Class index that is allowed as well.
+        background: Whether the index C is allowed as well.
+        later: Whether to start the asynchronous check; otherwise the caller does so (:func:`assert_classes`).
     """
     if target.is_floating_point():
         if target.shape != preds.shape:
@@ -617,12 +642,12 @@ def check_target(
 
 
 def assert_classes(target: Tensor, classes: int, ignore_index: int = IGNORE_INDEX) -> None:
-    """Have indices that are not in [0, classes) reported without waiting for it, by a device or a compiled graph.
+    """Check asynchronously, on a device or in a compiled graph, that indices are in [0, classes).
 
     Args:
-        target: Class indices, with 0 in place of ignore_index. Shape: any.
-        classes: How many there are.
-        ignore_index: For the message.
+        target: Class indices, with 0 in place of ignore_index. Any shape.
+        classes: Number of allowed indices.
+        ignore_index: The original index, for the message.
     """
     torch._assert_async(
         (target.clamp(0, classes - 1) == target).all(), f'a class index is not in [0, {classes}) and not {ignore_index}'
@@ -630,45 +655,45 @@ def assert_classes(target: Tensor, classes: int, ignore_index: int = IGNORE_INDE
 
 
 def _all_below(target: Tensor, num_classes: int) -> bool:
-    """Whether all indices are classes, without a look at which."""
+    """Whether all indices are in [0, num_classes)."""
     lowest, highest = target.aminmax()
     return bool(lowest >= 0) and bool(highest < num_classes)
 
 
 def check_single_label(target: Tensor) -> None:
-    """Raise ValueError for class scores that are negative or do not sum up to 1: several labels at once, or none.
+    """Raise ValueError for class scores that are negative or do not sum to 1: several labels at once, or none.
 
-    CUDA itself reports them, later.
+    On CUDA the check is asynchronous and never blocks the host.
     """
     if not target.is_floating_point() or target.numel() == 0:
         return
     smallest, largest = target.detach().sum(1, dtype=torch.float32).aminmax()
     valid = (smallest >= 2 - _LARGEST_SUM) & (largest <= _LARGEST_SUM) & (target.detach().amin() >= 0)
-    message = 'class scores should be at least 0 and sum up to 1 for each target, as those of mixup or label smoothing'
+    message = 'class scores should be at least 0 and sum to 1 for each target, as with mixup or label smoothing'
     if not may_read_values(target):
         torch._assert_async(valid, message)
-    elif not valid:  # nor may one be NaN
+    elif not valid:  # also for NaN
         raise ValueError(
-            f'{message}, got sums from {smallest.item():.4g} to {largest.item():.4g}. Weighted soft '
-            'labels are for one label per target, not for a multi-label head'
+            f'{message}, got sums from {smallest.item():.4g} to {largest.item():.4g}. For a multi-label head, use '
+            "mmwsl.WeightedLoss with loss=dict(type='BernoulliKD')"
         )
 
 
 def check_label_scores(target: Tensor) -> None:
-    """Raise ValueError for class scores outside [0, 1], of which a yes or no has none.
+    """Raise ValueError for scores of separate decisions outside [0, 1].
 
-    CUDA itself reports them, later.
+    On CUDA the check is asynchronous and never blocks the host.
     """
     if not target.is_floating_point() or target.numel() == 0:
         return
     lowest, highest = target.detach().aminmax()
-    valid = (lowest >= 0) & (highest <= 1)  # nor may one be NaN
+    valid = (lowest >= 0) & (highest <= 1)  # false for NaN
     if not may_read_values(target):
         torch._assert_async(valid, 'label scores should lie in [0, 1]')
     elif not valid:
         raise ValueError(
             f'label scores should lie in [0, 1], got {lowest.item():.4g} to {highest.item():.4g}: name '
-            'each label of an image once, and leave out what is neither right nor wrong'
+            'each label of an image once, and leave out labels that are neither right nor wrong'
         )
 
 
@@ -676,8 +701,8 @@ def check_choice(classes: int) -> None:
     """Raise ValueError unless there are several classes to choose from."""
     if classes < 2:
         raise ValueError(
-            f'relations among classes need at least 2 of them, got {classes}. One logit is a yes or no: '
-            "take loss=dict(type='BernoulliKD') for it"
+            f'relations among classes need at least 2 classes, got {classes}. For a single logit, a yes or no, '
+            "use loss=dict(type='BernoulliKD')"
         )
 
 
@@ -688,5 +713,5 @@ def check_temperature(tau: float) -> None:
 
 
 def at_least_float32(preds: Tensor) -> Tensor:
-    """Half-precision values in float32, others as they are."""
+    """Convert half-precision values to float32; others are returned unchanged."""
     return preds.float() if preds.dtype in (torch.float16, torch.bfloat16) else preds

@@ -1,9 +1,9 @@
-"""Registries of mmwsl: direct children of mmengine's roots, so that ``type='mmwsl.X'`` resolves from every scope.
+"""Registries of mmwsl: direct children of mmengine's root registries, so that ``type='mmwsl.X'`` resolves in any scope.
 
-A child of mmrazor's or mmpretrain's registries would not be found from the root.
+Children of mmrazor's or mmpretrain's registries would not be found from the root.
 """
 
-import mmwsl.compat  # noqa: F401, I001  readies the stack, so it comes first
+import mmwsl.compat  # noqa: F401, I001  prepares the stack, so it comes first
 
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
 from mmengine.registry import DATASETS as ROOT_DATASETS

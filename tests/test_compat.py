@@ -778,7 +778,7 @@ def test_checksums_are_compared_in_what_is_no_path(tmp_path):
     stream.seek(0)
     assert mmengine_checkpoint.torch.load(stream)['weight'].sum() == 100
     content[content.index(torch.ones(100).numpy().tobytes())] ^= 1
-    with pytest.raises(RuntimeError, match='it is damaged .the checksum of archive/data/0 does not fit'):
+    with pytest.raises(RuntimeError, match='it is damaged .the checksum of archive/data/0 does not match'):
         mmengine_checkpoint.torch.load(io.BytesIO(content))
 
 

@@ -469,7 +469,7 @@ def test_loss_of_a_confident_network_is_not_lost(logits):
 def test_gradients_at_a_class_that_is_not_there():
     with pytest.raises(ValueError, match=r'should lie in \[0, 5\) or be ignore_index=-100, got 9'):
         functional.bias_and_variance_gradients(LOGITS, LOGITS, LABELS * 0 + 9)
-    with pytest.raises(TypeError, match='one class each, as int64, got torch.float'):
+    with pytest.raises(TypeError, match='target should hold class indices .int64., got torch.float'):
         functional.bias_and_variance_gradients(LOGITS, LOGITS, LOGITS)
 
 

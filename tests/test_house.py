@@ -383,3 +383,36 @@ def test_old_names_of_utils_warn_and_are_the_new_objects():
             assert getattr(utils, name) is getattr(engine, name)
     with pytest.raises(AttributeError, match="module 'mmwsl.utils' has no attribute 'nothing'"):
         _ = utils.nothing
+
+
+@pytest.mark.parametrize(
+    'module, old, new',
+    [
+        ('mmwsl.analysis', 'share', 'regularization_share'),
+        ('mmwsl.analysis', 'held_back', 'lowered_logit_share'),
+        ('mmwsl.cache', 'RecordFormat', 'AnswerFormat'),
+        ('mmwsl.cache', 'TeacherRecord', 'CachedAnswer'),
+        ('mmwsl.datasets', 'Resample', 'BootstrapDataset'),
+    ],
+)
+def test_an_old_name_warns_and_is_the_new_object(module, old, new):
+    module = importlib.import_module(module)
+    with pytest.warns(
+        FutureWarning, match=rf'{old} is now called {module.__name__}\.{new}; the old name ends with 0\.3'
+    ):
+        assert getattr(module, old) is getattr(module, new)
+    assert old not in getattr(module, '__all__', ())
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = module.nothing
+
+
+def test_configs_may_use_old_names():
+    from mmwsl.datasets import BootstrapDataset
+    from mmwsl.registry import DATASETS, FUNCTIONS
+
+    with pytest.warns(FutureWarning, match='mmwsl.Resample is now called mmwsl.BootstrapDataset'):
+        resample = DATASETS.build(dict(type='mmwsl.Resample', seed=0, dataset=dict(type='mmwsl.Digits', pipeline=[])))
+    assert type(resample) is BootstrapDataset and len(resample) == 600
+    batch: dict = {}
+    with pytest.warns(FutureWarning, match='mmwsl.already_collated is now called mmwsl.identity_collate'):
+        assert FUNCTIONS.get('mmwsl.already_collated')(batch) is batch

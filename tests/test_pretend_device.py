@@ -80,8 +80,8 @@ def loaded(device, data):
     for sample in data['data_samples']:
         samples.append(DataSample(metainfo=dict(sample_idx=len(samples))))
         samples[-1].set_field(device.tensor(sample.gt_label), 'gt_label')
-        if 'teacher_record' in sample:
-            samples[-1].set_field(sample.teacher_record, 'teacher_record')
+        if 'teacher_answer' in sample:
+            samples[-1].set_field(sample.teacher_answer, 'teacher_answer')
     return dict(inputs=device.pinned(device.tensor(data['inputs'])), data_samples=samples)
 
 
@@ -194,9 +194,11 @@ def cached_on_device(tmp_path, monkeypatch, record, counts):
     cfg = cached(live(teacher), make_cache(tmp_path / 'cache', live(teacher), dtype=record))
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     model, data = build(cfg.model), default_collate([dataset[View(place, 1, 99)] for place in range(4)])
-    form = type(model.teacher.cache.manifest.record)
+    form = type(model.teacher.cache.manifest.answer_format)
     records = model.teacher._stacked(data['data_samples'])
-    answers = [getattr(form, name)(model.teacher.cache.manifest.record, records) for name in ('decode', 'hard_loss')]
+    answers = [
+        getattr(form, name)(model.teacher.cache.manifest.answer_format, records) for name in ('decode', 'hard_loss')
+    ]
     model.train()
     with on_device(monkeypatch, counts) as device:
         for name, answer in zip(('decode', 'hard_loss'), map(device.tensor, answers), strict=True):  # made by numpy
@@ -324,7 +326,7 @@ def test_a_card_without_bfloat16_is_named(monkeypatch):
         device.to_cuda(model)
         monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda **_: False)
         monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'Old Card')
-        with pytest.warns(UserWarning, match='runs in float32, because the Old Card has no bfloat16'):
+        with pytest.warns(UserWarning, match='runs in float32, because the Old Card does not support bfloat16'):
             first_step(device, model, data)
 
 

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
-from mmwsl.cache import RecordFormat
+from mmwsl.cache import AnswerFormat
 from mmwsl.engine.kept_runs import KeptRuns
 from tests.tiny import ROOT, batch, build, losses
 
@@ -175,7 +175,7 @@ def test_sizes_of_a_cache_are_those_of_its_format():
         (25, 'float32'),
         (25, 'float16'),
     ):
-        cifar, imagenet = (RecordFormat(classes, top_k, dtype, (4.0,)).layout.itemsize for classes in (100, 1000))
+        cifar, imagenet = (AnswerFormat(classes, top_k, dtype, (4.0,)).layout.itemsize for classes in (100, 1000))
         assert (
             f'| {f"top {top_k}" if top_k else "all"}, {dtype} | {cifar:,}; {imagenet:,} | '
             f'{cifar * 50_000 * 240 / 1e9:.2f} GB | {imagenet * 1_281_167 * 100 / 1e9:.2f} GB | here |'

@@ -96,7 +96,7 @@ def on_device(**kwargs):
     def loader(split):
         dataset = dict(type='mmwsl.Digits', split=split, pipeline=[dict(type='PackInputs')])
         return dict(
-            collate_fn=dict(type='mmwsl.already_collated', _delete_=True),
+            collate_fn=dict(type='mmwsl.identity_collate', _delete_=True),
             dataset=dict(type='mmwsl.DeviceDataset', dataset=dataset, _delete_=True),
         )
 

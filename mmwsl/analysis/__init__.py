@@ -1,4 +1,4 @@
-"""Regularization samples, bias and variance: functions that hooks, tools and notebooks call."""
+"""Functions for hooks, tools and notebooks that analyse regularization samples, bias and variance."""
 
 import mmwsl.compat  # noqa: F401  readies the stack
 from mmwsl.analysis.bias_variance import FEWEST_MODELS, Decomposition, Interval, bootstrap, decompose, pseudo_values
@@ -7,12 +7,13 @@ from mmwsl.analysis.regularization import (
     Flow,
     changed,
     flow,
-    held_back,
     is_regularization,
+    lowered_logit_share,
     records_of_logits,
     records_of_terms,
-    share,
+    regularization_share,
 )
+from mmwsl.utils.old_names import renamed
 
 __all__ = [
     'FEWEST_MODELS',
@@ -24,12 +25,14 @@ __all__ = [
     'changed',
     'decompose',
     'flow',
-    'held_back',
     'is_regularization',
+    'lowered_logit_share',
     'pseudo_values',
     'read_records',
     'records_of_logits',
     'records_of_terms',
-    'share',
+    'regularization_share',
     'write_records',
 ]
+
+__getattr__ = renamed(__name__, share='regularization_share', held_back='lowered_logit_share')

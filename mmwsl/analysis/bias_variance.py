@@ -10,10 +10,11 @@ and for an image of class y the expected loss splits exactly:
 .. math::
     \frac 1 K \sum_k -\log f_{k,y} = -\log \bar f_y + \frac 1 K \sum_k KL(\bar f \| f_k)
 
-bias first, variance second. Variance is -log Z, since log f_bar and the mean of the log f_k differ by log Z.
+into bias, the first term, and variance, the second. Variance is -log Z, since log f_bar and the mean of the log f_k
+differ by log Z.
 
-With few models their mean follows them, and the split puts too little into variance, and as much too much into bias: to
-first order, variance / K. :func:`pseudo_values` take that out.
+With few models the mean follows each of them, so the variance is underestimated and the bias overestimated by the same
+amount: to first order, by variance / K. :func:`pseudo_values` correct this.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ import numpy as np
 from scipy.special import logsumexp
 
 FEWEST_MODELS = 5
-"""Of fewer models no interval is given: a resample of them has hardly another mean."""
+"""Fewest models for an interval: resampling fewer of them hardly changes the mean."""
 
 
 class Decomposition(NamedTuple):
-    """In nats; bias and variance sum up to the loss."""
+    """Bias, variance and their sum, the expected loss, in nats."""
 
     bias: np.ndarray
     variance: np.ndarray
@@ -36,7 +37,7 @@ class Decomposition(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """An estimate with the ends of its interval, which are NaN where there are too few models for one."""
+    """An estimate with the ends of its interval, which are NaN if there are too few models."""
 
     value: float
     low: float
@@ -44,22 +45,22 @@ class Interval(NamedTuple):
 
 
 def decompose(log_probs: np.ndarray, target: np.ndarray) -> Decomposition:
-    """Bias, variance and expected loss of each image, for these K models as they are.
+    """Split the expected loss of each image into bias and variance, for exactly these K models.
 
     Args:
         log_probs: Log-probabilities of K models. Shape: (K, N, C).
-        target: Classes. Shape: (N, ).
+        target: True classes. Shape: (N, ).
 
     Returns:
-        In nats. Shape: (N, ) each.
+        Bias, variance and loss in nats. Shape: (N, ) each.
 
     Raises:
-        ValueError: If shapes do not belong together, or these are no log-probabilities or classes.
+        ValueError: If shapes do not match, or values are not log-probabilities or classes.
 
     Examples:
         >>> sure, unsure = np.log([[0.9, 0.1]]), np.log([[0.5, 0.5]])
         >>> split = decompose(np.stack([sure, unsure]), np.array([0]))
-        >>> split.bias.round(4), split.variance.round(4), split.loss.round(4)  # f_bar is 0.75: -ln 0.75, and the rest
+        >>> split.bias.round(4), split.variance.round(4), split.loss.round(4)  # f_bar is 0.75, so bias is -ln 0.75
         (array([0.2877]), array([0.1116]), array([0.3993]))
     """
     log_probs, target = _checked(log_probs, target)
@@ -68,25 +69,25 @@ def decompose(log_probs: np.ndarray, target: np.ndarray) -> Decomposition:
 
 
 def pseudo_values(log_probs: np.ndarray, target: np.ndarray) -> Decomposition:
-    r"""The jackknife's pseudo-values over the models, :math:`K \theta - (K - 1) \theta_{-k}`.
+    r"""Compute the jackknife's pseudo-values over the models, :math:`K \theta - (K - 1) \theta_{-k}`.
 
-    Their mean over k estimates what :func:`decompose` would give with ever more models, but for errors of order
-    1 / K^2. Each belongs to one model, so to resample models is to resample these.
+    Their mean over k estimates the result of :func:`decompose` for infinitely many models, up to errors of order
+    1 / K^2. Each value belongs to one model, so resampling models means resampling these values.
 
     Args:
         log_probs: Log-probabilities of two models or more. Shape: (K, N, C).
-        target: Classes. Shape: (N, ).
+        target: True classes. Shape: (N, ).
 
     Returns:
-        In nats; single values may be negative. Shape: (K, N) each.
+        Bias, variance and loss in nats; single values may be negative. Shape: (K, N) each.
 
     Raises:
-        ValueError: As of :func:`decompose`, or if there is but one model.
+        ValueError: As :func:`decompose`, or if there is only one model.
     """
     log_probs, target = _checked(log_probs, target)
     models = len(log_probs)
     if models < 2:
-        raise ValueError('variance between models needs at least two of them, got 1')
+        raise ValueError('the variance between models needs at least two models, got 1: train more of them')
     total = log_probs.sum(0)
     without = np.stack([_variance((total - one) / (models - 1)) for one in log_probs])
     variance = models * _variance(total / models) - (models - 1) * without
@@ -95,18 +96,17 @@ def pseudo_values(log_probs: np.ndarray, target: np.ndarray) -> Decomposition:
 
 
 def bootstrap(values: np.ndarray, draws: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
-    """Mean over models and images, with a percentile interval from resampling both at once.
+    """Return the mean over models and images, with a percentile interval from resampling both at once.
 
-    The interval says how far the mean would move with other runs (training resamples, initial weights) *and* other test
-    images. It knows nothing of another training set, teacher or recipe, and there is none for fewer than
-    :data:`FEWEST_MODELS` models. For the difference between two configs give the difference of their values: it is then
-    paired over runs and images.
+    The interval covers the variation between runs (training resamples, initial weights) *and* between test images, but
+    not another training set, teacher or recipe. There is none for fewer than :data:`FEWEST_MODELS` models. To compare
+    two configs, pass the difference of their values, which is then paired over runs and images.
 
     Args:
-        values: A row for each model and a column for each image, e.g. :func:`pseudo_values`. Shape: (K, N).
-        draws: Resamples.
-        level: Of the interval.
-        seed: Of the draws.
+        values: A row for each model and a column for each image, e.g. from :func:`pseudo_values`. Shape: (K, N).
+        draws: Number of resamples.
+        level: Coverage of the interval.
+        seed: Seed of the resamples.
 
     Raises:
         ValueError: If values have another shape.
@@ -123,17 +123,17 @@ def bootstrap(values: np.ndarray, draws: int = 2000, level: float = 0.95, seed: 
 
 
 def _counts(generator: np.random.Generator, size: int) -> np.ndarray:
-    """How often a resample draws each. Shape: (size, )."""
+    """Draw a resample, and count how often it contains each item. Shape: (size, )."""
     return np.bincount(generator.integers(size, size=size), minlength=size)
 
 
 def _variance(mean_log_probs: np.ndarray) -> np.ndarray:
-    """-log Z. Shape: (N, ) of (N, C)."""
+    """Variance -log Z from mean log-probabilities. Shape: (N, C) to (N, )."""
     return -logsumexp(mean_log_probs, axis=-1)
 
 
 def _losses(log_probs: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Shape: (K, N)."""
+    """Cross-entropies. Shape: (K, N)."""
     return -log_probs[:, np.arange(len(target)), target]
 
 
@@ -148,7 +148,7 @@ def _checked(log_probs: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.
     sums = logsumexp(log_probs, axis=-1, keepdims=True)
     if not np.abs(sums).max() < 1e-3:  # not: it may be NaN
         raise ValueError(
-            'log_probs should be the logarithms of probabilities that sum up to 1, but a sum is '
+            'log_probs should be the logarithms of probabilities that sum to 1, but one sum is '
             f'exp({np.abs(sums).max():.3g}). Apply log_softmax to logits'
         )
-    return log_probs - sums, target  # what float32 rounded off would be taken for variance
+    return log_probs - sums, target  # normalised, since rounding in float32 would count as variance

@@ -1,4 +1,4 @@
-"""Networks and images of a config, outside a run."""
+"""Build the networks and dataloaders of a config outside a run, and collect predictions."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mmwsl.analysis.records import sample_indices
 from mmwsl.analysis.regularization import records_of_logits
 from mmwsl.cache.fingerprint import teacher_files
 from mmwsl.models.teachers import CachedTeacher
 from mmwsl.utils.checkpoint import check_files, load_network
-from mmwsl.utils.data import collate_for, number_images, set_dataloader_defaults, single_labels
+from mmwsl.utils.data import collate_for, number_images, sample_indices, set_dataloader_defaults, single_labels
 
 
 def build_model(cfg: Config, student_only: bool = False) -> Any:
-    """Build a config's model on the GPU if there is one, in eval mode.
+    """Build a config's model in eval mode, on the GPU if there is one.
 
     Args:
-        cfg: Of a distillation, or of a network alone.
-        student_only: Of a distillation, build the student without its teacher.
+        cfg: Config of a distillation, or of a single network.
+        student_only: Whether to build only the student of a distillation.
     """
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     if student_only or 'architecture' not in cfg.model:
@@ -45,19 +44,19 @@ def build_model(cfg: Config, student_only: bool = False) -> Any:
 
 
 def choose_network(cfg: Config, part: str, checkpoint: str | None = None) -> str | None:
-    """Leave one network of a distillation as a config's model, as if it were a config of that network alone.
+    """Reduce the config of a distillation to one of its networks, as if it were a config of that network alone.
 
     Args:
-        cfg: Changed in place. A config of a network alone keeps its network.
-        part: 'teacher' or 'architecture', the student.
-        checkpoint: The network's file. None takes a teacher's own, as training does.
+        cfg: The config, changed in place. A config of a single network keeps its network.
+        part: 'teacher', or 'architecture' for the student.
+        checkpoint: File of the network. None uses the teacher's, as in training.
 
     Returns:
         The checkpoint; None if it was not given, or if the teacher's class loads its weights itself.
 
     Raises:
-        ValueError: If a teacher's checkpoint is neither given nor named in the config, or is another file than its
-            ``teacher_sha256`` says.
+        ValueError: If a teacher's checkpoint is neither given nor named in the config, or does not match its
+            ``teacher_sha256``.
     """
     if part == 'teacher' and part in cfg.model:
         if not checkpoint:
@@ -70,14 +69,14 @@ def choose_network(cfg: Config, part: str, checkpoint: str | None = None) -> str
 
 
 def network_config(cfg: Config, part: str = 'architecture') -> ConfigDict:
-    """Return the config of one network, whole: a run with it alone treats images as the distillation does.
+    """Return the complete config of one network, with which a run prepares images as the distillation does.
 
-    A student's ``data_preprocessor`` is the algorithm's or the config's, if there is one, as in training; a teacher may
-    have its own. A network of another package (``cfg_path``) is read from there.
+    A student's ``data_preprocessor`` is the algorithm's or the config's if there is one, as in training; a teacher may
+    have its own. A network of another package (``cfg_path``) is read from that package.
 
     Args:
-        cfg: Of a distillation, or of a network alone, which is then the one.
-        part: 'teacher' or 'architecture', the student.
+        cfg: Config of a distillation, or of a single network, which is then returned.
+        part: 'teacher', or 'architecture' for the student.
     """
     model = copy.deepcopy(cfg.model)
     network = _of_its_package(model[part]) if part in model else model
@@ -93,7 +92,7 @@ def network_config(cfg: Config, part: str = 'architecture') -> ConfigDict:
 
 
 def _of_a_classifier(preprocessor: ConfigDict) -> ConfigDict:
-    """mmengine's ImgDataPreprocessor, which MMRazor's configs have, as mmpretrain's, which its classifiers need."""
+    """Convert mmengine's ImgDataPreprocessor, as in MMRazor's configs, to mmpretrain's, which its classifiers need."""
     if str(preprocessor.get('type')).rpartition('.')[2] != 'ImgDataPreprocessor':
         return preprocessor
     names = ('mean', 'std', 'pad_size_divisor', 'pad_value')
@@ -103,7 +102,7 @@ def _of_a_classifier(preprocessor: ConfigDict) -> ConfigDict:
 
 
 def _of_its_package(network: ConfigDict) -> ConfigDict:
-    """As :func:`mmengine.hub.get_model` builds it."""
+    """Config of a network of another package, as :func:`mmengine.hub.get_model` builds it."""
     if 'cfg_path' not in network:
         return network
     external = get_config(network.cfg_path)
@@ -117,7 +116,7 @@ def _of_its_package(network: ConfigDict) -> ConfigDict:
 
 
 def _checkpoint_of(teacher: ConfigDict) -> str | None:
-    """The file that a teacher's own config names."""
+    """The checkpoint that a teacher's own config names."""
     pretrained, init_cfg = teacher.get('pretrained'), teacher.get('init_cfg')
     if pretrained and 'cfg_path' in teacher:
         return get_config(teacher.cfg_path, pretrained=True).model_path
@@ -127,7 +126,7 @@ def _checkpoint_of(teacher: ConfigDict) -> str | None:
 
 
 def build_dataloader(cfg: Config, field: str, seed: int = 0) -> DataLoader:
-    """Build 'train_dataloader' or 'val_dataloader' of a config, as a run does."""
+    """Build 'train_dataloader' or 'val_dataloader' of a config as a run does."""
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     dataloader = copy.deepcopy(cfg[field])
     set_dataloader_defaults(dataloader, False, collate_for(cfg))
@@ -137,7 +136,7 @@ def build_dataloader(cfg: Config, field: str, seed: int = 0) -> DataLoader:
 
 
 def log_probabilities(network: nn.Module, dataloader: DataLoader) -> tuple[np.ndarray, np.ndarray]:
-    """What a classifier predicts.
+    """Predict the images of a dataloader with a classifier.
 
     Returns:
         Log-probabilities, float32, (N, C), and classes, int64, (N, ), in the dataloader's order.
@@ -151,50 +150,52 @@ def log_probabilities(network: nn.Module, dataloader: DataLoader) -> tuple[np.nd
 
 
 def batches(network: Any, dataloader: DataLoader) -> Iterator[tuple[Tensor, list[Any]]]:
-    """Inputs and data samples, as the network takes them in a test."""
+    """Yield inputs and data samples as the network receives them in a test."""
     for batch in dataloader:
         batch = network.data_preprocessor(batch, False)
         yield batch['inputs'], batch['data_samples']
 
 
 def true_classes(data_samples: list[Any]) -> Tensor:
-    """Class of each sample, on the CPU. Shape: (N, ).
+    """Return the class of each sample, on the CPU. Shape: (N, ).
 
     Raises:
-        ValueError: If a sample has no class, or several.
+        ValueError: If a sample does not have exactly one class.
     """
     labels = single_labels(data_samples)
     if labels is None:
-        raise ValueError('each image should have one class; is this a dataset for classification with labels?')
+        raise ValueError('each image should have exactly one class: use a labelled dataset for classification')
     return labels
 
 
 def records_of_checkpoints(
     cfg: Config, checkpoints: dict[int, str], taus: list[float]
 ) -> dict[float, dict[int, np.ndarray]]:
-    """Records of a distillation's training set as each checkpoint would have made them, on the same views.
+    """Compute the sample records of a distillation's training set for several checkpoints, all on the same views.
 
-    Views, batches and the teacher's mode are those of training's first epoch with seed 0; students are in eval mode.
+    Views, batches and the teacher's mode are those of the first epoch of training with seed 0; students are in eval
+    mode.
 
     Args:
-        cfg: Of a distillation.
+        cfg: Config of a distillation.
         checkpoints: Files by epoch.
-        taus: Temperatures.
+        taus: Temperatures of the soft labels.
 
     Returns:
-        Records (:data:`mmwsl.analysis.records.RECORD`) by temperature and epoch, sorted by index.
+        Records of dtype :data:`mmwsl.analysis.RECORD` by temperature and epoch, sorted by index.
 
     Raises:
         ValueError: If the config has no teacher or an inexact cache, or a checkpoint does not fit its student.
     """
     if 'teacher' not in cfg.model:
         raise ValueError(
-            f'regularization samples are those of a teacher, and this config has none: its model is a {cfg.model.type}'
+            f'regularization samples need a teacher, and the model of this config, a {cfg.model.type}, has none: '
+            'give the config of a distillation'
         )
     model = build_model(cfg)
-    if isinstance(model.teacher, CachedTeacher) and not model.teacher.cache.manifest.record.is_exact:
+    if isinstance(model.teacher, CachedTeacher) and not model.teacher.cache.manifest.answer_format.is_exact:
         raise ValueError(
-            f"the records in {cfg.model.teacher_cache} do not hold the teacher's exact logits, which "
+            f"{cfg.model.teacher_cache} does not hold the teacher's exact logits, which "
             'other temperatures and the weight need: give the config without teacher_cache'
         )
     model.frozen_teacher.train()

@@ -1,10 +1,9 @@
-"""Records of single samples: what the loss knew of each in one epoch."""
+"""Files of sample records: the weight of each sample in an epoch, and the terms that it was computed from."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,12 +14,12 @@ FOLDER = 'sample_records'
 
 
 def write_records(records: np.ndarray, work_dir: str | Path, epoch: int) -> Path:
-    """Write an epoch's records, sorted by index; the file is there whole or not at all.
+    """Write the records of an epoch, sorted by index, atomically.
 
     Args:
-        records: Of dtype :data:`RECORD`. Shape: (N, ).
-        work_dir: Of the run.
-        epoch: Counted from 1.
+        records: Records of dtype :data:`RECORD`. Shape: (N, ).
+        work_dir: Work dir of the run.
+        epoch: Number of the epoch, counted from 1.
 
     Returns:
         Path of the file: ``<work_dir>/sample_records/epoch_<epoch>.npy``.
@@ -32,11 +31,17 @@ def write_records(records: np.ndarray, work_dir: str | Path, epoch: int) -> Path
 
 
 def read_records(work_dir: str | Path) -> dict[int, np.ndarray]:
-    """A run's records by epoch, in order.
+    """Read the records of a run, by epoch in ascending order.
+
+    Args:
+        work_dir: Work dir of the run.
+
+    Returns:
+        Records of dtype :data:`RECORD` by epoch. Shape: (N, ) each.
 
     Raises:
-        FileNotFoundError: If the run has none.
-        ValueError: If a file holds something else.
+        FileNotFoundError: If the run has no records.
+        ValueError: If a file does not hold records.
     """
     files = {
         int(found[1]): path
@@ -49,21 +54,6 @@ def read_records(work_dir: str | Path) -> dict[int, np.ndarray]:
             'default_hooks.sample_records.type=mmwsl.SampleRecordHook, or analyse a config with --checkpoints'
         )
     return {epoch: _read(files[epoch]) for epoch in sorted(files)}
-
-
-def sample_indices(data_samples: list[Any]) -> list[int]:
-    """Index of each sample in its dataset, through all parts of a joined one.
-
-    Raises:
-        ValueError: If a sample does not know it.
-    """
-    indices = [sample.metainfo.get('sample_idx') for sample in data_samples]
-    if None in indices:
-        raise ValueError(
-            "the samples have no index: let PackInputs have 'sample_idx' among its meta_keys (it has by "
-            'default), and the dataset be one of mmengine or mmpretrain'
-        )
-    return indices
 
 
 def _read(path: Path) -> np.ndarray:

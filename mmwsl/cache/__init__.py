@@ -1,12 +1,16 @@
-"""A teacher's answers on disk: taught once, read by every run over the same views.
+"""A teacher's answers on disk: computed once, and read by every run over the same views.
 
-``records`` says what is kept of one answer, ``store`` how records lie on disk and are read, ``fingerprint`` what they
-belong to, ``build`` how they are made. ``teacher_losses`` is a file of its own: one number for each image.
+``answers`` encodes the logits of one view, ``store`` writes and reads the files, and ``fingerprint`` identifies the
+teacher and the data that they belong to. :mod:`mmwsl.engine.cache_building` fills a cache. ``teacher_losses`` is a file
+of its own, with one number for each image.
 """
 
 import mmwsl.compat  # noqa: F401  readies the stack
-from mmwsl.cache.records import RecordFormat
-from mmwsl.cache.store import CacheError, TeacherCache, TeacherRecord
+from mmwsl.cache.answers import AnswerFormat
+from mmwsl.cache.store import CachedAnswer, CacheError, TeacherCache
 from mmwsl.cache.teacher_losses import TeacherLosses
+from mmwsl.utils.old_names import renamed
 
-__all__ = ['CacheError', 'RecordFormat', 'TeacherCache', 'TeacherLosses', 'TeacherRecord']
+__all__ = ['AnswerFormat', 'CacheError', 'CachedAnswer', 'TeacherCache', 'TeacherLosses']
+
+__getattr__ = renamed(__name__, RecordFormat='AnswerFormat', TeacherRecord='CachedAnswer')

@@ -1,4 +1,4 @@
-"""What a cache belongs to: the teacher, the images and their pipeline, wherever they lie on disk."""
+"""Fingerprints of a teacher, of images and of their pipeline, wherever they are stored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmwsl.utils.checkpoint import read_weights, student_weights
 
-# where things lie, and how they come there: the same data elsewhere are the same data
+# locations and download settings: the same data elsewhere are the same data
 _PLACES = ('data_root', 'data_prefix', 'ann_file', 'backend_args', 'download', 'ckpts', 'checkpoint')
 _PACKAGES = ('mmwsl', 'torch', 'torchvision', 'mmengine', 'mmcv', 'mmpretrain', 'numpy', 'cv2', 'PIL')
 _SETTINGS = ('mean', 'std', 'to_rgb', '_channel_conversion', 'pad_size_divisor', 'pad_value')
@@ -25,10 +25,15 @@ _MIXING = ('mixup', 'cutmix', 'mosaic')
 def teacher_fingerprint(
     teacher: Mapping, teacher_ckpt: str | None, teacher_norm_eval: bool, data_preprocessor: nn.Module
 ) -> dict[str, Any]:
-    """Of a teacher, from its config: the network does not have to be built.
+    """Return the fingerprint of a teacher, from its config: the network does not have to be built.
+
+    Args:
+        teacher: Config of the teacher.
+        teacher_ckpt, teacher_norm_eval: As for ``WSLDistill``.
+        data_preprocessor: The preprocessor that prepares the images.
 
     Returns:
-        Fields by name. ``weights`` is None where there is no file to compare.
+        Fields by name. ``weights`` is None if there is no file to compare.
     """
     preprocessor = {name: _plain(getattr(data_preprocessor, name, None)) for name in _SETTINGS}
     return dict(
@@ -40,11 +45,11 @@ def teacher_fingerprint(
 
 
 def teacher_files(teacher: Any, teacher_ckpt: str | None) -> list[str]:
-    """Checkpoints that a teacher is loaded from: its own, or one for each member of an ensemble.
+    """Return the checkpoints that a teacher is loaded from: its own, or one for each member of an ensemble.
 
     Args:
         teacher: Its config, or the built network.
-        teacher_ckpt: As of ``WSLDistill``.
+        teacher_ckpt: As for ``WSLDistill``.
     """
     if teacher_ckpt or not isinstance(teacher, Mapping):
         return [str(teacher_ckpt)] if teacher_ckpt else []
@@ -56,16 +61,16 @@ def teacher_files(teacher: Any, teacher_ckpt: str | None) -> list[str]:
 
 
 def data_fingerprint(config: Mapping, dataset: Any) -> dict[str, Any]:
-    """Of a dataset: its config and pipeline, its labels, and its images (or, where they are files, their names).
+    """Return the fingerprint of a dataset: config and pipeline, labels, and images (or their names if they are files).
 
     Raises:
-        ValueError: If its pipeline mixes images, or it does not tell what its images are.
+        ValueError: If its pipeline mixes images, or it has no ``get_data_info``.
     """
     refuse_mixing(config.get('pipeline', ()))
     if not hasattr(dataset, 'get_data_info'):
         raise ValueError(
-            f'a teacher is cached for a dataset of mmengine or mmpretrain, got {config.get("type")}: take '
-            'it out, and let mmwsl.SeededViews draw the views'
+            f'a teacher is cached for a dataset of mmengine or mmpretrain, got {config.get("type")}: remove '
+            'this wrapper, and let mmwsl.SeededViews draw the views'
         )
     labels, images = hashlib.sha256(), hashlib.sha256()
     for info in _infos(dataset):
@@ -75,40 +80,40 @@ def data_fingerprint(config: Mapping, dataset: Any) -> dict[str, Any]:
 
 
 def innermost(dataset: Any) -> Any:
-    """The dataset inside all wrappers, in which ``sample_idx`` counts.
+    """Return the dataset inside all wrappers, to which ``sample_idx`` refers.
 
     Raises:
-        ValueError: If several datasets are joined, or it does not tell what its images are.
+        ValueError: If several datasets are joined, or it has no ``get_data_info``.
     """
     while hasattr(dataset, 'dataset'):
         dataset = dataset.dataset
     if hasattr(dataset, 'datasets'):
         raise ValueError(
-            f'an image is found by its sample_idx, and a {type(dataset).__name__} gives the same one to '
-            'an image of each part: put the images into one dataset'
+            f'an image is looked up by its sample_idx, and a {type(dataset).__name__} uses the same indices in '
+            'each of its parts: put the images into one dataset'
         )
     if not hasattr(dataset, 'get_data_info'):
         raise ValueError(
-            "an image is known by get_data_info(), which mmengine's and mmpretrain's datasets have, and a "
-            f'{type(dataset).__name__} does not: derive it from mmpretrain.BaseDataset'
+            "images are read with get_data_info(), which mmengine's and mmpretrain's datasets have and "
+            f'{type(dataset).__name__} lacks: derive it from mmpretrain.BaseDataset'
         )
     return dataset
 
 
 def training_set(dataset: Any) -> tuple[np.ndarray, str]:
-    """A training set's labels, as training uses them, and a fingerprint of its images, both in order of ``sample_idx``.
+    """Return a training set's labels, as training uses them, and a digest of its images, in order of ``sample_idx``.
 
-    No image is decoded: labels are those of ``get_data_info``, changed by the transforms of its pipeline with
-    ``changes_labels = True``, which need ``gt_label`` and ``sample_idx`` alone.
+    No image is decoded: labels come from ``get_data_info`` and pass through those transforms of the pipeline that have
+    ``changes_labels = True``, which need only ``gt_label`` and ``sample_idx``.
 
     Args:
-        dataset: The training set. Of wrappers (views, folds, resamples) it is the innermost dataset that counts.
+        dataset: The training set. Wrappers (views, folds, resamples) are looked through, to the innermost dataset.
 
     Returns:
         Labels, int64, (N, ), and a SHA-256 of the images or, if they are files, of their names.
 
     Raises:
-        ValueError: If an image has no label or several; or as of :func:`innermost`.
+        ValueError: If an image has no label or several, or as :func:`innermost`.
     """
     dataset = innermost(dataset)
     changes = [
@@ -130,7 +135,7 @@ def refuse_mixing(transforms: Iterable[Any]) -> None:
 
 
 def mixing(transforms: Iterable[Any]) -> list[str]:
-    """Type of each transform that mixes images."""
+    """Return the type of each transform that mixes images."""
     names = [str(transform.get('type')) for transform in transforms]
     return [name for name in names if any(word in name.lower() for word in _MIXING)]
 
@@ -138,13 +143,13 @@ def mixing(transforms: Iterable[Any]) -> list[str]:
 def mixing_error(name: str) -> ValueError:
     """Return the error for a transform that mixes images, by its name."""
     return ValueError(
-        f"{name} mixes images, and a teacher's record is of one image: what it would say of the mixture "
-        f'is not recorded. Leave {name} out, or teach live (without teacher_cache)'
+        f'{name} mixes images, and a teacher cache holds answers to single images. '
+        f'Remove {name}, or run the teacher live (without teacher_cache)'
     )
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types and bytes, whatever their order and file."""
+    """Return a SHA-256 over names, types and bytes, which does not depend on their order or file."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         if not name.endswith('num_batches_tracked'):  # old files lack it, and nothing reads it
@@ -155,18 +160,18 @@ def weights_hash(weights: Mapping[str, Tensor]) -> str:
 
 
 def files_hash(files: Iterable[str]) -> str:
-    """:func:`weights_hash` of the network in each checkpoint, in order; of a distillation's, of its student."""
+    """Return :func:`weights_hash` of the network in each checkpoint, in order; for a distillation's, of its student."""
     found = (read_weights(file) for file in files)
     return ' '.join(weights_hash(student_weights(weights) or weights) for weights in found)
 
 
 def versions() -> dict[str, str]:
-    """Of what draws views and computes logits."""
+    """Return the versions of the packages that affect views and logits."""
     return {name: str(importlib.import_module(name).__version__) for name in _PACKAGES}
 
 
 def differences(cached: Any, current: Any, name: str = '') -> list[str]:
-    """Each value that is another, by its dotted name."""
+    """Describe each value that differs, by its dotted name."""
     if isinstance(cached, dict) and isinstance(current, dict):
         keys = [*cached, *(key for key in current if key not in cached)]
         pairs = [(key, cached.get(key), current.get(key)) for key in keys]
@@ -196,7 +201,7 @@ def _label(info: Mapping, changes: Iterable[Callable]) -> int:
     if label.size != 1:
         raise ValueError(
             f'each image should have one class, got gt_label={sample.get("gt_label")} for image '
-            f'{sample.get("sample_idx")}: the loss of several labels at once is not one number'
+            f'{sample.get("sample_idx")}: several labels at once have no single loss'
         )
     return int(label.item())
 
@@ -208,7 +213,7 @@ def _image(info: Mapping) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Config values as JSON has them, without places."""
+    """Config values in the types of JSON, without locations."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items() if key not in _PLACES}
     if isinstance(value, Tensor):

@@ -1,10 +1,10 @@
-"""How records lie on disk, and how they are read.
+"""Store a teacher's answers on disk, and read them.
 
-A cache is a folder with ``cache.json``, which says what it is, and one ``.npy`` file of records for each *shard*: a
-view and a part of the images. Image i lies in part ``i % parts`` at row ``i // parts``, so that each part is a fair
-sample even of images that are sorted by class. A file appears whole or not at all. Each record carries a checksum,
-which also covers the cache that it is of, its seed, view and image, and is compared at each read: nothing has to be
-scanned at the start. Checksums of format 1 did not cover the cache: it is read, and not extended.
+A cache is a folder with ``cache.json``, which describes it, and one ``.npy`` file of answers for each *shard*: a part
+of the images in one view. Image i is stored in part ``i % parts`` at row ``i // parts``, so that each part is a fair
+sample even if the images are sorted by class. Files are written atomically. Each answer has a checksum, which also
+covers its cache, seed, view and image, and is verified at each read, so nothing has to be scanned at the start.
+Checksums of format 1 did not cover the cache: such a cache is read, but not extended.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from mmengine.logging import print_log
 
+from mmwsl.cache.answers import AnswerFormat
 from mmwsl.cache.fingerprint import differences, versions
-from mmwsl.cache.records import RecordFormat
 from mmwsl.utils.files import whole_file
 
 MANIFEST = 'cache.json'
 FORMAT = 2
 _READ = (1, FORMAT)
+_FORMAT_KEY = 'record'  # of ``answer_format`` in cache.json, as since 0.1.0
 _AGAIN = 'run tools/cache_teacher.py again'
 
 
 class CacheError(RuntimeError):
-    """A teacher cache cannot be used as it is; the message says why, and what to do."""
+    """A teacher cache cannot be used; the message says why, and what to do."""
 
 
 class Shard(NamedTuple):
-    """A file of records: a part of the images, in one view."""
+    """A file of answers: those for one part of the images, in one view."""
 
     view: int
     part: int
@@ -49,17 +50,17 @@ class Shard(NamedTuple):
         return f'{self.view:04}-{self.part:05}.npy'
 
 
-class TeacherRecord(NamedTuple):
-    """What a sample carries from the dataset to the model."""
+class CachedAnswer(NamedTuple):
+    """A stored answer, which a sample carries from the dataset to the model."""
 
     data: bytes
     cache: str
-    """``Manifest.identity`` of the cache it is from."""
+    """``Manifest.identity`` of the cache it was read from."""
 
 
 @dataclass
 class Manifest:
-    """What a cache is."""
+    """Description of a cache, stored as ``cache.json``."""
 
     seed: int
     """A view is drawn from (seed, view, image)."""
@@ -67,30 +68,30 @@ class Manifest:
     length: int
     """Number of images."""
     parts: int
-    record: RecordFormat
+    answer_format: AnswerFormat
     batch_size: int | None
-    """Of the teacher, where it predicts with batch statistics."""
+    """The teacher's batch size, if it predicts with batch statistics."""
     fingerprint: dict[str, dict]
-    """Of ``teacher`` and ``data``."""
+    """Fingerprints of ``teacher`` and ``data``."""
     versions: dict[str, str]
     top1: float | None = None
-    """The teacher's, in [0, 1], on all recorded views; None until the cache is finished."""
+    """Top-1 accuracy of the teacher on all stored views, in [0, 1]; None until the cache is finished."""
     format: int = FORMAT
 
     @property
     def identity(self) -> str:
-        """The same for caches with the same records, however many views they have."""
+        """Digest that is equal for caches with the same answers, however many views they have."""
         return _digest(self.settings)[:16]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What may not change from one building run to the next."""
+        """Fields that may not change from one run of the builder to the next."""
         free = ('views', 'versions', 'top1', 'format')
         return {name: value for name, value in _to_json(self).items() if name not in free}
 
     @functools.cached_property
     def owner(self) -> int:
-        """What a record's checksum begins with: a number of this cache alone."""
+        """Number of this cache alone, with which the checksum of each answer begins."""
         return zlib.crc32(self.identity.encode()) if self.format > 1 else 0
 
     @property
@@ -98,7 +99,7 @@ class Manifest:
         return (Shard(view, part) for view in range(self.views) for part in range(self.parts))
 
     def images(self, part: int) -> np.ndarray:
-        """Indices of a part's images, by row."""
+        """Return the indices of a part's images, by row."""
         return np.arange(part, self.length, self.parts)
 
     def save(self, folder: Path) -> None:
@@ -108,27 +109,30 @@ class Manifest:
             file.write(text.encode())
 
     def warn_of_other_versions(self) -> None:
-        """Log what is older than this process or newer: its format, and the libraries that made it."""
+        """Log whether the cache has an older format, or was made by other versions of the libraries."""
         if self.format < FORMAT:
             print_log(
-                f'The teacher cache is of format {self.format}, whose shards do not tell from which cache they '
-                "are: a file of another teacher's cache copied into it would go unnoticed. It is read, and not "
-                'extended.',
+                f'The teacher cache has format {self.format}, whose shards do not tell which cache they belong to: '
+                "a file copied from another teacher's cache would go unnoticed. It is read, but not extended.",
                 'current',
                 logging.WARNING,
             )
         found = differences(self.versions, versions())
         if found:
             print_log(
-                f'The teacher cache was made with other versions: {"; ".join(found)}. Views may be drawn '
-                'otherwise now.',
+                f'The teacher cache was made with other versions: {"; ".join(found)}. Views may now be drawn '
+                'differently.',
                 'current',
                 logging.WARNING,
             )
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Raises CacheError where there is none, or it is damaged or of another format."""
+        """Read ``cache.json``.
+
+        Raises:
+            CacheError: If it is missing, damaged or of another format.
+        """
         path = folder / MANIFEST
         try:
             content = json.loads(path.read_bytes())
@@ -139,22 +143,22 @@ class Manifest:
                 f'--views V --out {folder}'
             ) from error
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CacheError(f'{path} is damaged ({error!r}): restore it, or make the cache anew') from error
+            raise CacheError(f'{path} is damaged ({error!r}): restore it, or make the cache again') from error
         if found not in _READ:
             raise CacheError(
-                f'{path} is of format {found!r}, and this version of mmwsl reads {_READ}: make the cache anew'
+                f'{path} has format {found!r}, and this version of mmwsl reads {_READ}: make the cache again'
             )
         if checksum != _checksum(content):
-            raise CacheError(f'{path} is damaged (its checksum does not fit): restore it, or make the cache anew')
-        record = content.pop('record')
-        return cls(record=RecordFormat(**{**record, 'taus': tuple(record['taus'])}), **content)
+            raise CacheError(f'{path} is damaged (its checksum does not match): restore it, or make the cache again')
+        form = content.pop(_FORMAT_KEY)
+        return cls(answer_format=AnswerFormat(**{**form, 'taus': tuple(form['taus'])}), **content)
 
 
 class TeacherCache:
-    """A finished cache, open for reading.
+    """Reader of a finished cache.
 
     Args:
-        folder: Where ``tools/cache_teacher.py`` made it.
+        folder: Folder that ``tools/cache_teacher.py`` filled.
 
     Raises:
         CacheError: If it is missing, unfinished, damaged or of another format.
@@ -166,41 +170,41 @@ class TeacherCache:
         self.identity = self.manifest.identity
         self._check_complete()
         self._view = -1
-        self._shards: dict[int, memoryview] = {}  # of this view: all of them would be too many open files
+        self._shards: dict[int, memoryview] = {}  # of one view: those of all views would be too many open files
 
-    def read(self, view: int, image: int) -> TeacherRecord:
-        """The record of an image's view.
+    def read(self, view: int, image: int) -> CachedAnswer:
+        """Return the teacher's answer to a view of an image.
 
         Raises:
-            CacheError: If it is damaged, or another's.
+            CacheError: If it is damaged, or belongs to another view, image or cache.
         """
         if view != self._view:
             self._view, self._shards = view, {}
         row, part = divmod(image, self.manifest.parts)
         if part not in self._shards:
-            records = open_shard(self.folder, self.manifest, Shard(view, part))
-            self._shards[part] = memoryview(records.view(np.uint8))  # type: ignore[arg-type]
-        size = self.manifest.record.layout.itemsize
+            answers = open_shard(self.folder, self.manifest, Shard(view, part))
+            self._shards[part] = memoryview(answers.view(np.uint8))  # type: ignore[arg-type]
+        size = self.manifest.answer_format.layout.itemsize
         data = bytes(self._shards[part][row * size : (row + 1) * size])
         if _crc(data, self.manifest, view, image) != int.from_bytes(data[-4:], 'little'):
-            raise _damaged(self.folder / Shard(view, part).name, f'record {row}')
-        return TeacherRecord(data, self.identity)
+            raise _damaged(self.folder / Shard(view, part).name, f'answer {row}')
+        return CachedAnswer(data, self.identity)
 
     def check(self, part: str, current: dict[str, Any]) -> None:
-        """Compare a part of the fingerprint, 'teacher' or 'data', with that of a run.
+        """Compare one part of the fingerprint, 'teacher' or 'data', with that of a run.
 
         Raises:
-            CacheError: With the name of each field that differs.
+            CacheError: If they differ; the message names each field that does.
         """
         cached = dict(self.manifest.fingerprint[part])
         for field in [field for field, value in current.items() if value is None and cached[field] is not None]:
-            print_log(f"The teacher cache's {part}.{field} were not compared: there is no file here.", 'current')
+            print_log(f"The teacher cache's {part}.{field} were not compared: there is no file to read.", 'current')
             cached.pop(field), current.pop(field)
         found = differences(cached, current, part)
         if found:
             raise CacheError(
-                f'the teacher cache in {self.folder} is not of this run: {"; ".join(found)}. Make another '
-                'cache (tools/cache_teacher.py CONFIG --views V --out DIR), or mend the config'
+                f'the teacher cache in {self.folder} does not belong to this run: {"; ".join(found)}. Make another '
+                'cache (tools/cache_teacher.py CONFIG --views V --out DIR), or correct the config'
             )
 
     def _check_complete(self) -> None:
@@ -208,8 +212,7 @@ class TeacherCache:
         if missing or self.manifest.top1 is None:
             raise CacheError(
                 f'the teacher cache in {self.folder} is not finished, {len(missing)} of '
-                f'{self.manifest.views * self.manifest.parts} shards are missing: {_AGAIN}, and it goes '
-                'on'
+                f'{self.manifest.views * self.manifest.parts} shards are missing: {_AGAIN}, and it resumes'
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -217,72 +220,73 @@ class TeacherCache:
 
 
 def missing_shards(folder: Path, manifest: Manifest) -> list[Shard]:
-    there = {entry.name for entry in os.scandir(folder)}
-    return [shard for shard in manifest.shards if shard.name not in there]
+    """Return the shards that have no file yet."""
+    present = {entry.name for entry in os.scandir(folder)}
+    return [shard for shard in manifest.shards if shard.name not in present]
 
 
 def open_shard(folder: Path, manifest: Manifest, shard: Shard) -> np.ndarray:
-    """A shard's records, as a memory map. Shape: (rows, ).
+    """Return a shard's answers as a memory map. Shape: (rows, ).
 
     Raises:
-        CacheError: If the file is not what the manifest says.
+        CacheError: If the file is not as the manifest describes it.
         OSError: If it cannot be read.
     """
     path = folder / shard.name
     try:
-        records = np.load(path, mmap_mode='r')
-    except OSError:  # says itself what is wrong, and it need not be the file
+        answers = np.load(path, mmap_mode='r')
+    except OSError:  # its message tells what is wrong, and it need not be the file
         raise
-    except Exception as error:  # whatever numpy makes of a damaged header
+    except Exception as error:  # whatever numpy raises for a damaged header
         raise _damaged(path, str(error)) from error
-    expected = manifest.record.layout, len(manifest.images(shard.part))
-    if (records.dtype, records.size) != expected:
-        raise _damaged(path, f'{records.size} records of {records.dtype} instead of {expected[1]} of {expected[0]}')
-    return np.asarray(records)
+    expected = manifest.answer_format.layout, len(manifest.images(shard.part))
+    if (answers.dtype, answers.size) != expected:
+        raise _damaged(path, f'{answers.size} answers of {answers.dtype} instead of {expected[1]} of {expected[0]}')
+    return np.asarray(answers)
 
 
-def write_shard(folder: Path, manifest: Manifest, shard: Shard, records: np.ndarray) -> None:
-    """Put checksums into records, and write them."""
+def write_shard(folder: Path, manifest: Manifest, shard: Shard, answers: np.ndarray) -> None:
+    """Fill in the checksums of answers, and write the file."""
     images = manifest.images(shard.part)
-    records['check'] = [
-        _crc(record.tobytes(), manifest, shard.view, image) for record, image in zip(records, images, strict=True)
+    answers['check'] = [
+        _crc(answer.tobytes(), manifest, shard.view, image) for answer, image in zip(answers, images, strict=True)
     ]
     with whole_file(folder / shard.name) as file:
-        np.save(file, records)
+        np.save(file, answers)
 
 
 def verify_shard(folder: Path, manifest: Manifest, shard: Shard) -> int:
-    """How many of its records the teacher got right.
+    """Check every answer of a shard, and return how many of them are right.
 
     Raises:
-        CacheError: If a record is damaged.
+        CacheError: If an answer is damaged.
     """
-    records = open_shard(folder, manifest, shard)
-    _check_records(folder, manifest, shard, records)
-    return int((manifest.record.predictions(records) == records['label']).sum())
+    answers = open_shard(folder, manifest, shard)
+    _check_answers(folder, manifest, shard, answers)
+    return int((manifest.answer_format.predictions(answers) == answers['label']).sum())
 
 
 def strange_shards(folder: Path, manifest: Manifest) -> list[Shard]:
-    """The shards on disk whose first record is damaged or of another cache."""
+    """Return the shards on disk whose first answer is damaged or belongs to another cache."""
     missing, strange = set(missing_shards(folder, manifest)), []
     for shard in manifest.shards:
         try:
             if shard not in missing:
-                _check_records(folder, manifest, shard, open_shard(folder, manifest, shard)[:1])
+                _check_answers(folder, manifest, shard, open_shard(folder, manifest, shard)[:1])
         except CacheError:
             strange.append(shard)
     return strange
 
 
-def _check_records(folder: Path, manifest: Manifest, shard: Shard, records: np.ndarray) -> None:
-    for row, (record, image) in enumerate(zip(records, manifest.images(shard.part), strict=False)):
-        if _crc(record.tobytes(), manifest, shard.view, image) != record['check']:
-            raise _damaged(folder / shard.name, f'record {row}')
+def _check_answers(folder: Path, manifest: Manifest, shard: Shard, answers: np.ndarray) -> None:
+    for row, (answer, image) in enumerate(zip(answers, manifest.images(shard.part), strict=False)):
+        if _crc(answer.tobytes(), manifest, shard.view, image) != answer['check']:
+            raise _damaged(folder / shard.name, f'answer {row}')
 
 
-def _crc(record: bytes, manifest: Manifest, view: int, image: int) -> int:
-    """Of a record without its last field, which holds it."""
-    return zlib.crc32(record[:-4], zlib.crc32(struct.pack('<QQQ', manifest.seed, view, image), manifest.owner))
+def _crc(answer: bytes, manifest: Manifest, view: int, image: int) -> int:
+    """Checksum of an answer without its last field, where the checksum is stored."""
+    return zlib.crc32(answer[:-4], zlib.crc32(struct.pack('<QQQ', manifest.seed, view, image), manifest.owner))
 
 
 def _damaged(path: Path, what: str) -> CacheError:
@@ -292,11 +296,13 @@ def _damaged(path: Path, what: str) -> CacheError:
 
 
 def _to_json(manifest: Manifest) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(manifest)))
+    content = json.loads(json.dumps(asdict(manifest)))
+    content[_FORMAT_KEY] = content.pop('answer_format')
+    return content
 
 
 def _checksum(content: dict[str, Any]) -> str:
-    """Of a manifest; that of format 1 did not cover the format."""
+    """Digest of a manifest's content; in format 1 it did not cover the format."""
     return _digest({name: value for name, value in content.items() if (name, value) != ('format', 1)})
 
 

@@ -1,4 +1,4 @@
-"""A teacher's hard loss of each training image in a file: one number an image, whatever view of it a run draws."""
+"""File with a teacher's hard loss on each training image: one number for an image, whichever view a run draws."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ _MAKE = 'make one with tools/teacher_losses.py CONFIG CHECKPOINT --out FILE'
 
 @dataclass(frozen=True, eq=False)
 class TeacherLosses:
-    """The teacher's cross-entropy of each training image at temperature 1, and what it belongs to.
+    """The teacher's cross-entropy on each training image at temperature 1, with the training set that it belongs to.
 
-    An image is found by ``sample_idx``, its place in the innermost dataset (after ``indices``). Views, folds and
+    An image is looked up by ``sample_idx``, its place in the innermost dataset (after ``indices``). Views, folds and
     resamples keep it, so one file serves them all.
 
     Args:
         losses: In nats, float32. Shape: (N, ).
-        labels: The classes that they are losses of: those that training uses, wrong ones included. int64. Shape: (N, ).
+        labels: Classes with which the losses were computed: those that training uses, wrong labels included. int64.
+            Shape: (N, ).
         images: Fingerprint of the images (:func:`mmwsl.cache.fingerprint.training_set`).
-        about: Where they come from, for the reader: ``kind`` ('teacher' or 'out of fold'), ``config``, ``weights``
+        about: Origin of the losses, for the reader: ``kind`` ('teacher' or 'out of fold'), ``config``, ``weights``
             (SHA-256 of each network), and ``folds`` and ``seed`` if there are folds.
 
     Raises:
-        ValueError: If losses are not one finite, non-negative number for each label.
+        ValueError: If there is not one finite, non-negative loss for each label.
     """
 
     losses: np.ndarray
@@ -54,18 +55,18 @@ class TeacherLosses:
         if len(wrong):
             raise ValueError(
                 f'losses should be finite and not negative, got {self.losses[wrong[0]]} for image '
-                f'{wrong[0]} ({len(wrong)} of {size} are such)'
+                f'{wrong[0]} ({len(wrong)} of {size} losses are wrong)'
             )
 
     def save(self, path: str | Path) -> None:
-        """Write them as .npz; the file is there whole or not at all."""
+        """Write the losses as .npz, atomically."""
         header = json.dumps(dict(format=_FORMAT, checksum=self._checksum, images=self.images, about=self.about))
         with whole_file(Path(path)) as file:
             np.savez(file, header=np.frombuffer(header.encode(), np.uint8), losses=self.losses, labels=self.labels)
 
     @classmethod
     def load(cls, path: str | Path) -> TeacherLosses:
-        """Read a file; no code in it is run.
+        """Read a file, without running code from it.
 
         Raises:
             CacheError: If the file is missing, damaged or of another format, or a loss is negative or not finite.
@@ -77,33 +78,31 @@ class TeacherLosses:
                 if header['format'] == _FORMAT:
                     return cls._checked(header, arrays['losses'], arrays['labels'])
         except FileNotFoundError as error:
-            raise CacheError(f'there are no teacher losses in {path}: {_MAKE}') from error
-        except OSError:  # says itself what is wrong, and it need not be the file
+            raise CacheError(f'there is no file of teacher losses {path}: {_MAKE}') from error
+        except OSError:  # its message tells what is wrong, and it need not be the file
             raise
-        except Exception as error:  # whatever zip, numpy and json make of a damaged file
+        except Exception as error:  # whatever zip, numpy and json raise for a damaged file
             raise CacheError(
                 f'{path} is damaged, or holds no teacher losses ({error!r}): restore it, or {_MAKE}'
             ) from error
-        raise CacheError(
-            f'{path} is of format {header["format"]!r}, and this version of mmwsl reads {_FORMAT}: {_MAKE}'
-        )
+        raise CacheError(f'{path} has format {header["format"]!r}, and this version of mmwsl reads {_FORMAT}: {_MAKE}')
 
     @classmethod
     def _checked(cls, header: dict[str, Any], losses: np.ndarray, labels: np.ndarray) -> TeacherLosses:
         found = cls(losses, labels, header['images'], header['about'])
         if found._checksum != header['checksum']:
-            raise ValueError('its checksum does not fit')
+            raise ValueError('its checksum does not match')
         return found
 
     def check(self, dataset: Any) -> None:
-        """Compare images and labels with those of a training set. Its pipeline may be another.
+        """Compare images and labels with those of a training set; its pipeline may be different.
 
         Args:
             dataset: The training set, in wrappers or not.
 
         Raises:
-            CacheError: If the number of images, their labels or the images differ; all that do are named.
-            ValueError: As of :func:`mmwsl.cache.fingerprint.training_set`.
+            CacheError: If the number of images, their labels or the images differ; the message names all that do.
+            ValueError: As :func:`mmwsl.cache.fingerprint.training_set`.
         """
         labels, images = training_set(dataset)
         found = (
@@ -112,16 +111,17 @@ class TeacherLosses:
             else [f'length is {len(self.labels)} in the file and {len(labels)} here']
         )
         if images != self.images:
-            found.append('images are others')
+            found.append('images are different')
         if found:
             raise CacheError(
-                f'the teacher losses are not of this training set: {"; ".join(found)}. Mend the config, or {_MAKE}'
+                f'the teacher losses do not belong to this training set: {"; ".join(found)}. Correct the config, or '
+                f'{_MAKE}'
             )
 
     def _different_labels(self, labels: np.ndarray) -> list[str]:
         differ = np.flatnonzero(labels != self.labels)
         return [
-            f'labels of {len(differ)} of {len(labels)} images are others (image {image}: {self.labels[image]} in '
+            f'labels of {len(differ)} of {len(labels)} images are different (image {image}: {self.labels[image]} in '
             f'the file and {labels[image]} here)'
             for image in differ[:1]
         ]

@@ -1,4 +1,4 @@
-"""Small images kept on the device, cropped and flipped there a batch at a time."""
+"""A dataset of small images on the device, which crops and flips whole batches there."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ from torch.utils.data import get_worker_info
 from mmwsl.datasets.views import View, same
 from mmwsl.registry import DATASETS, FUNCTIONS
 from mmwsl.utils.data import number_images, to_device
+from mmwsl.utils.old_names import keep_registered
 
-_VERIFIED = 8  # images that are read twice: a transform that acts by chance may come out alike
+_VERIFIED = 8  # images that are read twice: a transform that acts by chance may draw the same once
 
 
 @DATASETS.register_module()
 class DeviceDataset:
-    """A dataset of small images as one tensor on the device, so that no worker and no copy holds a step up.
+    """A dataset of small images in one tensor on the device, so that no step waits for a worker or a copy.
 
-    Each process holds all images, C * H * W bytes each: CIFAR's 50,000 take 154 MB, on the device and, in the dataset
-    that they come from, once more in the host's memory. A view is a function of its seed,
-    epoch and image, as with :class:`SeededViews`; it is drawn otherwise, from the same distribution. The dataloader
-    takes ``num_workers=0``, ``pin_memory=False`` and ``collate_fn=dict(type='mmwsl.already_collated')``.
+    Each process holds all images, C * H * W bytes each: CIFAR's 50,000 take 154 MB on the device, and as much again in
+    the host's memory, in the wrapped dataset. A view is a function of its seed, epoch and image, as with
+    :class:`SeededViews`; its numbers are drawn differently, but from the same distribution. The dataloader needs
+    ``num_workers=0``, ``pin_memory=False`` and ``collate_fn=dict(type='mmwsl.identity_collate')``.
 
     Args:
-        dataset: Config of a dataset of mmpretrain with one label for each image, or the dataset. Its pipeline runs once
-            for each image and ends in PackInputs, so nothing in it may be random.
-        padding: Zeros around an image, of which a random crop then leaves its size, in pixels.
+        dataset: Config of a dataset of mmpretrain with one label for each image, or the dataset. Its pipeline runs only
+            once for each image and ends in PackInputs, so nothing in it may be random.
+        padding: Pixels of zero padding on each side of an image, from which a random crop of its size is taken.
         flip_prob: Probability of a horizontal flip.
-        device: Where the images are kept. None: where mmengine puts the model.
+        device: Device of the images. None: the one on which mmengine puts the model.
 
     Raises:
-        ValueError: If images differ in size, a pipeline is random, or flip_prob is not in [0, 1]. When it is asked: if
-            views are random and the sampler is not ``mmwsl.ViewSampler``.
-        RuntimeError: If a worker asks it.
+        ValueError: If images differ in size, the pipeline is random, or flip_prob is not in [0, 1]. On access, if views
+            are random and the sampler is not ``mmwsl.ViewSampler``.
+        RuntimeError: If it is read in a worker.
     """
 
     takes_views = True
@@ -64,14 +65,14 @@ class DeviceDataset:
         return len(self.images)
 
     def __getitem__(self, view: View | int) -> dict:
-        """One image, (C, H, W), with its DataSample."""
+        """Return one image, (C, H, W), with its DataSample."""
         return {name: values[0] for name, values in self.__getitems__([view]).items()}
 
     def __getitems__(self, views: Sequence[View | int]) -> dict:
-        """A batch, as DataLoader asks for it: uint8 images of shape (N, C, H, W), and N DataSamples."""
+        """Return the batch that a DataLoader requests: uint8 images of shape (N, C, H, W), and N DataSamples."""
         if get_worker_info() is not None:
             raise RuntimeError(
-                'a DeviceDataset is read by the process that trains: set num_workers=0 and '
+                'a DeviceDataset can only be read by the training process: set num_workers=0 and '
                 'persistent_workers=False in its dataloader'
             )
         chosen = [view.image if isinstance(view, View) else int(view) for view in views]
@@ -88,19 +89,22 @@ class DeviceDataset:
 
 
 @FUNCTIONS.register_module()
-def already_collated(batch: dict) -> dict:
-    """Hand on what a DeviceDataset has made."""
+def identity_collate(batch: dict) -> dict:
+    """Return a batch as it is: a DeviceDataset has already made it."""
     return batch
 
 
+keep_registered(FUNCTIONS, 'already_collated', identity_collate)
+
+
 def crop_and_flip(images: Tensor, padding: int, top: np.ndarray, left: np.ndarray, flip: np.ndarray) -> Tensor:
-    """Pad images with zeros, crop each to its size from (top, left), and flip it where asked.
+    """Pad images with zeros, crop each to its original size at (top, left), and flip some.
 
     Args:
         images: Shape: (N, C, H, W).
         padding: In pixels, on each side.
         top, left: Corner of the crop in the padded image, in [0, 2 * padding]. Shape: (N, ).
-        flip: Whether left becomes right. Shape: (N, ).
+        flip: Whether the crop is flipped horizontally. Shape: (N, ).
 
     Returns:
         Shape: as images.
@@ -109,12 +113,15 @@ def crop_and_flip(images: Tensor, padding: int, top: np.ndarray, left: np.ndarra
 
 
 def crop_at(images: Tensor, padding: int, corner: Tensor) -> Tensor:
-    """As :func:`crop_and_flip`, with its three arrays as rows of one tensor on the device.
+    """Do the same as :func:`crop_and_flip`, with its three arrays as rows of one tensor on the device.
 
     Args:
         images: Shape: (N, C, H, W).
         padding: In pixels, on each side.
         corner: Top, left and whether to flip, int64. Shape: (3, N).
+
+    Returns:
+        Shape: as images.
     """
     height, width = images.shape[2:]
     rows = corner[0, :, None] + torch.arange(height, device=images.device)
@@ -126,7 +133,8 @@ def crop_at(images: Tensor, padding: int, corner: Tensor) -> Tensor:
 
 
 def draw(views: Sequence[View], padding: int, flip_prob: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What views are: top and left of the crop, uniform in [0, 2 * padding], and whether it flips. Shape: (N, )."""
+    """Draw the augmentation of each view: top and left of the crop, uniform in [0, 2 * padding], and whether to flip.
+    Shape: (N, ) each."""
     words = np.zeros(len(views), dtype=np.uint64)
     for key in np.array(views, dtype=np.uint64).T:  # image, epoch, seed
         words = _splitmix64(words ^ key)
@@ -147,14 +155,14 @@ def _splitmix64(words: np.ndarray) -> np.ndarray:
 def _as_views(views: Sequence[View | int]) -> Sequence[View]:
     if not all(isinstance(view, View) for view in views):
         raise ValueError(
-            'random views need to know epoch and seed, and the sampler hands out plain indices: set '
+            'random views need the epoch and the seed, and the sampler yields plain indices: set '
             "sampler=dict(type='mmwsl.ViewSampler', shuffle=True) in the dataloader"
         )
     return views  # type: ignore[return-value]
 
 
 def _read(dataset: Any) -> tuple[Tensor, Tensor, list[int]]:
-    """All images, uint8 (N, C, H, W), their labels, int64 (N, ), on the CPU, and their indices in the dataset."""
+    """Read all images, uint8 (N, C, H, W), and labels, int64 (N, ), to the CPU, with their indices in the dataset."""
     labels = torch.empty(len(dataset), dtype=torch.int64)
     images, sample_idx, before = torch.empty(0), [], _generators()
     for i in range(len(dataset)):
@@ -164,18 +172,18 @@ def _read(dataset: Any) -> tuple[Tensor, Tensor, list[int]]:
         if item['inputs'].shape != images.shape[1:]:
             name = item['data_samples'].get('img_path') or f'image {i}'
             raise ValueError(
-                f'the images of a DeviceDataset have one size, got {tuple(images.shape[1:])} and, of '
+                f'the images of a DeviceDataset should have one size, got {tuple(images.shape[1:])} and, for '
                 f"{name}, {tuple(item['inputs'].shape)}: resize them in the dataset's pipeline, with "
                 "dict(type='Resize', scale=(WIDTH, HEIGHT))"
             )
         if (i == 0 and _generators() != before) or (i < _VERIFIED and not same(item, dataset[i])):
             raise ValueError(
-                "the pipeline of a DeviceDataset's dataset runs once for each image, and it draws random "
-                f'numbers: {getattr(dataset, "pipeline", "")}. Take out what is random, and crop and flip '
-                'with padding and flip_prob of the DeviceDataset'
+                "the pipeline of a DeviceDataset's dataset runs only once for each image, and this one draws random "
+                'numbers. Remove its random transforms, and use padding and flip_prob of the DeviceDataset to crop '
+                f'and flip: {getattr(dataset, "pipeline", "")}'
             )
         images[i], labels[i] = item['inputs'], item['data_samples'].gt_label.item()
-        sample_idx.append(item['data_samples'].get('sample_idx', i))  # a resample's are not its positions
+        sample_idx.append(item['data_samples'].get('sample_idx', i))  # in a resample they are not the positions
     return images, labels, sample_idx
 
 

@@ -11,28 +11,28 @@ from mmwsl.datasets.digits import Digits
 from mmwsl.registry import DATASETS
 
 INK, EDGE = 0.5, 0.15
-"""Brightness from which a pixel is a digit's, and from which it is neither a digit's nor background's."""
+"""Brightness above which a pixel belongs to a digit, and above which it is no longer background."""
 IGNORED = 255
 
 
 @DATASETS.register_module()
 class DigitScenes(BaseDataset):
-    """Noisy grey canvases with a few of :class:`Digits` on each, for segmentation, detection and many labels.
+    """Noisy grey canvases with a few :class:`Digits` on each, for segmentation, detection and multi-label tasks.
 
-    Scenes are drawn from the split, so training and test share no digit, and are the same in every run. Digits do not
-    overlap; fragments of them clutter the background, which belong to no class.
+    Scenes are composed from the digits of one split, so training and test share no digit, and they are the same in
+    every run. Digits do not overlap; fragments of digits, which belong to no class, clutter the background.
 
     Args:
         split: 'train' or 'test'.
-        task: What is told of each scene.
+        task: Kind of annotation.
 
-            - 'seg': ``gt_seg_map``, of classes 0 (background) to 10 (the digit 9), with 255 on soft edges;
+            - 'seg': ``gt_seg_map``, with classes 0 (background) to 10 (the digit 9), and 255 on soft edges;
             - 'det': ``instances``, each with a box (x1, y1, x2, y2) in pixels around the ink, and a class 0 to 9;
-            - 'multi': ``gt_label``, the list of the digits that are there.
-        scenes: How many.
+            - 'multi': ``gt_label``, the list of the digits on the canvas.
+        scenes: Number of scenes.
         size: Side of a canvas in pixels.
-        digits: Lowest and highest number of digits on it; fewer where no room is left.
-        kwargs: Of mmengine's ``BaseDataset``: ``pipeline``, ``indices``, ``test_mode`` and so on.
+        digits: Lowest and highest number of digits on a canvas; there are fewer if no room is left.
+        kwargs: As for mmengine's ``BaseDataset``: ``pipeline``, ``indices``, ``test_mode`` and so on.
 
     Raises:
         ValueError: For another split or task, or digits that do not fit the canvas.
@@ -51,12 +51,12 @@ class DigitScenes(BaseDataset):
         digits: tuple[int, int] = (1, 4),
         **kwargs: Any,
     ) -> None:
-        if task not in _TOLD:
-            raise ValueError(f'task should be one of {tuple(_TOLD)}, got {task!r}')
+        if task not in _ANNOTATIONS:
+            raise ValueError(f'task should be one of {tuple(_ANNOTATIONS)}, got {task!r}')
         if size < self.SIDES[1] or not 1 <= digits[0] <= digits[1]:
             raise ValueError(
-                f'a canvas should hold a digit of {self.SIDES[1]} pixels and at least one of them, got '
-                f'size={size}, digits={tuple(digits)}'
+                f'size should be at least {self.SIDES[1]} pixels, the side of a digit, and digits at least 1 and in '
+                f'order, got size={size}, digits={tuple(digits)}'
             )
         self.task, self.scenes, self.size, self.digits = task, scenes, size, digits
         self.source = Digits(split)
@@ -70,10 +70,10 @@ class DigitScenes(BaseDataset):
         super().__init__(ann_file='', metainfo=metainfo, **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """Images as uint8 arrays of shape (size, size, 3), with what is told of them."""
-        tell, records = _TOLD[self.task], [self.source[i] for i in range(len(self.source))]
-        ink = [record['img'][..., 0].astype(np.float32) / 16 for record in records]
-        labels = [record['gt_label'] for record in records]
+        """Return the images as uint8 arrays of shape (size, size, 3), with their annotations."""
+        annotate, samples = _ANNOTATIONS[self.task], [self.source[i] for i in range(len(self.source))]
+        ink = [sample['img'][..., 0].astype(np.float32) / 16 for sample in samples]
+        labels = [sample['gt_label'] for sample in samples]
         found = []
         for scene in range(self.scenes):
             canvas, placed = _draw(np.random.default_rng((0, scene)), ink, labels, self.size, self.digits, self.SIDES)
@@ -86,14 +86,14 @@ class DigitScenes(BaseDataset):
                     width=self.size,
                     img_shape=canvas.shape[:2],
                     ori_shape=canvas.shape[:2],
-                    **tell(placed, self.size),
+                    **annotate(placed, self.size),
                 )
             )
         return found
 
 
 Placed = list[tuple[int, int, int, np.ndarray]]
-"""Of each digit its class, top, left and brightness in [0, 1]."""
+"""Class, top, left and brightness, in [0, 1], of each digit."""
 
 
 def _draw(
@@ -104,7 +104,7 @@ def _draw(
     digits: tuple[int, int],
     sides: tuple[int, int],
 ) -> tuple[np.ndarray, Placed]:
-    """A canvas and what is on it."""
+    """Draw a canvas, and return it with the digits on it."""
     free, placed = np.ones((size, size), bool), []
     for _ in range(rng.integers(digits[0], digits[1] + 1)):
         chosen, side = rng.integers(len(ink)), rng.integers(sides[0], sides[1] + 1)
@@ -125,7 +125,7 @@ def _draw(
 
 
 def _clutter(rng: np.random.Generator, ink: list[np.ndarray], size: int) -> np.ndarray:
-    """A background that slopes, with fragments of digits that are too small to be read."""
+    """Draw a background with a gradient of brightness, and fragments of digits too small to be read."""
     slope = np.linspace(0, 1, size, dtype=np.float32)
     light = 0.1 + 0.2 * rng.uniform() * slope[:, None] + 0.2 * rng.uniform() * slope
     for _ in range(8):
@@ -152,11 +152,15 @@ def _detection(placed: Placed, size: int) -> dict[str, Any]:
         rows, columns = np.nonzero((grown > INK).any(1))[0], np.nonzero((grown > INK).any(0))[0]
         box = [left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1]
         instances.append(dict(bbox=[float(edge) for edge in box], bbox_label=label, ignore_flag=0))
-    return dict(instances=instances, scale_factor=(1.0, 1.0))  # which mmdet's heads divide boxes by
+    return dict(instances=instances, scale_factor=(1.0, 1.0))  # by which mmdet's heads divide boxes
 
 
 def _labels(placed: Placed, size: int) -> dict[str, Any]:
     return dict(gt_label=sorted({label for label, *_ in placed}))
 
 
-_TOLD: dict[str, Callable[[Placed, int], dict[str, Any]]] = {'seg': _segmentation, 'det': _detection, 'multi': _labels}
+_ANNOTATIONS: dict[str, Callable[[Placed, int], dict[str, Any]]] = {
+    'seg': _segmentation,
+    'det': _detection,
+    'multi': _labels,
+}

@@ -11,14 +11,14 @@ from mmwsl.registry import DATASETS
 
 @DATASETS.register_module()
 class Digits(BaseDataset):
-    """Handwritten digits that come with scikit-learn: 1,797 grey images of 8x8 pixels, values 0 to 16, ten classes.
+    """Handwritten digits from scikit-learn: 1,797 grey images of 8x8 pixels, values 0 to 16, ten classes.
 
     Source: ``sklearn.datasets.load_digits``, the test set of the UCI ML hand-written digits data. Nothing is
     downloaded. The split is fixed and stratified: 600 images to train on, 1,197 to test on.
 
     Args:
         split: 'train' or 'test'.
-        kwargs: As of mmpretrain's ``BaseDataset``: ``pipeline``, ``indices``, ``test_mode`` and so on.
+        kwargs: As for mmpretrain's ``BaseDataset``: ``pipeline``, ``indices``, ``test_mode`` and so on.
 
     Examples:
         >>> digits = Digits('test', pipeline=[])
@@ -36,12 +36,12 @@ class Digits(BaseDataset):
         super().__init__(ann_file='', **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """Images as uint8 arrays of shape (8, 8, 1), with labels.
+        """Return the images as uint8 arrays of shape (8, 8, 1), with labels.
 
         Raises:
             ImportError: If scikit-learn is missing; the message names the extra that brings it.
         """
-        with from_extra('demo'):  # slow to import, and needed by nobody else
+        with from_extra('demo'):  # slow to import, and used only here
             from sklearn.datasets import load_digits
             from sklearn.model_selection import train_test_split
         images, labels = load_digits().images, load_digits().target

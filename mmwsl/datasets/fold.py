@@ -12,20 +12,20 @@ from mmwsl.registry import DATASETS
 class Fold(Selection):
     """A dataset without one of its folds, to train on, or that fold alone.
 
-    A seeded permutation of the dataset's places is cut into folds, whose sizes differ by at most one. Each place is in
-    exactly one. The items keep their order and the index that they have in the dataset itself (``sample_idx``). Put it
-    inside ``SeededViews`` or ``DeviceDataset``. Networks trained without a fold each give every training image a loss
-    that none of them was fitted to: ``tools/teacher_losses.py --folds``.
+    A seeded permutation of the items is cut into folds whose sizes differ by at most one, so each item is in exactly
+    one. The items keep their order and their index in the dataset itself (``sample_idx``). Wrap it in ``SeededViews``
+    or ``DeviceDataset``. ``tools/teacher_losses.py --folds`` trains one network without each fold, and so has for every
+    training image the loss of a network that never saw it.
 
     Args:
         dataset: Config of the dataset, or the dataset.
         fold: The fold that is left out, counted from 0.
         folds: Number of folds.
-        held_out: Whether to take the fold itself instead of all others.
-        seed: Of the permutation. The same seed, length and number of folds give the same folds.
+        held_out: Whether to use the fold itself instead of all others.
+        seed: Seed of the permutation. The same seed, length and number of folds give the same folds.
 
     Raises:
-        ValueError: If the dataset hands out views, ``folds`` is not in [2, N], or ``fold`` is not in [0, folds).
+        ValueError: If the dataset yields views, ``folds`` is not in [2, N], or ``fold`` is not in [0, folds).
 
     Examples:
         >>> digits = dict(type='mmwsl.Digits', split='train', pipeline=[])

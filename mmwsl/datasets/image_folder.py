@@ -1,4 +1,4 @@
-"""A folder of images: what is in it, what cannot be used, and a split into training and validation images."""
+"""Inspect a folder of images: its classes, its unusable files, and its split into training and validation images."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from PIL import Image
 from mmwsl.utils.text import first_of
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
-"""Endings of the files that mmpretrain's CustomDataset reads."""
+"""Suffixes of the files that mmpretrain's CustomDataset reads."""
 _TRAIN, _VAL = ('train', 'training'), ('val', 'valid', 'validation', 'test')
 _GREY = ('1', 'L', 'LA', 'I', 'I;16', 'F')
 _HIDDEN = ('.', '__MACOSX')
-_MEASURED = 2000  # images from which mean and standard deviation are computed
+_MEASURED = 2000  # images at most from which mean and standard deviation are computed
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image that opens: its path below the folder, its class and what it looks like."""
+    """An image that can be opened, with its path below the folder and its class."""
 
     path: str
     label: int
@@ -37,33 +37,33 @@ class ImageFile:
 
 @dataclass
 class ImageFolder:
-    """What :func:`inspect_folder` found."""
+    """The contents of a folder, as found by :func:`inspect_folder`."""
 
     root: Path
     classes: list[str]
     train: list[ImageFile]
     val: list[ImageFile]
     prefixes: tuple[str, str] | None
-    """Folders of training and validation images; None if there is one folder per class, and the images were split."""
+    """Folders of training and validation images; None if there was one folder per class and the images were split."""
     broken: list[str] = field(default_factory=list)
-    """Files that are empty or do not open, and are left out."""
+    """Files that are empty or cannot be opened, and are left out."""
     others: list[str] = field(default_factory=list)
-    """Files whose names are not those of images."""
+    """Files without the suffix of an image."""
     hidden: list[str] = field(default_factory=list)
 
     @property
     def needs_lists(self) -> bool:
-        """Whether a dataset that simply reads the folders would read something else than these images."""
+        """Whether a dataset that simply reads the folders would read other files than these images."""
         return self.prefixes is None or bool(self.broken) or any('/' in name for name in self.hidden)
 
     def without(self, images: Sequence[ImageFile]) -> list[str]:
-        """Return the classes that none of some images is of."""
+        """Return the classes without any of these images."""
         present = {image.label for image in images}
         return [name for label, name in enumerate(self.classes) if label not in present]
 
     @property
     def edge(self) -> int:
-        """Median of the images' shorter edges."""
+        """Median of the training images' shorter edges, in pixels."""
         return int(np.median([min(image.size) for image in self.train]))
 
     @property
@@ -71,7 +71,7 @@ class ImageFolder:
         return {image.size for image in (*self.train, *self.val)}
 
     def describe(self) -> str:
-        """Return the lines that tell a user what is in the folder."""
+        """Describe the folder's contents to a user, in a few lines."""
         per_class = Counter(image.label for image in self.train)
         least, most = min(per_class.values()), max(per_class.values())
         images = (*self.train, *self.val)
@@ -86,7 +86,7 @@ class ImageFolder:
         source = (
             f'from {self.prefixes[0]}/ and {self.prefixes[1]}/'
             if self.prefixes
-            else 'split by the names of the files, the same way each time'
+            else 'split by the names of the files, the same way every time'
         )
         lines = [
             f'{self.root}: {len(self.classes)} classes ({first_of(self.classes)})',
@@ -97,14 +97,17 @@ class ImageFolder:
         left_out = (
             ('hidden folders', self.hidden),
             ('empty or broken files', self.broken),
-            ('files that are no images by their names', self.others),
+            ('files without the suffix of an image', self.others),
         )
         lines += [f'  no validation images of {first_of(unseen)}' for unseen in [self.without(self.val)] if unseen]
         lines += [f'  left out: {len(names)} {what}: {first_of(names)}' for what, names in left_out if names]
         return '\n'.join(lines)
 
     def statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of the training images' channels, RGB from 0 to 255, of 2,000 images at most."""
+        """Return mean and standard deviation of the training images' channels, RGB from 0 to 255.
+
+        At most 2,000 images are read.
+        """
         step = -(-len(self.train) // _MEASURED)
         total, squares, count = np.zeros(3), np.zeros(3), 0
         for image in self.train[::step]:
@@ -112,30 +115,30 @@ class ImageFolder:
                 pixels = np.asarray(opened.convert('RGB'), np.float64).reshape(-1, 3)
             total, squares, count = total + pixels.sum(0), squares + (pixels**2).sum(0), count + len(pixels)
         mean = total / count
-        std = np.sqrt(np.maximum(squares / count - mean**2, 1.0))  # not 0 for images of one shade
+        std = np.sqrt(np.maximum(squares / count - mean**2, 1.0))  # not 0 for images of a single shade
         return np.round(mean, 2).tolist(), np.round(std, 2).tolist()
 
 
 def inspect_folder(root: Path, val_share: float = 0.2, tell: Callable[[str], None] = lambda line: None) -> ImageFolder:
-    """Open every image of a folder, and split them if they are not split.
+    """Open every image of a folder, and split the images unless they are split already.
 
     Args:
-        root: ``<root>/train/<class>/<image>`` and ``<root>/val/<class>/<image>`` (or valid, validation, test), or
-            ``<root>/<class>/<image>``.
-        val_share: Share of each class's images that are used for validation, if they are not split. Hashes of their
-            paths decide which, so the same folder is always split the same way.
-        tell: Is told how far it is.
+        root: Folder with ``train/<class>/<image>`` and ``val/<class>/<image>`` (or valid, validation, test), or with
+            ``<class>/<image>``.
+        val_share: Share of each class's images to use for validation, if they are not split. It is decided by hashes of
+            their paths, so the same folder is always split in the same way.
+        tell: Called with messages on the progress.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If there are fewer than two classes, training and validation images are of different classes, or
-            a class has no training image.
+        ValueError: If there are fewer than two classes, training and validation images have different classes, or a
+            class has no training image.
     """
     if not root.is_dir():
         parent = next(folder for folder in root.absolute().parents if folder.is_dir())
         raise FileNotFoundError(
             f'there is no folder {root}; {parent} has {first_of(_folders(parent)[0]) or "none"}. '
-            'Give --data the folder that holds train/ and val/, or one folder per class'
+            'Give --data the folder with train/ and val/, or with one folder per class'
         )
     folders, hidden = _folders(root)
     prefixes = _split_of(folders)
@@ -152,7 +155,7 @@ def inspect_folder(root: Path, val_share: float = 0.2, tell: Callable[[str], Non
 
 
 def _folders(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the folders in a folder, visible and hidden ones."""
+    """Names of the visible and of the hidden folders in a folder."""
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     hidden = [name for name in names if name.startswith(_HIDDEN)]
     return [name for name in names if name not in hidden], hidden
@@ -181,7 +184,7 @@ def _common_classes(found: ImageFolder, prefixes: tuple[str, str]) -> list[str]:
 
 
 def _images_in(found: ImageFolder, prefix: str, tell: Callable[[str], None]) -> list[ImageFile]:
-    """Open all files of the classes; those that do not open are named in ``found``."""
+    """Open all files of the classes; those that cannot be opened are added to ``found``."""
     files = [(path, label) for label, name in enumerate(found.classes) for path in _files(found.root / prefix / name)]
     images = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -190,7 +193,7 @@ def _images_in(found: ImageFolder, prefix: str, tell: Callable[[str], None]) -> 
         ):
             name = path.relative_to(found.root).as_posix()
             if number % 5000 == 0:
-                tell(f'{number} of {len(files)} files in {found.root / prefix} were opened')
+                tell(f'opened {number} of {len(files)} files in {found.root / prefix}')
             if path.suffix.lower() not in IMAGES:
                 found.others.append(name)
             elif seen is None:
@@ -207,7 +210,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _look(path: Path) -> tuple[tuple[int, int], bool] | None:
-    """Size of an image and whether it is grey; None if it cannot be decoded whole."""
+    """Size of an image and whether it is grey; None if it cannot be decoded completely."""
     if path.suffix.lower() not in IMAGES:
         return None
     try:
@@ -220,7 +223,7 @@ def _look(path: Path) -> tuple[tuple[int, int], bool] | None:
 
 
 def _split(found: ImageFolder, images: list[ImageFile], share: float) -> None:
-    """Split each class by the hashes of its images' paths; at least one image of each goes to either side."""
+    """Split each class by the hashes of its images' paths, with at least one image on either side."""
     for label in range(len(found.classes)):
         of_class = sorted((image for image in images if image.label == label), key=lambda image: _hash(image.path))
         held_out = max(1, round(share * len(of_class))) if len(of_class) > 1 else 0
@@ -236,7 +239,7 @@ def _check(found: ImageFolder) -> None:
     if len(found.classes) < 2:
         there = f'{len(found.classes)} ({first_of(found.classes)})' if found.classes else 'none'
         raise ValueError(
-            f'{found.root} should hold two classes or more, a folder each (or train/ and val/ with them), '
+            f'{found.root} should hold two or more folders of classes (or train/ and val/ with them), '
             f'got {there}. Give --data the folder above the classes'
         )
     without = found.without(found.train)
@@ -244,7 +247,7 @@ def _check(found: ImageFolder) -> None:
         where = f'{found.root / found.prefixes[0]}' if found.prefixes else f'{found.root}'
         left_out = found.broken + found.others
         raise ValueError(
-            f'no training image that opens ({", ".join(IMAGES)}) in {where} of the class '
+            f'no training image ({", ".join(IMAGES)}) in {where} can be opened for the class '
             f'{first_of(without)}{f"; left out were {first_of(left_out)}" if left_out else ""}. '
             'Add images, or delete the folders of these classes'
         )

@@ -8,20 +8,20 @@ from mmwsl.registry import TRANSFORMS
 
 @TRANSFORMS.register_module()
 class LabelNoise(BaseTransform):
-    """Give some images a wrong label, any other class alike (symmetric label noise).
+    """Give some images a wrong label, drawn uniformly from the other classes (symmetric label noise).
 
-    Which images, and what they are called instead, is a function of the seed and of the image's place in the dataset
-    (``sample_idx``, counted after ``indices`` and, in mmwsl's wrappers, through all parts of a ConcatDataset): the same
-    in every epoch and run.
+    Which images get which label depends only on the seed and the image's place in the dataset (``sample_idx``, counted
+    after ``indices`` and, in mmwsl's wrappers, through all parts of a ConcatDataset), so it is the same in every epoch
+    and run.
 
     Args:
         prob: Probability that an image's label is wrong.
-        num_classes: Classes of the dataset.
-        seed: Of the noise.
+        num_classes: Number of classes of the dataset.
+        seed: Seed of the noise.
 
     Raises:
-        ValueError: If prob is not in [0, 1], or there are fewer than two classes. When it is asked: if an image has no
-            single label below num_classes, or no ``sample_idx``.
+        ValueError: If prob is not in [0, 1], or there are fewer than two classes. On use, if an image has no single
+            label below num_classes, or no ``sample_idx``.
 
     Examples:
         >>> LabelNoise(prob=1.0, num_classes=2)(dict(gt_label=0, sample_idx=7))['gt_label']
@@ -38,17 +38,17 @@ class LabelNoise(BaseTransform):
         self.prob, self.num_classes, self.seed = prob, num_classes, seed
 
     def transform(self, results: dict) -> dict:
-        """Change ``gt_label``, by chance that ``sample_idx`` decides."""
+        """Change ``gt_label`` with probability ``prob``, as decided by ``sample_idx``."""
         label = np.asarray(results.get('gt_label', ()))
         if label.size != 1 or not 0 <= label.item() < self.num_classes:
             raise ValueError(
                 f'LabelNoise needs one label in [0, {self.num_classes}) for each image, got '
-                f'gt_label={results.get("gt_label")}: is num_classes that of the dataset?'
+                f'gt_label={results.get("gt_label")}: set num_classes to that of the dataset'
             )
         if 'sample_idx' not in results:
             raise ValueError(
                 "LabelNoise needs sample_idx, an image's place in the dataset, which mmengine's datasets "
-                f'give, got {sorted(results)}'
+                f'provide, got only {sorted(results)}'
             )
         chance = np.random.default_rng([self.seed, results['sample_idx']])
         if chance.random() < self.prob:

@@ -1,8 +1,8 @@
-"""Views (augmented images) that depend on the seed, the epoch and the image alone.
+"""Views (augmented images) that depend only on the seed, the epoch and the image.
 
-mmengine seeds each worker once from a fixed number: workers that are made anew repeat their augmentations each epoch,
-and a resumed run draws others than an unbroken one. Here the sampler hands out *views*, an index with the epoch and the
-seed, and the dataset draws from them, so neither workers nor restarts matter.
+mmengine seeds each worker once from a fixed number: workers that are started for each epoch repeat their augmentations,
+and a resumed run draws others than an uninterrupted one. Here the sampler yields *views*, an index with the epoch and
+the seed, and the dataset draws from them, so neither workers nor restarts matter.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from mmwsl.cache import CacheError, TeacherCache, TeacherRecord
+from mmwsl.cache import CachedAnswer, CacheError, TeacherCache
 from mmwsl.cache.fingerprint import data_fingerprint
 from mmwsl.datasets.wrapper import DatasetWrapper
 from mmwsl.registry import DATA_SAMPLERS, DATASETS
 from mmwsl.utils.data import unwrapped
 
-_VERIFIED = 8  # views that each process draws twice: a transform that acts by chance may come out alike
+_VERIFIED = 8  # views that each process draws twice: a transform that acts by chance may draw the same once
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 
 
 class View(NamedTuple):
-    """One augmented look at one image."""
+    """Key of one augmented version of an image."""
 
     image: int
     epoch: int
@@ -41,10 +41,10 @@ class View(NamedTuple):
 
 @DATA_SAMPLERS.register_module()
 class ViewSampler(DefaultSampler):
-    """mmengine's DefaultSampler, yielding a :class:`View` for each index.
+    """mmengine's DefaultSampler, which yields a :class:`View` for each index.
 
     Raises:
-        TypeError: If the dataset takes no views, as mmengine's own wrappers around a :class:`SeededViews`.
+        TypeError: If the dataset takes no views, such as mmengine's own wrappers around a :class:`SeededViews`.
     """
 
     def __init__(self, dataset: Any, *args: Any, **kwargs: Any) -> None:
@@ -56,20 +56,20 @@ class ViewSampler(DefaultSampler):
         return (View(index, self.epoch, self.seed) for index in islice(super().__iter__(), self.skipped, None))
 
     def skip(self, num_samples: int) -> None:
-        """Let this process begin each epoch after so many of its views, until another number is given."""
+        """Skip this many of the process's views at the start of each epoch, until another number is set."""
         self.skipped = num_samples
 
 
 @DATA_SAMPLERS.register_module()
 class InfiniteViewSampler(InfiniteSampler):
-    """mmengine's InfiniteSampler for runs by iterations, yielding a :class:`View` for each index.
+    """mmengine's InfiniteSampler for runs by iterations, which yields a :class:`View` for each index.
 
-    All processes share one endless stream, in which epoch e is the images in an order of (seed, e): what
-    :class:`ViewSampler` yields in one process, epoch after epoch. Any position follows from the seed, so
-    ``mmwsl.EpochSeedHook`` lets a resumed run begin at its own, and no batch is loaded to get there.
+    All processes share one endless stream. Its epoch e is a permutation of the images drawn from (seed, e), which is
+    what :class:`ViewSampler` yields in one process, epoch after epoch. Any position follows from the seed, so
+    ``mmwsl.EpochSeedHook`` can start a resumed run at its position without loading the batches before it.
 
     Raises:
-        TypeError: If the dataset takes no views, as mmengine's own wrappers around a :class:`SeededViews`.
+        TypeError: If the dataset takes no views, such as mmengine's own wrappers around a :class:`SeededViews`.
     """
 
     def __init__(self, dataset: Any, *args: Any, **kwargs: Any) -> None:
@@ -86,7 +86,7 @@ class InfiniteViewSampler(InfiniteSampler):
                 position += self.world_size
 
     def skip(self, num_samples: int) -> None:
-        """Let this process begin after so many of its views, counted from the stream's start."""
+        """Skip this many of the process's views, counted from the start of the stream."""
         self.skipped = num_samples
 
     def _order(self, epoch: int) -> list[int]:
@@ -99,24 +99,24 @@ def _check_takes_views(sampler: Any, dataset: Any) -> None:
     if not getattr(dataset, 'takes_views', False):
         name = type(dataset).__name__
         raise TypeError(
-            f'mmwsl.{type(sampler).__name__} asks for views, and {name} does not know them. Make '
-            "mmwsl.SeededViews the outermost: dataset=dict(type='mmwsl.SeededViews', "
+            f'mmwsl.{type(sampler).__name__} asks for views, and {name} takes only indices. Make '
+            "mmwsl.SeededViews the outermost dataset: dataset=dict(type='mmwsl.SeededViews', "
             f'dataset=dict(type={name!r}, ...))'
         )
 
 
 @DATASETS.register_module()
 class SeededViews(DatasetWrapper):
-    """A dataset whose pipeline draws from the view it is asked for.
+    """A dataset whose pipeline is seeded by the requested view.
 
     Python's, numpy's and torch's generators are seeded for each view, and so are generators that a transform keeps as
-    an attribute. Whether that is all is looked at: the first views are drawn twice.
+    an attribute. The first views are drawn twice, to verify that this suffices.
 
     Args:
-        dataset: Config of the dataset, or the dataset. Asked for a plain index, it answers as without this wrapper.
+        dataset: Config of the dataset, or the dataset. A plain index returns the same as without this wrapper.
 
     Raises:
-        ValueError: When it is asked: if a view comes out otherwise when it is drawn again. The transform is named.
+        ValueError: On access, if a view differs when it is drawn again; the message names the transform.
     """
 
     takes_views = True
@@ -141,18 +141,17 @@ class SeededViews(DatasetWrapper):
             self._to_verify -= 1
             if not same(results, self._drawn(view, lambda: self.dataset[view.image])):
                 raise ValueError(
-                    f'{self._culprit(view)} gives another image when the same view is drawn again, so a '
-                    'resumed run or a teacher cache would see other images than it should: let it draw '
-                    "from Python's, numpy's or torch's generator, or keep a generator of its own as an "
-                    'attribute'
+                    f'{self._culprit(view)} returns a different image when the same view is drawn again, so a '
+                    'resumed run or a teacher cache would see the wrong images: let it draw from '
+                    "Python's, numpy's or torch's generator, or from a generator that it keeps as an attribute"
                 )
         return results
 
     @property
     def get_data_info(self) -> Callable[[View | int], dict]:
-        """What the dataset has under this name, if it has it; mmdet groups images of one shape by it."""
-        told = self.dataset.get_data_info
-        return lambda view: told(view.image if isinstance(view, View) else view)
+        """The dataset's method of this name, if it has one; mmdet uses it to group images of one shape."""
+        get_data_info = self.dataset.get_data_info
+        return lambda view: get_data_info(view.image if isinstance(view, View) else view)
 
     def _drawn(self, view: View, draw: Callable[[], Any]) -> Any:
         with seeded_generators(view.seed, view.epoch, view.image):
@@ -177,17 +176,18 @@ class SeededViews(DatasetWrapper):
 
 @DATASETS.register_module()
 class CachedViews(SeededViews):
-    """The views of a teacher cache, each with its record: in epoch e, the cache's view e mod V of each image.
+    """The views of a teacher cache with the teacher's answers: in epoch e, the cache's view e mod V of each image.
 
-    The record is the field ``teacher_record`` of the ``DataSample``, for a model with the same ``teacher_cache``.
+    The answer is stored in the field ``teacher_answer`` of the ``DataSample``, for a model with the same
+    ``teacher_cache``.
 
     Args:
         dataset: Config of the dataset.
         cache: Folder of the cache.
 
     Raises:
-        CacheError: If the cache is missing, unfinished, damaged, or of another dataset or pipeline; the fields that
-            differ are named.
+        CacheError: If the cache is missing, unfinished, damaged, or of another dataset or pipeline; the message names
+            the fields that differ.
         ValueError: If the pipeline mixes images, or packs no DataSample.
     """
 
@@ -204,32 +204,33 @@ class CachedViews(SeededViews):
         results = super().__getitem__(view)
         if 'data_samples' not in results:
             raise ValueError(
-                "CachedViews puts a teacher's record into a DataSample, and the pipeline packs none: end "
+                "CachedViews puts a teacher's answer into a DataSample, and the pipeline packs none: end "
                 "it with dict(type='PackInputs')"
             )
-        sample, record = results['data_samples'], self.cache.read(view.epoch, view.image)
-        self._check_image(view, sample, record)
-        sample.teacher_record = record
+        sample, answer = results['data_samples'], self.cache.read(view.epoch, view.image)
+        self._check_image(view, sample, answer)
+        sample.teacher_answer = answer
         return results
 
-    def _check_image(self, view: View, sample: Any, record: TeacherRecord) -> None:
-        """Raise CacheError where a record is of another image: mmengine draws one where a pipeline returns None."""
+    def _check_image(self, view: View, sample: Any, answer: CachedAnswer) -> None:
+        """Raise CacheError if an answer is for another image: mmengine draws one when a pipeline returns None."""
         asked, got = self.dataset.get_data_info(view.image).get('sample_idx'), sample.get('sample_idx')
         if got is not None and asked is not None and got != asked:
             raise CacheError(
-                f'the pipeline returned nothing for image {asked}, and image {got} came in its place: the '
-                'record is not of that one. Take out what drops images, or the files that cannot be read'
+                f'the pipeline returned nothing for image {asked}, and mmengine replaced it by image {got}: the '
+                "teacher's answer does not belong to that one. Remove the transform that drops images, or the files "
+                'that cannot be read'
             )
-        label, recorded = sample.get('gt_label'), self.cache.manifest.record.label(record.data)
-        if label is not None and label.numel() == 1 and int(label) != recorded:
+        label, cached = sample.get('gt_label'), self.cache.manifest.answer_format.label(answer.data)
+        if label is not None and label.numel() == 1 and int(label) != cached:
             raise CacheError(
-                f'image {asked} is of class {int(label)} here and of class {recorded} in the teacher '
-                'cache: labels have changed since. Make another cache (tools/cache_teacher.py)'
+                f'image {asked} has class {int(label)} here and class {cached} in the teacher '
+                'cache: the labels have changed. Make another cache (tools/cache_teacher.py)'
             )
 
 
 def own_generators(pipeline: Any) -> Iterator[Any]:
-    """Generators that transforms keep as attributes, in their order."""
+    """Yield the generators that transforms keep as attributes, in their order."""
     for transform in getattr(pipeline, 'transforms', None) or ():
         yield from (value for value in getattr(transform, '__dict__', {}).values() if isinstance(value, _GENERATORS))
         yield from own_generators(transform)
@@ -246,7 +247,7 @@ def reseed(generator: Any, key: Sequence[int]) -> None:
 
 
 def same(first: Any, second: Any) -> bool:
-    """Whether what a pipeline returned is the same, to the bit."""
+    """Whether two results of a pipeline are equal, bit for bit."""
     if isinstance(first, Tensor | np.ndarray):
         return type(first) is type(second) and bool(np.array_equal(np.asarray(first), np.asarray(second)))
     if isinstance(first, BaseDataElement):
@@ -256,18 +257,19 @@ def same(first: Any, second: Any) -> bool:
     if isinstance(first, list | tuple):
         return len(first) == len(second) and all(map(same, first, second))
     if type(first) is type(second) and type(first).__eq__ is object.__eq__ and hasattr(first, '__dict__'):
-        return same(vars(first), vars(second))  # as mmdet's boxes and masks
+        return same(vars(first), vars(second))  # such as mmdet's boxes and masks
     return bool(first == second) or first is second
 
 
 @contextmanager
 def seeded_generators(*key: int) -> Iterator[None]:
-    """Seed Python's, numpy's and torch's CPU generators from a key of non-negative integers; restore them after.
+    """Seed Python's, numpy's and torch's CPU generators from a key of non-negative integers; restore them afterwards.
 
-    In a worker of a DataLoader nobody else draws from them, and they are not restored: that takes most of the time.
+    In a worker of a DataLoader nothing else draws from them, so they are not restored, which would take most of the
+    time.
     """
-    nobody_else = get_worker_info() is not None
-    states = None if nobody_else else (random.getstate(), np.random.get_state(), torch.get_rng_state())
+    in_worker = get_worker_info() is not None
+    states = None if in_worker else (random.getstate(), np.random.get_state(), torch.get_rng_state())
     words = np.random.SeedSequence(key).generate_state(3)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))

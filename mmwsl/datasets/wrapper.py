@@ -9,7 +9,7 @@ from mmwsl.utils.data import number_images
 
 
 class DatasetWrapper:
-    """What a dataset around another one has in common: whatever it does not do itself, the inner one does.
+    """Base class of datasets that wrap another one; attributes that it does not define are the inner dataset's.
 
     Args:
         dataset: Config of the dataset, or the dataset.
@@ -21,7 +21,7 @@ class DatasetWrapper:
 
     @property
     def pipeline(self) -> Any:
-        """The dataset's; mmpretrain's browse_dataset puts its own in place."""
+        """The inner dataset's pipeline; mmpretrain's browse_dataset replaces it by its own."""
         return self.dataset.pipeline
 
     @pipeline.setter
@@ -29,22 +29,22 @@ class DatasetWrapper:
         self.dataset.pipeline = pipeline
 
     def __getattr__(self, name: str) -> Any:  # metainfo, full_init, ...
-        # 'dataset' is not there yet while a copy is being made; the inner __getitems__ and the like know no wrapper
+        # 'dataset' is not set yet while a copy is made; the inner __getitems__ and the like would bypass the wrapper
         if name == 'dataset' or name.startswith('__'):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
 
 class Selection(DatasetWrapper):
-    """Some items of a dataset, which keep the index that they have there (``sample_idx``).
+    """A selection of a dataset's items, which keep their index in that dataset (``sample_idx``).
 
-    A subclass fills ``indices``: the place in the dataset of each item. Shape: (N, ).
+    A subclass sets ``indices``, the place of each item in the dataset. Shape: (N, ).
 
     Args:
         dataset: Config of the dataset, or the dataset.
 
     Raises:
-        ValueError: If the dataset hands out views.
+        ValueError: If the dataset yields views.
     """
 
     indices: np.ndarray
@@ -53,9 +53,9 @@ class Selection(DatasetWrapper):
         super().__init__(dataset)
         if getattr(self.dataset, 'takes_views', False):
             raise ValueError(
-                f'mmwsl.{type(self).__name__} picks images and not views, got a '
-                f'{type(self.dataset).__name__}: put it inside of mmwsl.SeededViews or '
-                'mmwsl.DeviceDataset. The views of a teacher cache cannot be picked from: teach live '
+                f'mmwsl.{type(self).__name__} selects images and not views, got a '
+                f'{type(self.dataset).__name__}: put it inside mmwsl.SeededViews or '
+                'mmwsl.DeviceDataset. The views of a teacher cache cannot be selected: run the teacher live '
                 '(without teacher_cache)'
             )
 
@@ -66,5 +66,5 @@ class Selection(DatasetWrapper):
         return self.dataset[int(self.indices[index])]
 
     def get_data_info(self, index: int) -> dict:
-        """Of the item's image, as mmengine's datasets give it."""
+        """Return the information that mmengine's datasets give about the item's image."""
         return self.dataset.get_data_info(int(self.indices[index]))

@@ -25,6 +25,7 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mmwsl.cache.answers import AnswerFormat
 from mmwsl.cache.fingerprint import (
     data_fingerprint,
     differences,
@@ -33,7 +34,6 @@ from mmwsl.cache.fingerprint import (
     versions,
     weights_hash,
 )
-from mmwsl.cache.records import RecordFormat
 from mmwsl.cache.store import (
     FORMAT,
     MANIFEST,
@@ -77,9 +77,9 @@ def build_cache(
         folder: Where the cache goes.
         views: V, the number of augmented views of each image.
         seed: View v of image i is drawn from (seed, v, i).
-        top_k: See :class:`RecordFormat`.
-        dtype: See :class:`RecordFormat`.
-        taus: See :class:`RecordFormat`; None uses those of the config's losses.
+        top_k: See :class:`AnswerFormat`.
+        dtype: See :class:`AnswerFormat`.
+        taus: See :class:`AnswerFormat`; None uses those of the config's losses.
         shard_size: Images in a shard, at most.
 
     Raises:
@@ -100,7 +100,7 @@ def build_cache(
         views,
         len(dataset),
         math.ceil(len(dataset) / shard_size),
-        RecordFormat(classes, top_k, dtype, _taus(model, taus) if top_k else ()),
+        AnswerFormat(classes, top_k, dtype, _taus(model, taus) if top_k else ()),
         None if model.teacher_norm_eval else loader.batch_size,
         fingerprint,
         versions(),
@@ -233,11 +233,11 @@ def _check_what_is_there(folder: Path, manifest: Manifest, missing: list[Shard])
 
 def _announce(folder: Path, manifest: Manifest, missing: list[Shard], seconds: float) -> None:
     count = sum(len(manifest.images(shard.part)) for shard in missing)
-    size, free = count * manifest.record.layout.itemsize, shutil.disk_usage(folder).free
+    size, free = count * manifest.answer_format.layout.itemsize, shutil.disk_usage(folder).free
     duration = timedelta(seconds=round(count * seconds / get_world_size()))
     print_log(
-        f'{len(missing)} of {manifest.views * manifest.parts} shards are missing: {count:,} records of '
-        f'{manifest.record.layout.itemsize} bytes, {size / 1e9:.2f} GB ({free / 1e9:.2f} GB are free), in about '
+        f'{len(missing)} of {manifest.views * manifest.parts} shards are missing: {count:,} answers of '
+        f'{manifest.answer_format.layout.itemsize} bytes, {size / 1e9:.2f} GB ({free / 1e9:.2f} GB are free), in about '
         f'{duration} with {get_world_size()} process(es).',
         'current',
     )
@@ -263,9 +263,9 @@ def _make_shards(
     with Progress(disable=get_rank() != 0) as progress:
         task = progress.add_task('teaching', total=sum(len(manifest.images(shard.part)) for shard in shards))
         for shard in shards:
-            records = np.zeros(len(manifest.images(shard.part)), manifest.record.layout)
+            records = np.zeros(len(manifest.images(shard.part)), manifest.answer_format.layout)
             for rows in _batches(manifest, shard, loader['batch_size']):
-                records[rows] = manifest.record.encode(*answers(model, next(batches)))
+                records[rows] = manifest.answer_format.encode(*answers(model, next(batches)))
                 progress.advance(task, len(rows))
             write_shard(folder, manifest, shard, records)
 

@@ -18,14 +18,13 @@ from torch.utils.data import DataLoader
 
 from mmwsl.analysis.calibration import Calibration, fit_temperature
 from mmwsl.analysis.predict import batches, build_model, choose_network
-from mmwsl.analysis.records import sample_indices
 from mmwsl.cache import TeacherLosses
 from mmwsl.cache.fingerprint import files_hash, mixing, training_set
 from mmwsl.datasets.fold import Fold
 from mmwsl.engine.cache_building import collate
 from mmwsl.functional import hard_loss
 from mmwsl.utils.checkpoint import load_network
-from mmwsl.utils.data import dataset_chain
+from mmwsl.utils.data import dataset_chain, sample_indices
 
 _VIEWS = ('SeededViews', 'CachedViews', 'DeviceDataset')
 

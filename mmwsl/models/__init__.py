@@ -1,4 +1,4 @@
-"""Everything that the ``model`` of a config is built from."""
+"""Parts from which the ``model`` of a config is built: algorithms, distillers, losses, teachers and backbones."""
 
 import mmwsl.compat  # noqa: F401  readies the stack
 from mmwsl.models import losses, weightings

@@ -1,4 +1,4 @@
-"""Networks as others publish them: told apart by their keys, renamed to mmpretrain's, and built from their shapes."""
+"""Import published networks: recognise them by their keys, rename the keys to mmpretrain's, and build the network."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from mmwsl.utils.text import first_of
 Weights = Mapping[str, Tensor]
 Replacement = str | Callable[[re.Match], str]
 
-_SMALL = {10: True, 100: True, 1000: False}  # CIFAR-10, CIFAR-100, ImageNet: by classes
-_VGG_FEATURES = 512  # at 32 x 32; at 224 x 224 they are 49 times as many
-_WIDTHS = (0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4, 2.0)  # of published MobileNetV2
+_SMALL = {10: True, 100: True, 1000: False}  # whether images are small, by number of classes: CIFAR and ImageNet
+_VGG_FEATURES = 512  # at 32 x 32; 49 times as many at 224 x 224
+_WIDTHS = (0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4, 2.0)  # width factors of published MobileNetV2
 
 
 class Layout(NamedTuple):
-    """One way to name and nest a network's weights.
+    """One way of naming and nesting a network's weights.
 
     Attributes:
         name: Kind of network, and who publishes it.
-        keys: Pattern that each key matches.
-        rename: State dict under these keys to one under mmpretrain's.
-        network: From a renamed state dict and the size of its images (None: not known) to the config of a classifier.
-        needs: Keys without which it is another network whose keys match all the same.
+        keys: Pattern that every key matches.
+        rename: Function from a state dict with these keys to one with mmpretrain's.
+        network: Function from a renamed state dict and the size of its images (None if unknown) to a classifier's
+            config.
+        needs: Keys that distinguish it from other networks whose keys match as well.
     """
 
     name: str
@@ -42,25 +43,25 @@ class Layout(NamedTuple):
     needs: tuple[str, ...] = ()
 
     def strangers(self, weights: Weights) -> list[str]:
-        """Keys that a network of this layout would not have, or would have to have."""
+        """Return the keys that do not belong to this layout, and those that it needs but are missing."""
         missing = [key for key in self.needs if key not in weights]
         return [key for key in weights if not re.fullmatch(self.keys, key)] + missing
 
 
 def convert(weights: Weights) -> tuple[dict[str, Tensor], Layout]:
-    """Return weights under mmpretrain's keys, and the layout that was found.
+    """Return weights with mmpretrain's keys, and the layout that was recognised.
 
     Args:
-        weights: A published state dict. A prefix ``module.`` is left out.
+        weights: A published state dict. A prefix ``module.`` is removed.
 
     Raises:
-        ValueError: If the keys fit none of the known layouts, or are mmpretrain's; nothing is converted by halves.
+        ValueError: If not all keys fit one of the known layouts, or they are mmpretrain's already.
     """
     weights = {key.removeprefix('module.'): value for key, value in weights.items()}
     if any(key.startswith('backbone.') for key in weights):
         raise ValueError(
             f"the keys are mmpretrain's already, of {looks_like(weights)}: there is nothing to convert. "
-            'Name the file in model.teacher_ckpt of a config with this network'
+            'Set model.teacher_ckpt to this file in a config with this network'
         )
     strangers = {layout.name: layout.strangers(weights) for layout in LAYOUTS}
     for layout in LAYOUTS:
@@ -70,32 +71,33 @@ def convert(weights: Weights) -> tuple[dict[str, Tensor], Layout]:
     nearest = min(strangers, key=lambda name: len(strangers[name]))
     raise ValueError(
         f'unknown layout of {len(weights)} keys, which look like {looks_like(weights)}. The nearest is '
-        f'{nearest}, but for {first_of(strangers[nearest])}. docs/teachers.md lists what is known, and '
+        f'{nearest}, except for {first_of(strangers[nearest])}. docs/teachers.md lists the known layouts, and '
         'what to do with other networks'
     )
 
 
 def network_of(weights: Weights, layout: Layout, image_size: int | None, source: str) -> tuple[dict, nn.Module]:
-    """Build the network that converted weights belong to, in eval mode, and load it strictly.
+    """Build the network that converted weights belong to, in eval mode, and load the weights strictly.
 
     Args:
-        weights: Under mmpretrain's keys.
-        layout: As :func:`convert` found it.
-        image_size: Pixels of its images, 32 or 224. None: told by the number of classes, if CIFAR's or ImageNet's.
-        source: What the weights come from, for messages.
+        weights: Weights with mmpretrain's keys.
+        layout: Layout that :func:`convert` returned.
+        image_size: Side of its images in pixels, 32 or 224. None: inferred from the number of classes, if this is
+            CIFAR's or ImageNet's.
+        source: Origin of the weights, for messages.
 
     Returns:
         The classifier's config, and the classifier.
 
     Raises:
-        ValueError: If its blocks or channels are those of no network here, or its image size cannot be told.
+        ValueError: If no network here has its blocks and channels, or its image size cannot be inferred.
     """
     with _explained(weights, layout):
         config = layout.network(weights, image_size)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         network = MODELS.build(dict(config))
     load_weights(
-        network, dict(weights), source, f'Its keys are those of {layout.name}: give a config that it fits by --config'
+        network, dict(weights), source, f'Its keys are those of {layout.name}: give a config that fits with --config'
     )
     network.eval()
     return config, network
@@ -103,13 +105,13 @@ def network_of(weights: Weights, layout: Layout, image_size: int | None, source:
 
 @contextmanager
 def _explained(weights: Weights, layout: Layout) -> Iterator[None]:
-    """Describe a network that is laid out like a known one and has other blocks or channels."""
+    """Explain errors for a network with a known layout but other blocks or channels."""
     try:
         yield
     except (KeyError, IndexError) as error:
         raise ValueError(
             f'it looks like {looks_like(weights)}, laid out as {layout.name}, but no network here has its '
-            'blocks and channels. Give a config that has by --config'
+            'blocks and channels. Give a config that has them with --config'
         ) from error
 
 
@@ -120,7 +122,7 @@ _BACKBONE = (r'^(?!head\.|backbone\.)', 'backbone.')
 
 
 def _by(*renames: tuple[str, Replacement]) -> Callable[[Weights], dict[str, Tensor]]:
-    """Rename key by key: patterns and what replaces them, in this order, then classifier and backbone."""
+    """Return a function that renames each key: by these patterns in order, then for classifier and backbone."""
 
     def rename(weights: Weights) -> dict[str, Tensor]:
         found = {}
@@ -134,13 +136,14 @@ def _by(*renames: tuple[str, Replacement]) -> Callable[[Weights], dict[str, Tens
 
 
 def _stage_of_vgg(convolutions: int, stage: str, layer: str) -> str:
-    """mmpretrain counts convolutions and pools throughout; a published stage counts its own layers, three at a time."""
+    """Key of a layer in mmpretrain, which numbers convolutions and pools of all stages; a published stage numbers its
+    own layers, three per convolution."""
     index, kind = divmod(int(layer), 3)
     return f'features.{int(stage) * (convolutions + 1) + index}.{("conv", "bn")[kind]}'
 
 
 def _vgg(weights: Weights) -> dict[str, Tensor]:
-    """One Sequential counts convolutions, norms, activations and pools; mmpretrain's counts convolutions and pools."""
+    """Rename the layers of VGG's Sequential, which also numbers norms and activations; mmpretrain's does not."""
     convolutions = [int(key.split('.')[1]) for key, value in weights.items() if value.dim() == 4]
     norm = f'features.{convolutions[0] + 1}.running_mean' in weights
     places, place = {}, 0
@@ -156,23 +159,24 @@ def _vgg(weights: Weights) -> dict[str, Tensor]:
 
 
 def _shufflenet_v2(stage: str, block: str, kind: str, number: str) -> str:
-    """The first block of a stage numbers its two branches through; the others have one branch."""
+    """Key of a layer in mmpretrain; the first block of a stage numbers its two branches consecutively, the others have
+    one branch."""
     halves, place = block == '0', int(number) - 1
     branch, layer = (1, place) if halves and place < 2 else (2, place - 2 * halves)
     return f'layers.{int(stage) - 1}.{block}.branch{branch}.{layer}.{kind}'
 
 
-# Layers of one Sequential, activations among them, as mmpretrain nests them.
+# mmpretrain's names for the layers of a Sequential, in which activations are numbered too.
 _SHUFFLE_BRANCH = {
     '1': ['0.conv', '0.bn', '1.conv', '1.bn'],
     '2': ['0.conv', '0.bn', '', '1.conv', '1.bn', '2.conv', '2.bn'],
 }
-_FIRST_BLOCK = {'0.0': '0.conv', '0.1': '0.bn', '1': '1.conv', '2': '1.bn'}  # of MobileNetV2; it has no expansion
+_FIRST_BLOCK = {'0.0': '0.conv', '0.1': '0.bn', '1': '1.conv', '2': '1.bn'}  # of MobileNetV2, without expansion
 _BLOCK = {'0.0': '0.conv', '0.1': '0.bn', '1.0': '1.conv', '1.1': '1.bn', '2': '2.conv', '3': '2.bn'}
 
 
 def _block_of_mobilenet_v2(block: str, layer: str) -> str:
-    """Blocks are counted through; mmpretrain counts them by stage."""
+    """Key of a layer in mmpretrain, which numbers blocks by stage; published networks number them consecutively."""
     stages = [(stage, index) for stage, depth in enumerate((1, 2, 3, 4, 3, 3, 1), start=1) for index in range(depth)]
     stage, index = stages[int(block) - 1]
     return f'layer{stage}.{index}.conv.{(_FIRST_BLOCK if block == "1" else _BLOCK)[layer]}.'
@@ -207,12 +211,12 @@ def _last_linear(weights: Weights) -> str:
 
 
 def _is_small(weights: Weights, image_size: int | None) -> bool:
-    """Whether a network has the strides for CIFAR's images: these leave no trace in its weights."""
+    """Whether a network has the strides for CIFAR's images, which its weights do not tell."""
     classes = len(weights[_last_linear(weights)])
     if image_size is None and classes not in _SMALL:
         raise ValueError(
-            f'its weights do not tell whether a network with {classes} classes is for small images or for '
-            'large ones, which differ in their strides: give --image-size 32 or 224'
+            f'the weights of a network with {classes} classes do not tell whether it is for small or for large '
+            'images, which differ in the strides: give --image-size 32 or 224'
         )
     return _SMALL[classes] if image_size is None else image_size < 64
 
@@ -230,7 +234,7 @@ _DEPTHS: dict[bool, dict[tuple[int, ...], int]] = {  # of ResNets with four stag
 
 
 def _three_stages(blocks: tuple[int, ...], others: int) -> int:
-    """Depth of three stages alike, of blocks with two layers each, and other layers."""
+    """Depth of a network with three equal stages of two-layer blocks, and some other layers."""
     if len(blocks) != 3 or len(set(blocks)) > 1:
         raise KeyError(blocks)
     return 6 * blocks[0] + others
@@ -270,7 +274,7 @@ def _resnet(weights: Weights, image_size: int | None) -> dict:
 
 
 def _channels(weights: Weights, usual: int) -> dict[str, int]:
-    """Channels of a ResNet's input, stem and first stage, as far as they are not the usual ones."""
+    """Channels of a ResNet's input, stem and first stage, if they differ from the usual ones."""
     stem = weights['backbone.conv1.weight']
     sizes = dict(
         in_channels=(stem.shape[1], 3),
@@ -334,7 +338,7 @@ def _repvgg(weights: Weights, image_size: int | None) -> dict:
 
 
 def _groups(weights: Weights) -> Iterator[tuple[int, int]]:
-    """Number, counted from 1, and groups of each grouped block of a RepVGG."""
+    """Index, counted from 1, and number of groups of each grouped block of a RepVGG."""
     channels = len(weights['backbone.stem.branch_3x3.conv.weight'])
     kernels = [value for key, value in weights.items() if re.search(r'stage_.*branch_3x3\.conv', key)]
     for number, kernel in enumerate(kernels, start=1):
@@ -352,7 +356,7 @@ def _fixed(kind: str, **kwargs: Any) -> Callable[[Weights, int | None], dict]:
 
 _RENAMED = _by()
 _OF_STAGE = r'layer[1-4]\.\d+\.(conv[1-3]|bn[1-3]|{}\.[01])'
-# The first that fits is it, so a layout whose keys are among another's stands before it.
+# The first layout that fits is used, so one whose keys are a subset of another's comes before it.
 LAYOUTS = (
     Layout(
         'ResNet (RepDistiller, mdistiller, chenyaofo, torchvision)',

@@ -28,6 +28,21 @@ def single_labels(data_samples: Any) -> Tensor | None:
     return torch.cat(single).cpu() if len(single) == len(labels) else None
 
 
+def sample_indices(data_samples: Sequence[Any]) -> list[Any]:
+    """Return the index of each sample in its dataset, counted through all parts of a joined one.
+
+    Raises:
+        ValueError: If a sample has no ``sample_idx``.
+    """
+    indices = [sample.metainfo.get('sample_idx') for sample in data_samples]
+    if None in indices:
+        raise ValueError(
+            "an image has no sample_idx: keep 'sample_idx' in meta_keys of PackInputs (it is there by "
+            'default), and use a dataset of mmengine or mmpretrain'
+        )
+    return indices
+
+
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Copy a tensor to a device; to a GPU from pinned memory, so that the host does not wait."""
     if torch.device(device).type != 'cuda' or tensor.is_cuda:

@@ -135,8 +135,8 @@ def test_bootstrap_repeats_and_its_level_counts():
         (np.zeros((2, 3)), [0, 0], r'shape \(K, N, C\) and target \(N, \), got \(2, 3\)'),
         (np.full((2, 3, 2), math.log(0.5)), [0, 1], r'got \(2, 3, 2\) and \(2,\)'),
         (np.full((2, 2, 2), math.log(0.5)), [0, 2], r'target should lie in \[0, 2\), got 0 to 2'),
-        (np.zeros((2, 2, 2)), [0, 1], 'sum up to 1, but a sum is exp.0.693.*log_softmax'),
-        (np.full((2, 2, 2), math.nan), [0, 1], 'sum up to 1, but a sum is exp.nan'),
+        (np.zeros((2, 2, 2)), [0, 1], 'sum to 1, but one sum is exp.0.693.*log_softmax'),
+        (np.full((2, 2, 2), math.nan), [0, 1], 'sum to 1, but one sum is exp.nan'),
     ],
 )
 def test_what_is_no_prediction(logs, target, message):
@@ -145,7 +145,7 @@ def test_what_is_no_prediction(logs, target, message):
 
 
 def test_one_model_has_no_variance_to_estimate():
-    with pytest.raises(ValueError, match='at least two of them, got 1'):
+    with pytest.raises(ValueError, match='at least two models, got 1'):
         pseudo_values(*predictions(models=1))
 
 

@@ -131,7 +131,7 @@ def test_log_probabilities_are_those_of_each_test_image(cfg):
 def test_records_are_not_made_from_an_inexact_cache(tmp_path):
     run = live(save_teacher(tmp_path / 'teacher.pth'))
     folder = make_cache(tmp_path / 'cache', run, views=1, dtype='float16')
-    with pytest.raises(ValueError, match="do not hold the teacher's exact logits.*without teacher_cache"):
+    with pytest.raises(ValueError, match="does not hold the teacher's exact logits.*without teacher_cache"):
         records_of_checkpoints(cached(run, folder), {}, [4.0])
 
 
@@ -168,11 +168,11 @@ def test_records_of_checkpoints_are_those_of_their_students(cfg, tmp_path, norm_
 
 def test_network_alone_has_no_regularization_samples(cfg):
     cfg.model = network(2)
-    with pytest.raises(ValueError, match='this config has none: its model is a ImageClassifier'):
+    with pytest.raises(ValueError, match='the model of this config, a ImageClassifier, has none'):
         records_of_checkpoints(cfg, {}, [4.0])
 
 
 @pytest.mark.parametrize('sample', [DataSample(), DataSample().set_gt_label([1, 2])])
 def test_image_without_one_class(sample):
-    with pytest.raises(ValueError, match='each image should have one class'):
+    with pytest.raises(ValueError, match='each image should have exactly one class'):
         true_classes([sample])

@@ -6,11 +6,11 @@ from mmwsl.analysis import (
     RECORD,
     changed,
     flow,
-    held_back,
     is_regularization,
+    lowered_logit_share,
     read_records,
     records_of_logits,
-    share,
+    regularization_share,
     write_records,
 )
 from mmwsl.analysis import records as records_module
@@ -27,21 +27,21 @@ def members(flags, index=None):
 
 def test_share_counts_where_b_outweighs_a():
     assert is_regularization(members([1, 0, 1, 0])).tolist() == [True, False, True, False]
-    assert share(members([1, 0, 0, 0])) == 0.25
-    assert np.isnan(share(members([])))
+    assert regularization_share(members([1, 0, 0, 0])) == 0.25
+    assert np.isnan(regularization_share(members([])))
 
 
 def test_a_tie_is_no_regularization_sample():
     records = members([1])
     records['b'] = 0.5
-    assert share(records) == 0
+    assert regularization_share(records) == 0
 
 
-def test_held_back_are_those_whose_soft_label_lowers_the_logit():
+def test_lowered_logits_are_those_whose_soft_label_lowers_the_logit():
     records = members([1, 1, 1, 0])
     records['b'] = [0.6, 0.51, -0.6, 0.4]
-    assert (share(records), held_back(records)) == (0.75, 0.5)
-    assert np.isnan(held_back(members([])))
+    assert (regularization_share(records), lowered_logit_share(records)) == (0.75, 0.5)
+    assert np.isnan(lowered_logit_share(members([])))
 
 
 def test_flow_of_five_samples():
@@ -73,9 +73,9 @@ def test_nothing_is_kept_of_an_empty_set():
 def test_mixed_classes_have_no_share_and_no_flow():
     mixed = members([1, 0])
     mixed['a'], mixed['b'] = np.nan, np.nan
-    assert np.isnan(share(mixed)) and np.isnan(held_back(mixed))
+    assert np.isnan(regularization_share(mixed)) and np.isnan(lowered_logit_share(mixed))
     for refuse in (flow, lambda *epochs: changed(list(epochs))):
-        with pytest.raises(ValueError, match='mixed classes.*record a run without batch_augments'):
+        with pytest.raises(ValueError, match='mixed classes.*use a run without batch_augments'):
             refuse(members([1, 0]), mixed)
 
 
@@ -95,7 +95,7 @@ def test_records_of_logits_are_those_of_the_loss(tau):
     assert records['index'].tolist() == list(range(100, 130))
     for name in RECORD.names[1:]:
         np.testing.assert_allclose(records[name], loss.sample_terms[name].numpy(), rtol=1e-4, atol=1e-6)
-    assert share(records) == pytest.approx(loss.statistics['regularization_share'].item())
+    assert regularization_share(records) == pytest.approx(loss.statistics['regularization_share'].item())
 
 
 def test_records_are_read_as_they_were_written_in_order(tmp_path):
@@ -118,7 +118,7 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     for epoch in (1, 2):
         with pytest.raises(OSError, match='no space'):
             write_records(members([0]), tmp_path, epoch)
-    assert [share(records) for records in read_records(tmp_path).values()] == [1]
+    assert [regularization_share(records) for records in read_records(tmp_path).values()] == [1]
 
 
 def test_a_run_without_records(tmp_path):

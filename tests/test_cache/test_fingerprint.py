@@ -111,7 +111,7 @@ def test_where_files_lie_does_not_matter(tmp_path):
 
 @pytest.mark.parametrize('name', ['Mixup', 'mmdet.CachedMixUp', 'CutMix', 'Mosaic'])
 def test_mixing_in_the_pipeline_is_refused(name):
-    with pytest.raises(ValueError, match=f"{name} mixes images, and a teacher's record is of one image"):
+    with pytest.raises(ValueError, match=f'{name} mixes images, and a teacher cache holds answers to single images'):
         refuse_mixing([dict(type='RandomFlip'), dict(type=name)])
 
 

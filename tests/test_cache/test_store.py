@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from mmwsl.cache import CacheError, RecordFormat, TeacherCache
+from mmwsl.cache import AnswerFormat, CacheError, TeacherCache
 from mmwsl.cache.store import Manifest, Shard, open_shard, strange_shards, write_shard
 
 LENGTH, VIEWS, PARTS = 11, 3, 2
-FORM = RecordFormat(4)
+FORM = AnswerFormat(4)
 
 
 def make(folder, length=LENGTH, **fields):
@@ -28,7 +28,7 @@ def make(folder, length=LENGTH, **fields):
                 views=VIEWS,
                 length=length,
                 parts=PARTS,
-                record=FORM,
+                answer_format=FORM,
                 batch_size=None,
                 fingerprint=dict(teacher=dict(weights='a'), data=dict(length=length)),
                 versions=dict(torch='0'),
@@ -54,7 +54,7 @@ def read_all(folder):
     return [cache.read(view, image).data for view in range(VIEWS) for image in range(LENGTH)]
 
 
-def test_each_record_is_found(tmp_path):
+def test_each_answer_is_found(tmp_path):
     cache = TeacherCache(make(tmp_path))
     for view, image in [(0, 0), (2, 10), (0, 10), (1, 5), (1, 4), (2, 0)]:
         assert number(cache, view, image) == 100 * view + image
@@ -65,11 +65,11 @@ def test_parts_are_strided_so_that_sorted_classes_are_mixed(tmp_path):
     assert [manifest.images(part).tolist() for part in range(2)] == [[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9]]
 
 
-def test_records_are_mapped_and_not_loaded(tmp_path):
-    records = open_shard(make(tmp_path), Manifest.load(tmp_path), Shard(0, 0))
-    while not isinstance(records, np.memmap):
-        records = records.base
-    assert str(records.filename) == str(tmp_path / '0000-00000.npy')
+def test_answers_are_mapped_and_not_loaded(tmp_path):
+    answers = open_shard(make(tmp_path), Manifest.load(tmp_path), Shard(0, 0))
+    while not isinstance(answers, np.memmap):
+        answers = answers.base
+    assert str(answers.filename) == str(tmp_path / '0000-00000.npy')
 
 
 def test_only_the_shards_of_one_view_are_open(tmp_path):
@@ -115,16 +115,16 @@ def test_a_truncated_shard_is_found(tmp_path, kept):
 def test_a_shard_in_anothers_place_is_found(tmp_path):
     make(tmp_path)
     shutil.copy(tmp_path / '0000-00000.npy', tmp_path / '0001-00000.npy')
-    with pytest.raises(CacheError, match=r'0001-00000\.npy is damaged or of another cache \(record 0\)'):
+    with pytest.raises(CacheError, match=r'0001-00000\.npy is damaged or of another cache \(answer 0\)'):
         TeacherCache(tmp_path).read(1, 0)
 
 
-def test_a_record_in_anothers_place_is_found(tmp_path):
+def test_an_answer_in_anothers_place_is_found(tmp_path):
     shard = make(tmp_path) / '0000-00000.npy'
-    records = np.load(shard)
-    records[[0, 1]] = records[[1, 0]]
-    np.save(shard, records)
-    with pytest.raises(CacheError, match='record 1'):
+    answers = np.load(shard)
+    answers[[0, 1]] = answers[[1, 0]]
+    np.save(shard, answers)
+    with pytest.raises(CacheError, match='answer 1'):
         TeacherCache(tmp_path).read(0, 2)
     assert number(TeacherCache(tmp_path), 0, 4) == 4
 
@@ -158,11 +158,11 @@ def as_format_1(folder):
     path = make(folder) / 'cache.json'
     for shard in folder.glob('*.npy'):
         view, part = map(int, shard.stem.split('-'))
-        records = np.load(shard)
-        for row in range(len(records)):
+        answers = np.load(shard)
+        for row in range(len(answers)):
             place = struct.pack('<QQQ', 7, view, part + PARTS * row)
-            records['check'][row] = zlib.crc32(place + records[row].tobytes()[:-4])
-        np.save(shard, records)
+            answers['check'][row] = zlib.crc32(place + answers[row].tobytes()[:-4])
+        np.save(shard, answers)
     content = json.loads(path.read_text())
     del content['format'], content['checksum']
     checksum = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -175,7 +175,7 @@ def test_format_1_is_read_with_a_warning(tmp_path, monkeypatch):
     cache = TeacherCache(as_format_1(tmp_path))
     assert [number(cache, view, 5) for view in range(VIEWS)] == [5, 105, 205]
     cache.manifest.warn_of_other_versions()
-    assert 'is of format 1, whose shards do not tell' in told[0]
+    assert 'has format 1, whose shards do not tell' in told[0]
     Manifest.load(tmp_path).save(tmp_path)  # and stays what it is
     assert Manifest.load(tmp_path).format == 1
     TeacherCache(tmp_path).read(0, 0)
@@ -216,14 +216,21 @@ def test_an_unfinished_cache_is_refused(tmp_path, unfinished):
 def test_another_format_is_refused(tmp_path):
     path = make(tmp_path) / 'cache.json'
     path.write_text(json.dumps({**json.loads(path.read_text()), 'format': 3}))
-    with pytest.raises(CacheError, match=r'of format 3, and this version of mmwsl reads \(1, 2\)'):
+    with pytest.raises(CacheError, match=r'has format 3, and this version of mmwsl reads \(1, 2\)'):
         TeacherCache(tmp_path)
 
 
-def test_identity_is_that_of_the_records(tmp_path):
+def test_identity_is_that_of_the_answers(tmp_path):
     manifest = Manifest.load(make(tmp_path))
     assert replace(manifest, views=9, top1=None, versions={}).identity == manifest.identity
     assert replace(manifest, seed=9).identity != manifest.identity
+
+
+def test_caches_of_0_1_0_keep_their_keys_and_identity(tmp_path):
+    content = json.loads((make(tmp_path) / 'cache.json').read_text())
+    assert content['record'] == dict(classes=4, top_k=None, dtype='float32', taus=[])
+    assert 'answer_format' not in content
+    assert Manifest.load(tmp_path).identity == '29d3bd030f1f0259'  # as it was when the key was also the field's name
 
 
 def warnings_of_store(monkeypatch):

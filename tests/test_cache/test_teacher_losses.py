@@ -44,8 +44,8 @@ def test_what_is_saved_is_loaded(tmp_path):
 @pytest.mark.parametrize(
     'losses, labels, message',
     [
-        (single([1, np.nan]), np.array([0, 1]), r'got nan for image 1 \(1 of 2 are such\)'),
-        (single([-1, np.inf]), np.array([0, 1]), r'got -1.0 for image 0 \(2 of 2 are such\)'),
+        (single([1, np.nan]), np.array([0, 1]), r'got nan for image 1 \(1 of 2 losses are wrong\)'),
+        (single([-1, np.inf]), np.array([0, 1]), r'got -1.0 for image 0 \(2 of 2 losses are wrong\)'),
         (np.array([1.0, 2.0]), np.array([0, 1]), r'float64 of shape \(2,\) and int64 of shape \(2,\)'),
         (single([1, 2]), np.array([0]), r'float32 of shape \(2,\) and int64 of shape \(1,\)'),
         (single([1, 2]), single([0, 1]), r'and float32 of shape \(2,\)'),
@@ -98,9 +98,9 @@ def rewritten(path, **changes):
 
 
 def test_content_that_was_changed_is_found(path):
-    with pytest.raises(CacheError, match='checksum does not fit'):
+    with pytest.raises(CacheError, match='checksum does not match'):
         TeacherLosses.load(rewritten(path, losses=single([0.25, 1, 2])))
-    with pytest.raises(CacheError, match='checksum does not fit'):
+    with pytest.raises(CacheError, match='checksum does not match'):
         TeacherLosses.load(rewritten(path, losses=single([0.25, 1, 2.5]), labels=np.array([3, 0, 1])))
 
 
@@ -117,7 +117,7 @@ def test_arrays_of_something_else(path, missing):
 
 def test_another_format_is_named(path):
     header = json.dumps(dict(format=2, something='else')).encode()
-    with pytest.raises(CacheError, match='is of format 2, and this version of mmwsl reads 1: make one with'):
+    with pytest.raises(CacheError, match='has format 2, and this version of mmwsl reads 1: make one with'):
         TeacherLosses.load(rewritten(path, header=np.frombuffer(header, np.uint8)))
 
 
@@ -137,7 +137,7 @@ def test_a_pickle_is_not_run(path):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(CacheError, match=r'no teacher losses in .*l\.npz: make one with tools/teacher_losses\.py'):
+    with pytest.raises(CacheError, match=r'no file of teacher losses .*l\.npz: make one with tools/teacher_losses\.py'):
         TeacherLosses.load(tmp_path / 'l.npz')
     with pytest.raises(IsADirectoryError):
         TeacherLosses.load(tmp_path)
@@ -150,7 +150,7 @@ def test_a_file_that_is_not_there(tmp_path):
     'wrapper',
     [
         dict(type='mmwsl.SeededViews'),
-        dict(type='mmwsl.Resample', seed=0),
+        dict(type='mmwsl.BootstrapDataset', seed=0),
         dict(type='mmwsl.Fold'),
         dict(type='mmwsl.DeviceDataset', device='cpu'),
         dict(type='RepeatDataset', times=2),
@@ -165,7 +165,7 @@ def test_wrappers_and_other_pipelines_are_the_same_training_set(wrapper):
 
 def test_labels_are_those_of_the_items(tmp_path):
     dataset = digits(pipeline=NOISY)
-    labels, _ = training_set(DATASETS.build(dict(type='mmwsl.Resample', seed=0, dataset=dataset)))
+    labels, _ = training_set(DATASETS.build(dict(type='mmwsl.BootstrapDataset', seed=0, dataset=dataset)))
     assert labels.tolist() == [dataset[index]['data_samples'].gt_label.item() for index in range(60)]
     assert 5 < (labels != training_set(digits())[0]).sum() < 30  # 18 are expected to be wrong
 
@@ -176,8 +176,8 @@ def test_other_labels_are_named():
     wrong = np.flatnonzero(noisy != losses.labels)
     with pytest.raises(
         CacheError,
-        match=rf'training set: labels of {len(wrong)} of 60 images are others \(image '
-        rf'{wrong[0]}: {losses.labels[wrong[0]]} in the file and {noisy[wrong[0]]} here\)\. Mend',
+        match=rf'training set: labels of {len(wrong)} of 60 images are different \(image '
+        rf'{wrong[0]}: {losses.labels[wrong[0]]} in the file and {noisy[wrong[0]]} here\)\. Correct',
     ):
         losses.check(digits(pipeline=NOISY))
 
@@ -191,7 +191,7 @@ def test_other_images_are_named():
     dataset = digits(serialize_data=False)
     losses = losses_of(dataset)
     dataset.data_list[7]['img'] = dataset.data_list[7]['img'] ^ 1
-    with pytest.raises(CacheError, match=r'training set: images are others\. Mend'):
+    with pytest.raises(CacheError, match=r'training set: images are different\. Correct'):
         losses.check(dataset)
 
 
@@ -213,7 +213,7 @@ def test_files_are_compared_by_name_and_not_by_place(folder):
     losses = losses_of(folder('here'))
     assert losses.labels.tolist() == [0, 0, 1, 1]
     losses.check(folder('there'))
-    with pytest.raises(CacheError, match='images are others'):
+    with pytest.raises(CacheError, match='images are different'):
         losses.check(folder('elsewhere', ['0.png', '2.png']))
 
 
@@ -224,7 +224,7 @@ def test_images_have_the_fingerprint_of_a_cache():
 def test_a_place_that_is_not_unique_is_refused():
     joined = ConcatDataset([digits(), digits()])
     for dataset in (joined, DATASETS.build(dict(type='mmwsl.SeededViews', dataset=joined))):
-        with pytest.raises(ValueError, match='found by its sample_idx, and a ConcatDataset gives the same one'):
+        with pytest.raises(ValueError, match='looked up by its sample_idx, and a ConcatDataset uses the same'):
             training_set(dataset)
 
 
@@ -241,5 +241,5 @@ def test_an_image_without_one_class_is_refused(label):
 
 
 def test_a_dataset_that_does_not_tell_its_images_is_refused():
-    with pytest.raises(ValueError, match='and a list does not: derive it from mmpretrain.BaseDataset'):
+    with pytest.raises(ValueError, match='and list lacks: derive it from mmpretrain.BaseDataset'):
         training_set([1, 2])

@@ -35,7 +35,7 @@ def test_an_epoch_is_the_view_of_the_cache_that_it_is_modulo_v(folder):
             replayed = dataset[View(image, epoch, 12345)]
             expected = alone[View(image, epoch % VIEWS, SEED)]
             assert torch.equal(replayed['inputs'], expected['inputs'])
-            assert replayed['data_samples'].teacher_record == dataset.cache.read(epoch % VIEWS, image)
+            assert replayed['data_samples'].teacher_answer == dataset.cache.read(epoch % VIEWS, image)
 
 
 def test_views_differ(folder):
@@ -65,7 +65,7 @@ def epochs_of(folder, num_workers):
     for epoch in range(VIEWS + 1):
         sampler.set_epoch(epoch)
         found += [
-            (item['inputs'].flatten().tolist(), item['data_samples'].teacher_record)
+            (item['inputs'].flatten().tolist(), item['data_samples'].teacher_answer)
             for batch in loader
             for item in batch
         ]
@@ -79,7 +79,7 @@ def test_workers_read_the_same(folder):
 
 
 def test_a_plain_index_is_answered_without_a_record(folder):
-    assert 'teacher_record' not in cached_views(folder)[3]['data_samples']
+    assert 'teacher_answer' not in cached_views(folder)[3]['data_samples']
 
 
 def test_builds_from_a_config(folder):
@@ -120,11 +120,11 @@ def test_a_pipeline_that_packs_no_sample(tmp_path, folder, monkeypatch):
 def test_damage_is_found_before_it_is_used(tmp_path):
     damaged = make_cache(tmp_path / 'cache', live(save_teacher(tmp_path / 'teacher.pth')), 1)
     content = bytearray((damaged / '0000-00000.npy').read_bytes())
-    content[-53] ^= 4  # in the last image's record
+    content[-53] ^= 4  # in the last image's answer
     (damaged / '0000-00000.npy').write_bytes(content)
     dataset = cached_views(damaged)
     dataset[View(98, 0, 0)]
-    with pytest.raises(CacheError, match=r'0000-00000\.npy is damaged or of another cache \(record 99\)'):
+    with pytest.raises(CacheError, match=r'0000-00000\.npy is damaged or of another cache \(answer 99\)'):
         dataset[View(99, 0, 0)]
 
 
@@ -138,12 +138,16 @@ class Drops(torch.nn.Module):
 @pytest.mark.parametrize(
     'image, change, message',
     [
-        (7, lambda dataset: dataset.pipeline.transforms.insert(0, Drops()), 'returned nothing for image 7, and image'),
-        (5, lambda dataset: dataset.pipeline.transforms.insert(0, relabel), 'image 5 is of class 3 here and of class'),
+        (
+            7,
+            lambda dataset: dataset.pipeline.transforms.insert(0, Drops()),
+            'nothing for image 7, and mmengine replaced it by image',
+        ),
+        (5, lambda dataset: dataset.pipeline.transforms.insert(0, relabel), 'image 5 has class 3 here and class'),
     ],
     ids=['another image', 'another label'],
 )
-def test_record_of_another_image_is_refused(folder, image, change, message):
+def test_answer_to_another_image_is_refused(folder, image, change, message):
     dataset = cached_views(folder)
     dataset[View(image, 0, 0)]
     change(dataset.dataset)

@@ -59,7 +59,7 @@ def test_it_is_registered_with_names_and_colours():
     'kwargs, words',
     [
         (dict(task='depth'), "^task should be one of .*got 'depth'"),
-        (dict(size=20), '^a canvas should hold a digit of 32 pixels.*size=20'),
+        (dict(size=20), '^size should be at least 32 pixels.*size=20'),
         (dict(digits=(3, 1)), 'digits=\\(3, 1\\)'),
         (dict(split='val'), "^split should be 'train' or 'test'"),
     ],

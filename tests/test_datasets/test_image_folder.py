@@ -36,7 +36,7 @@ def test_what_is_in_a_folder_is_told(split):
         '  40 x 20 to 60 x 30 pixels, 3 grey, the others in colour',
         '  left out: 1 hidden folders: train/.cache',
         '  left out: 2 empty or broken files: train/cat/empty.png, val/dog/cut.jpg',
-        '  left out: 1 files that are no images by their names: train/dog/notes.txt',
+        '  left out: 1 files without the suffix of an image: train/dog/notes.txt',
     ]
 
 
@@ -78,16 +78,20 @@ def test_statistics_are_of_all_pixels(tmp_path):
 @pytest.mark.parametrize(
     'made, data, message',
     [
-        ((), 'nothing', r'there is no folder .*nothing; .* has none\. Give --data the folder that holds'),
+        ((), 'nothing', r'there is no folder .*nothing; .* has none\. Give --data the folder with train'),
         (('mine/a/0.png',), 'mne', r'there is no folder .*mne; .* has mine\.'),
-        (('a/0.png', 'a/1.png'), '', r'two classes or more.*got 1 \(a\)\. Give --data the folder above'),
-        (('0.png',), '', r'two classes or more.*got none'),
+        (('a/0.png', 'a/1.png'), '', r'two or more folders of classes.*got 1 \(a\)\. Give --data the folder above'),
+        (('0.png',), '', r'two or more folders of classes.*got none'),
         (
             ('train/a/0.png', 'train/b/0.png', 'val/a/0.png', 'val/B/0.png'),
             '',
             r'should have the same classes; only in train/: b; only in val/: B\. Rename or delete',
         ),
-        (('a/0.png', 'b/0.txt'), '', r'no training image that opens .* of the class b; left out were b/0\.txt\. Add'),
+        (
+            ('a/0.png', 'b/0.txt'),
+            '',
+            r'no training image .* can be opened for the class b; left out were b/0\.txt\. Add',
+        ),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_explained(tmp_path, made, data, message):

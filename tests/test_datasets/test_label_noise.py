@@ -52,7 +52,7 @@ def test_label_that_is_no_class(label):
 
 
 def test_image_without_a_place():
-    with pytest.raises(ValueError, match=r"needs sample_idx.*got \['gt_label', 'img'\]"):
+    with pytest.raises(ValueError, match=r"needs sample_idx.*got only \['gt_label', 'img'\]"):
         LabelNoise(0.5, 10)(dict(img=None, gt_label=1))
 
 

@@ -178,7 +178,7 @@ def test_mmengines_wrappers_work_inside_and_are_explained_outside(wrapper):
     inside = DATASETS.build(dict(type='mmwsl.SeededViews', dataset=dict(wrapper, dataset=inner)))
     assert inside[next(iter(ViewSampler(inside)))]['gt_label'] in range(10)
     outside = DATASETS.build(dict(wrapper, dataset=dict(type='mmwsl.SeededViews', dataset=inner)))
-    with pytest.raises(TypeError, match=rf'{wrapper["type"]} does not know them\. Make mmwsl\.SeededViews the outer'):
+    with pytest.raises(TypeError, match=rf'{wrapper["type"]} takes only indices\. Make mmwsl\.SeededViews the outer'):
         ViewSampler(outside)
 
 
@@ -325,7 +325,9 @@ def test_generator_of_a_transform_follows_the_view(generator):
 
 def test_view_that_comes_out_otherwise_when_drawn_again_is_refused_by_name():
     dataset = SeededViews(digits(OwnGenerator(random.Random()), Hidden()))
-    with pytest.raises(ValueError, match='the transform Hidden gives another image when the same view is drawn again'):
+    with pytest.raises(
+        ValueError, match='the transform Hidden returns a different image when the same view is drawn again'
+    ):
         dataset[View(1, 2, 3)]
 
 
@@ -342,7 +344,7 @@ def test_objects_are_compared_by_what_they_hold(draw, repeats):
     if repeats:
         assert dataset[View(1, 2, 3)]['boxes'].numbers[1, 3] == 0.5
     else:
-        with pytest.raises(ValueError, match='gives another image when the same view is drawn again'):
+        with pytest.raises(ValueError, match='returns a different image when the same view is drawn again'):
             dataset[View(1, 2, 3)]
 
 

@@ -231,7 +231,7 @@ REFUSED = {
     'CenterNetHead': 'heat maps',
     'CenterNetUpdateHead': 'heat maps',
     'LDHead': 'KnowledgeDistillationSingleStageDetector',
-    'ATSSVLFusionHead': 'a text',
+    'ATSSVLFusionHead': 'boxes with text',
     'RPNHead': 'none of RetinaHead',
 }
 
@@ -251,7 +251,7 @@ def test_heads_without_comparable_scores_are_refused_with_the_reason(name):
     kind = DET_MODELS.get(name)
     network = torch.nn.Module()
     network.__dict__['bbox_head'] = kind.__new__(kind)
-    with pytest.raises(ValueError, match=f'the student has a {name}, and .*{REFUSED[name]}.*Take another bbox_head'):
+    with pytest.raises(ValueError, match=f'the student has a {name}, and .*{REFUSED[name]}.*Use another bbox_head'):
         check_head('student', network)
 
 
@@ -331,19 +331,21 @@ def test_a_teacher_with_other_levels_is_named():
     student, teacher = detector('RetinaHead'), detector('RetinaHead', 4)
     teacher['neck']['num_outs'] = 3
     model = distillation(student, teacher)
-    with pytest.raises(ValueError, match=r"was given class scores of shape .* and the teacher's .*neck.num_outs"):
+    with pytest.raises(
+        ValueError, match=r'student has class scores of shape .* and the teacher of shape .*neck.num_outs'
+    ):
         losses(model, batch())
 
 
 def test_losses_that_do_not_fit_are_refused():
     with pytest.raises(
         ValueError,
-        match='loss_x: SoftCrossEntropy is not defined for .*GFLHead, a head of sigmoids. '
-        'Take mmwsl.WeightedLoss with loss=.*BernoulliKD',
+        match='loss_x: SoftCrossEntropy is not defined for .*GFLHead, a sigmoid head. '
+        'Use mmwsl.WeightedLoss with loss=.*BernoulliKD',
     ):
         wired(dict(type='mmwsl.WSLLoss'))
     softmax = [detector('RetinaHead', base, loss_cls=dict(type='CrossEntropyLoss')) for base in (2, 4)]
-    with pytest.raises(ValueError, match='loss_x: BernoulliKD is not defined for .*RetinaHead, a head of a softmax'):
+    with pytest.raises(ValueError, match='loss_x: BernoulliKD is not defined for .*RetinaHead, a softmax head'):
         wired(BERNOULLI, softmax[0], teacher=softmax[1])
 
 

@@ -251,7 +251,7 @@ def test_the_page_has_the_table():
 def test_heads_without_class_scores_of_pixels_are_refused_with_the_reason(name):
     kind = SEG_MODELS.get(name)
     assert kind is not None
-    with pytest.raises(ValueError, match=f'the student has a {name}, and .*{REFUSED[name]}.*Take another decode_head'):
+    with pytest.raises(ValueError, match=f'the student has a {name}, and .*{REFUSED[name]}.*Use another decode_head'):
         check_head('student', kind.__new__(kind))
 
 
@@ -261,7 +261,7 @@ def test_one_sigmoid_for_two_classes_is_refused():
             num_classes=2, out_channels=1, threshold=0.3, loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True)
         )
     )
-    with pytest.raises(ValueError, match='the student has a FCNHead, and it has 1 output for 2 classes'):
+    with pytest.raises(ValueError, match=r'the student has a FCNHead, and it has 1 output channel\(s\) for 2 classes'):
         distillation(student)
 
 

@@ -35,7 +35,7 @@ def teachers_answer(path, dataset, views, training=False):
 
 
 def read(cache, views):
-    form = cache.manifest.record
+    form = cache.manifest.answer_format
     data = b''.join(cache.read(view.epoch, view.image).data for view in views)
     return form.decode(np.frombuffer(data, form.layout))
 
@@ -102,8 +102,8 @@ def test_a_cached_config_builds_what_its_live_one_builds(tmp_path, teacher):
 def test_taus_are_the_losses_unless_given(tmp_path, teacher):
     make_cache(tmp_path / 'own', live(teacher), top_k=3)
     make_cache(tmp_path / 'given', live(teacher), top_k=3, taus=[8, 4])
-    assert TeacherCache(tmp_path / 'own').manifest.record.taus == (2.0,)
-    assert TeacherCache(tmp_path / 'given').manifest.record.taus == (4.0, 8.0)
+    assert TeacherCache(tmp_path / 'own').manifest.answer_format.taus == (2.0,)
+    assert TeacherCache(tmp_path / 'given').manifest.answer_format.taus == (4.0, 8.0)
 
 
 # killed at any line
@@ -302,7 +302,7 @@ def test_damage_is_found_at_the_end(tmp_path, teacher):
     content = bytearray(shard.read_bytes())
     content[-70] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(CacheError, match=r'0001-00000\.npy is damaged or .* \(record 98\): delete it and run .* again'):
+    with pytest.raises(CacheError, match=r'0001-00000\.npy is damaged or .* \(answer 98\): delete it and run .* again'):
         make_cache(tmp_path, live(teacher))
 
 
@@ -338,7 +338,9 @@ def test_mixing_is_refused(tmp_path, teacher, place):
         cfg.model.architecture.train_cfg = mixing
     else:
         cfg.model.data_preprocessor = dict(PREPROCESSOR, batch_augments=mixing)
-    with pytest.raises(ValueError, match="Mixup and ResizeMix mixes images, and a teacher's record is of one image"):
+    with pytest.raises(
+        ValueError, match='Mixup and ResizeMix mixes images, and a teacher cache holds answers to single images'
+    ):
         make_cache(tmp_path, cfg)
 
 

@@ -1,4 +1,4 @@
-"""Runs that train together: each comes out as tools/train.py makes it. What a GPU records is shown on one alone."""
+"""Runs that train together: each comes out as tools/train.py makes it. What a GPU captures is shown on one alone."""
 
 import copy
 from pathlib import Path
@@ -267,7 +267,7 @@ def test_halved_weights_give_what_autocast_gives():
         assert theirs.grad.any() and torch.equal(ours.grad, theirs.grad)
 
 
-def test_an_epoch_may_be_shorter_than_the_steps_before_a_graph_is_recorded(config, tmp_path):
+def test_an_epoch_may_be_shorter_than_the_steps_before_a_graph_is_captured(config, tmp_path):
     init_default_scope('mmpretrain')
     cfg = config('alone', alone=True)
     batches = Batches(Runner.build_dataloader(cfg.train_dataloader, seed=0))
@@ -291,13 +291,13 @@ def test_cuda_graphs_train_as_eager_steps_do(config, tmp_path):
         return Together([Member(cfg, tmp_path, 4, torch.device('cuda')) for cfg in configs], batches)
 
     with deterministic:
-        recorded, eager = made(), made()
-        drawn = {0: recorded.batches[0].drawn(0)}
-        recorded.record(drawn)
-        recorded.train_epoch(drawn)
+        captured, eager = made(), made()
+        drawn = {0: captured.batches[0].drawn(0)}
+        captured.capture(drawn)
+        captured.train_epoch(drawn)
         eager.train_epoch(drawn)
         torch.cuda.synchronize()
-    for ours, theirs in zip(recorded.members, eager.members, strict=True):
+    for ours, theirs in zip(captured.members, eager.members, strict=True):
         assert ours.step_number == theirs.step_number == 4
         for found, expected in zip(ours.state(), theirs.state(), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)

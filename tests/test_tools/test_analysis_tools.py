@@ -149,7 +149,7 @@ def test_the_same_resample_for_every_config_and_another_for_every_run(tmp_path, 
         )
         for cfg in trained
     ]
-    assert sorted(wrapped) == [('mmwsl.SeededViews', 'mmwsl.Resample', seed, seed) for seed in (0, 0, 1, 1)]
+    assert sorted(wrapped) == [('mmwsl.SeededViews', 'mmwsl.BootstrapDataset', seed, seed) for seed in (0, 0, 1, 1)]
     recorded = ['sample_records' in cfg.default_hooks for cfg in trained]
     assert recorded == ['teacher' in cfg.model for cfg in trained]
 
@@ -160,7 +160,7 @@ def test_resample_lies_inside_of_a_device_dataset(tmp_path):
     dataset = cfg.train_dataloader.dataset
     assert [dataset.type, dataset.dataset.type, dataset.dataset.dataset.type] == [
         'mmwsl.DeviceDataset',
-        'mmwsl.Resample',
+        'mmwsl.BootstrapDataset',
         'mmwsl.Digits',
     ]
 
@@ -316,7 +316,7 @@ def test_checkpoints_at_several_temperatures(tmp_path, monkeypatch):
 
 def test_the_innermost_dataset_is_the_one_that_indices_speak_of():
     digits = dict(type='mmwsl.Digits', split='train', pipeline=[dict(type='PackInputs')])
-    wrapped = dict(type='mmwsl.SeededViews', dataset=dict(type='mmwsl.Resample', seed=0, dataset=digits))
+    wrapped = dict(type='mmwsl.SeededViews', dataset=dict(type='mmwsl.BootstrapDataset', seed=0, dataset=digits))
     assert regularization_samples.innermost(wrapped) == [digits]
     joined = dict(type='ConcatDataset', datasets=[wrapped, dict(type='RepeatDataset', times=2, dataset=digits)])
     assert regularization_samples.innermost(dict(type='mmwsl.SeededViews', dataset=joined)) == [digits, digits]

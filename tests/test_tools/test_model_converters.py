@@ -167,7 +167,7 @@ def weights_of(forward, *args):
     [
         (
             preactivation((2, 2, 2, 2)),
-            r'depth 18 with 10 classes\. The nearest is ResNet \(kuangliu.*but for bn1\.weight',
+            r'depth 18 with 10 classes\. The nearest is ResNet \(kuangliu.*except for bn1\.weight',
         ),
         (
             weights_of(repvgg, (1, 1, 1, 1), (8, 8, 8, 8), 7),
@@ -196,7 +196,7 @@ def test_unknown_layout_is_named():
     weights = {**published(build(network(4)).state_dict()), 'blocks.0.weight': torch.zeros(1)}
     with pytest.raises(
         ValueError,
-        match=r'unknown layout.*depth 8.*nearest is ResNet \(RepDistiller.*but for '
+        match=r'unknown layout.*depth 8.*nearest is ResNet \(RepDistiller.*except for '
         r'blocks\.0\.weight\. docs/teachers',
     ):
         import_teacher.convert(weights)

@@ -108,7 +108,7 @@ def test_a_loss_of_nearly_nothing_is_not_lost(tmp_path):
     np.testing.assert_allclose(found.losses[found.labels != 3], 40, rtol=1e-5)
 
 
-@pytest.mark.parametrize('wrapper', [dict(type='mmwsl.Resample', seed=0), dict(type='mmwsl.Fold', folds=3)])
+@pytest.mark.parametrize('wrapper', [dict(type='mmwsl.BootstrapDataset', seed=0), dict(type='mmwsl.Fold', folds=3)])
 def test_each_image_of_the_training_set_is_asked_even_if_a_wrapper_leaves_it_out(odd, wrapper):
     cfg = config(wrapper=wrapper)
     found, _ = measure_losses(cfg, odd[:1])
@@ -162,7 +162,10 @@ def test_folds_need_a_checkpoint_each(odd):
 
 @pytest.mark.parametrize(
     'wrapper, names',
-    [(dict(type='mmwsl.Resample', seed=0), 'Resample'), (dict(type='RepeatDataset', times=2), 'RepeatDataset')],
+    [
+        (dict(type='mmwsl.BootstrapDataset', seed=0), 'BootstrapDataset'),
+        (dict(type='RepeatDataset', times=2), 'RepeatDataset'),
+    ],
 )
 def test_folds_of_something_else_than_the_training_set(odd, wrapper, names):
     with pytest.raises(ValueError, match=f'folds should be of the training set itself, .* got {names}. Remove'):
@@ -283,7 +286,7 @@ def test_the_temperature_of_one_fold(sharpened):
     cfg = config(indices=600, wrapper=dict(type='mmwsl.Fold', folds=3))
     found = calibrate(cfg, sharpened[1:2], fold=1)
     assert found.tau == pytest.approx(3, rel=1e-4) and found.images == 200
-    with pytest.raises(ValueError, match='the network knows no more of them than chance'):
+    with pytest.raises(ValueError, match='the network is no better than chance on them'):
         calibrate(cfg, sharpened[1:2], fold=0)
 
 

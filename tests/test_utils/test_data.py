@@ -59,10 +59,12 @@ def test_an_image_that_comes_twice_keeps_its_number():
     assert ids(dataset) == [(5, 0), (6, 1), (5, 0), (6, 1), (9, 2), (7, 3), (10, 4), (11, 5)]
 
 
-@pytest.mark.parametrize('wrapper', ['mmwsl.SeededViews', 'mmwsl.Resample'])
+@pytest.mark.parametrize('wrapper', ['mmwsl.SeededViews', 'mmwsl.BootstrapDataset'])
 def test_our_wrappers_number_what_they_wrap(wrapper):
     inner = dict(type='ConcatDataset', datasets=[part([5, 6]), part([7, 8])])
-    dataset = DATASETS.build(dict(type=wrapper, dataset=inner, **({'seed': 0} if wrapper == 'mmwsl.Resample' else {})))
+    dataset = DATASETS.build(
+        dict(type=wrapper, dataset=inner, **({'seed': 0} if wrapper == 'mmwsl.BootstrapDataset' else {}))
+    )
     assert {number - index for number, index in ids(dataset)} == {5}
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config, DictAction
 
-from mmwsl.analysis import FEWEST_MODELS, bootstrap, pseudo_values, read_records, share
+from mmwsl.analysis import FEWEST_MODELS, bootstrap, pseudo_values, read_records, regularization_share
 from mmwsl.analysis.predict import build_dataloader, build_model, log_probabilities
 from mmwsl.engine import check_data, latest_checkpoint, merge_options
 from mmwsl.utils import load_network, whole_file
@@ -166,7 +166,7 @@ def prepare(arm: Arm, model: int, args: argparse.Namespace) -> Path:
     loader = cfg.train_dataloader
     if not args.same_data:
         holder = loader.dataset if loader.dataset.type in ('mmwsl.SeededViews', 'mmwsl.DeviceDataset') else loader
-        holder.dataset = dict(type='mmwsl.Resample', seed=model, dataset=holder.dataset)
+        holder.dataset = dict(type='mmwsl.BootstrapDataset', seed=model, dataset=holder.dataset)
     if any(loss.type == 'mmwsl.WSLLoss' for loss in distill_losses(cfg).values()):
         cfg.default_hooks.sample_records = dict(type='mmwsl.SampleRecordHook')
     config = args.out / arm.name / str(model) / 'config.py'
@@ -231,7 +231,9 @@ def samples(folder: Path, models: int) -> dict[str, np.ndarray]:
         values = {name: values[name] for name in ('error', 'loss')}
     if (runs[0] / 'run/sample_records').exists():
         records = [list(read_records(run / 'run').values()) for run in runs]
-        values['share'] = np.array([[100 * np.mean([share(epoch) for epoch in epochs])] for epochs in records])
+        values['share'] = np.array(
+            [[100 * np.mean([regularization_share(epoch) for epoch in epochs])] for epochs in records]
+        )
         values['weight'] = np.array([[np.mean([epoch['w'].mean() for epoch in epochs])] for epochs in records])
     return {name: values[name] for name in QUANTITIES if name in values}
 

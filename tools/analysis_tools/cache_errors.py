@@ -1,4 +1,4 @@
-"""Measure what a teacher cache loses: loss and weight from records of each kind, against those of exact logits.
+"""Measure what a teacher cache loses: loss and weight from answers of each kind, against those of exact logits.
 
 Runs a config's teacher and student over views of training images, without a cache on disk. A teacher that predicts with
 batch statistics is also compared with itself in other batches of the same views.
@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from mmwsl.cache import RecordFormat
+from mmwsl.cache import AnswerFormat
 from mmwsl.engine.cache_building import answers, build_model, collate, dataset_config
 from mmwsl.datasets import SeededViews
 from mmwsl.datasets.views import View
@@ -21,7 +21,7 @@ from mmwsl.engine import launcher_parser, prepare_run
 from mmwsl.utils import load_network
 
 HEADER = (
-    'record',
+    'answer',
     'bytes',
     'loss, mean error / mean',
     'weight, mean error',
@@ -99,10 +99,10 @@ def main() -> None:
     print(f'| {" | ".join(HEADER)} |\n|{" --- |" * len(HEADER)}')
     for top_k in (None, *args.top_k):
         for dtype in ('float32', 'float16'):
-            form = RecordFormat(teacher.shape[1], top_k, dtype, (loss.tau,) if top_k else ())
-            records = form.encode(teacher, labels)
-            restored = form.decode(records, loss.tau)
-            found = loss_and_weight(loss, student, restored, labels, form.hard_loss(records))
+            form = AnswerFormat(teacher.shape[1], top_k, dtype, (loss.tau,) if top_k else ())
+            encoded = form.encode(teacher, labels)
+            restored = form.decode(encoded, loss.tau)
+            found = loss_and_weight(loss, student, restored, labels, form.hard_loss(encoded))
             alone = loss_and_weight(loss, student, restored, labels)
             print(row(f'{f"top {top_k}" if top_k else "all"}, {dtype}', form.layout.itemsize, exact, found, alone))
     other = loss_and_weight(loss, student, again, labels)

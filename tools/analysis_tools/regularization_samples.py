@@ -24,7 +24,7 @@ from matplotlib.ticker import MaxNLocator
 from mmengine.config import Config, DictAction
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmwsl.analysis import bootstrap, changed, flow, held_back, read_records, share
+from mmwsl.analysis import bootstrap, changed, flow, lowered_logit_share, read_records, regularization_share
 from mmwsl.analysis.predict import records_of_checkpoints
 from mmwsl.engine import check_data, merge_options
 from mmwsl.utils.pictures import pyplot
@@ -148,8 +148,8 @@ def share_rows(series: dict[float, list]) -> list[dict]:
             run=run,
             epoch=epoch,
             samples=len(records),
-            share=100 * share(records),
-            held_back=100 * held_back(records),
+            share=100 * regularization_share(records),
+            held_back=100 * lowered_logit_share(records),
             mean_w=float(records['w'].mean()),
             mean_L_s=float(records['L_s'].mean()),
             mean_L_t=float(records['L_t'].mean()),
@@ -191,9 +191,9 @@ def summary_rows(series: dict[float, list]) -> list[dict]:
     for tau, runs in series.items():
         first, last = ([list(epochs.values())[place] for epochs in runs] for place in (0, -1))
         quantities = {
-            'share in the first epoch': [share(records) for records in first],
-            'share in the last epoch': [share(records) for records in last],
-            'held back in the last epoch': [held_back(records) for records in last],
+            'share in the first epoch': [regularization_share(records) for records in first],
+            'share in the last epoch': [regularization_share(records) for records in last],
+            'held back in the last epoch': [lowered_logit_share(records) for records in last],
             'change sides in some epoch': [changed(list(epochs.values())) for epochs in runs],
         }
         for quantity, values in quantities.items():

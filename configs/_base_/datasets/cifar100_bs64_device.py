@@ -5,7 +5,7 @@ train_dataloader = dict(
     num_workers=0,
     persistent_workers=False,
     pin_memory=False,  # there is nothing to copy
-    collate_fn=dict(_delete_=True, type='mmwsl.already_collated'),
+    collate_fn=dict(_delete_=True, type='mmwsl.identity_collate'),
     dataset=dict(
         _delete_=True,
         type='mmwsl.DeviceDataset',
@@ -19,7 +19,7 @@ val_dataloader = dict(
     num_workers=0,
     persistent_workers=False,
     pin_memory=False,
-    collate_fn=dict(_delete_=True, type='mmwsl.already_collated'),
+    collate_fn=dict(_delete_=True, type='mmwsl.identity_collate'),
     dataset=dict(
         _delete_=True,
         type='mmwsl.DeviceDataset',

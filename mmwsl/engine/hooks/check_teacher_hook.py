@@ -97,7 +97,7 @@ class CheckTeacherHook(CheckLabelsHook):
             recorded = model.teacher.cache.manifest
             self._judge(
                 runner,
-                _Score(model.teacher.top1, recorded.views * recorded.length, recorded.record.classes),
+                _Score(model.teacher.top1, recorded.views * recorded.length, recorded.answer_format.classes),
                 'recorded views of training images',
             )
             return

@@ -11,14 +11,14 @@ from mmengine.hooks import Hook, LoggerHook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmwsl.analysis.records import sample_indices, write_records
+from mmwsl.analysis.records import write_records
 from mmwsl.analysis.regularization import records_of_terms
 from mmwsl.compat import from_extra
 from mmwsl.engine.runners import counts_iterations, first_hook
 from mmwsl.models.losses import WeightedLoss
 from mmwsl.registry import HOOKS
 from mmwsl.utils.checkpoint import unwrapped_model
-from mmwsl.utils.data import number_images
+from mmwsl.utils.data import number_images, sample_indices
 
 _QUANTILES = (0.1, 0.5, 0.9)
 _TERMS = ('w', 'L_s', 'L_t', 'a', 'b')

@@ -1,7 +1,7 @@
 """Train several runs in one process: on a GPU, a step of all of them is one CUDA graph.
 
 A small network leaves a GPU idle while Python launches its kernels. Here Python launches none: a step replays kernels
-that were recorded once. They make the batch, run the teacher and train all students in parallel. Runs of the same seed
+that were captured once. They make the batch, run the teacher and train all students in parallel. Runs of the same seed
 see the same batches, so a teacher that they share runs once.
 
 A run gives the same result as with tools/train.py, from the same initial weights and batches, up to rounding; random
@@ -93,7 +93,7 @@ def _train(together: Together, begun: int, validation: DeviceDataset, tell: Call
     on_device = first.stream is not None
     drawn = {seed: batches.drawn(begun) for seed, batches in together.batches.items()}
     if on_device and begun < first.epochs:
-        together.record(drawn)
+        together.capture(drawn)
     for epoch in range(begun, first.epochs):
         start = time.perf_counter()
         together.train_epoch(drawn)

@@ -101,7 +101,7 @@ def put_on_device(cfg: Config) -> None:
         loader = cfg[f'{split}_dataloader']
         if not _is(loader.dataset, 'DeviceDataset'):
             dataset = loader.dataset.dataset if _is(loader.dataset, 'SeededViews') else loader.dataset
-            innermost = dataset_chain(dataset)[-1]  # of a Fold or a Resample
+            innermost = dataset_chain(dataset)[-1]  # of a Fold or a BootstrapDataset
             settings = _views(innermost.pipeline, f'{split}_dataloader')
             innermost.pipeline = [
                 *(each for each in innermost.pipeline if _is(each, 'LabelNoise')),
@@ -109,7 +109,7 @@ def put_on_device(cfg: Config) -> None:
             ]
             loader.dataset = dict(type='mmwsl.DeviceDataset', dataset=dataset, **settings)
         loader.update(
-            num_workers=0, persistent_workers=False, pin_memory=False, collate_fn=dict(type='mmwsl.already_collated')
+            num_workers=0, persistent_workers=False, pin_memory=False, collate_fn=dict(type='mmwsl.identity_collate')
         )
 
 

@@ -1,4 +1,4 @@
-"""Train several runs step by step; a GPU records a step once as a CUDA graph and replays it."""
+"""Train several runs step by step; a GPU captures a step once as a CUDA graph and replays it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmwsl.models.teachers import FrozenTeacher
 from mmwsl.models.teachers.recording import recording
 
 _LOGGED = 50  # one step in so many logs
-_WARM_UP = 3  # steps before a graph is recorded, in which libraries choose their kernels and reserve memory
+_WARM_UP = 3  # steps before a graph is captured, in which libraries choose their kernels and reserve memory
 
 
 class Together:
@@ -67,8 +67,8 @@ class Together:
                 batches.position.zero_()
             self.step(size, logs=step % 2 == 0)
 
-    def record(self, drawn: dict[int, Tensor]) -> None:
-        """Record a step with each batch size as a CUDA graph, and undo what the steps before it have trained."""
+    def capture(self, drawn: dict[int, Tensor]) -> None:
+        """Capture a step with each batch size as a CUDA graph, and undo what the steps before it have trained."""
         for seed, batches in self.batches.items():
             batches.begin(drawn[seed])
         before = [[tensor.clone() for tensor in member.state()] for member in self.members]

@@ -1,4 +1,4 @@
-"""A student that learns from one or several teachers."""
+"""The algorithm that trains a student with one or several frozen teachers."""
 
 from mmwsl.models.algorithms.wsl_distill import WSLDistill
 

@@ -10,14 +10,15 @@ from mmwsl.registry import MODELS
 
 @MODELS.register_module()
 class CIFARMobileNetV2(BaseBackbone):
-    """The MobileNetV2 for 32x32 images of distillation's papers, at half its width.
+    """MobileNetV2 for 32x32 images as used in papers on distillation, at half its width.
 
-    It is not MobileNetV2 (arXiv 1801.04381) scaled down, which mmpretrain and timm have: channels are not rounded to
-    multiples of eight, the first block expands too (by 1), the second stage keeps its resolution, and activations are
-    ReLU. Keys and initialisation are those of the source, RepDistiller (arXiv 1910.10699), ``models/mobilenetv2.py``.
+    It is not a narrower MobileNetV2 (arXiv 1801.04381), which mmpretrain and timm have: channels are not rounded to
+    multiples of eight, the first block has an expansion (by 1), the second stage keeps the resolution, and activations
+    are ReLU. Keys and initialisation are those of the source, RepDistiller (arXiv 1910.10699),
+    ``models/mobilenetv2.py``.
 
     Args:
-        widen_factor: Factor of all channels; the last layer has 1280 at least.
+        widen_factor: Factor of all channels; the last layer has at least 1280.
         init_cfg: Initialisation.
 
     Shape: (N, 3, H, W) to a tuple of one (N, 1280, H / 16, W / 16).
@@ -63,7 +64,7 @@ class CIFARMobileNetV2(BaseBackbone):
 
 
 class _InvertedResidual(nn.Module):
-    """Expand, filter each channel, project; the input is added where the shape stays."""
+    """Expand, filter each channel, project; the input is added if the shape stays the same."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()

@@ -13,24 +13,24 @@ from mmwsl.registry import MODELS
 
 @MODELS.register_module()
 class CIFARResNet(ResNet_CIFAR):
-    """The three-stage ResNet for 32x32 images of He et al. (arXiv 1512.03385, Sec. 4.2): depth 6n + 2.
+    """The three-stage ResNet of He et al. for 32x32 images (arXiv 1512.03385, Sec. 4.2), of depth 6n + 2.
 
-    mmpretrain's ``ResNet_CIFAR`` is the four-stage ImageNet network with another stem; this is the one that papers call
-    ResNet-20 or ResNet-56, key for key. With stem 32 and base 64 it is their "x4".
+    mmpretrain's ``ResNet_CIFAR`` is the four-stage ImageNet network with another stem. This is the one that papers call
+    ResNet-20 or ResNet-56, with the same keys. With stem_channels 32 and base_channels 64 it is their "x4".
 
     Args:
         depth: 6n + 2: 8, 14, 20, 32, 44, 56, 110 and so on.
         stem_channels: Channels of the stem.
         base_channels: Channels of the first stage; each further stage doubles them.
         out_indices: Stages whose output is returned.
-        zero_init_residual: Zero the last norm layer of each block at first. The field's code does not.
-        shortcut: What a block that changes its input's shape adds: 'conv' (option B, as in most of the field's code), a
-            1x1 convolution of its input, or 'pad' (option A, as in the paper on CIFAR), its input with every other
-            pixel left out and channels of zeros on both sides, as in akamaster/pytorch_resnet_cifar10.
-        kwargs: As of mmpretrain's ``ResNet``.
+        zero_init_residual: Whether to initialise the last norm layer of each block to zero, which most code does not.
+        shortcut: Shortcut of a block that changes the shape: 'conv' (option B, as in most code) is a 1x1 convolution;
+            'pad' (option A, as in the paper on CIFAR) skips every other pixel and adds channels of zeros on both sides,
+            as in akamaster/pytorch_resnet_cifar10.
+        kwargs: As for mmpretrain's ``ResNet``.
 
     Raises:
-        ValueError: If ``shortcut`` is neither.
+        ValueError: If ``shortcut`` is neither 'conv' nor 'pad'.
     """
 
     arch_settings = {6 * n + 2: (BasicBlock, (n, n, n)) for n in range(1, 201)}
@@ -64,7 +64,7 @@ class CIFARResNet(ResNet_CIFAR):
 
 
 class _PadShortcut(nn.Module):
-    """Every stride-th pixel, between channels of zeros: a shortcut without parameters."""
+    """Shortcut without parameters: every stride-th pixel, between channels of zeros."""
 
     def __init__(self, added: int, stride: int) -> None:
         super().__init__()

@@ -13,15 +13,15 @@ from mmwsl.registry import MODELS
 
 @MODELS.register_module()
 class CIFARShuffleNetV1(BaseBackbone):
-    """The ShuffleNet for 32x32 images of distillation's papers, with three groups.
+    """ShuffleNet for 32x32 images as used in papers on distillation, with three groups.
 
     It differs from ShuffleNet (arXiv 1707.01083), which mmpretrain has: the stem is a 1x1 convolution that keeps the
-    resolution, a unit that halves the resolution has a narrower bottleneck (a quarter of its new channels alone), and
-    an activation follows the depthwise convolution. Keys are those of the source, RepDistiller (arXiv 1910.10699),
-    ``models/ShuffleNetv1.py``; so is the initialisation, which is PyTorch's own.
+    resolution, the bottleneck of a unit that halves the resolution is narrower (a quarter of its new channels alone),
+    and an activation follows the depthwise convolution. Keys are those of the source, RepDistiller (arXiv 1910.10699),
+    ``models/ShuffleNetv1.py``, as is the initialisation, which is PyTorch's default.
 
     Args:
-        init_cfg: Initialisation. None: PyTorch's own.
+        init_cfg: Initialisation. None: PyTorch's default.
 
     Shape: (N, 3, H, W) to a tuple of one (N, 960, H / 8, W / 8).
     """
@@ -48,7 +48,7 @@ class CIFARShuffleNetV1(BaseBackbone):
 
 
 class _ShuffleUnit(nn.Module):
-    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1; its input is added, or with stride 2 pooled and appended."""
+    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1; the input is added, or with stride 2 pooled and appended."""
 
     def __init__(
         self, in_channels: int, out_channels: int, groups: int, stride: int = 1, split_input: bool = True
@@ -75,14 +75,14 @@ class _ShuffleUnit(nn.Module):
 
 @MODELS.register_module()
 class CIFARShuffleNetV2(ShuffleNetV2):
-    """mmpretrain's ShuffleNetV2 (arXiv 1807.11164) with the stem that distillation's papers give it on 32x32 images.
+    """mmpretrain's ShuffleNetV2 (arXiv 1807.11164) with the stem for 32x32 images that papers on distillation use.
 
-    The stem is a 1x1 convolution that keeps the resolution, without max-pooling. Initialisation is PyTorch's own.
-    Source: RepDistiller (arXiv 1910.10699), ``models/ShuffleNetv2.py``.
+    The stem is a 1x1 convolution that keeps the resolution, without max-pooling. The initialisation is PyTorch's
+    default. Source: RepDistiller (arXiv 1910.10699), ``models/ShuffleNetv2.py``.
 
     Args:
-        init_cfg: Initialisation; the default is PyTorch's own of a convolution.
-        kwargs: As of mmpretrain's ``ShuffleNetV2``.
+        init_cfg: Initialisation; by default that of PyTorch's convolutions.
+        kwargs: As for mmpretrain's ``ShuffleNetV2``.
     """
 
     def __init__(
@@ -97,5 +97,5 @@ class CIFARShuffleNetV2(ShuffleNetV2):
         self.maxpool = nn.Identity()
 
     def init_weights(self) -> None:
-        """As init_cfg says, and no more: mmpretrain's network draws its convolutions anew from a normal."""
+        """Initialise by init_cfg alone; mmpretrain's network would draw its convolutions again from a normal."""
         BaseBackbone.init_weights(self)

@@ -10,17 +10,17 @@ from mmwsl.registry import MODELS
 
 @MODELS.register_module()
 class CIFARVGG(VGG):
-    """The VGG for 32x32 images of distillation's papers: five stages with BatchNorm, pooled three times.
+    """VGG for 32x32 images as used in papers on distillation: five stages with BatchNorm, pooled three times.
 
-    mmpretrain's ``VGG`` has as many parameters and pools five times, down to 1x1. This one leaves out the last two and
-    hands on 512 channels at 1/8 of the input's size, for global average pooling and a single linear classifier.
-    Source: RepDistiller (arXiv 1910.10699), ``models/vgg.py``.
+    mmpretrain's ``VGG`` has as many parameters and pools five times, down to 1x1. This one leaves out the last two
+    poolings and outputs 512 channels at 1/8 of the input's size, for global average pooling and a single linear
+    classifier. Source: RepDistiller (arXiv 1910.10699), ``models/vgg.py``.
 
     Args:
-        depth: 8 (one convolution a stage), or 11, 13, 16 and 19 as in the VGG paper; the name counts three classifier
-            layers, of which one remains.
+        depth: 8 (one convolution per stage), or 11, 13, 16 and 19 as in the VGG paper, which counts three classifier
+            layers although only one remains here.
         norm_cfg: Config of the norm layers.
-        kwargs: As of mmpretrain's ``VGG``.
+        kwargs: As for mmpretrain's ``VGG``.
     """
 
     arch_settings = {8: (1, 1, 1, 1, 1), **VGG.arch_settings}

@@ -1,4 +1,4 @@
-"""mmpretrain's networks with fewer strides, as published for 32x32 images; their keys stay the same."""
+"""mmpretrain's networks with fewer strides, as published for 32x32 images; the keys are mmpretrain's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class SmallImageMobileNetV2(MobileNetV2):
     Source: chenyaofo/pytorch-cifar-models, ``mobilenetv2.py``. ``CIFARMobileNetV2`` is another network.
 
     Args:
-        kwargs: As of mmpretrain's ``MobileNetV2``.
+        kwargs: As for mmpretrain's ``MobileNetV2``.
 
     Shape: (N, 3, H, W) to a tuple of one (N, C, H / 8, W / 8).
     """
@@ -38,7 +38,7 @@ class SmallImageShuffleNetV2(ShuffleNetV2):
     Source: chenyaofo/pytorch-cifar-models, ``shufflenetv2.py``. ``CIFARShuffleNetV2`` has a 1x1 stem.
 
     Args:
-        kwargs: As of mmpretrain's ``ShuffleNetV2``.
+        kwargs: As for mmpretrain's ``ShuffleNetV2``.
 
     Shape: (N, 3, H, W) to a tuple of one (N, C, H / 8, W / 8).
     """
@@ -56,8 +56,8 @@ class SmallImageRepVGG(RepVGG):
     Source: chenyaofo/pytorch-cifar-models, ``repvgg.py``.
 
     Args:
-        arch: As of mmpretrain's ``RepVGG``.
-        kwargs: As of mmpretrain's ``RepVGG``, ``strides`` and ``deploy`` left out.
+        arch: As for mmpretrain's ``RepVGG``.
+        kwargs: As for mmpretrain's ``RepVGG``, except ``strides`` and ``deploy``.
 
     Shape: (N, 3, H, W) to a tuple of one (N, C, H / 8, W / 8).
     """

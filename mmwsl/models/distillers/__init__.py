@@ -1,4 +1,4 @@
-"""Which output of student and teacher goes to which loss."""
+"""Distillers: they pass the outputs of student and teacher to the losses."""
 
 from mmwsl.models.distillers.wsl_distiller import WSLDistiller
 

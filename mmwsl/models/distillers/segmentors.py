@@ -1,4 +1,4 @@
-"""Where mmseg's segmentors keep what a logit loss needs, and which of them have no logits of pixels."""
+"""Locate the logits and labels of mmseg's segmentors for a logit loss, and refuse heads without logits of pixels."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 RESOLUTIONS = ('label', 'logits')
-_NO_PIXELS = 'it predicts masks with a class each, and no class scores of a pixel'
+_NO_PIXELS = 'it predicts masks with a class each, not class scores of pixels'
 _NOT_COMPARABLE = {  # by the class or a base class of a head
     'MaskFormerHead': _NO_PIXELS,
     'Mask2FormerHead': _NO_PIXELS,
     'SideAdapterCLIPHead': _NO_PIXELS,
     'PointHead': 'it is trained on a few points of an image, and the teacher answers for all pixels',
     'SegmenterMaskTransformerHead': 'its class scores are products with tokens, normalised once more for masks',
-    'VPDDepthHead': 'it predicts depths and no classes',
+    'VPDDepthHead': 'it predicts depths, not classes',
     'STDCHead': 'it predicts edges',
     'IterativeDecodeHead': 'each of its stages hands its own class scores to one loss',
 }
@@ -25,28 +25,28 @@ _LOSSES = {'PIDHead': 1}
 
 
 class Segmentor(NamedTuple):
-    """What is known of a student's decode head."""
+    """Facts about a student's decode head."""
 
     loss: str
-    """The module that is given its logits, at the labels' resolution, and the labels."""
+    """Name of the module that receives its logits, at the labels' resolution, and the labels."""
     logits: str
-    """The module whose output is its logits, at their own resolution."""
+    """Name of the module that outputs its logits, at their own resolution."""
     classes: int
     align_corners: bool
     ignore_index: int
     resolution: str
-    """At which the two networks are compared."""
+    """Resolution at which the two networks are compared, one of ``RESOLUTIONS``."""
 
     def match(self, preds_S: Tensor, preds_T: Tensor | tuple, gt_labels: Tensor) -> dict[str, Tensor]:
-        r"""Bring the teacher's logits, and at the logits' resolution the labels, to the student's.
+        r"""Resize the teacher's logits and the labels to the resolution of the student's logits.
 
         Args:
             preds_S: Student logits. Shape: (N, C, H, W).
-            preds_T: Teacher logits, (N, C, h, w); of a head that outputs more (DAHead, EncHead) with that behind them.
+            preds_T: Teacher logits, (N, C, h, w), or a tuple that begins with them (DAHead, EncHead).
             gt_labels: Class of each pixel. Shape: (N, H', W').
 
         Returns:
-            The three, of one resolution.
+            The three arguments at one resolution, by name.
         """
         size = preds_S.shape[2:]
         preds_T = preds_T[0] if isinstance(preds_T, tuple) else preds_T
@@ -63,7 +63,7 @@ def is_segmentor(network: nn.Module) -> bool:
 
 
 def last_head(network: nn.Module) -> tuple[str, Any]:
-    """The decode head that answers in the end, with its name: a cascade has several."""
+    """Return the name and module of the decode head that predicts: the last one of a cascade."""
     head: Any = network.decode_head
     if isinstance(head, nn.ModuleList | Sequence):
         return f'decode_head.{len(head) - 1}', head[-1]
@@ -71,15 +71,15 @@ def last_head(network: nn.Module) -> tuple[str, Any]:
 
 
 def segmentor(network: nn.Module, resolution: str) -> Segmentor:
-    """Find what a logit loss needs in a student.
+    """Locate the logits and labels of a student.
 
     Args:
         network: The student.
         resolution: 'label' compares at the labels' resolution, as the student's own loss does; 'logits' at that of the
-            student's logits, in a fraction of the memory (1/64 where they have an eighth of the side).
+            student's logits, which takes a fraction of the memory (1/64 if their side is an eighth).
 
     Raises:
-        ValueError: If the head has no such logits.
+        ValueError: If the head has no logits of pixels.
     """
     name, head = last_head(network)
     check_head('student', head)
@@ -95,7 +95,7 @@ def segmentor(network: nn.Module, resolution: str) -> Segmentor:
 
 
 def check_classes(student: Segmentor, teacher: nn.Module) -> None:
-    """Raise ValueError for a teacher that is a segmentor of another number of classes."""
+    """Raise ValueError if the teacher is a segmentor with another number of classes."""
     found = last_head(teacher)[1].num_classes if is_segmentor(teacher) else student.classes
     if found != student.classes:
         raise ValueError(
@@ -105,10 +105,10 @@ def check_classes(student: Segmentor, teacher: nn.Module) -> None:
 
 
 def teacher_source(network: nn.Module) -> str:
-    """The module whose output is a teacher's logits; '' is the network itself.
+    """Return the name of the module that outputs a teacher's logits; '' is the network itself.
 
     Raises:
-        ValueError: If its head has none.
+        ValueError: If its head has no logits of pixels.
     """
     name, head = last_head(network)
     check_head('teacher', head)
@@ -116,15 +116,15 @@ def teacher_source(network: nn.Module) -> str:
 
 
 def check_head(who: str, head: Any) -> None:
-    """Raise ValueError unless a head's logits have a channel for each class and are the output of its ``conv_seg``."""
+    """Raise ValueError unless a head's ``conv_seg`` outputs logits with a channel for each class."""
     bases = [base.__name__ for base in type(head).__mro__]
     reason = next((why for name, why in _NOT_COMPARABLE.items() if name in bases), None)
     if reason is None and not (hasattr(head, 'conv_seg') and hasattr(head, 'loss_decode')):
-        reason = 'it has no conv_seg whose output is the class scores'
+        reason = 'it has no conv_seg that outputs class scores'
     if reason is None and head.out_channels != head.num_classes:
-        reason = f'it has {head.out_channels} output for {head.num_classes} classes'
+        reason = f'it has {head.out_channels} output channel(s) for {head.num_classes} classes'
     if reason:
         raise ValueError(
             f'the {who} has a {type(head).__name__}, and {reason}: soft labels need scores of '
-            'all classes at each pixel. Take another decode_head, such as FCNHead, PSPHead or ASPPHead'
+            'all classes at each pixel. Use another decode_head, such as FCNHead, PSPHead or ASPPHead'
         )

@@ -17,10 +17,10 @@ from mmwsl.models.distillers.wiring import (
     HARD_LOSS,
     LOGITS,
     LOW,
-    RECORDS,
+    MAPPINGS,
     SAMPLES,
     check_targets,
-    records_for,
+    mappings_for,
     student_recorder,
     teacher_recorder,
 )
@@ -29,37 +29,39 @@ from mmwsl.models.teachers import CachedTeacher
 from mmwsl.registry import MODELS
 
 NOT_CACHED = (
-    'a teacher cache holds one answer for each image, and segmentors and detectors answer for each pixel or '
-    'anchor: teach live (without model.teacher_cache)'
+    'a teacher cache holds one answer for each image, and segmentors and detectors need one for each pixel or '
+    'anchor: run the teacher live (without model.teacher_cache)'
 )
 
 
 @MODELS.register_module()
 class WSLDistiller(ConfigurableDistiller):
-    """A ConfigurableDistiller that is already wired for mmpretrain's classifiers, mmseg's segmentors and mmdet's dense
+    """A ConfigurableDistiller with default wiring for mmpretrain's classifiers, mmseg's segmentors and mmdet's dense
     detectors.
 
-    It records the student's logits and targets where the head hands them to its loss (so mixed or smoothed targets are
-    seen as the student sees them), and what the teacher's head puts out. Each loss is given the records that its
-    ``forward`` names: ``preds_S``, ``preds_T``, ``gt_labels``, or other names of the field for them. Any logit loss of
-    MMRazor fits. A segmentor's are those of its decode head (the last one of a cascade, the first of several losses;
-    auxiliary heads learn from labels alone); the teacher's are resized as that head resizes, and the losses'
-    ``ignore_index`` is the head's. A detector's are the class scores and targets of all anchors that its head trains
-    on; the teacher assigns no boxes. A loss that takes a mean divides by the student's positives, averaged over
-    processes, whatever its ``average``.
+    It records the student's logits and targets where the head passes them to its loss (so targets are mixed or smoothed
+    as the student sees them), and the output of the teacher's head. Each loss receives the arguments that its
+    ``forward`` names: ``preds_S``, ``preds_T``, ``gt_labels``, or other names that are usual in the field. Any logit
+    loss of MMRazor fits.
+
+    A segmentor is distilled at its decode head: the last one of a cascade, and the first of several losses; auxiliary
+    heads learn from labels alone. The teacher's logits are resized as that head resizes its own, and the losses use the
+    head's ``ignore_index``. A detector is distilled at the class scores and targets of all anchors that its head trains
+    on; the teacher assigns no boxes. There, a loss with reduction 'mean' divides by the student's positives, averaged
+    over processes, whatever its ``average``.
 
     Args:
         distill_losses: Configs of the losses by name. Defaults to ``loss_wsl=dict(type='mmwsl.WSLLoss')``, and for
             detectors to one of :data:`mmwsl.models.distillers.detectors.LOSSES`.
-        student_recorders: Recorders to add, or to put in place of ``hard_loss``.
-        teacher_recorders: Recorders to add, or to put in place of ``logits``.
-        loss_forward_mappings: Mappings of the losses that are wired otherwise.
-        resolution: Where segmentors are compared: at that of the labels ('label') or of the student's logits
+        student_recorders: Recorders to add, or to replace ``hard_loss``.
+        teacher_recorders: Recorders to add, or to replace ``logits``.
+        loss_forward_mappings: Mappings of those losses that do not use the default wiring.
+        resolution: Resolution at which segmentors are compared: that of the labels ('label') or of the student's logits
             ('logits'), which takes a fraction of the memory.
         kwargs: ``distill_deliveries``, ``connectors`` and ``init_cfg`` of the ConfigurableDistiller.
 
     Raises:
-        ValueError: When the model is built: if a recorder finds nothing, an argument of a loss has no record, a loss
+        ValueError: When the model is built, if a recorder finds nothing, an argument of a loss has no recorder, a loss
             would not be trained on because its name has no 'loss', or it is not defined for the student's head or for
             labels that the preprocessor mixes.
     """
@@ -78,15 +80,15 @@ class WSLDistiller(ConfigurableDistiller):
         self._names_losses = bool(distill_losses)
         distill_losses = distill_losses or {'loss_wsl': dict(type='mmwsl.WSLLoss')}
         _check_names(distill_losses)
-        # as in MMRazor's own configs, a type without a scope is MMRazor's, whatever default_scope the run has
+        # as in MMRazor's own configs, a type without a scope is MMRazor's, whatever the run's default_scope
         with DefaultScope.overwrite_default_scope('mmrazor'):
             super().__init__(distill_losses=distill_losses, **kwargs)
             self._own_recorders = {*(student_recorders or {}), *(teacher_recorders or {})}
-            looked_up = any(getattr(loss, 'needs_data_samples', False) for loss in self.distill_losses.values())
+            needs_samples = any(getattr(loss, 'needs_data_samples', False) for loss in self.distill_losses.values())
             self.student_recorders = RecorderManager(
                 {
                     HARD_LOSS: dict(type='ModuleInputs', source='head.loss_module'),
-                    **({SAMPLES: dict(type='ModuleInputs', source='')} if looked_up else {}),
+                    **({SAMPLES: dict(type='ModuleInputs', source='')} if needs_samples else {}),
                     **(student_recorders or {}),
                 }
             )
@@ -94,9 +96,9 @@ class WSLDistiller(ConfigurableDistiller):
                 {LOGITS: dict(type='ModuleOutputs', source='head'), **(teacher_recorders or {})}
             )
         given = loss_forward_mappings or {}
-        recorded = {*self.student_recorders.recorders, *self.teacher_recorders.recorders}
+        recorders = {*self.student_recorders.recorders, *self.teacher_recorders.recorders}
         mappings = {
-            name: records_for(name, loss, recorded, given.get(name, {})) for name, loss in self.distill_losses.items()
+            name: mappings_for(name, loss, recorders, given.get(name, {})) for name, loss in self.distill_losses.items()
         }
         self._check_loss_forward_mappings(
             self.distill_losses, {**given, **mappings}, self.student_recorders, self.teacher_recorders
@@ -104,13 +106,13 @@ class WSLDistiller(ConfigurableDistiller):
         self.loss_forward_mappings = mappings
         self.resolution = resolution
         self.segmentor: Segmentor | None = None
-        """What is known of a student that is a segmentor."""
+        """Facts about the student, if it is a segmentor."""
         self.detector: Detector | None = None
-        """What is known of a student that is a detector."""
+        """Facts about the student, if it is a detector."""
         self.logs_statistics = True
-        """Whether the next batch's statistics are computed; ``mmwsl.LossStatisticsHook`` asks for those it logs."""
+        """Whether to compute the next batch's statistics; ``mmwsl.LossStatisticsHook`` requests only those it logs."""
         self.calls: dict[str, Call] = {}
-        """What each weighted loss knew of the last batch's targets, by the loss's name."""
+        """The last call of each weighted loss, by the loss's name."""
 
     @property
     def is_dense(self) -> bool:
@@ -118,7 +120,7 @@ class WSLDistiller(ConfigurableDistiller):
         return self.segmentor is not None or self.detector is not None
 
     def prepare_from_student(self, model: BaseModel) -> None:
-        """Find what is recorded in the student, or raise ValueError."""
+        """Hook the recorders into the student, or raise ValueError."""
         if HARD_LOSS not in self._own_recorders and self._is_read(HARD_LOSS):
             if is_segmentor(model):
                 self._prepare_from_segmentor(model)
@@ -126,7 +128,7 @@ class WSLDistiller(ConfigurableDistiller):
                 self._prepare_from_detector(model)
             else:
                 _put(self.student_recorders, HARD_LOSS, student_recorder(model))
-        elif is_detector(model) and HARD_LOSS not in self._own_recorders:  # layers alone are compared
+        elif is_detector(model) and HARD_LOSS not in self._own_recorders:  # only layers are compared
             del self.student_recorders.recorders[HARD_LOSS]
         with _explained('student', model):
             super().prepare_from_student(model)
@@ -148,7 +150,7 @@ class WSLDistiller(ConfigurableDistiller):
             self.distill_losses['loss_wsl'] = MODELS.build(LOSSES[found.is_sigmoid])
 
     def prepare_from_teacher(self, model: nn.Module) -> None:
-        """Find what is recorded in the teacher, or raise ValueError."""
+        """Hook the recorders into the teacher, or raise ValueError."""
         if self.is_dense and isinstance(model, CachedTeacher):
             raise ValueError(NOT_CACHED)
         if LOGITS not in self._own_recorders:
@@ -161,20 +163,20 @@ class WSLDistiller(ConfigurableDistiller):
             super().prepare_from_teacher(model)
 
     def check_targets(self, student: nn.Module, data_preprocessor: Any) -> None:
-        """Raise ValueError for a loss that is not defined for a student's head, or for labels that are mixed."""
+        """Raise ValueError if a loss is not defined for the student's head, or for labels that are mixed."""
         for name, loss in self.distill_losses.items():
             if isinstance(loss, WeightedLoss) and self._is_at_the_head(name):
                 check_targets(name, loss, student, data_preprocessor)
 
     def compute_distill_losses(self) -> dict[str, Tensor]:
-        """The losses, and on demand what they say of this call in ``statistics``, which is logged but not summed."""
+        """Return the losses and, with ``logs_statistics``, their statistics, which are logged but not summed."""
         results, statistics, self.calls = {}, {}, {}
         anchors = self._anchors()
         for position, name in enumerate(self.loss_forward_mappings, 1):
             loss = self.distill_losses[name]
-            results[name] = loss(**self._given(name, anchors))
+            results[name] = loss(**self._arguments(name, anchors))
             if isinstance(loss, WeightedLoss):
-                self.calls[name] = loss.last_call  # type: ignore[assignment]  # now: it may serve the next one as well
+                self.calls[name] = loss.last_call  # type: ignore[assignment]  # at once: a shared loss may be called again
             for statistic, value in (self._statistics(name) if self.logs_statistics else {}).items():
                 statistics[f'{statistic}_{position}' if statistic in statistics else statistic] = value
             if name in self.calls:
@@ -184,49 +186,53 @@ class WSLDistiller(ConfigurableDistiller):
         return {**results, **statistics}
 
     def _anchors(self) -> dict[str, Any]:
-        """What a detector's losses are given of its anchors; empty for other networks."""
+        """Arguments that a detector's losses take from its anchors; empty for other networks."""
         if self.detector is None:
             return {}
         calls = self.student_recorders.get_recorder(HARD_LOSS).data_buffer
-        return self.detector.match(calls, self.get_record(**RECORDS['preds_T']))
+        return self.detector.match(calls, self.get_record(**MAPPINGS['preds_T']))
 
-    def _given(self, name: str, anchors: dict[str, Any]) -> dict[str, Any]:
-        """A loss's arguments."""
-        records, loss = self.loss_forward_mappings[name], self.distill_losses[name]
+    def _arguments(self, name: str, anchors: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of a loss."""
+        mappings, loss = self.loss_forward_mappings[name], self.distill_losses[name]
         found = {
             argument: anchors[role]
-            for argument, record in records.items()
+            for argument, mapping in mappings.items()
             for role in anchors
-            if RECORDS.get(role) == record
+            if MAPPINGS.get(role) == mapping
         }
         if isinstance(loss, WeightedLoss) and loss.reduction == 'mean' and 'preds_S' in found:
             found['avg_factor'] = anchors['avg_factor']
-        values = {argument: self.get_record(**record) for argument, record in records.items() if argument not in found}
-        return {**found, **self._matched(records, values)}
+        values = {
+            argument: self.get_record(**mapping) for argument, mapping in mappings.items() if argument not in found
+        }
+        return {**found, **self._matched(mappings, values)}
 
-    def _matched(self, records: dict[str, dict], values: dict[str, Any]) -> dict[str, Any]:
-        """A segmentor's records at one resolution; others as they are."""
+    def _matched(self, mappings: dict[str, dict], values: dict[str, Any]) -> dict[str, Any]:
+        """A segmentor's arguments at one resolution; those of other networks unchanged."""
         if self.segmentor is None:
             return values
-        found = {role: argument for argument, record in records.items() for role in RECORDS if record == RECORDS[role]}
+        found = {
+            role: argument for argument, mapping in mappings.items() for role in MAPPINGS if mapping == MAPPINGS[role]
+        }
         if not {'preds_S', 'preds_T'} <= found.keys():
             return values
         preds_S = values[found['preds_S']]
         if self.resolution == 'logits':
             preds_S = self.get_record(LOW, from_student=True)
-        labels = self.get_record(**RECORDS['gt_labels'])
+        labels = self.get_record(**MAPPINGS['gt_labels'])
         matched = self.segmentor.match(preds_S, values[found['preds_T']], labels)
         return {**values, **{argument: matched[role] for role, argument in found.items() if role in matched}}
 
     def _is_at_the_head(self, name: str) -> bool:
-        """Whether a loss is given the logits of the student's head."""
-        return self.loss_forward_mappings[name].get('preds_S') == RECORDS['preds_S']
+        """Whether a loss receives the logits of the student's head."""
+        return self.loss_forward_mappings[name].get('preds_S') == MAPPINGS['preds_S']
 
     def _statistics(self, name: str) -> dict[str, Tensor]:
-        """Of a loss's last call; under the name of its recorder, unless that is the student's head."""
-        recorder = self.loss_forward_mappings[name].get('preds_S', RECORDS['preds_S'])['recorder']
+        """Statistics of a loss's last call, prefixed with its recorder's name unless that reads the student's head."""
+        recorder = self.loss_forward_mappings[name].get('preds_S', MAPPINGS['preds_S'])['recorder']
         prefix = '' if recorder == HARD_LOSS else f'{recorder}.'
-        # of a loss of one's own; torch.compile would look in each step whether ours has them, and so compute them
+        # getattr is for a user's own loss; on ours torch.compile would compute the statistics at each step
         found = (
             self.calls[name].statistics()
             if name in self.calls
@@ -236,24 +242,24 @@ class WSLDistiller(ConfigurableDistiller):
         return {f'{prefix}{statistic}'.replace('loss', 'logits'): value for statistic, value in found.items()}
 
     def _is_read(self, recorder: str) -> bool:
-        """Whether a loss is given what a recorder finds."""
+        """Whether a loss reads a recorder."""
         return any(
-            record['recorder'] == recorder
-            for records in self.loss_forward_mappings.values()
-            for record in records.values()
+            mapping['recorder'] == recorder
+            for mappings in self.loss_forward_mappings.values()
+            for mapping in mappings.values()
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), 'calls': {}}  # type: ignore[misc]  # of a batch, and no part of a copy
+        return {**super().__getstate__(), 'calls': {}}  # type: ignore[misc]  # they belong to a batch
 
 
-def _without_graph(record: Any) -> Any:
-    """So that a model can be copied after a step; parameters, which have none, stay themselves."""
-    return record.detach() if isinstance(record, Tensor) and not record.is_leaf else record
+def _without_graph(value: Any) -> Any:
+    """Detach a tensor, so that the model can be copied after a step; parameters, which have no graph, are kept."""
+    return value.detach() if isinstance(value, Tensor) and not value.is_leaf else value
 
 
 def _put(manager: RecorderManager, name: str, config: dict) -> None:
-    """Record elsewhere under this name, unless the recorder is there already: it may be hooked into a network."""
+    """Replace the recorder of this name, unless its source stays the same: it may be hooked into a network already."""
     if manager.get_recorder(name).source != config['source']:
         manager.recorders[name] = RecorderManager({name: config}).get_recorder(name)
 
@@ -262,8 +268,8 @@ def _check_names(losses: dict) -> None:
     for name in losses:
         if 'loss' not in name:
             raise ValueError(
-                f'distill_losses has {name!r}, which would be logged and not trained on: mmengine sums '
-                f"what has 'loss' in its name. Call it 'loss_{name}'"
+                f'distill_losses has {name!r}, which would be logged but not trained on: mmengine sums '
+                f"the values that have 'loss' in their name. Rename it to 'loss_{name}'"
             )
 
 
@@ -271,9 +277,9 @@ def _check_names(losses: dict) -> None:
 def _explained(who: str, network: nn.Module) -> Iterator[None]:
     try:
         yield
-    except AssertionError as error:  # of a recorder, whose source is not there
+    except AssertionError as error:  # of a recorder whose source does not exist
         raise ValueError(
-            f'a recorder of the {who} finds nothing: {error} The {who} is a {type(network).__name__} of '
+            f'a recorder of the {who} finds nothing: {error} The {who} is a {type(network).__name__} with '
             f'{[name for name, _ in network.named_children()]}. Name one of its modules in {who}_recorders of '
             "model.distiller; '' is the network itself"
         ) from error

@@ -1,4 +1,4 @@
-"""What is weighted: losses with one value per target, and what joins them with a weighting."""
+"""Losses with one value per target, and :class:`WeightedLoss`, which joins one with a weighting."""
 
 from mmwsl.models.losses.base import SampleLoss
 from mmwsl.models.losses.call import Call

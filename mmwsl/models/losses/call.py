@@ -9,17 +9,18 @@ from mmwsl import functional
 from mmwsl.models.weightings import BernoulliBatch, SampleBatch
 
 _PERCENTILES = range(10, 91, 40)
-_SAMPLED = 2**14  # targets that percentiles are taken of, at most: a dense batch has millions
+_SAMPLED = 2**14  # targets from which percentiles are computed if there are more: a dense batch has millions
 
 
 class Call:
-    """What one call of a loss knew of its targets, without gradient. Nothing is computed before it is asked for.
+    """Results of one call of a loss, without gradient. Statistics are only computed on request.
 
     Args:
         batch: The targets.
-        weight: What each was weighted by.
+        weight: Weight that was applied to each target, or to each class of it.
         losses: Weighted loss of each target, or of each class of it.
-        divergence: Computes the KL divergence of each, or None. It holds the teacher's logits until :meth:`release`.
+        divergence: Function that computes the KL divergence of each, or None. It holds the teacher's logits until
+            :meth:`release`.
     """
 
     def __init__(
@@ -30,21 +31,22 @@ class Call:
         batch.release()
 
     def release(self) -> None:
-        """Let go of the teacher's logits: ``kl`` is known no more."""
+        """Free the teacher's logits; ``kl`` is no longer available."""
         self.divergence = None
 
     def statistics(self) -> dict[str, Tensor]:
-        r"""Scalars to log.
+        r"""Compute the scalars to log, over the targets that count.
 
-        ``kl``: the mean KL divergence of student and teacher at temperature tau, unweighted and in nats, which a
-        perfect student brings to 0; of losses that do not reach 0 themselves, until :meth:`release`;
-        ``wsl_weight``: the mean weight that was applied to the targets kept, whatever the weighting;
-        ``wsl_weight_p10``, ``_p50`` and ``_p90``: its percentiles, of every k-th of more than 32,767 targets, so that
-        at least 16,384 count. ``regularization_share``,
-        where each has one class: the share of them with \|b\| > \|a\|
-        (:func:`mmwsl.functional.bias_and_variance_gradients`). Of heads of sigmoids, where negatives may swamp the
-        rest: ``wsl_weight_positive`` and ``wsl_weight_negative``, the mean weights of classes that are right and of all
-        others, and ``negative_share``, the share that the latter have of the loss.
+        - ``kl``: mean KL divergence of student and teacher at temperature tau, unweighted and in nats, which a perfect
+          student brings to 0. For losses that do not reach 0 themselves, until :meth:`release`.
+        - ``wsl_weight``: mean of the applied weight, whatever the weighting.
+        - ``wsl_weight_p10``, ``_p50`` and ``_p90``: its percentiles. Of more than 32,767 targets, every k-th is used,
+          such that at least 16,384 remain.
+        - ``regularization_share``, if each target has one class: share of the targets with \|b\| > \|a\|
+          (:func:`mmwsl.functional.bias_and_variance_gradients`).
+        - ``wsl_weight_positive`` and ``wsl_weight_negative``, for sigmoid heads: mean weights of the classes that are
+          right and of all others.
+        - ``negative_share``, for sigmoid heads: share of the latter in the loss, which they may dominate.
         """
         kept = self.batch.kept.expand_as(self.weight)
         kl = self.divergence() if self.divergence else None
@@ -53,7 +55,9 @@ class Call:
             values['regularization_share'] = self.batch.is_regularization
         means = self.batch.means(values)
         if 'regularization_share' in means:
-            means['regularization_share'] = means['regularization_share'].float()  # of a count, also of float64 logits
+            means['regularization_share'] = means[
+                'regularization_share'
+            ].float()  # it is a share of counts, also for float64 logits
         statistics = {'kl': means.pop('kl').clamp(min=0)} if kl is not None else {}  # rounding may leave -1e-7
         statistics.update(wsl_weight=means.pop('wsl_weight'), **_percentiles(self.weight, kept), **means)
         if isinstance(self.batch, BernoulliBatch):
@@ -70,18 +74,18 @@ class Call:
         return {**weights, 'negative_share': torch.where(total > 0, negatives / total, 0.0)}
 
     def sample_terms(self) -> dict[str, Tensor]:
-        r"""Of each target. Shape: (N, \*) each.
+        r"""Compute the values of each target that sample records hold. Shape: (N, \*) each.
 
-        ``w``: its weight by WSL, whichever was applied; ``L_s``, ``L_t``: hard losses of student and teacher, in nats,
-        L_t as the weighting had it;
-        ``a``, ``b``: :func:`mmwsl.functional.bias_and_variance_gradients`, NaN for class scores; ``kept``: whether it
-        counts.
+        - ``w``: WSL's weight, whichever was applied.
+        - ``L_s`` and ``L_t``: hard losses of student and teacher, in nats; L_t as the weighting used it.
+        - ``a`` and ``b``: :func:`mmwsl.functional.bias_and_variance_gradients`, NaN for class scores.
+        - ``kept``: whether the target counts.
         """
         a, b = self.batch.gradients
         return dict(**self.weight_terms(), a=a, b=b)
 
     def weight_terms(self) -> dict[str, Tensor]:
-        """``w``, ``L_s``, ``L_t`` and ``kept`` of :meth:`sample_terms`, which take no pass over the logits."""
+        """Compute ``w``, ``L_s``, ``L_t`` and ``kept`` of :meth:`sample_terms`, which need no pass over the logits."""
         student, teacher = self.batch.student_hard_loss, self.batch.applied_teacher_loss
         if teacher is None:
             teacher = self.batch.teacher_hard_loss
@@ -89,7 +93,7 @@ class Call:
 
 
 def _percentiles(weight: Tensor, kept: Tensor) -> dict[str, Tensor]:
-    """Of the weights kept, by name; 0 where there is none. Nothing waits for the device."""
+    """Percentiles of the weights that count, by name; 0 if there are none. Nothing waits for the device."""
     step = max(1, weight.numel() // _SAMPLED)
     weight, kept = weight.flatten()[::step], kept.flatten()[::step]
     names = [f'wsl_weight_p{percent}' for percent in _PERCENTILES]
@@ -97,7 +101,7 @@ def _percentiles(weight: Tensor, kept: Tensor) -> dict[str, Tensor]:
         return dict.fromkeys(names, weight.new_zeros(()))
     ordered = torch.where(kept, weight, torch.inf).sort().values
     last = kept.sum() - 1
-    # made on the device, where a list would have to be copied to
+    # created on the device, since a list would have to be copied there
     percents = torch.arange(_PERCENTILES.start, _PERCENTILES.stop, _PERCENTILES.step, device=weight.device)
-    values = ordered.take((percents * last / 100).round().long())  # of none the last, which is infinite as all are
+    values = ordered.take((percents * last / 100).round().long())  # with none kept the last, which is infinite like all
     return dict(zip(names, values.nan_to_num(torch.nan, posinf=0.0, neginf=-torch.inf).unbind(), strict=True))

@@ -1,17 +1,16 @@
-r"""The soft labels' loss and the losses that weight it, with the gradient by hand. :mod:`functional` says what is
-computed; this says it fast.
+r"""Fast computation of the soft labels' loss and of the losses that weight it, with a gradient written by hand.
 
-The tempered softmaxes serve value and gradient, :math:`\partial (\tau^2 H) / \partial z_s = \tau (p_s - p_t)`. The
-losses at temperature 1 are precise where they are small, as a confident teacher's are, because the true class is left
-out of the sum:
+:mod:`mmwsl.functional` has the same equations in plain torch. Here the tempered softmaxes are used for both value and
+gradient, :math:`\partial (\tau^2 H) / \partial z_s = \tau (p_s - p_t)`. The losses at temperature 1 are precise even if
+they are small, as a confident teacher's are, because the true class is left out of the sum:
 
 .. math::
     CE(z, y) = \log(1 + e^x), \quad
     x = \log \sum_{i \ne y} e^{z_i} - z_y = \log \sum_{i \ne y} p_i^\tau - \tau \log p_y
 
-On a CPU the batch is walked in blocks that stay in the cache, in memory that is taken once, and at the paper's
-temperatures the last form saves an exponential for each logit. Elsewhere torch.compile can make kernels of it, or, for
-targets with one class each, those of :mod:`mmwsl.models.losses.kernel` compute it.
+On a CPU the batch is processed in blocks that fit the cache, in memory that is allocated once, and at the paper's
+temperatures the last form saves an exponential for each logit. On other devices torch.compile can fuse the code into
+kernels, or, for targets with one class each, the kernels of ``mmwsl.models.losses.kernel`` can replace it.
 """
 
 from __future__ import annotations
@@ -33,43 +32,43 @@ _SMALLEST = 1e-30  # a probability whose logarithm and power of 4 are still exac
 
 
 class Terms(NamedTuple):
-    r"""What the loss of each target is made of. Only ``soft_loss`` has a gradient. Shape: (N, \*) each."""
+    r"""Terms of each target's loss. Only ``soft_loss`` has a gradient. Shape: (N, \*) each."""
 
     soft_loss: Tensor
-    """Unweighted."""
+    """Distillation loss, unweighted."""
     student_hard_loss: Tensor
-    """At temperature 1."""
+    """Cross-entropy at temperature 1."""
     teacher_hard_loss: Tensor
     true_prob_difference: Tensor
-    """The true class's probability at temperature tau, student's - teacher's; its expectation for soft targets."""
+    """Student's minus teacher's probability of the true class at temperature tau; its expectation for soft targets."""
     wsl_weight: Tensor | None = None
-    """:func:`functional.weight_of_losses` of the two hard losses, from the kernel alone."""
+    """:func:`mmwsl.functional.weight_of_losses` of the two hard losses; only the kernels compute it."""
 
 
 def soft_terms(
     preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, compile: bool = False, ignored: Tensor | None = None
 ) -> Terms:
-    r"""As :func:`functional.soft_cross_entropy`, :func:`functional.hard_loss` and the probabilities that
-    :func:`functional.bias_and_variance_gradients` takes, for arguments that have been checked.
+    r"""Compute :func:`mmwsl.functional.soft_cross_entropy`, :func:`mmwsl.functional.hard_loss` and probabilities for
+    :func:`mmwsl.functional.bias_and_variance_gradients`, from arguments that have been checked.
 
     Args:
         preds_S: Student logits. Shape: (N, C, \*).
         preds_T: Teacher logits. Shape: (N, C, \*).
         target: Class indices in [0, C), (N, \*), or class scores, (N, C, \*).
         tau: Temperature of the soft labels.
-        compile: Whether torch.compile makes kernels of it.
+        compile: Whether to use torch.compile.
         ignored: Mask of the targets that get no gradient, whatever their logits. None: all count. Shape: (N, \*).
     """
     return _terms(*_SoftTerms.apply(preds_S, preds_T.detach(), target, tau, compile, ignored))
 
 
 def kernel_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, ignore_index: int) -> Terms:
-    r"""As :func:`soft_terms`, by Triton's kernels, for arguments that :func:`kernel_takes`.
+    r"""Compute the terms of :func:`soft_terms` with Triton's kernels, for arguments that :func:`kernel_takes`.
 
     Args:
         preds_S: Student logits. Shape: (N, C, \*).
         preds_T: Teacher logits. Shape: (N, C, \*).
-        target: Class indices in [0, C) or ignore_index; CUDA itself reports others, later. Shape: (N, \*).
+        target: Class indices in [0, C) or ignore_index; others are reported by CUDA asynchronously. Shape: (N, \*).
         tau: Temperature of the soft labels.
         ignore_index: Class index whose targets do not count. Their terms and gradients are 0, whatever their logits.
     """
@@ -77,12 +76,12 @@ def kernel_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, i
 
 
 def _terms(soft_loss: Tensor, *others: Tensor) -> Terms:
-    """Once more without gradient: for torch.compile of torch 2.11 a view that is marked so has one all the same."""
+    """Collect the terms, detached again: torch.compile of torch 2.11 ignores ``mark_non_differentiable`` for views."""
     return Terms(soft_loss, *(term.detach() for term in others))
 
 
 def kernel_takes(preds_S: Tensor, preds_T: Tensor, target: Tensor) -> bool:
-    """Whether there is a kernel for such tensors, where they are."""
+    """Whether there is a kernel for tensors of these types on this device."""
     known = all(preds.dtype in _KERNEL_TYPES for preds in (preds_S, preds_T))
     on_device = preds_S.device.type in functional.REPORTS_LATER or kernel_module().is_interpreted()
     return known and on_device and not target.is_floating_point()
@@ -148,13 +147,13 @@ class _KernelTerms(torch.autograd.Function):
 def _refuse_second_derivative() -> None:
     if torch.is_grad_enabled():  # once_differentiable would let a constant's zeros through
         raise RuntimeError(
-            'WSLLoss has a first derivative alone, and create_graph=True asks for a second one: '
-            'mmwsl.functional.wsl_loss has both'
+            'WSLLoss has only a first derivative, and create_graph=True needs the second: '
+            'use mmwsl.functional.wsl_loss, which has both'
         )
 
 
 def _walked_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float) -> tuple[Terms, Tensor]:
-    """As :func:`_careful_terms`, block by block."""
+    """Terms and difference as from :func:`_careful_terms`, computed block by block."""
     difference = torch.empty_like(preds_S, dtype=torch.promote_types(preds_S.dtype, torch.float32))
     rows = max(1, _BLOCK * len(preds_S) // max(preds_S.numel(), 1))
     scratch: Tensor | None = None
@@ -170,7 +169,7 @@ def _walked_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float) 
 
 
 def _blocks(preds_S: Tensor, preds_T: Tensor, target: Tensor, difference: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """The same, an image that is too large in strips of its height."""
+    """Split an image that is too large for a block into strips of its height."""
     if len(preds_S) > 1 or preds_S.dim() < 3 or preds_S.numel() <= _BLOCK:
         return [(preds_S, preds_T, target, difference)]
     height = max(1, _BLOCK // (preds_S.numel() // preds_S.shape[2]))
@@ -197,7 +196,7 @@ def _is_quick(target: Tensor, tau: float) -> bool:
 def _block_terms(
     tau: float, scratch: Tensor | None, preds_S: Tensor, preds_T: Tensor, target: Tensor, difference: Tensor
 ) -> Terms:
-    """The terms of a block; ``difference`` is filled with p_s - p_t."""
+    """Terms of a block; p_s - p_t is written to ``difference``."""
     if scratch is not None:
         memory = scratch[:, : preds_S.numel()].view(2, *preds_S.shape)
         terms = _quick_terms(tau, memory, preds_S, preds_T, target.unsqueeze(1), difference)
@@ -211,7 +210,7 @@ def _block_terms(
 def _quick_terms(
     tau: float, memory: Tensor, preds_S: Tensor, preds_T: Tensor, index: Tensor, difference: Tensor
 ) -> Terms | None:
-    """At temperature 2 or 4, in the memory that is given. None where a true class's probability vanishes."""
+    """Terms at temperature 2 or 4, computed in the given memory; None if a true class's probability vanishes."""
     probs_S, (probs_T, scratch) = difference, memory
     torch.softmax(scratch.copy_(preds_T).div_(tau), 1, out=probs_T)
     logits_S = scratch.copy_(preds_S).div_(tau)
@@ -237,7 +236,7 @@ def _quick_hard_loss(probs: Tensor, log_true: Tensor, index: Tensor, tau: float,
 
 
 def _careful_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float) -> tuple[Terms, Tensor]:
-    """For every temperature, logit and target, by way of logarithms; beside the terms p_s - p_t."""
+    """Terms for any temperature, logits and targets, computed from logarithms; and p_s - p_t."""
     dtype = torch.promote_types(preds_S.dtype, torch.float32)
     preds_S, preds_T = preds_S.to(dtype), preds_T.to(dtype)
     log_probs_S, probs_T = F.log_softmax(preds_S / tau, 1), F.softmax(preds_T / tau, 1)

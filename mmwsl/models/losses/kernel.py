@@ -1,10 +1,10 @@
-r"""The soft labels' loss of targets with one class each as two Triton kernels: its terms, and its gradient.
+r"""Triton kernels for the soft labels' loss of targets with one class each: one for its terms, one for its gradient.
 
-Each reads the logits of student and teacher by their strides and in their own type, and computes in float32. A program
-has a block of targets with all of their classes; if these are too many for it, it walks over chunks of them and merges
-their sums, as an online softmax does. What is computed is what :func:`mmwsl.models.losses.fused.soft_terms` computes.
+Both read the logits of student and teacher by their strides and in their own type, and compute in float32. A program
+has a block of targets with all of their classes; if there are too many classes, it loops over chunks of them and merges
+their sums, like an online softmax. The results are those of :func:`mmwsl.models.losses.fused.soft_terms`.
 
-Importing this module needs the extra ``triton``. With TRITON_INTERPRET=1, set before, the kernels run on CPU tensors.
+Importing this module needs the extra ``triton``. If TRITON_INTERPRET=1 was set before, the kernels run on CPU tensors.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ with from_extra('triton'):
     from triton.runtime.interpreter import InterpretedFunction
 
 _EPSILON = tl.constexpr(functional.EPSILON)
-_SMALLEST = tl.constexpr(2.0**-126)  # of normal numbers; one below would make Triton compute in float64
-_LARGEST_ROW = 16384  # classes whose logits a program keeps at once, if they are neighbours in memory
-_CHUNK = 2048  # of more of them
-_LARGEST_COLUMN = 256  # the same, if the targets are neighbours
-_SMALLEST_TILE = 1024  # logits of a program, at least
+_SMALLEST = tl.constexpr(2.0**-126)  # normal number; a smaller one would make Triton compute in float64
+_LARGEST_ROW = 16384  # most classes that a program reads at once, if classes are adjacent in memory
+_CHUNK = 2048  # classes read at once if there are more
+_LARGEST_COLUMN = 256  # most classes that a program reads at once, if targets are adjacent in memory
+_SMALLEST_TILE = 1024  # fewest logits of a program
 
 
 class _Blocks(NamedTuple):
     """How the logits are divided among programs."""
 
     ROWS: int
-    """Targets of a program, a power of two."""
+    """Number of targets of a program, a power of two."""
     BLOCK: int
-    """Classes that it reads at a time, a power of two."""
+    """Number of classes that it reads at a time, a power of two."""
     LOOPED: bool
-    """Whether there are more of them."""
+    """Whether there are more classes than that."""
     ALIGNED: int
-    """Divides the number of classes, and the places in memory at which rows begin: so many logits are read together."""
+    """Number of logits that can be read together: a divisor of the number of classes and of the strides of rows."""
     num_warps: int
 
 
@@ -53,7 +53,7 @@ def _blocks(logits: list[Tensor]) -> _Blocks:
         block = block if block <= _LARGEST_ROW else _CHUNK
         rows = max(1, _SMALLEST_TILE // block)
         aligned = math.gcd(16, classes, *(tensor.stride(dim) for tensor in logits for dim in (0, 2)))
-    else:  # neighbours in memory are targets
+    else:  # targets are adjacent in memory
         block = block if block <= _LARGEST_COLUMN else _LARGEST_COLUMN // 8
         rows = max(32, _SMALLEST_TILE // block)
     rows = min(rows, triton.next_power_of_2(targets))
@@ -61,7 +61,7 @@ def _blocks(logits: list[Tensor]) -> _Blocks:
 
 
 def soft_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, ignore_index: int) -> Tensor:
-    r"""Compute what the loss of each target is made of.
+    r"""Compute the terms of each target's loss.
 
     Args:
         preds_S: Student logits. Shape: (N, C, \*).
@@ -72,7 +72,7 @@ def soft_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, ign
 
     Returns:
         Soft loss, hard losses of student and teacher, difference of the true class's probabilities at tau, and WSL's
-        weight, in float32. Shape: (5, N, \*).
+        weight, all in float32. Shape: (5, N, \*).
     """
     terms = _empty_terms(preds_S, preds_T, target, tau, ignore_index)
     _run(terms_kernel, preds_S, preds_T, target, (terms.flatten(1),), tau, ignore_index)
@@ -82,15 +82,15 @@ def soft_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, ign
 def soft_gradient(
     preds_S: Tensor, preds_T: Tensor, target: Tensor, upstream: Tensor, tau: float, ignore_index: int
 ) -> Tensor:
-    r"""Compute the gradient of the soft loss in preds_S.
+    r"""Compute the gradient of the soft loss with respect to preds_S.
 
     Args:
-        preds_S, preds_T, target, tau: As of :func:`soft_terms`.
-        upstream: Gradient of the soft loss of each target. Shape: (N, \*).
-        ignore_index: Class index whose targets have a gradient of 0, whatever the one upstream.
+        preds_S, preds_T, target, tau: As for :func:`soft_terms`.
+        upstream: Gradient with respect to the soft loss of each target. Shape: (N, \*).
+        ignore_index: Class index whose targets have a gradient of 0, whatever the upstream gradient.
 
     Returns:
-        In the type of preds_S. Shape: as preds_S.
+        Gradient in the type of preds_S. Shape: as preds_S.
     """
     gradient = _empty_gradient(preds_S, preds_T, target, upstream, tau, ignore_index)
     _run(gradient_kernel, preds_S, preds_T, target, (_rows(gradient), _flat(upstream)), tau, ignore_index)
@@ -104,7 +104,7 @@ def _empty_terms(preds_S: Tensor, preds_T: Tensor, target: Tensor, tau: float, i
 def _empty_gradient(
     preds_S: Tensor, preds_T: Tensor, target: Tensor, upstream: Tensor, tau: float, ignore_index: int
 ) -> Tensor:
-    """In the layout of preds_S."""
+    """An empty gradient in the layout of preds_S."""
     rows = torch.empty_like(_rows(preds_S))
     return rows[0].t() if preds_S.dim() == 2 else rows.view(preds_S.shape)
 
@@ -126,7 +126,7 @@ def _run(
     if not target.numel():
         return
     grid, arguments, settings = launch(preds_S, preds_T, target, others, tau, ignore_index)
-    with torch.cuda.device_of(preds_S):  # Triton launches on the current device, whatever the tensors' is
+    with torch.cuda.device_of(preds_S):  # Triton launches on the current device, not on that of the tensors
         kernel[grid](*arguments, **settings)
 
 
@@ -136,15 +136,15 @@ def launch(
     """Return the number of programs, the arguments of a kernel, and its settings.
 
     Args:
-        preds_S, preds_T, target, tau, ignore_index: As of :func:`soft_terms`.
-        others: What the kernel has besides, logits as (groups, C, targets) and values of targets as (groups, targets).
+        preds_S, preds_T, target, tau, ignore_index: As for :func:`soft_terms`.
+        others: Further tensors of the kernel: logits as (groups, C, targets), values of targets as (groups, targets).
     """
     preds_S, preds_T, target = _rows(preds_S), _rows(preds_T), _flat(target)
     tensors = (preds_S, preds_T, target, *others)
     blocks = _blocks([tensor for tensor in tensors if tensor.dim() == 3])
     strides = [stride for tensor in tensors for stride in tensor.stride()]
     groups, classes, rows = preds_S.shape
-    # kernels are in debug mode for their one assertion, not to look for an overflow in each sum of indices
+    # kernels are in debug mode for their one assertion, not to check each sum of indices for overflow
     settings = {**blocks._asdict(), 'sanitize_overflow': False}
     return (
         (triton.cdiv(rows, blocks.ROWS) * groups,),
@@ -154,7 +154,7 @@ def launch(
 
 
 def _rows(preds: Tensor) -> Tensor:
-    """Logits as groups of targets that follow each other at one distance. Shape: (groups, C, targets)."""
+    """Logits as groups of targets with a constant stride. Shape: (groups, C, targets)."""
     return preds.t().unsqueeze(0) if preds.dim() == 2 else preds.flatten(2)
 
 
@@ -163,7 +163,7 @@ def _flat(values: Tensor) -> Tensor:
     return values.unsqueeze(0) if values.dim() == 1 else values.flatten(1)
 
 
-# one operation each for autograd, torch.compile and tensors without memory; ``default`` is every device
+# each is one operator for autograd, torch.compile and fake tensors; ``default`` is every device
 _LOGITS = 'Tensor preds_S, Tensor preds_T, Tensor target'
 for _function, _empty, _tensors in (
     (soft_terms, _empty_terms, _LOGITS),
@@ -180,11 +180,11 @@ for _function, _empty, _tensors in (
 
 @triton.jit
 def _targets(target, t_group, t_row, classes, rows, ignore_index, ROWS: tl.constexpr):
-    """The group of this program, its rows, the class of each, and which rows exist and which count."""
+    """Group and rows of this program, the class of each row, and masks of the rows that exist and that count."""
     blocks = tl.cdiv(rows, ROWS)
     group = (tl.program_id(0) // blocks).to(tl.int64)
     row = (tl.program_id(0) % blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    row = tl.max_contiguous(row, 2)  # a thread that reads more neighbours has too few registers for their sums
+    row = tl.max_contiguous(row, 2)  # a thread that reads more of them has too few registers for their sums
     exists = row < rows
     true = tl.load(target + group * t_group + row * t_row, mask=exists, other=ignore_index)
     known = (true >= 0) & (true < classes)
@@ -194,9 +194,9 @@ def _targets(target, t_group, t_row, classes, rows, ignore_index, ROWS: tl.const
 
 @triton.jit
 def _read(preds, class_stride, classes, exists, counts, start, BLOCK: tl.constexpr):
-    """Logits of a chunk of classes in float32, and their largest; -inf where there is none or the target is ignored."""
+    """Logits of a chunk of classes in float32, -inf past the last class and for ignored targets; and their maximum."""
     place = start + tl.arange(0, BLOCK)[None, :].to(tl.int64)
-    # neighbours are read together only if one mask holds for them all, as that of what is ignored does not
+    # adjacent logits are read together only under a common mask, which that of ignored targets is not
     logits = tl.load(preds[:, None] + place * class_stride, mask=exists[:, None] & (place < classes), other=0)
     logits = tl.where(counts[:, None] & (place < classes), logits.to(tl.float32), -float('inf'))
     return logits, tl.maximum(tl.max(logits, 1), -3.0e38)  # finite, so that no difference is NaN
@@ -204,7 +204,7 @@ def _read(preds, class_stride, classes, exists, counts, start, BLOCK: tl.constex
 
 @triton.jit
 def _sums(preds_S, preds_T, s_class, t_class, classes, exists, counts, true, start, inverse_tau, BLOCK: tl.constexpr):
-    """What the terms need of a chunk of classes, relative to its largest logits."""
+    """Sums over a chunk of classes, relative to its largest logits, from which the terms are computed."""
     logits_S, max_S = _read(preds_S, s_class, classes, exists, counts, start, BLOCK)
     logits_T, max_T = _read(preds_T, t_class, classes, exists, counts, start, BLOCK)
     behind_S, behind_T = logits_S - max_S[:, None], logits_T - max_T[:, None]
@@ -235,7 +235,7 @@ def _merged(
     dot2,
     inverse_tau,
 ):
-    """The sums of two chunks together."""
+    """Merge the sums of two chunks."""
     top_S, top_T = tl.maximum(max_S, max_S2), tl.maximum(max_T, max_T2)
     down_S, down_S2, down_T, down_T2 = max_S - top_S, max_S2 - top_S, max_T - top_T, max_T2 - top_T
     shrink_T, shrink_T2 = tl.exp(down_T * inverse_tau), tl.exp(down_T2 * inverse_tau)
@@ -249,10 +249,10 @@ def _merged(
 
 @triton.jit
 def _hard_loss(others, above):
-    """log(1 + e^x) with x = log(others) + above, to the last bits also where it is nearly 0."""
+    """log(1 + e^x) with x = log(others) + above, precise to the last bits even if it is nearly 0."""
     x = tl.log(tl.maximum(others, _SMALLEST)) + above
     small = tl.exp(-tl.abs(x))
-    # log(1 + small) = 2 artanh(s), whose series is exact here where the logarithm of a number near 1 is not
+    # log(1 + small) = 2 artanh(s), whose series is exact here, unlike the logarithm of a number near 1
     s = small / (2 + small)
     square = s * s
     series = 1 / 15 + square / 17
@@ -267,7 +267,7 @@ def _hard_loss(others, above):
 
 @triton.jit
 def _weight(student, teacher):
-    """1 - exp(-student / teacher), to the last bits also where it is nearly 0."""
+    """1 - exp(-student / teacher), precise to the last bits even if it is nearly 0."""
     ratio = student / (teacher + _EPSILON)
     near = tl.minimum(ratio, 0.5)
     series = 1 - near / 8
@@ -353,7 +353,7 @@ def terms_kernel(
 
 @triton.jit
 def _softmax(preds, class_stride, classes, exists, counts, start, inverse_tau, BLOCK: tl.constexpr):
-    """Of a chunk of classes the exponentials, their sum, and the logit that they are relative to."""
+    """Exponentials of a chunk of classes, their sum, and the logit that they are relative to."""
     logits, top = _read(preds, class_stride, classes, exists, counts, start, BLOCK)
     exp = tl.exp((logits - top[:, None]) * inverse_tau)
     return exp, tl.sum(exp, 1), top

@@ -1,4 +1,4 @@
-"""Losses between the logits of student and teacher, with one value for each target."""
+"""Losses on the logits of student and teacher, with one value for each target."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmwsl.registry import MODELS
 
 
 class _Tempered(SampleLoss):
-    """A loss with a temperature."""
+    """Base class of losses with a temperature."""
 
     def __init__(self, tau: float) -> None:
         super().__init__()
@@ -30,18 +30,19 @@ class _Tempered(SampleLoss):
 class SoftCrossEntropy(_Tempered):
     r"""Knowledge distillation, :math:`\tau^2 H(\sigma(z_t / \tau), \sigma(z_s / \tau))` (arXiv 1503.02531).
 
-    The cross-entropy, not the KL divergence: the gradient is the same, the value larger by the teacher's entropy.
+    It is the cross-entropy, not the KL divergence: the gradient is the same, and the value is larger by the teacher's
+    entropy.
 
     Args:
         tau: Temperature of the soft labels, above 0.
-        compile: Whether torch.compile makes one kernel of the passes over the logits. It is meant for GPUs, where each
-            pass reads all of them again; the first batch waits for the compiler. A CPU gains little. 'triton' takes
-            kernels written by hand in its place, for class indices and logits of at most 32 bits: fewer calls, one
-            tensor of the logits' size for the gradient and no other. It needs the extra ``triton`` and a GPU; on a CPU
-            it changes nothing.
+        compile: True lets torch.compile fuse the passes over the logits into one kernel. This is meant for GPUs, where
+            each pass reads all logits again, and makes the first batch slow; a CPU gains little. 'triton' uses kernels
+            written by hand instead, for class indices and logits of at most 32 bits, with fewer calls and no other
+            memory than one tensor of the logits' size for the gradient. It needs the extra ``triton`` and a GPU, and
+            changes nothing on a CPU.
 
     Raises:
-        ValueError: If compile is something else.
+        ValueError: If compile is none of these.
         ImportError: If Triton is missing.
 
     Examples:
@@ -61,13 +62,13 @@ class SoftCrossEntropy(_Tempered):
         self.compile_terms = compile  # nn.Module.compile is a method
 
     def forward(self, preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
-        r"""Shape: (N, \*)."""
+        r"""Compute the loss of each target. Shape: (N, \*)."""
         if self._uses_kernel(preds_S, preds_T, target):
             return kernel_terms(preds_S, preds_T, target, self.tau, functional.IGNORE_INDEX).soft_loss
         return soft_terms(preds_S, preds_T, target, self.tau, self._compiles(preds_S)).soft_loss
 
     def of_batch(self, preds_S: Tensor, batch: SampleBatch) -> Tensor:
-        """As forward. The same passes over the logits give the weight's losses, too."""
+        """Compute :meth:`forward`; the same passes over the logits also give the losses that the weight needs."""
         terms = self._terms(preds_S, batch)
         batch.student_hard_loss, batch.teacher_hard_loss = terms.student_hard_loss, terms.teacher_hard_loss
         batch.true_prob_difference = terms.true_prob_difference
@@ -76,7 +77,7 @@ class SoftCrossEntropy(_Tempered):
         return terms.soft_loss
 
     def divergence(self, losses: Tensor, preds_T: Tensor) -> Tensor:
-        r"""The cross-entropy without the teacher's entropy. Shape: (N, \*)."""
+        r"""Subtract the teacher's entropy from the cross-entropy. Shape: (N, \*)."""
         probs_T = (functional.at_least_float32(preds_T) / self.tau).softmax(1)
         return torch.sub(losses, torch.special.entr(probs_T).sum(1), alpha=self.tau**2) / self.tau**2
 
@@ -96,7 +97,7 @@ class SoftCrossEntropy(_Tempered):
         return self.compile_terms == 'triton' and kernel_takes(preds_S, preds_T, target)
 
     def _compiles(self, preds_S: Tensor) -> bool:
-        """What the kernels do not take, torch.compile does, off the CPU."""
+        """Whether to use torch.compile; with 'triton' this is for arguments that the kernels do not take, on a GPU."""
         return self.compile_terms is True or (self.compile_terms == 'triton' and preds_S.device.type != 'cpu')
 
 
@@ -105,11 +106,11 @@ class DKD(_Tempered):
     """Decoupled distillation, :func:`mmwsl.functional.dkd_loss` (arXiv 2203.08679).
 
     Args:
-        tau: Temperature. Its authors: 4 on CIFAR-100, 1 on ImageNet.
-        alpha: Weight of the true class against all others. Its authors: 1.
-        beta: Weight among the others. Its authors, by pair: 2, 6 or 8 on CIFAR-100; 0.5 (ResNet-34 to 18) or 2
-            (ResNet-50 to MobileNetV1) on ImageNet. They let the loss grow over 20 epochs on CIFAR-100
-            (``warmup_epochs`` of :class:`WeightedLoss`).
+        tau: Temperature. The authors use 4 on CIFAR-100 and 1 on ImageNet.
+        alpha: Weight of the true class against all others. The authors use 1.
+        beta: Weight of the distribution among the others. The authors use 2, 6 or 8 on CIFAR-100, depending on the
+            pair, and 0.5 (ResNet-34 to 18) or 2 (ResNet-50 to MobileNetV1) on ImageNet. They increase the loss over 20
+            epochs on CIFAR-100 (``warmup_epochs`` of :class:`WeightedLoss`).
 
     Examples:
         >>> import torch
@@ -124,7 +125,7 @@ class DKD(_Tempered):
         self.alpha, self.beta = alpha, beta
 
     def forward(self, preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
-        r"""Shape: (N, \*)."""
+        r"""Compute the loss of each target. Shape: (N, \*)."""
         return functional.dkd_loss(preds_S, preds_T, target, self.tau, self.alpha, self.beta)
 
     def extra_repr(self) -> str:
@@ -136,8 +137,8 @@ class NKD(_Tempered):
     """Normalised distillation, :func:`mmwsl.functional.nkd_loss` (arXiv 2303.13005).
 
     Args:
-        tau: Temperature of the classes but the true one. Its authors: 1 on ImageNet, 3 on CIFAR-100.
-        gamma: Weight of these classes. Its authors: 1.5 on ImageNet (1 for DeiT), 3.5 on CIFAR-100.
+        tau: Temperature of all classes except the true one. The authors use 1 on ImageNet and 3 on CIFAR-100.
+        gamma: Weight of these classes. The authors use 1.5 on ImageNet (1 for DeiT) and 3.5 on CIFAR-100.
 
     Examples:
         >>> import torch
@@ -152,7 +153,7 @@ class NKD(_Tempered):
         self.gamma = gamma
 
     def forward(self, preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
-        r"""Shape: (N, \*)."""
+        r"""Compute the loss of each target. Shape: (N, \*)."""
         return functional.nkd_loss(preds_S, preds_T, target, self.tau, self.gamma)
 
     def extra_repr(self) -> str:
@@ -161,14 +162,14 @@ class NKD(_Tempered):
 
 @MODELS.register_module()
 class DIST(_Tempered):
-    """DIST (arXiv 2205.10536): relations between the classes of a target, which can be weighted, and between the
-    targets of a class, a term of the batch as a whole, which cannot.
+    """DIST (arXiv 2205.10536): a loss on relations between the classes of each target and between the targets of each
+    class. The first can be weighted; the second is a term of the batch as a whole, and cannot.
 
     Args:
-        tau: Temperature. Its authors: 1 on ImageNet, 4 on CIFAR-100.
+        tau: Temperature. The authors use 1 on ImageNet and 4 on CIFAR-100.
         beta: Weight of the relations between classes, :func:`mmwsl.functional.dist_inter_loss`.
-        gamma: Weight of the relations between targets, :func:`mmwsl.functional.dist_intra_loss`. Its authors: beta and
-            gamma 1, with a loss_weight of 2.
+        gamma: Weight of the relations between targets, :func:`mmwsl.functional.dist_intra_loss`. The authors set beta
+            and gamma to 1, with a loss_weight of 2.
 
     Examples:
         >>> from mmwsl.models import WeightedLoss
@@ -181,11 +182,11 @@ class DIST(_Tempered):
         self.beta, self.gamma = beta, gamma
 
     def forward(self, preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
-        r"""Shape: (N, \*)."""
+        r"""Compute the loss on relations between the classes of each target. Shape: (N, \*)."""
         return self.beta * functional.dist_inter_loss(preds_S, preds_T, self.tau)
 
     def of_the_whole(self, preds_S: Tensor, batch: SampleBatch) -> Tensor | None:
-        """The relations between targets. A scalar."""
+        """Return the loss on relations between targets. A scalar, or None if gamma is 0."""
         if self.gamma == 0:
             return None
         preds_S, preds_T = batch.without_ignored(preds_S), batch.without_ignored(batch.preds_T)
@@ -209,8 +210,8 @@ class TTM(_Tempered):
     :class:`mmwsl.models.weightings.WTTMWeighting` it is WTTM.
 
     Args:
-        tau: Temperature of the teacher. Its authors write gamma for 1 / tau, with 0.1 and a loss_weight of 45 in their
-            example (VGG-13 to VGG-8 on CIFAR-100).
+        tau: Temperature of the teacher. The authors write gamma for 1 / tau, and set it to 0.1 with a loss_weight of 45
+            in their example (VGG-13 to VGG-8 on CIFAR-100).
 
     Examples:
         >>> from mmwsl.models import WeightedLoss
@@ -221,20 +222,20 @@ class TTM(_Tempered):
         super().__init__(tau)
 
     def forward(self, preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
-        r"""Shape: (N, \*)."""
+        r"""Compute the loss of each target. Shape: (N, \*)."""
         return functional.ttm_loss(preds_S, preds_T, self.tau)
 
 
 @MODELS.register_module()
 class Standardized(SampleLoss):
-    """Another loss on standardised logits (arXiv 2403.01427); a weighting still sees them as they are.
+    """Apply another loss to standardised logits (arXiv 2403.01427); the weighting still receives the original logits.
 
     Args:
-        loss: Config of the loss. Default: ``dict(type='SoftCrossEntropy', tau=2.0)``. Its authors: this with a
-            loss_weight of 9, and the hard loss with 1 on ImageNet and 0.1 on CIFAR-100.
+        loss: Config of the other loss. Default: ``dict(type='SoftCrossEntropy', tau=2.0)``, which the authors use with
+            a loss_weight of 9, and with the hard loss weighted by 1 on ImageNet and 0.1 on CIFAR-100.
 
     Raises:
-        ValueError: If the loss is for sigmoids, since they have no logits to be standardised among.
+        ValueError: If the loss is for sigmoid heads, whose classes have no common scale.
 
     Examples:
         >>> import torch
@@ -250,13 +251,13 @@ class Standardized(SampleLoss):
         if self.loss.for_sigmoids:
             raise ValueError(
                 f'logits are standardised among the classes of a softmax, and {type(self.loss).__name__} '
-                'is for heads of sigmoids: leave Standardized out'
+                'is for sigmoid heads: use it without Standardized'
             )
         self.needs_classes, self.never_vanishes = self.loss.needs_classes, self.loss.never_vanishes
 
     @property
     def tau(self) -> float:  # type: ignore[override]
-        """The inner loss's."""
+        """Temperature of the inner loss."""
         return self.loss.tau
 
     @tau.setter
@@ -264,15 +265,15 @@ class Standardized(SampleLoss):
         self.loss.tau = tau
 
     def forward(self, preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
-        r"""Shape: (N, \*)."""
+        r"""Compute the inner loss on standardised logits. Shape: (N, \*)."""
         return self.loss(functional.standardized(preds_S), functional.standardized(preds_T), target)
 
     def divergence(self, losses: Tensor, preds_T: Tensor) -> Tensor | None:
-        """The inner loss's, of standardised logits."""
+        """Return the divergence of the inner loss, on standardised logits."""
         return self.loss.divergence(losses, functional.standardized(preds_T))
 
     def of_the_whole(self, preds_S: Tensor, batch: SampleBatch) -> Tensor | None:
-        """The inner loss's."""
+        """Return the inner loss's term of the batch as a whole, on standardised logits."""
         if not self.has_term_of_the_whole:
             return None
         preds_S, preds_T = (functional.standardized(batch.without_ignored(preds)) for preds in (preds_S, batch.preds_T))
@@ -291,19 +292,20 @@ class Standardized(SampleLoss):
 
 @MODELS.register_module()
 class BernoulliKD(_Tempered):
-    r"""Soft labels for a head of sigmoids, in which each class of a target is a decision of its own:
+    r"""Soft labels for a sigmoid head, in which each class of a target is a separate decision:
     :func:`mmwsl.functional.bernoulli_loss`.
 
     Its ``gt_labels`` are one of
 
-    - scores of the classes in [0, 1]. Shape: (N, C, \*);
-    - class indices, of which C is background: no class is right. Shape: (N, \*);
-    - (class indices, quality): the score that the right class should get, as of GFL and RTMDet. Shape: (N, \*) each.
+    - class scores in [0, 1]. Shape: (N, C, \*);
+    - class indices, with C for background, where no class is right. Shape: (N, \*);
+    - (class indices, quality), where the quality is the score that the right class should get, as in GFL and RTMDet.
+      Shape: (N, \*) each.
 
     Args:
         tau: Temperature.
-        per_class: Whether each class of a target has a weight of its own. False: one weight for all of a target, from
-            hard losses that are summed over its classes.
+        per_class: Whether each class of a target has its own weight. False: all classes of a target share one weight,
+            computed from hard losses that are summed over the classes.
 
     Examples:
         >>> import torch
@@ -325,17 +327,17 @@ class BernoulliKD(_Tempered):
         return True
 
     def forward(self, preds_S: Tensor, preds_T: Tensor, target: Tensor) -> Tensor:
-        r"""Shape: (N, C, \*) per class, else (N, \*)."""
+        r"""Compute the loss of each class, (N, C, \*), or with ``per_class=False`` of each target, (N, \*)."""
         losses = functional.bernoulli_loss(preds_S, preds_T, self.tau)
         return losses if self.per_class else losses.sum(1)
 
     def divergence(self, losses: Tensor, preds_T: Tensor) -> Tensor:
-        """The cross-entropies without the entropies of the teacher's decisions. Shape: as losses."""
+        """Subtract the entropies of the teacher's decisions from the cross-entropies. Shape: as losses."""
         least = functional.bernoulli_loss(preds_T, preds_T, self.tau)
         return (losses - (least if self.per_class else least.sum(1))) / self.tau**2
 
     def check(self, preds_S: Tensor, preds_T: Tensor, target: Target, ignore_index: int) -> None:
-        """Raise TypeError or ValueError for arguments that do not belong together; several labels may be right."""
+        """Raise TypeError or ValueError if the arguments do not match; several labels may be right."""
         functional.check_logits(preds_S, preds_T)
         labels, quality = target if isinstance(target, tuple) else (target, None)
         functional.check_target(preds_S, labels, ignore_index, background=True, later=False)  # batch.target does
@@ -343,8 +345,8 @@ class BernoulliKD(_Tempered):
         if quality is not None:
             if labels.is_floating_point() or quality.shape != labels.shape:
                 raise ValueError(
-                    'a quality belongs to each class index, got indices of shape '
-                    f'{tuple(labels.shape)} ({labels.dtype}) and qualities of {tuple(quality.shape)}'
+                    'each class index should have one quality, got indices of shape '
+                    f'{tuple(labels.shape)} ({labels.dtype}) and qualities of shape {tuple(quality.shape)}'
                 )
             functional.check_label_scores(quality)
 

@@ -22,29 +22,31 @@ _AVERAGES = ('targets', 'positives')
 
 @MODELS.register_module()
 class WeightedLoss(nn.Module):
-    r"""Any loss of one value per target under any weight of one value per target, :math:`\alpha \cdot w_i \, \ell_i`.
+    r"""Multiply a loss by a weighting, target by target: :math:`\alpha \cdot w_i \, \ell_i`.
 
-    It knows no number of classes, no device and no network, so any distiller of MMRazor can carry it. The hard loss is
-    the student's own.
+    It does not depend on the number of classes, the device or the network, so any distiller of MMRazor can use it. The
+    student's own hard loss is not a part of it.
 
     Args:
         loss: Config of a :class:`SampleLoss`, such as ``dict(type='DKD', tau=4.0)``.
-        weighting: Config of a :class:`SampleWeighting`, such as ``dict(type='WSLWeighting')``. None: all weights are 1.
+        weighting: Config of a :class:`mmwsl.models.weightings.SampleWeighting`, such as ``dict(type='WSLWeighting')``.
+            None: all weights are 1.
         loss_weight: The paper's alpha.
         ignore_index: Class index whose targets do not count.
-        reduction: 'mean' over the targets that are kept (0 where none is), 'sum' or 'none'.
-        average: What 'mean' divides by: 'targets' for those that are kept; 'positives' for those of them that have a
-            right class and are not background, as detectors count (heads of sigmoids alone).
-        sync_divisor: Whether that number is averaged over all processes, so that they train as one process with the
-            whole batch would. For targets whose number differs between processes: pixels that are kept, positives.
-        warmup_epochs: Epochs of a run of mmengine in which the loss grows evenly to its full weight, with
-            1 / warmup_epochs in the first, as in DKD's code. A run by iterations has no epochs, and
-            ``mmwsl.CheckTeacherHook`` refuses it.
+        reduction: 'mean' over the targets that count (0 if there are none), 'sum' or 'none'.
+        average: Divisor of 'mean': 'targets' is the number of targets that count; 'positives' is the number of those
+            that have a right class and are not background, as in detectors (only for sigmoid heads).
+        sync_divisor: Whether to average the divisor over all processes, so that they train like one process with the
+            whole batch. For numbers of targets that differ between processes: pixels that count, positives.
+        warmup_epochs: Number of epochs of a run of mmengine in which the loss grows evenly to its full weight, starting
+            at 1 / warmup_epochs, as in DKD's code. A run by iterations has no epochs, and ``mmwsl.CheckTeacherHook``
+            refuses it.
 
     Raises:
-        TypeError: If loss or weighting is something else.
-        ValueError: If loss and weighting do not go together: weights per class of a loss per target, weights of a loss
-            that belongs to the batch as a whole, weights per image of a loss per class. If a softmax has no positives.
+        TypeError: If loss is not a SampleLoss, or weighting is not a SampleWeighting.
+        ValueError: If loss and weighting do not match: weights per class for a loss per target, weights for a loss that
+            is only a term of the batch as a whole, or weights per image for a loss per class. If average is 'positives'
+            for a softmax head.
 
     Examples:
         >>> loss = WeightedLoss(dict(type='DKD', tau=4.0), dict(type='WSLWeighting'))
@@ -74,14 +76,14 @@ class WeightedLoss(nn.Module):
             raise ValueError(f'average should be one of {_AVERAGES}, got {average!r}')
         if average == 'positives' and not self.sample_loss.for_sigmoids:
             raise ValueError(
-                f"average='positives' is for heads of sigmoids, and {type(self.sample_loss).__name__} is "
-                "for a softmax, in which background is a class like others: take 'targets'"
+                f"average='positives' is for sigmoid heads, and {type(self.sample_loss).__name__} is "
+                "for a softmax, in which background is a class like others: use 'targets'"
             )
         self.average, self.sync_divisor = average, sync_divisor
         if not warmup_epochs >= 0:
             raise ValueError(f'warmup_epochs should be at least 0, got {warmup_epochs}')
         self.warmup_epochs = warmup_epochs
-        self._share: float | None = None
+        self._next_warmup: float | None = None
         self._last = _LastCall()
 
     def forward(
@@ -95,45 +97,45 @@ class WeightedLoss(nn.Module):
         teacher_hard_loss: Tensor | None = None,
         data_samples: Sequence[Any] | None = None,
     ) -> Tensor:
-        r"""Loss of a batch.
+        r"""Compute the loss of a batch.
 
         Args:
             preds_S: Student logits. Shape: (N, C) or (N, C, \*).
             preds_T: Teacher logits. Shape: as preds_S.
-            gt_labels: Class indices, (N, \*), or class scores of the logits' shape. What else a loss takes it says.
-            weight: A further weight for each target, (N, \*); of a loss per class also for each class, (N, C, \*).
-            avg_factor: What the sum is divided by instead of a number of targets; of 0 the loss is 0. Neither
-                it nor ``weight`` touches a term of the batch as a whole.
+            gt_labels: Class indices, (N, \*), or class scores of the logits' shape; some losses document other forms.
+            weight: A further weight for each target, (N, \*), or for a loss per class also for each class, (N, C, \*).
+            avg_factor: Divisor of the sum, in place of the number of targets; the loss is 0 if it is 0. Neither this
+                nor ``weight`` affects a term of the batch as a whole.
             reduction_override: Replaces ``reduction`` for this call.
-            teacher_hard_loss: The teacher's loss of each target at temperature 1, where it is known better than from
-                preds_T, as of a teacher cache. Shape: (N, \*).
-            data_samples: Of the images, for a weighting that looks them up. Length: N.
+            teacher_hard_loss: The teacher's loss of each target at temperature 1, if it is known more exactly than from
+                preds_T, for example from a teacher cache. Shape: (N, \*).
+            data_samples: Data samples of the images, for a weighting that looks them up. Length: N.
 
         Returns:
             A scalar, or with reduction 'none' one value for each target, (N, \*).
 
         Raises:
             TypeError: If logits are not floating point, or gt_labels are neither int64 nor floating point.
-            ValueError: If shapes do not belong together, an index is not in [0, C), class scores come with a loss or a
-                weighting that needs one class for each target or, of a softmax, sum up to more than 1, or avg_factor is
-                negative or comes with 'sum'.
+            ValueError: If shapes do not match, an index is not in [0, C), class scores are given to a loss or weighting
+                that needs one class for each target or, for a softmax, do not sum to 1, or avg_factor is negative or
+                used with 'sum'.
         """
         reduction = self._checked(reduction_override or self.reduction)
         self.sample_loss.check(preds_S, preds_T, gt_labels, self.ignore_index)
         batch = self.sample_loss.batch(preds_S, preds_T, gt_labels, self.ignore_index, data_samples)
         if self.sample_weighting.needs_classes and not batch.has_classes:
             raise ValueError(
-                f'{type(self.sample_weighting).__name__} needs class indices, got class scores, of which '
-                'no class is the true one: leave mixing out, or take another weighting'
+                f'{type(self.sample_weighting).__name__} needs class indices, got class scores, which have '
+                'no true class: switch off mixing, or use another weighting'
             )
         losses = self._losses(preds_S, batch)
         if teacher_hard_loss is not None:
             batch.replace_teacher_hard_loss(_one_per_target(teacher_hard_loss.detach(), losses, 'teacher_hard_loss'))
         weights = self._weights(batch, losses)
         divergence = partial(self.sample_loss.divergence, losses.detach(), batch.preds_T)
-        scale = self.loss_weight * self._warmth()
+        scale = self.loss_weight * self._warmup()
         if batch.ignores and weights is not batch.masked_weight:
-            # no products with the mask: where a target is ignored either may be nan
+            # masked before and after, since both factors of an ignored target may be nan
             losses = (losses * (weights.masked_fill(batch.ignored, 0.0) * scale)).masked_fill(batch.ignored, 0.0)
         else:
             losses = losses * (weights * scale)
@@ -152,31 +154,31 @@ class WeightedLoss(nn.Module):
         return total if whole is None else total + scale * whole
 
     def _divisor(self, batch: SampleBatch, dtype: torch.dtype) -> int | Tensor:
-        """Of a mean: how many targets there are, and where there is none 1."""
+        """Divisor of a mean: the number of targets, at least 1."""
         count = batch.positive_targets.sum() if self.average == 'positives' else batch.count  # type: ignore[attr-defined]
         if not self.sync_divisor:
             return max(1, count) if isinstance(count, int) else count.clamp(min=1)
         return over_processes(torch.as_tensor(count, device=batch.kept.device)).to(dtype)
 
     def _losses(self, preds_S: Tensor, batch: SampleBatch) -> Tensor:
-        """Of each target, or of each class of it."""
+        """Loss of each target, or of each class of it."""
         losses = self.sample_loss.of_batch(preds_S, batch)
         expected = preds_S.shape if self.sample_loss.per_class else (len(preds_S), *preds_S.shape[2:])
         if losses.shape != expected:
             raise ValueError(
-                f'{type(self.sample_loss).__name__} should give losses of shape {tuple(expected)} for '
-                f'logits of shape {tuple(preds_S.shape)}, got {tuple(losses.shape)}: one value for each '
+                f'{type(self.sample_loss).__name__} should return losses of shape {tuple(expected)} for '
+                f'logits of shape {tuple(preds_S.shape)}, got {tuple(losses.shape)}: return one value for each '
                 'target, or with per_class=True for each class of it'
             )
         return losses
 
     def _weights(self, batch: SampleBatch, losses: Tensor) -> Tensor:
-        """One for each loss, or one for all classes of a target."""
+        """Weight of each loss, or one for all classes of a target."""
         with torch.no_grad():
             weights = self.sample_weighting(batch)
-        if weights.shape not in (losses.shape, batch.kept.shape):  # it may broadcast, and be wrong without a word
+        if weights.shape not in (losses.shape, batch.kept.shape):  # other shapes may broadcast silently
             raise ValueError(
-                f'{type(self.sample_weighting).__name__} should give weights of shape '
+                f'{type(self.sample_weighting).__name__} should return weights of shape '
                 f'{tuple(losses.shape)}, one for each loss, got {tuple(weights.shape)}'
             )
         return weights.to(losses)
@@ -186,37 +188,37 @@ class WeightedLoss(nn.Module):
             raise ValueError(f'reduction should be one of {_REDUCTIONS}, got {reduction!r}')
         if self.sample_loss.has_term_of_the_whole and reduction != 'mean':
             raise ValueError(
-                f"a term of the batch as a whole is a mean, got reduction={reduction!r}: take 'mean', or "
-                'leave the term out (of DIST: gamma=0)'
+                f"a term of the batch as a whole is a mean, got reduction={reduction!r}: use 'mean', or "
+                'switch off the term (gamma=0 in DIST)'
             )
         return reduction
 
     def prepare(self) -> None:
-        """Look up the epoch that ``warmup_epochs`` needs, before a call that torch.compile traces.
+        """Look up the epoch for ``warmup_epochs``, before a call that torch.compile traces.
 
-        A call does it itself where nobody has, and then breaks the graph.
+        A call does it itself otherwise, and then breaks the graph.
 
         Raises:
-            RuntimeError: If no run tells the epoch.
+            RuntimeError: If there is no run of mmengine with epochs.
         """
         if not self.warmup_epochs:
             return
         epoch = MessageHub.get_current_instance().get_info('epoch')
         if epoch is None:
             raise RuntimeError(
-                f'warmup_epochs={self.warmup_epochs} needs to know the epoch, which a run of mmengine '
-                'tells: train with its Runner, or set warmup_epochs=0 and scale the loss yourself'
+                f'warmup_epochs={self.warmup_epochs} needs the epoch of a run of mmengine: train with its '
+                'Runner, or set warmup_epochs=0 and scale the loss yourself'
             )
-        self._share = min(1.0, (epoch + 1) / self.warmup_epochs)
+        self._next_warmup = min(1.0, (epoch + 1) / self.warmup_epochs)
 
-    def _warmth(self) -> float:
-        """Share of the loss's weight in this epoch, in (0, 1]."""
+    def _warmup(self) -> float:
+        """Factor of the loss's weight in this epoch, in (0, 1]."""
         if not self.warmup_epochs:
             return 1.0
-        if self._share is None:
+        if self._next_warmup is None:
             self.prepare()
-        share, self._share = self._share, None  # another step may be in another epoch
-        return share  # type: ignore[return-value]
+        factor, self._next_warmup = self._next_warmup, None  # the next step may be in another epoch
+        return factor  # type: ignore[return-value]
 
     @property
     def tau(self) -> float:
@@ -229,22 +231,22 @@ class WeightedLoss(nn.Module):
 
     @property
     def needs_data_samples(self) -> bool:
-        """Whether the weighting looks images up."""
+        """Whether the weighting looks up images by their data samples."""
         return self.sample_weighting.needs_data_samples
 
     @property
     def last_call(self) -> Call | None:
-        """What this thread's last forward knew of its targets, without gradient; None before the first."""
+        """Results of this thread's last forward, without gradient; None before the first."""
         return self._last.call
 
     @property
     def sample_terms(self) -> dict[str, Tensor]:
-        """:meth:`Call.sample_terms` of the last forward; empty before the first."""
+        """:meth:`Call.sample_terms` of the last forward; empty before the first one."""
         return self._last.call.sample_terms() if self._last.call else {}
 
     @property
     def statistics(self) -> dict[str, Tensor]:
-        """:meth:`Call.statistics` of the last forward; empty before the first."""
+        """:meth:`Call.statistics` of the last forward; empty before the first one."""
         return self._last.call.statistics() if self._last.call else {}
 
     def extra_repr(self) -> str:
@@ -255,14 +257,14 @@ class WeightedLoss(nn.Module):
 
 
 def over_processes(count: Tensor) -> Tensor:
-    """Return the mean of a number over all processes, in float64; of 1 in one of them, if all have 0."""
+    """Return the mean of a number over all processes, in float64; a total of 0 counts as 1."""
     total = count.to(torch.float64, copy=True)
     all_reduce(total)
     return total.clamp(min=1) / get_world_size()
 
 
 class _LastCall(threading.local):
-    """One for each thread, and none for a copy."""
+    """The last call of each thread; copies start without one."""
 
     call: Call | None = None
 
@@ -271,27 +273,27 @@ class _LastCall(threading.local):
 
 
 def check_pair(loss: SampleLoss, weighting: SampleWeighting) -> None:
-    """Raise ValueError where the weight of a loss is not defined."""
+    """Raise ValueError if a loss cannot be weighted by a weighting."""
     names = f'{type(loss).__name__} under {type(weighting).__name__}'
     if weighting.per_class and not loss.per_class:
         raise ValueError(
             f'{names} is not defined: the weight is per class, and the loss has one value per target. '
-            'Take a weight per target, or a loss per class (BernoulliKD)'
+            'Use a weight per target, or a loss per class (BernoulliKD)'
         )
     if weighting.needs_classes and not weighting.per_image and loss.for_sigmoids and not loss.per_class:
         raise ValueError(
-            f'{names} is not defined: the weight needs one outcome for each target, and a target of '
-            'sigmoids has one for each class. Take another weight, or per_class=True'
+            f'{names} is not defined: the weight needs one outcome for each target, and a target of a '
+            'sigmoid head has one for each class. Use another weight, or per_class=True'
         )
     if weighting.per_image and loss.for_sigmoids:
         raise ValueError(
-            f'{names} is not defined: the weight looks up one loss per image, and each class of it is '
-            'decided by itself. Take the weight from the teacher (without teacher_losses)'
+            f'{names} is not defined: the weight looks up one loss per image, and each class of an image is '
+            "a separate decision. Compute the weight from the teacher's logits (without teacher_losses)"
         )
     if not loss.is_weightable and not isinstance(weighting, UniformWeighting):
         raise ValueError(
-            f'{names} is not defined: what is left of the loss is a term of the batch as a whole, and no '
-            'target has a value of its own. Leave the weighting out'
+            f'{names} is not defined: the loss is only a term of the batch as a whole, without values of single '
+            'targets. Remove the weighting'
         )
 
 

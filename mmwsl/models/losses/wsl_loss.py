@@ -21,19 +21,19 @@ WEIGHTINGS: dict[str, dict[str, Any]] = {
 class WSLLoss(WeightedLoss):
     r"""Weighted soft labels (arXiv 2102.00650): :math:`\alpha \cdot w_i \tau^2 H(\sigma(z_t/\tau), \sigma(z_s/\tau))`.
 
-    The pair (:class:`SoftCrossEntropy`, :class:`mmwsl.models.weightings.WSLWeighting`). The hard loss is the student's
-    own and keeps weight 1.
+    This is :class:`SoftCrossEntropy` weighted by :class:`mmwsl.models.weightings.WSLWeighting`. The student's own hard
+    loss keeps weight 1.
 
     Args:
-        tau: Temperature of the soft labels. The paper: 4 on CIFAR-100, 2 on ImageNet.
-        loss_weight: The paper's alpha: 2.25 on CIFAR-100, 2.5 on ImageNet.
+        tau: Temperature of the soft labels. The paper uses 4 on CIFAR-100 and 2 on ImageNet.
+        loss_weight: The paper's alpha, 2.25 on CIFAR-100 and 2.5 on ImageNet.
         ignore_index: Class index whose targets do not count.
-        reduction: 'mean' over the targets that are kept (0 where none is), 'sum' or 'none'.
-        weighting: Config of another weighting, or a name: 'wsl'; 'label_free', with the teacher's most likely class in
-            the label's place; or a control that shows what the weight does: 'one' is plain knowledge distillation (KD);
-            'drop_regularization' is 0 for regularization samples and 1 for the others, 'only_regularization' the
-            reverse; 'random' hands the weights of a batch to its targets in random order.
-        compile: As of :class:`SoftCrossEntropy`.
+        reduction: 'mean' over the targets that count (0 if there are none), 'sum' or 'none'.
+        weighting: Config of another weighting, or a name: 'wsl'; 'label_free', which uses the teacher's most likely
+            class in place of the label; or a control that shows the effect of the weight: 'one' is plain knowledge
+            distillation (KD); 'drop_regularization' is 0 for regularization samples and 1 for the others,
+            'only_regularization' the reverse; 'random' permutes the weights of a batch at random.
+        compile: As for :class:`SoftCrossEntropy`.
 
     Examples:
         >>> import torch
@@ -59,5 +59,7 @@ def _named(weighting: Any) -> Any:
     if not isinstance(weighting, str):
         return weighting
     if weighting not in WEIGHTINGS:
-        raise ValueError(f'weighting should be one of {tuple(WEIGHTINGS)}, or the config of one, got {weighting!r}')
+        raise ValueError(
+            f'weighting should be one of {tuple(WEIGHTINGS)}, or the config of a weighting, got {weighting!r}'
+        )
     return WEIGHTINGS[weighting]

@@ -1,4 +1,4 @@
-"""Frozen networks: fast, ensemble or replayed from a cache."""
+"""Frozen teachers: a single network, an ensemble, or answers replayed from a cache."""
 
 from mmwsl.models.teachers.cached_teacher import CachedTeacher
 from mmwsl.models.teachers.ensemble_teacher import EnsembleTeacher

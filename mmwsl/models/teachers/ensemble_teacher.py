@@ -17,20 +17,21 @@ COMBINATIONS = ('probabilities', 'logits')
 
 @MODELS.register_module()
 class EnsembleTeacher(BaseModel):
-    """Several classifiers that answer as one: "a well-trained network or an ensemble of them" (arXiv 2102.00650).
+    """Several classifiers combined into one teacher: "a well-trained network or an ensemble of them" (arXiv
+    2102.00650).
 
-    To whoever asks it, it is an ordinary classifier whose ``head`` puts out logits. It is there to teach and to be
-    tested, and is not trained: each member is, by itself.
+    From outside it is an ordinary classifier whose ``head`` outputs logits. It can teach and be tested, but not be
+    trained: its members are trained separately.
 
     Args:
-        models: Configs of the members. They share one kind of input, the ensemble's.
-        ckpts: Their checkpoints in the same order, each loaded strictly. None leaves the members untrained.
-        combine: 'probabilities': the log of the mean of their probabilities; 'logits': the mean of their logits.
-        data_preprocessor: As of mmpretrain's classifiers, for all members.
+        models: Configs of the members. All receive the ensemble's input.
+        ckpts: Checkpoints of the members in the same order, loaded strictly. None leaves the members untrained.
+        combine: 'probabilities' for the log of their mean probabilities, 'logits' for their mean logits.
+        data_preprocessor: As for mmpretrain's classifiers; it serves all members.
 
     Raises:
-        ValueError: If there is no member, not one checkpoint for each, another ``combine``, a member with a
-            data_preprocessor of its own, or members of different numbers of classes; or as of
+        ValueError: If there are no members, not as many checkpoints as members, another ``combine``, a member with a
+            data_preprocessor of its own, or members with different numbers of classes; or as
             :func:`mmwsl.utils.load_network`.
     """
 
@@ -46,36 +47,37 @@ class EnsembleTeacher(BaseModel):
         self.combine = combine
         self.members = ModuleList(MODELS.build(model) for model in models)
         _check_classes(self.members)
-        self.head = ClsHead()  # hands on what it is given, where recorders look for logits
+        self.head = ClsHead()  # returns its input, where recorders look for logits
         for member, ckpt in zip(self.members, ckpts or (), strict=ckpts is not None):
             load_network(member, ckpt)
-        self._is_init = ckpts is not None  # mmengine's sign that there is nothing left to initialise
+        self._is_init = ckpts is not None  # tells mmengine that nothing is left to initialise
 
     def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor') -> Any:
-        """Answer as a classifier of mmpretrain does.
+        """Predict as a classifier of mmpretrain does.
 
         Args:
             inputs: Preprocessed images. Shape: (N, 3, H, W).
-            data_samples: With mode 'predict', what the predictions are written to.
+            data_samples: With mode 'predict', the samples to write predictions to.
             mode: 'tensor' or 'predict'.
 
         Returns:
-            With 'tensor' logits of shape (N, C); with 'predict' N DataSamples with ``pred_score`` and ``pred_label``.
+            Logits of shape (N, C) in mode 'tensor', N DataSamples with ``pred_score`` and ``pred_label`` in mode
+            'predict'.
 
         Raises:
             ValueError: For another mode.
         """
         if mode not in ('tensor', 'predict'):
             raise ValueError(
-                f"an EnsembleTeacher has the modes 'tensor' and 'predict' and no loss, got {mode!r}. "
+                f"an EnsembleTeacher has only the modes 'tensor' and 'predict', and no loss, got {mode!r}. "
                 "Record its logits at 'head', as WSLDistiller does by default, and train its members "
-                'alone, with their configs in configs/vanilla/'
+                'separately, with their configs in configs/vanilla/'
             )
         features = (self._combined(torch.stack([member(inputs) for member in self.members])),)
         return self.head(features) if mode == 'tensor' else self.head.predict(features, data_samples)
 
     def _combined(self, logits: Tensor) -> Tensor:
-        """Shape: (M, N, C) to (N, C)."""
+        """Combine the members' logits. Shape: (M, N, C) to (N, C)."""
         if self.combine == 'logits':
             return logits.mean(0)
         # in float32 at least: a mean of half-precision probabilities loses the small ones
@@ -85,16 +87,19 @@ class EnsembleTeacher(BaseModel):
 
 def _check_arguments(models: Sequence[dict], ckpts: Sequence[str] | None, combine: str) -> None:
     if not models:
-        raise ValueError('models is empty: an ensemble needs a member')
+        raise ValueError('models is empty: an ensemble needs at least one member')
     if ckpts is not None and len(ckpts) != len(models):
         raise ValueError(f'{len(models)} models need as many ckpts, got {len(ckpts)}')
     if combine not in COMBINATIONS:
         raise ValueError(f'combine should be one of {COMBINATIONS}, got {combine!r}')
     if any(model.get('data_preprocessor') for model in models):
-        raise ValueError('a member of an ensemble has no data_preprocessor of its own: give the ensemble one for all')
+        raise ValueError(
+            'a member of an ensemble cannot have a data_preprocessor of its own: set the data_preprocessor of the '
+            'ensemble'
+        )
 
 
 def _check_classes(members: ModuleList) -> None:
     classes = [member.head.num_classes for member in members]
     if len(set(classes)) > 1:
-        raise ValueError(f'the members of an ensemble predict the same classes, got {classes} classes')
+        raise ValueError(f'the members of an ensemble should predict the same classes, got {classes} classes')

@@ -20,37 +20,36 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 SPEEDS = ('plain', 'fold', 'bf16', 'compile', 'compile_bf16')
 _TOLERANCE = 1e-4
-_TF32_TOLERANCE = 1e-2  # a GPU's convolutions round to TF32 by default, each form of a network otherwise: by 1e-3
+_TF32_TOLERANCE = 1e-2  # a GPU's convolutions round to TF32 by default, differently in each form of a network: by 1e-3
 _BF16_TOLERANCE = 0.1  # rounding alone changes a logit by one or two per cent of the largest
 _Forward = Callable[..., Any]  # of images and data samples, as in fast_forward
 _Batch = tuple[Tensor, list | None]
 
 
 def check_speed(speed: str) -> None:
-    """Raise ValueError for a speed that is none of SPEEDS."""
+    """Raise ValueError unless the speed is one of SPEEDS."""
     if speed not in SPEEDS:
         raise ValueError(f'teacher_speed should be one of {SPEEDS}, got {speed!r}')
 
 
 def fast_forward(teacher: nn.Module, inputs: Tensor, speed: str, data_samples: list | None = None) -> _Forward | None:
-    """What the teacher does with images, faster.
+    """Return a function that computes the teacher's output faster, or None if there is nothing to gain.
 
-    Its BatchNorm is folded into the convolutions before it where it predicts with running statistics, weights are laid
-    out channels last, and both only where logits stay the same to 1e-4 of the largest in float32, and under autocast
-    within what its type costs the network anyway. On a GPU the fastest of these forms is taken, which may be the
-    network as it is. What is chosen is logged, with its time, that of the network and the memory of the copy. What is
-    asked for beyond that is left out, with a warning, where it does not work.
+    BatchNorm that predicts with running statistics is folded into the preceding convolution, and weights are laid out
+    channels last. Either is done only if logits stay the same to 1e-4 of the largest in float32 and, under autocast,
+    within the error that its type causes in the network anyway. On a GPU the fastest of these forms is chosen, which
+    may be the unchanged network. The choice is logged, with its time, the network's time and the memory of the copy.
+    bfloat16 and torch.compile are skipped with a warning if they do not work.
 
     Args:
-        teacher: The network in the mode in which it teaches. It is left as it is; the function holds a copy.
+        teacher: The network in the mode in which it teaches. It is not changed; the function holds a copy.
         inputs: A batch to try it on. Shape: (N, C, H, W).
         speed: One of SPEEDS.
-        data_samples: Those of the batch, for a network that needs them.
+        data_samples: Data samples of the batch, for a network that needs them.
 
     Returns:
-        A function from images, (N, C, H, W), and data samples to what the teacher outputs in ``mode='tensor'``: logits,
-        (N, C), or a tuple, list or dict of tensors, each compared by itself; under autocast in its type. None where
-        there is nothing to gain.
+        A function of images, (N, C, H, W), and data samples that returns the teacher's output in ``mode='tensor'``:
+        logits, (N, C), or a tuple, list or dict of tensors, each of which was compared; under autocast in its type.
     """
     if speed == 'plain' or inputs.dim() != 4:
         return None
@@ -75,7 +74,7 @@ def fast_forward(teacher: nn.Module, inputs: Tensor, speed: str, data_samples: l
 
 @contextmanager
 def _precisely(inputs: Tensor) -> Iterator[None]:
-    """Compare forms of a network by what they compute, not by how autocast or a GPU's TF32 rounds it."""
+    """Switch off autocast and TF32, so that forms of a network are compared without their rounding."""
     switches = _tf32_switches()
     before = [read() for read, _, _ in switches]
     try:
@@ -92,13 +91,13 @@ _Switch = tuple[Callable[[], Any], Callable[[Any], None], Any]
 
 
 def _tf32_switches() -> list[_Switch]:
-    """How the precision of matrix products and of convolutions is read and set, and its value without TF32."""
+    """Functions that read and set the precision of matrix products and of convolutions, and its value without TF32."""
 
     def attribute(owner: Any, name: str, exact: Any) -> _Switch:
         return partial(getattr, owner, name), partial(setattr, owner, name), exact
 
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    if hasattr(cudnn, 'conv'):  # torch 2.9 and later; the older switches cannot be read where one of these was set
+    if hasattr(cudnn, 'conv'):  # torch 2.9 and later; the older switches cannot be read once one of these is set
         return [attribute(matmul, 'fp32_precision', 'ieee'), attribute(cudnn.conv, 'fp32_precision', 'ieee')]
     return [
         (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, 'highest'),
@@ -107,7 +106,7 @@ def _tf32_switches() -> list[_Switch]:
 
 
 def _rearranged(teacher: nn.Module, batch: _Batch, expected: Any) -> nn.Module | None:
-    """The fastest copy of the teacher that says the same; None if it is the fastest itself."""
+    """The fastest copy of the teacher with the same output; None if the teacher itself is the fastest."""
     reasons: list[str] = []
     forms = _right_forms(teacher, batch, expected, reasons)
     plain = _milliseconds(teacher, batch)
@@ -115,11 +114,11 @@ def _rearranged(teacher: nn.Module, batch: _Batch, expected: Any) -> nn.Module |
     fastest = min(timed, key=lambda entry: entry[0], default=None)
     if fastest is None or (batch[0].is_cuda and fastest[0] >= plain):
         reasons += [f'{form}: takes {needed:.3g} ms' for needed, form, _ in timed]
-        print_log(f'The teacher runs as it is, {plain:.3g} ms a batch. {"; ".join(reasons)}.', logger='current')
+        print_log(f'The teacher runs unchanged, {plain:.3g} ms a batch. {"; ".join(reasons)}.', logger='current')
         return None
     needed, form, network = fastest
     print_log(
-        f'The teacher runs with {form}: {needed:.3g} ms a batch, as it is {plain:.3g}. The copy takes '
+        f'The teacher runs with {form}: {needed:.3g} ms a batch, instead of {plain:.3g}. The copy takes '
         f'{_megabytes(network):.3g} MB more.',
         logger='current',
     )
@@ -129,9 +128,9 @@ def _rearranged(teacher: nn.Module, batch: _Batch, expected: Any) -> nn.Module |
 def _right_forms(
     teacher: nn.Module, batch: _Batch, expected: Any, reasons: list[str]
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Copies of the teacher that say the same, by name; why others do not is added to reasons.
+    """Copies of the teacher with the same output, by name; reasons against others are added to ``reasons``.
 
-    On a CPU the first is the fastest, and what a run computes should not depend on a clock.
+    On a CPU only the first is tried: it is the fastest, and a run's result should not depend on a clock.
     """
     on_gpu = batch[0].is_cuda
     for form, change in _FORMS.items():
@@ -154,7 +153,7 @@ def _right_forms(
 
 
 def _is_right_in_use(network: nn.Module, teacher: nn.Module, batch: _Batch, expected: Any) -> bool:
-    """Whether under autocast a copy is as close to float32 as the teacher is: folded weights may round otherwise."""
+    """Whether a copy under autocast is as close to float32 as the teacher: folded weights may round differently."""
     if not torch.is_autocast_enabled(batch[0].device.type):
         return True
     errors = [_errors(form(*batch, mode='tensor'), expected) for form in (network, teacher)]
@@ -173,7 +172,7 @@ def _errors(output: Any, expected: Any) -> Tensor:
 
 
 def _milliseconds(network: nn.Module, batch: _Batch) -> float:
-    """Of a pass in the precision of the run: on a GPU the median of five after two more, on a CPU of one."""
+    """Time of a pass in the precision of the run: on a GPU the median of five after a warm-up, on a CPU of one."""
     if not batch[0].is_cuda:
         started = time.perf_counter()
         network(*batch, mode='tensor')
@@ -219,12 +218,12 @@ _FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 def _is_finite(output: Any) -> bool:
-    """Whether it is a tree of tensors without inf or nan."""
+    """Whether an output is a tree of tensors without inf or nan."""
     return all(isinstance(leaf, Tensor) and torch.isfinite(leaf).all() for leaf in tree_leaves(output))
 
 
 def _agree(output: Any, expected: Any, tolerance: float) -> bool:
-    """Whether two trees of tensors are the same, each tensor to a share of its largest value."""
+    """Whether two trees of tensors are equal, each tensor to a share of its largest value."""
     (leaves, form), (wanted, wanted_form) = tree_flatten(output), tree_flatten(expected)
     return form == wanted_form and all(map(partial(_are_close, tolerance), leaves, wanted))
 
@@ -239,7 +238,7 @@ def _are_close(tolerance: float, leaf: Tensor, expected: Tensor) -> bool:
 def _in_bf16(teacher: nn.Module, batch: _Batch, expected: Any) -> nn.Module | None:
     if batch[0].is_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
         warnings.warn(
-            f'the teacher runs in float32, because the {torch.cuda.get_device_name()} has no bfloat16',
+            f'the teacher runs in float32, because the {torch.cuda.get_device_name()} does not support bfloat16',
             UserWarning,
             stacklevel=2,
         )
@@ -262,7 +261,7 @@ def _runner(network: nn.Module, half: bool) -> _Forward:
         with torch.autocast(inputs.device.type, enabled=False):
             return tree_map(_in_full, network(inputs.to(torch.bfloat16), data_samples, mode='tensor'))
 
-    return run  # contiguous, though the network be channels last: losses of MMRazor call view()
+    return run  # contiguous even if the network is channels last: losses of MMRazor call view()
 
 
 def _in_full(leaf: Tensor) -> Tensor:
@@ -277,10 +276,10 @@ def _compiled(run: _Forward, batch: _Batch, tolerance: float) -> _Forward:
             if _agree(compiled(*batch), run(*batch), tolerance):
                 return compiled
         reason = f'changes a logit by more than {tolerance} of the largest'
-    except Exception as error:  # each backend has its own: no compiler, an operator that it does not know
+    except Exception as error:  # each backend raises its own: no compiler, an unknown operator
         reason = f'fails here ({error})'
     warnings.warn(
-        f"the teacher runs without torch.compile, which {reason}. teacher_speed without 'compile' is silent about it",
+        f"the teacher runs without torch.compile, which {reason}. Remove 'compile' from teacher_speed to silence this",
         UserWarning,
         stacklevel=3,
     )

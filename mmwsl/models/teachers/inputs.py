@@ -1,4 +1,4 @@
-"""A teacher's own kind of input, made from the student's."""
+"""Convert the student's input to the one that a teacher expects."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 
 class InputAdapter:
-    """Forward pre-hook: the student's normalised input, as the teacher's own preprocessor would have made it.
+    """Forward pre-hook that converts the student's normalised input to that of the teacher's own preprocessor.
 
-    What a preprocessor pads it pads after it normalises, so what lies outside an image stays padding.
+    A preprocessor pads after it has normalised, so the area outside an image is filled with the teacher's padding.
 
     Args:
         scale, shift: The affine map of each channel. Shape: (C, 1, 1) or (1, ).
-        flip: Whether the order of three channels is reversed.
-        padding: The teacher's value outside an image; None if images come without padding.
+        flip: Whether to reverse the order of three channels.
+        padding: The teacher's value outside an image; None if images have no padding.
     """
 
     def __init__(self, scale: Tensor, shift: Tensor, flip: bool, padding: float | None = None) -> None:
@@ -29,7 +29,7 @@ class InputAdapter:
         return ((inputs, *args[1:]), kwargs) if args else (args, {**kwargs, 'inputs': inputs})
 
     def _padded(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Tensor:
-        """With padding below and to the right of images that are smaller than the batch. Shape: as inputs."""
+        """Fill the area below and to the right of images that are smaller than the batch. Shape: as inputs."""
         size = tuple(inputs.shape[2:])
         if self.padding is None:
             return inputs
@@ -40,19 +40,20 @@ class InputAdapter:
         return inputs
 
     def adapt(self, inputs: Tensor) -> Tensor:
+        """Return the converted images, without regard to padding. Shape: (N, C, H, W), as inputs."""
         inputs = inputs.flip(1) if self.flip and inputs.shape[1] == 3 else inputs
-        self.scale, self.shift = self.scale.to(inputs.device), self.shift.to(inputs.device)  # a copy, once
+        self.scale, self.shift = self.scale.to(inputs.device), self.shift.to(inputs.device)  # copied once
         return inputs * self.scale.to(inputs) + self.shift.to(inputs)
 
 
 def input_adapter(own: nn.Module, shared: nn.Module, normalises: bool = False) -> InputAdapter | None:
-    """The affine map from the student's input to the teacher's, so that both see the same crop and the same mixture.
+    """Return the affine map from the student's input to the teacher's, so that both see the same crops and mixtures.
 
     Args:
         own: The teacher's preprocessor.
-        shared: The student's.
-        normalises: Whether the teacher's preprocessor counts even without mean and std: it then wants raw pixels.
-            Otherwise such a teacher takes the student's input as it is.
+        shared: The student's preprocessor.
+        normalises: Whether a teacher's preprocessor without mean and std means that the teacher expects raw pixels.
+            Otherwise such a teacher receives the student's input unchanged.
 
     Returns:
         A forward pre-hook with keyword arguments, or None if the two inputs are the same.
@@ -69,8 +70,8 @@ def input_adapter(own: nn.Module, shared: nn.Module, normalises: bool = False) -
         teacher = torch.zeros_like(student[0]), torch.ones_like(student[1])
     if student is None:
         raise ValueError(
-            'the teacher comes with a data_preprocessor that normalises and the student with one that '
-            'does not: give the student mean and std too (mean 0 and std 1 change nothing)'
+            "the teacher's data_preprocessor normalises images and the student's does not: set mean and std of the "
+            "student's as well (mean 0 and std 1 change nothing)"
         )
     padding = _padding(own) if _pads(shared) else None
     return _affine_map(student, teacher, _swaps(own) != _swaps(shared), padding)
@@ -82,7 +83,8 @@ def _affine_map(
     (mean, std), (own_mean, own_std) = student, teacher
     if own_mean.shape != mean.shape:
         raise ValueError(
-            f"the teacher's data_preprocessor is for {len(own_mean)} channels and the student's for {len(mean)}"
+            f"the teacher's data_preprocessor has {len(own_mean)} channels and the student's {len(mean)}: set mean "
+            'and std of one length'
         )
     flip = swap and len(mean) == 3
     if flip:  # the student's statistics, in the teacher's channel order
@@ -93,7 +95,7 @@ def _affine_map(
 
 
 def _normalisation(preprocessor: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Mean and std of mmpretrain's and of mmengine's preprocessors."""
+    """Mean and std of a preprocessor of mmpretrain or mmengine; None if it does not normalise."""
     if getattr(preprocessor, 'mean', None) is None:
         return None
     mean, std = (
@@ -103,12 +105,12 @@ def _normalisation(preprocessor: nn.Module) -> tuple[Tensor, Tensor] | None:
 
 
 def _padding(preprocessor: nn.Module) -> float:
-    """What a preprocessor pads with, after it has normalised: mmseg has another name for it than the others."""
+    """The value with which a preprocessor pads, after it has normalised; mmseg's has another name."""
     return float(getattr(preprocessor, 'pad_val', getattr(preprocessor, 'pad_value', 0)))
 
 
 def _pads(preprocessor: nn.Module) -> bool:
-    """Whether a batch may hold images that do not fill it; then ``img_shape`` is theirs, as mmseg and mmdet keep it."""
+    """Whether a batch may hold images that do not fill it; ``img_shape`` is then their size, as in mmseg and mmdet."""
     return (
         getattr(preprocessor, 'pad_size_divisor', 1) > 1
         or getattr(preprocessor, 'size', None) is not None

@@ -1,4 +1,4 @@
-"""MMRazor's recorders and deliveries, as a step of this package enters them."""
+"""Enter MMRazor's recorders and deliveries in a step that torch.compile can trace."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torch import nn
 def recording(*managers: RecorderManager | DistillDeliveryManager) -> Iterator[None]:
     """Enter managers, one after the other, in a context that torch.compile can trace.
 
-    What reads modules becomes part of the graph. What replaces a method or function breaks it, because a graph would
-    go on with the replaced one.
+    Recorders of modules become part of the graph. Those that replace a method or function break the graph, which would
+    otherwise keep calling the replacement.
     """
     if breaking(*managers):
         torch._dynamo.graph_break()
@@ -33,7 +33,7 @@ def recording(*managers: RecorderManager | DistillDeliveryManager) -> Iterator[N
 
 
 def tell_of_breaks(*managers: RecorderManager | DistillDeliveryManager) -> None:
-    """Log once what breaks the graph that torch.compile traces."""
+    """Log once which recorders and deliveries break the graph of torch.compile."""
     found = breaking(*managers)
     if found:
         _tell(', '.join(found))
@@ -43,15 +43,15 @@ def tell_of_breaks(*managers: RecorderManager | DistillDeliveryManager) -> None:
 @cache
 def _tell(names: str) -> None:
     print_log(
-        f'torch.compile cannot make one graph of a step with {names}, which replaces a function: it runs in '
-        "parts. Record a module's inputs or outputs instead if you can.",
+        f'torch.compile cannot make one graph of a step with {names}, which replaces a function: the step runs in '
+        "several graphs. If you can, record a module's inputs or outputs instead.",
         'current',
         logging.WARNING,
     )
 
 
 def breaking(*managers: RecorderManager | DistillDeliveryManager) -> list[str]:
-    """Name the recorders and deliveries that replace a method or function while they are entered."""
+    """Describe the recorders and deliveries that replace a method or function while they are active."""
     parts = {
         name: part
         for manager in managers
@@ -65,10 +65,10 @@ def breaking(*managers: RecorderManager | DistillDeliveryManager) -> list[str]:
 
 
 def hook_again(recorders: RecorderManager, network: nn.Module) -> None:
-    """Hook recorders into a network again whose modules have been replaced since, as BatchNorm is by SyncBN.
+    """Hook recorders again into modules of a network that have been replaced, such as BatchNorm by SyncBN.
 
     Raises:
-        AssertionError: If the network has no such module any more.
+        AssertionError: If the network no longer has such a module.
     """
     hooks = [hook for module in network.modules() for hook in module._forward_hooks.values()]
     for recorder in recorders.recorders.values():

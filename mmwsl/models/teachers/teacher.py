@@ -1,4 +1,4 @@
-"""A network that teaches and does not learn."""
+"""A frozen network with the interface that a distillation needs: one call for each batch."""
 
 from __future__ import annotations
 
@@ -22,42 +22,44 @@ from mmwsl.models.teachers.watch import Watch, forward_hooks
 
 
 class FrozenTeacher:
-    """A frozen network with one call: images in, what is read of it out.
+    """Runs a frozen teacher on a batch, and fills MMRazor's recorders with what a distiller reads of it.
 
-    The network is in eval mode throughout (dropout and drop-path too) and has no gradient. This object is no module, so
-    a model that holds it has no teacher in its checkpoint, optimiser or DistributedDataParallel.
+    The network always stays in eval mode (dropout and drop-path included) and has no gradient. This object is not a
+    module, so the teacher is not part of a model that holds it: not of its checkpoint, optimiser or
+    DistributedDataParallel.
 
-    While the student trains and nothing but the network's output is read, a faster copy answers. The copy is dropped at
-    the first call after the network changed (:class:`Watch` says what counts as a change), and made again once the
-    network is the same in two calls, so a teacher that changes in each step runs as it is. It also runs as it is while
-    somebody else has a forward hook in it, and in eval mode. Copies and pickles of a teacher make their own fast copy.
+    While the student trains and only the network's output is read, a faster copy replaces the network. The copy is
+    dropped at the first call after the network has changed (:class:`mmwsl.models.teachers.watch.Watch` lists the
+    changes that are detected), and is made again once the network is unchanged for two calls, so a teacher that changes
+    at each step is never copied. The network itself also runs in eval mode, and while other code has a forward hook in
+    it. Copies and pickles of this object make their own fast copy.
 
-    torch.compile can trace a call as a part of one graph if :meth:`prepare` has looked at the network outside of it
-    before; without that look the network runs as it is.
+    torch.compile can trace a call as a part of one graph if :meth:`prepare` was called before, outside the graph;
+    otherwise the traced call runs the network itself.
 
     Args:
-        network: The network. It stays the same object, but SyncBN in it becomes BatchNorm.
+        network: The network. It stays the same object, but its SyncBN layers become BatchNorm.
         norm_eval: False lets its BatchNorm predict with batch statistics while the student trains; its running
-            statistics stay as they are either way.
+            statistics never change.
         speed: One of :data:`mmwsl.models.teachers.fast.SPEEDS`.
 
     Raises:
-        TypeError: If the network is no BaseModel of mmengine.
-        ValueError: For another speed.
+        TypeError: If the network is not a BaseModel of mmengine.
+        ValueError: If the speed is unknown.
     """
 
     def __init__(self, network: BaseModel, norm_eval: bool = True, speed: str = 'fold') -> None:
         check_speed(speed)
         if not isinstance(network, BaseModel):
             raise TypeError(
-                f'teacher should be a config or a BaseModel of mmengine, got {type(network)}. Put another '
-                'kind of network into a BaseModel whose forward takes (inputs, data_samples, mode)'
+                f'teacher should be a config or a BaseModel of mmengine, got {type(network)}. Wrap another '
+                'kind of network in a BaseModel whose forward takes (inputs, data_samples, mode)'
             )
         self.network = revert_sync_batchnorm(network)
         self.norm_eval, self.speed, self.training = norm_eval, speed, False
         self.recorders, self.deliveries = RecorderManager(), DistillDeliveryManager()
         self._own_preprocessor = self.network.data_preprocessor
-        self._mode: str | None = None  # not known before the first batch
+        self._mode: str | None = None  # unknown before the first batch
         self._only_output_is_read = self._change_is_said = self._is_tried = False
         self._is_prepared = self._is_fast = False  # for the next call
         self._copy: Callable[..., Any] | None = None
@@ -71,14 +73,14 @@ class FrozenTeacher:
                 module.track_running_stats = False
         self.train(False)
 
-    @torch.compiler.disable  # it looks at memory, and compiles and copies networks itself
+    @torch.compiler.disable  # it compares memory, and compiles and copies networks itself
     @torch.no_grad()
     def prepare(self, inputs: Tensor, data_samples: list | None = None) -> None:
-        """Before a call: find out what is read of the network, and whether a fast copy may answer.
+        """Find out what is read of the network and whether a fast copy may replace it, for the next call.
 
-        A call does this itself unless torch.compile traces it, which cannot look at memory.
+        A call does this itself unless torch.compile traces it, which cannot compare memory.
 
-        Args, Raises: As of the call.
+        Args, Raises: As :meth:`__call__`.
         """
         self._follow(inputs.device)
         if self._mode is None:
@@ -89,13 +91,13 @@ class FrozenTeacher:
         self._is_prepared, self._is_fast = True, fast
 
     def _follow(self, device: torch.device) -> None:
-        """Move the network once to where the images are: FSDP and DeepSpeed move no more than a model's submodules."""
+        """Move the network to the device of the images, once: FSDP and DeepSpeed only move a model's submodules."""
         parameter = next(self.network.parameters(), None)
         if parameter is not None and parameter.device != device:
             self.network.to(device)
 
     def train(self, mode: bool = True) -> None:
-        """Follow the student into training or out of it; only BatchNorm with ``norm_eval=False`` changes its mode."""
+        """Set whether the student trains; the network stays in eval mode, except BatchNorm with ``norm_eval=False``."""
         self.training = mode
         hook_again(self.recorders, self.network)
         self.network.eval()  # not chained: the train() of some networks returns None
@@ -103,15 +105,15 @@ class FrozenTeacher:
             if isinstance(module, _BatchNorm) and not self.norm_eval:
                 module.train(mode)
 
-    def share_inputs(self, data_preprocessor: nn.Module, normalises: bool = False) -> None:
-        """Read what was prepared for the student, as the network's own preprocessor would have made it.
+    def use_inputs_of(self, data_preprocessor: nn.Module, normalises: bool = False) -> None:
+        """Use the inputs of the student's preprocessor, converted to those of the network's own.
 
         Args:
-            data_preprocessor: The student's; it becomes the network's.
-            normalises: As of :func:`mmwsl.models.teachers.inputs.input_adapter`.
+            data_preprocessor: The student's preprocessor; it replaces the network's.
+            normalises: As for :func:`mmwsl.models.teachers.inputs.input_adapter`.
 
         Raises:
-            ValueError: As of :func:`mmwsl.models.teachers.inputs.input_adapter`.
+            ValueError: As :func:`mmwsl.models.teachers.inputs.input_adapter`.
         """
         adapter = input_adapter(self._own_preprocessor, data_preprocessor, normalises)
         self.network.data_preprocessor = data_preprocessor
@@ -119,12 +121,12 @@ class FrozenTeacher:
             self.network.register_forward_pre_hook(adapter, with_kwargs=True)
 
     def is_read_by(self, recorders: RecorderManager, deliveries: DistillDeliveryManager) -> None:
-        """Have each call fill MMRazor's recorders, initialised on the network, and its deliveries."""
+        """Let each call fill MMRazor's recorders, which have been hooked into the network, and its deliveries."""
         self.recorders, self.deliveries = recorders, deliveries
         self._mode, self._copy, self._is_tried = None, None, False
 
     def release(self) -> None:
-        """Give the network its own preprocessor back, and take recorders and the adapter of its input out."""
+        """Restore the network's own preprocessor, and remove the hooks of recorders and of its input adapter."""
         self.network.data_preprocessor = self._own_preprocessor
         for module in self.network.modules():
             for hooks in forward_hooks(module):
@@ -133,18 +135,18 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, data_samples: list | None = None) -> Any:
-        """Teach a batch: what is read of the network goes into the recorders and deliveries.
+        """Run the teacher on a batch, and fill the recorders and deliveries.
 
         Args:
             inputs: Images as the student sees them. Shape: (N, C, H, W).
-            data_samples: Their labels and the like, which some networks need.
+            data_samples: Their data samples, which some networks need.
 
         Returns:
-            What the network outputs: logits of shape (N, C), or a tree of tensors. If a recorder or delivery reads in
-            the head's loss, what the network returns in ``mode='loss'``.
+            Output of the network: logits of shape (N, C), or a tree of tensors. If a recorder or delivery reads from
+            the head's loss, the network's result in ``mode='loss'``.
 
         Raises:
-            CacheError: If the first batch carries a teacher's records and this is no CachedTeacher.
+            CacheError: If the first batch has cached answers of a teacher and this is not a CachedTeacher.
         """
         if self._mode is None or not (self._is_prepared or torch.compiler.is_compiling()):
             self.prepare(inputs, data_samples)
@@ -164,15 +166,12 @@ class FrozenTeacher:
         return output
 
     def _find_mode(self, inputs: Tensor, data_samples: list | None) -> None:
-        """The output comes from ``mode='tensor'``, and fast if nothing else is read.
-
-        Only if that leaves a recorder or a delivery with nothing, because its source is in the head's loss, does the
-        network run in ``mode='loss'``.
-        """
-        if data_samples and 'teacher_record' in data_samples[0] and not isinstance(self.network, CachedTeacher):
+        """Choose ``mode='tensor'``, unless that leaves a recorder or delivery empty whose source is in the head's loss;
+        then ``mode='loss'``."""
+        if data_samples and 'teacher_answer' in data_samples[0] and not isinstance(self.network, CachedTeacher):
             raise CacheError(
-                'the samples carry records of a teacher, and the model teaches live: set '
-                'model.teacher_cache to the folder of mmwsl.CachedViews, or take mmwsl.SeededViews'
+                'the samples have cached answers of a teacher, and the model runs its teacher live: set '
+                'model.teacher_cache to the folder of mmwsl.CachedViews, or use mmwsl.SeededViews'
             )
         self._mode = 'tensor'
         output = self._whole_pass(inputs, data_samples)
@@ -189,7 +188,7 @@ class FrozenTeacher:
             queue.clear()
 
     def _has_copy(self, inputs: Tensor, data_samples: list | None) -> bool:
-        """Whether a fast copy says what the network would say; if the network is steady, try to make one."""
+        """Whether there is a fast copy of the network as it is now; if the network is unchanged, try to make one."""
         if self._watch is None:
             self._watch = Watch(self.network)
         elif self._watch.has_changed():
@@ -205,14 +204,14 @@ class FrozenTeacher:
         if self._copy is not None and not self._change_is_said:
             self._change_is_said = True
             print_log(
-                'The teacher has changed since its fast copy was made. It runs as it is until it stays the same '
-                'for two batches, and is then copied again (this is said once).',
+                'The teacher has changed since its fast copy was made. The copy is not used until the teacher is '
+                'unchanged for two batches, and is then made again (this is logged once).',
                 logger='current',
             )
         self._copy, self._is_tried = None, False
 
     def _has_foreign_hooks(self) -> bool:
-        """In what runs when the network runs: it holds the student's preprocessor, and does not call it."""
+        """Whether other code has hooks in the network, apart from the preprocessor, which does not run here."""
         return any(
             not self._is_own(hook)
             for module in self.network.modules()
@@ -228,5 +227,5 @@ class FrozenTeacher:
         )
 
     def __getstate__(self) -> dict:
-        """Without the fast copy, which cannot be copied or pickled once it is compiled."""
+        """Leave out the fast copy, which cannot be copied or pickled once it is compiled."""
         return {**self.__dict__, '_copy': None, '_is_tried': False, '_is_prepared': False, '_watch': None}

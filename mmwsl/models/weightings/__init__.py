@@ -1,4 +1,4 @@
-"""By what a loss is weighted: one value per target, without gradient."""
+"""Weightings: one weight per target, without gradient, by which a loss is multiplied."""
 
 from mmwsl.models.weightings.base import SampleWeighting, build_weighting
 from mmwsl.models.weightings.batch import BernoulliBatch, JointBernoulliBatch, SampleBatch

@@ -1,4 +1,4 @@
-"""Weights that show what a weight does, by taking part of it away."""
+"""Control weightings, which show the effect of a weighting by removing a part of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmwsl.registry import MODELS
 
 @MODELS.register_module()
 class UniformWeighting(SampleWeighting):
-    """1 for every target: the loss as it is.
+    """Weight 1 for every target, which leaves the loss unchanged.
 
     Examples:
         >>> UniformWeighting()(SampleBatch(torch.zeros(2, 4), torch.zeros(2, 4), torch.tensor([0, 1])))
@@ -22,16 +22,16 @@ class UniformWeighting(SampleWeighting):
     """
 
     def forward(self, batch: SampleBatch) -> Tensor:
-        r"""Shape: (N, \*)."""
+        r"""Return ones. Shape: (N, \*)."""
         return torch.ones_like(batch.kept, dtype=batch.dtype)
 
 
 @MODELS.register_module()
 class MeanWeighting(SampleWeighting):
-    """The mean of another weight over the batch, for every target: its scale without its choice.
+    """The mean of another weighting over the batch, for every target: its scale without its selection.
 
     Args:
-        of: Config of the weighting. Default: WSL's.
+        of: Config of the other weighting. Default: WSL's.
 
     Examples:
         >>> student, teacher = torch.tensor([[0.0, 9.0], [9.0, 0.0]]), torch.zeros(2, 2)
@@ -45,21 +45,22 @@ class MeanWeighting(SampleWeighting):
         inherit(self, [self.of])
 
     def forward(self, batch: SampleBatch) -> Tensor:
-        r"""Shape: (N, \*), or (N, C, \*) of a weight per class."""
+        r"""Return the batch's mean weight for every target. Shape: (N, \*), or (N, C, \*) for weights per class."""
         weight = self.of(batch)
         return batch.mean(weight).expand_as(weight)
 
 
 @MODELS.register_module()
 class ShuffledWeighting(SampleWeighting):
-    """The weights of a batch, handed to its targets in random order: its distribution without its choice.
+    """The weights of another weighting in random order: their distribution without their selection.
 
-    It draws from a generator of its own, so that dropout and augmentations draw the same numbers without it. It is
-    seeded whenever torch is (by ``mmwsl.EpochSeedHook`` at each epoch), so that a resumed run repeats an unbroken one.
-    In a graph of torch.compile or CUDA, which knows no other, it draws from torch's.
+    It draws from its own generator, so that dropout and augmentations draw the same numbers with and without it. The
+    generator is seeded again whenever torch is seeded (by ``mmwsl.EpochSeedHook`` at each epoch), so that a resumed run
+    repeats an uninterrupted one. In a graph of torch.compile or CUDA, which supports no other, torch's generator is
+    used.
 
     Args:
-        of: Config of the weighting. Default: WSL's.
+        of: Config of the other weighting. Default: WSL's.
 
     Examples:
         >>> student, teacher = torch.tensor([[0.0, 9.0], [9.0, 0.0]]), torch.zeros(2, 2)
@@ -75,7 +76,7 @@ class ShuffledWeighting(SampleWeighting):
         self._seed = -1
 
     def forward(self, batch: SampleBatch) -> Tensor:
-        r"""Shape: (N, \*), or (N, C, \*) of a weight per class."""
+        r"""Return the batch's weights in random order. Shape: (N, \*), or (N, C, \*) for weights per class."""
         weight = self.of(batch)
         return permuted(weight, batch.kept.expand_as(weight), self._drawn_from(weight.device))
 
@@ -86,7 +87,9 @@ class ShuffledWeighting(SampleWeighting):
             device = torch.device('cpu')
         if self._generator is None or self._seed != torch.initial_seed() or self._generator.device != device:
             self._seed = torch.initial_seed()
-            self._generator = torch.Generator(device).manual_seed((self._seed + 1) % 2**63)  # not torch's own numbers
+            self._generator = torch.Generator(device).manual_seed(
+                (self._seed + 1) % 2**63
+            )  # other numbers than torch's
         return self._generator
 
     def __getstate__(self) -> dict[str, Any]:
@@ -94,26 +97,29 @@ class ShuffledWeighting(SampleWeighting):
 
 
 def permuted(weight: Tensor, kept: Tensor, generator: torch.Generator | None) -> Tensor:
-    """The same weights over the targets kept, in another order. Two sorts, so that nothing waits for a device.
+    """Permute the weights of the targets that count; two sorts do it without waiting for the device.
 
     Args:
-        weight: Any shape.
-        kept: Which of them take part. Shape: as weight.
-        generator: On the device of weight. None: torch's own.
+        weight: Weights of any shape.
+        kept: Mask of the weights to permute. Shape: as weight.
+        generator: Generator on the device of weight. None: torch's own.
+
+    Returns:
+        Shape: as weight.
     """
     flat, kept = weight.flatten(), kept.flatten()
     keys = torch.rand(flat.shape, generator=generator, device=flat.device)
-    order = (keys + ~kept).argsort()  # those kept first, in random order
-    places = (~kept).to(torch.uint8).argsort(stable=True)  # those kept first, in their own order
+    order = (keys + ~kept).argsort()  # kept ones first, in random order
+    places = (~kept).to(torch.uint8).argsort(stable=True)  # kept ones first, in their own order
     return torch.empty_like(flat).index_copy_(0, places, flat[order]).view_as(weight)
 
 
 @MODELS.register_module()
 class RegularizationWeighting(SampleWeighting):
-    r"""1 for regularization samples or for all others, 0 elsewhere (arXiv 2102.00650, Sec. 3; \|b\| > \|a\|).
+    r"""Weight 1 either for regularization samples, \|b\| > \|a\|, or for all others; else 0 (arXiv 2102.00650, Sec. 3).
 
     Args:
-        keep: 'others' drops the regularization samples, 'regularization' leaves them alone.
+        keep: 'regularization' keeps only the regularization samples, 'others' drops them.
 
     Examples:
         >>> student, teacher = torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log()  # a = -0.5, b = 0.25
@@ -130,7 +136,7 @@ class RegularizationWeighting(SampleWeighting):
         self.keep = keep
 
     def forward(self, batch: SampleBatch) -> Tensor:
-        r"""Shape: (N, \*)."""
+        r"""Return 1 for the targets to keep, else 0. Shape: (N, \*)."""
         return (batch.is_regularization == (self.keep == 'regularization')).to(batch.dtype)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""Weights that look at how soft the teacher's answer is, and at no label."""
+"""Weightings by how soft the predictions are or how far they differ; none of them needs a label."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class WTTMWeighting(SampleWeighting):
     r"""Power sum of the teacher's probabilities, :math:`\sum_c (p^t_c)^{1/\tau}` (arXiv 2402.11148).
 
     Args:
-        tau: Temperature, above 0. Weighted TTM takes that of :class:`TTM`.
+        tau: Temperature, above 0. Weighted TTM uses that of :class:`mmwsl.models.losses.TTM`.
 
     Examples:
         >>> WTTMWeighting(tau=2.0)(SampleBatch(torch.zeros(1, 4), torch.zeros(1, 4), torch.tensor([0])))
@@ -29,7 +29,7 @@ class WTTMWeighting(SampleWeighting):
         self.tau = tau
 
     def forward(self, batch: SampleBatch) -> Tensor:
-        r"""Shape: (N, \*)."""
+        r"""Return the power sum of each target. Shape: (N, \*)."""
         return batch.softness(self.tau)
 
     def extra_repr(self) -> str:
@@ -41,9 +41,9 @@ class EntropyWeighting(SampleWeighting):
     r"""Entropy of the teacher's prediction, :math:`H_t` in nats (ER-KD, arXiv 2311.13621).
 
     Args:
-        student: Take the student's into account, :math:`(H_t + H_t H_s / \ln C) / 2` (EA-KD).
-        tau: Temperature of the predictions, above 0. Their authors: 4 for ER-KD on CIFAR-100; for EA-KD 3 on
-            CIFAR-100, where their code has 100 in the place of ln 100, and 2 on ImageNet.
+        student: Whether to include the student's entropy, :math:`(H_t + H_t H_s / \ln C) / 2` (EA-KD).
+        tau: Temperature of the predictions, above 0. The authors use 4 for ER-KD on CIFAR-100; for EA-KD 3 on
+            CIFAR-100, where their code has 100 in place of ln 100, and 2 on ImageNet.
 
     Examples:
         >>> batch = SampleBatch(torch.zeros(1, 4), torch.zeros(1, 4), torch.tensor([0]))
@@ -59,7 +59,7 @@ class EntropyWeighting(SampleWeighting):
         self.student, self.tau = student, tau
 
     def forward(self, batch: SampleBatch) -> Tensor:
-        r"""Shape: (N, \*)."""
+        r"""Return the entropy of each target, in nats. Shape: (N, \*)."""
         entropy_S, entropy_T = batch.entropies(self.tau)
         return functional.entropy_weight(entropy_S, entropy_T, batch.choices) if self.student else entropy_T
 
@@ -69,8 +69,8 @@ class EntropyWeighting(SampleWeighting):
 
 @MODELS.register_module()
 class DisagreementWeighting(SampleWeighting):
-    r"""How far student and teacher are apart on each class, :math:`|p^t - p^s|^\beta` (BCKD, ICCV 2023; the quality
-    focal loss of CrossKD, CVPR 2024). For losses per class, as of a detector's or multi-label head.
+    r"""Difference of student and teacher on each class, :math:`|p^t - p^s|^\beta` (BCKD, ICCV 2023; the quality focal
+    loss of CrossKD, CVPR 2024). For losses per class, as in detectors and multi-label heads.
 
     Args:
         beta: Exponent, at least 0.
@@ -90,7 +90,7 @@ class DisagreementWeighting(SampleWeighting):
         self.beta = beta
 
     def forward(self, batch: SampleBatch) -> Tensor:
-        r"""In [0, 1]. Shape: (N, C, \*)."""
+        r"""Return a weight in [0, 1] for each class. Shape: (N, C, \*)."""
         return functional.disagreement(batch.preds_S, batch.preds_T, self.beta)
 
     def extra_repr(self) -> str:
@@ -99,13 +99,13 @@ class DisagreementWeighting(SampleWeighting):
 
 @MODELS.register_module()
 class ProductWeighting(SampleWeighting):
-    """Several weights multiplied, such as softness x need.
+    """Product of several weightings, such as WSL's weight x the teacher's softness.
 
     Args:
         factors: Configs of the weightings.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there are no factors.
 
     Examples:
         >>> weighting = ProductWeighting([dict(type='WTTMWeighting', tau=2.0), dict(type='EntropyWeighting')])
@@ -116,12 +116,12 @@ class ProductWeighting(SampleWeighting):
     def __init__(self, factors: list) -> None:
         super().__init__()
         if not factors:
-            raise ValueError('factors is empty: a product needs a weighting')
+            raise ValueError('factors is empty: a product needs at least one weighting')
         self.factors = torch.nn.ModuleList(map(build_weighting, factors))
         inherit(self, self.factors)
 
     def forward(self, batch: SampleBatch) -> Tensor:
-        r"""Shape: (N, \*), or (N, C, \*) where a factor is per class."""
+        r"""Return the product of the weights. Shape: (N, \*), or (N, C, \*) if a factor is per class."""
         weights = [factor(batch) for factor in self.factors]
         largest = max(weight.dim() for weight in weights)
         aligned = (weight if weight.dim() == largest else weight.unsqueeze(1) for weight in weights)

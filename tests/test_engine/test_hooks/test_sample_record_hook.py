@@ -184,7 +184,7 @@ def test_what_is_kept_does_not_keep_the_graph(recorded):
 
 
 def test_samples_without_an_index(recorded):
-    with pytest.raises(ValueError, match="let PackInputs have 'sample_idx' among its meta_keys"):
+    with pytest.raises(ValueError, match="keep 'sample_idx' in meta_keys"):
         recorded[2](0, img_path='a.png')
 
 

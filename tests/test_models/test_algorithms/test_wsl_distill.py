@@ -254,7 +254,7 @@ def test_a_run_with_one_cycle_resumes(tmp_path):
 
 
 def test_teacher_that_normalises_needs_a_student_that_does():
-    with pytest.raises(ValueError, match='give the student mean and std too'):
+    with pytest.raises(ValueError, match='set mean and std of the student.s as well'):
         build(
             distillation(
                 teacher=network(4, data_preprocessor=PREPROCESSOR),
@@ -265,7 +265,7 @@ def test_teacher_that_normalises_needs_a_student_that_does():
 
 def test_preprocessors_of_other_channels_are_refused():
     own = dict(type='mmpretrain.ClsDataPreprocessor', mean=[1.0] * 3, std=[2.0] * 3)
-    with pytest.raises(ValueError, match="teacher's data_preprocessor is for 3 channels and the student's for 1"):
+    with pytest.raises(ValueError, match="teacher's data_preprocessor has 3 channels and the student's 1"):
         build(distillation(teacher=network(4, data_preprocessor=own)))
 
 
@@ -428,7 +428,7 @@ def test_channels_are_swapped_for_the_teacher_where_nothing_normalises(to_rgb):
 
 def test_mixing_that_the_preprocessor_cannot_do():
     mixing = network(2, train_cfg=dict(augments=[dict(type='Mixup', alpha=0.2)]))
-    with pytest.raises(ValueError, match='mixes images.*a ImgDataPreprocessor, cannot: take mmpretrain.ClsData'):
+    with pytest.raises(ValueError, match='mixes images.*a ImgDataPreprocessor, cannot do: use mmpretrain.ClsData'):
         build(distillation(architecture=mixing, data_preprocessor=dict(type='mmengine.ImgDataPreprocessor')))
 
 
@@ -732,7 +732,7 @@ def test_a_weight_that_is_none_is_refused(weight):
 
 
 def test_a_weight_of_losses_that_are_not_calculated_is_refused():
-    with pytest.raises(ValueError, match=r'student_loss_weight=0\.5 .*calculate_student_loss=False leaves them out'):
+    with pytest.raises(ValueError, match=r'student_loss_weight=0\.5 .*calculate_student_loss=False leaves out'):
         build(distillation(student_loss_weight=0.5, calculate_student_loss=False))
     found = losses(build(distillation(calculate_student_loss=False)), batch())
     assert not any(key.startswith('student') for key in found)
@@ -834,5 +834,5 @@ def test_learning_rates_follow_the_students_depth():
 
 
 def test_student_that_does_not_know_its_depth_says_so():
-    with pytest.raises(NotImplementedError, match='needs a student that knows how deep .* its CIFARResNet does'):
+    with pytest.raises(NotImplementedError, match='needs a student with get_layer_depth.*its CIFARResNet lacks'):
         rates_by_depth(build(distillation()))

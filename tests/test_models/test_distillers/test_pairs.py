@@ -137,7 +137,7 @@ def test_every_part_has_a_reference():
 def test_a_pair_that_is_not_defined_is_refused_by_name_with_the_way_out(loss, weighting):
     loss, weighting = LOSSES[loss].config, WEIGHTINGS[weighting].config
     names = f'^{loss["type"]} under {weighting["type"]} is not defined'
-    with pytest.raises(ValueError, match=f'{names}: .* Take ') as error:
+    with pytest.raises(ValueError, match=f'{names}: .* (Use|Compute) ') as error:
         WeightedLoss(loss, weighting)
     with pytest.raises(ValueError, match='is not defined') as built:
         WSLDistiller(dict(loss_own=weighted(loss, weighting)))
@@ -150,7 +150,7 @@ def test_a_pair_that_is_not_defined_is_refused_by_name_with_the_way_out(loss, we
 def test_a_term_of_the_whole_has_nothing_to_weight(weighting):
     for loss in (dict(type='DIST', beta=0), dict(type='Standardized', loss=dict(type='DIST', beta=0))):
         names = f'^{loss["type"]} under {WEIGHTINGS[weighting].config["type"]} is not defined'
-        with pytest.raises(ValueError, match=f'{names}: .* Leave the weighting out'):
+        with pytest.raises(ValueError, match=f'{names}: .* Remove the weighting'):
             WeightedLoss(loss, WEIGHTINGS[weighting].config)
 
 
@@ -219,7 +219,7 @@ SIGMOIDS = [of_sigmoids(2), with_head(loss=dict(type='CrossEntropyLoss', use_sig
 @pytest.mark.parametrize('name', [name for name, loss in LOSSES.items() if not loss.per_class])
 def test_a_softmax_loss_under_a_multi_label_head(name):
     config, (multi_label, one_label) = LOSSES[name].config, SIGMOIDS
-    message = f'^loss_0: {config["type"]} is not defined for .*LinearClsHead, a head of sigmoids. .*BernoulliKD'
+    message = f'^loss_0: {config["type"]} is not defined for .*LinearClsHead, a sigmoid head. .*BernoulliKD'
     with pytest.raises(ValueError, match=message):
         wired(weighted(config, None), architecture=multi_label)
     wired(weighted(config, None), architecture=one_label)  # one label, by a binary cross-entropy
@@ -233,8 +233,8 @@ def test_a_loss_per_class_under_a_head_of_sigmoids(architecture):
 def test_a_loss_per_class_under_a_softmax():
     with pytest.raises(
         ValueError,
-        match="^loss_1: BernoulliKD is not defined for the student's LinearClsHead, a head "
-        "of a softmax. .*loss=dict\\(type='SoftCrossEntropy'\\)",
+        match="^loss_1: BernoulliKD is not defined for the student's LinearClsHead, a "
+        "softmax head. .*loss=dict\\(type='SoftCrossEntropy'\\)",
     ):
         wired(weighted(dict(type='TTM'), None), weighted(dict(type='BernoulliKD'), None))
 
@@ -252,7 +252,7 @@ def test_what_needs_one_class_under_mixed_labels(loss, weighting, needy):
     weighting = WEIGHTINGS[weighting].config if weighting in WEIGHTINGS else dict(type=weighting)
     with pytest.raises(
         ValueError,
-        match=f'^loss_0: {needy} needs one class for each image, and batch_augments mixes .* Leave batch_augments out',
+        match=f'^loss_0: {needy} needs one class for each image, and batch_augments mixes .* Remove batch_augments',
     ):
         wired(weighted(dict(type=loss), weighting), preprocessor=MIXUP)
     wired(weighted(dict(type=loss), weighting))
@@ -371,8 +371,8 @@ def test_copies_of_a_distiller_carry_no_batch():
 
 
 def test_a_resumed_run_keeps_the_first_epochs_and_the_running_means(tmp_path, monkeypatch):
-    shares, warmth = [], WeightedLoss._warmth
-    monkeypatch.setattr(WeightedLoss, '_warmth', lambda loss: shares.append(warmth(loss)) or shares[-1])
+    shares, warmup = [], WeightedLoss._warmup
+    monkeypatch.setattr(WeightedLoss, '_warmup', lambda loss: shares.append(warmup(loss)) or shares[-1])
     config = weighted(dict(type='TTM'), dict(type='WSLWeighting', scale_free=True), warmup_epochs=3)
     model = distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(loss_own=config)))
 

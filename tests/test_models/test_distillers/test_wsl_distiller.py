@@ -4,7 +4,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmrazor.models.losses import KLDivergence
 
 from mmwsl.models import WSLLoss
-from mmwsl.models.distillers.wiring import RECORDS
+from mmwsl.models.distillers.wiring import MAPPINGS
 from tests.tiny import PREPROCESSOR, batch, build, distillation, losses, network
 
 LOGITS = dict(type='mmrazor.ModuleOutputs', source='head.fc')
@@ -184,7 +184,7 @@ def head(name, **kwargs):
     ids=['margin', 'two outputs', 'averaged', 'masked'],
 )
 def test_head_whose_loss_does_not_see_its_prediction_is_refused(student, reason):
-    with pytest.raises(ValueError, match=f'{reason}.*Take another head'):
+    with pytest.raises(ValueError, match=f'{reason}.*Use another head'):
         build(distillation(architecture=student))
 
 
@@ -207,20 +207,20 @@ def test_the_fields_other_names_for_logits_are_known(loss):
 
 
 def test_argument_without_a_record_is_refused():
-    with pytest.raises(ValueError, match="loss_l2: nothing is recorded for the argument 's_feature' of L2Loss. Give "):
+    with pytest.raises(ValueError, match="loss_l2: nothing is recorded for the argument 's_feature' of L2Loss. Add "):
         build(distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(loss_l2=dict(type='L2Loss')))))
 
 
 def test_loss_that_mmengine_would_not_sum_is_refused():
-    with pytest.raises(ValueError, match="'wsl', which would be logged and not trained on.*Call it 'loss_wsl'"):
+    with pytest.raises(ValueError, match="'wsl', which would be logged but not trained on.*Rename it to 'loss_wsl'"):
         build(distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(wsl=WSL))))
 
 
 def test_statistics_are_in_no_sum_whatever_their_recorder_is_called():
     recorders = dict(aux_loss=dict(type='ModuleInputs', source='head.loss_module'))
     wiring = {
-        name: {**record, 'recorder': 'aux_loss'} if record['from_student'] else record
-        for name, record in RECORDS.items()
+        name: {**mapping, 'recorder': 'aux_loss'} if mapping['from_student'] else mapping
+        for name, mapping in MAPPINGS.items()
         if name in ('preds_S', 'preds_T', 'gt_labels')
     }
     model = build(
@@ -255,7 +255,7 @@ def test_a_recorder_without_its_module_is_explained(who):
     recorders = {f'{who}_recorders': dict(features=dict(type='mmrazor.ModuleOutputs', source='backbone.layer9'))}
     with pytest.raises(
         ValueError,
-        match=f"of the {who} finds nothing.*of \\['data_preprocessor', 'backbone', 'neck', "
+        match=f"of the {who} finds nothing.*with \\['data_preprocessor', 'backbone', 'neck', "
         f"'head'\\]. Name one of its modules in {who}_recorders",
     ):
         build(distillation(distiller=dict(type='mmwsl.WSLDistiller', **recorders)))

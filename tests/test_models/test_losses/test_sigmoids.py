@@ -130,7 +130,7 @@ def test_weights_of_labels_and_of_targets():
 
 def test_what_is_refused():
     preds_S, preds_T, labels, quality = example()
-    with pytest.raises(ValueError, match="^average='positives' is for heads of sigmoids"):
+    with pytest.raises(ValueError, match="^average='positives' is for sigmoid heads"):
         WeightedLoss(SoftCrossEntropy(), average='positives')
     with pytest.raises(ValueError, match='^average should be one of'):
         WeightedLoss(SoftCrossEntropy(), average='boxes')
@@ -139,7 +139,7 @@ def test_what_is_refused():
     loss = WeightedLoss(dict(type='BernoulliKD'))
     with pytest.raises(ValueError, match=r'class indices should lie in \[0, 5\)'):
         loss(preds_S, preds_T, labels + 1)
-    with pytest.raises(ValueError, match='a quality belongs to each class index'):
+    with pytest.raises(ValueError, match='each class index should have one quality'):
         loss(preds_S, preds_T, (labels, quality[:3]))
     with pytest.raises(ValueError, match=r'label scores should lie in \[0, 1\]'):
         loss(preds_S, preds_T, (labels, quality + 1))

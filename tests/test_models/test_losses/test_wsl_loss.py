@@ -730,7 +730,7 @@ def test_avg_factor_of_zero_where_nothing_counts_gives_zero():
 def test_a_second_derivative_is_refused_rather_than_wrong():
     preds_S = torch.randn(3, 5, requires_grad=True)
     loss = WSLLoss()(preds_S, torch.randn(3, 5), torch.arange(3))
-    with pytest.raises(RuntimeError, match='first derivative alone.*functional.wsl_loss has both'):
+    with pytest.raises(RuntimeError, match='only a first derivative.*functional.wsl_loss, which has both'):
         torch.autograd.grad(loss, preds_S, create_graph=True)
 
 
@@ -759,7 +759,7 @@ def test_a_teachers_loss_that_is_given_takes_the_place_of_its_own_and_gets_no_gr
 )
 def test_scores_that_are_no_distribution_are_refused(row, sums):
     scores = torch.tensor([[0.5, 0.5, 0.0], row])
-    with pytest.raises(ValueError, match=f'at least 0 and sum up to 1 for .*got sums from {sums}.*multi-label'):
+    with pytest.raises(ValueError, match=f'at least 0 and sum to 1 for .*got sums from {sums}.*multi-label'):
         WSLLoss()(torch.randn(2, 3), torch.randn(2, 3), scores)
 
 

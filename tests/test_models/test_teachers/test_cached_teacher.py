@@ -59,7 +59,7 @@ def test_dense_records_teach_as_the_network_does(teacher, folders):
     data = views(folders['all'])
     wanted = results(records, data)
     for sample in data['data_samples']:
-        del sample.teacher_record
+        del sample.teacher_answer
     torch.testing.assert_close(wanted, results(network_, data), rtol=1e-5, atol=1e-5)
 
 
@@ -70,7 +70,7 @@ def test_other_records_weight_as_the_network_does(teacher, folders, kind):
     found = results(records, data)
     weights = records.distiller.distill_losses['loss_wsl'].sample_terms['w']
     for sample in data['data_samples']:
-        del sample.teacher_record
+        del sample.teacher_answer
     wanted = results(network_, data)
     expected = network_.distiller.distill_losses['loss_wsl'].sample_terms['w']
     torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-5)
@@ -95,7 +95,7 @@ def test_losses_of_mmrazor_are_served(teacher, folders):
     data = views(folders['top 3'])
     found = results(records, data)['distill.loss_kd']
     for sample in data['data_samples']:
-        del sample.teacher_record
+        del sample.teacher_answer
     results(network_, data)
     student = network_.distiller.get_record('hard_loss', from_student=True, data_idx=0)
     soft = (network_.distiller.get_record('logits', from_student=False).double() / 2).softmax(1)
@@ -113,7 +113,7 @@ def test_losses_of_mmrazor_are_served(teacher, folders):
 )
 def test_layers_are_not_there(teacher, folders, recorder):
     distiller = dict(type='mmwsl.WSLDistiller', teacher_recorders=dict(features=recorder))
-    with pytest.raises(ValueError, match=r"logits and no layers: the teacher's recorder 'features' asks for Module"):
+    with pytest.raises(ValueError, match=r"logits but no layers, and the teacher's recorder 'features' reads Module"):
         build(cached(live(teacher, distiller=distiller), folders['all']).model)
 
 
@@ -129,7 +129,7 @@ def test_deliveries_are_not_there(teacher, folders):
 @pytest.mark.parametrize(
     'taus, match',
     [
-        ((4.0,), r'completed at tau in \[2\.0\] and not at 4\.0'),
+        ((4.0,), r'restored at tau in \[2\.0\], not at 4\.0'),
         ((2.0, 4.0), r"one temperature, and the losses have \{'loss_0': 2\.0, 'loss_1': 4\.0\}"),
     ],
 )
@@ -178,12 +178,12 @@ def test_soft_targets(teacher, folders, kind):
     for sample in data['data_samples']:
         sample.set_gt_score(0.9 * torch.nn.functional.one_hot(sample.gt_label[0], 10) + 0.01)
     if 'top' in kind:
-        with pytest.raises(ValueError, match='scores of classes.*a top 3 knows'):
+        with pytest.raises(ValueError, match='class scores.*a top 3 has'):
             results(records, data)
         return
     found = results(records, data)
     for sample in data['data_samples']:
-        del sample.teacher_record
+        del sample.teacher_answer
     torch.testing.assert_close(found, results(network_, data), rtol=5e-3, atol=5e-3)
 
 
@@ -191,18 +191,18 @@ def test_samples_without_records(teacher, folders):
     dataset = SeededViews(live(teacher).train_dataloader.dataset.dataset)
     data = default_collate([dataset[View(image, 0, 0)] for image in range(4)])
     model = build(cached(live(teacher), folders['all']).model)
-    with pytest.raises(CacheError, match=r'carry no records.*should be a mmwsl\.CachedViews'):
+    with pytest.raises(CacheError, match=r'have no cached answers.*should be a mmwsl\.CachedViews'):
         results(model, data)
 
 
 def test_records_without_a_cached_teacher(teacher, folders):
-    with pytest.raises(CacheError, match='carry records of a teacher, and the model teaches live'):
+    with pytest.raises(CacheError, match='have cached answers of a teacher, and the model runs its'):
         results(build(live(teacher).model), views(folders['all']))
 
 
 def test_records_of_another_cache(teacher, folders):
     model = build(cached(live(teacher), folders['all']).model)
-    with pytest.raises(CacheError, match='records are of another cache'):
+    with pytest.raises(CacheError, match='answers come from another cache'):
         results(model, views(folders['float16']))
 
 
@@ -262,7 +262,7 @@ def test_another_network_cannot_take_its_place(teacher, folders):
 def test_mixing_is_refused(teacher, folders):
     mixing = dict(augments=[dict(type='mmpretrain.CutMix', alpha=1.0)])
     cfg = cached(live(teacher, data_preprocessor=dict(PREPROCESSOR, batch_augments=mixing)), folders['all'])
-    with pytest.raises(ValueError, match="CutMix mixes images, and a teacher's record is of one image"):
+    with pytest.raises(ValueError, match='CutMix mixes images, and a teacher cache holds answers to single images'):
         build(cfg.model)
 
 

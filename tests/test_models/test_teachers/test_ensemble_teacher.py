@@ -108,7 +108,7 @@ def test_without_checkpoints_it_is_untrained():
         (dict(ckpts=['a.pth']), '3 models need as many ckpts, got 1'),
         (dict(combine='votes'), "combine should be one of .* got 'votes'"),
         (dict(models=[network(4), network(4, classes=7)]), r'the same classes, got \[10, 7\]'),
-        (dict(models=[network(4, data_preprocessor=PREPROCESSOR)]), 'give the ensemble one for all'),
+        (dict(models=[network(4, data_preprocessor=PREPROCESSOR)]), 'set the data_preprocessor of the ensemble'),
     ],
 )
 def test_what_cannot_be_is_refused(change, message):

@@ -231,7 +231,7 @@ def test_what_is_chosen_is_said_with_its_time_and_its_memory(monkeypatch):
     fast_forward(teacher, torch.randn(4, 1, 8, 8), 'fold')
     assert said == [
         'The teacher runs with its BatchNorm folded into convolutions, channels last: 2 ms a batch, '
-        'as it is 8. The copy takes 4.02 MB more.'
+        'instead of 8. The copy takes 4.02 MB more.'
     ]
 
 

@@ -314,7 +314,7 @@ def test_released_it_is_the_network_that_it_was():
     recorders.initialize(net)
     teacher.is_read_by(recorders, DistillDeliveryManager())
     preprocessor = ClsDataPreprocessor(mean=[1.0], std=[2.0])
-    teacher.share_inputs(preprocessor, normalises=True)
+    teacher.use_inputs_of(preprocessor, normalises=True)
     assert net.data_preprocessor is preprocessor and len(net._forward_pre_hooks) == 1
     teacher.release()
     assert net.data_preprocessor is own and not net._forward_pre_hooks

@@ -434,9 +434,9 @@ def test_a_file_needs_data_samples_and_their_indices():
         loss(*example())
     nameless = samples(5)
     nameless[3].metainfo = {}
-    with pytest.raises(ValueError, match="no sample_idx: keep 'sample_idx' among meta_keys"):
+    with pytest.raises(ValueError, match="no sample_idx: keep 'sample_idx' in meta_keys"):
         loss(*example(), data_samples=nameless)
-    with pytest.raises(ValueError, match=r'targets of shape \(2, 3\): it is for classification alone'):
+    with pytest.raises(ValueError, match=r'targets have shape \(2, 3\): use it for classification'):
         loss(*example((2, 5, 3)), data_samples=samples(2))
     with pytest.raises(ValueError, match='WSLWeighting needs class indices, got class scores'):
         loss(*example(kind='scores'), data_samples=samples(5))
@@ -450,14 +450,14 @@ def test_a_file_needs_data_samples_and_their_indices():
     [
         (
             dict(type='WSLWeighting', teacher_losses='a.npz', teacher_tau=2.0),
-            "teacher_tau=2.0 is for the teacher's logits",
+            "teacher_tau=2.0 applies to the teacher's logits",
         ),
         (dict(type='WSLWeighting', teacher_tau=0.0), 'tau should be a positive number, got 0.0'),
-        (dict(type='WSLWeighting', momentum=1.0), r'momentum should lie in \[0, 1\), got 1.0'),
+        (dict(type='WSLWeighting', momentum=1.0), r'momentum should be in \[0, 1\), got 1.0'),
         (dict(type='WTTMWeighting', tau=-1.0), 'tau should be a positive number, got -1.0'),
         (dict(type='EntropyWeighting', tau=math.inf), 'tau should be a positive number, got inf'),
         (dict(type='DisagreementWeighting', beta=-0.5), 'beta should be at least 0, got -0.5'),
-        (dict(type='ProductWeighting', factors=[]), 'factors is empty: a product needs a weighting'),
+        (dict(type='ProductWeighting', factors=[]), 'factors is empty: a product needs at least one weighting'),
         (dict(type='RegularizationWeighting', keep='all'), "keep should be 'others' or 'regularization', got 'all'"),
     ],
 )
@@ -467,7 +467,9 @@ def test_settings_out_of_range(config, message):
 
 
 def test_one_class_has_no_entropy_of_the_student():
-    with pytest.raises(ValueError, match=r"at least 2 of them, got 1. One logit .* loss=dict\(type='BernoulliKD'\)"):
+    with pytest.raises(
+        ValueError, match=r"at least 2 classes, got 1. For a single logit.* loss=dict\(type='BernoulliKD'\)"
+    ):
         WeightedLoss(dict(type='SoftCrossEntropy'), dict(type='EntropyWeighting', student=True))(
             torch.zeros(3, 1), torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64)
         )
