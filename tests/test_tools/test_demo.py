@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
 from mmwsl.engine import runs
+from mmwsl.engine.comparison import planning, training
 from tests.tiny import ROOT, load_tool
 
 
@@ -77,7 +78,8 @@ def test_a_demo_of_scenes_reads_the_metric_of_its_task(tmp_path, monkeypatch, ca
     )
     # configs of other packages need them
     monkeypatch.setattr(runs, 'version_of', lambda config: '')
-    monkeypatch.setattr(demo.Trained, 'epochs', 5)
+    for module in (planning, training):
+        monkeypatch.setattr(module, 'epochs_of', lambda config: 5)
     image = torch.zeros(4, 4)
     map_, labels = PixelData(data=torch.ones(1, 4, 4)), torch.tensor([7, 2])
     boxes = InstanceData(bboxes=torch.tensor([[0.0, 1, 2, 3], [1, 0, 3, 2]]), labels=labels)
