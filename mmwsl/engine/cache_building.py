@@ -67,7 +67,7 @@ def build_cache(
     taus: Sequence[float] | None = None,
     shard_size: int = SHARD_SIZE,
 ) -> None:
-    """Fill a folder with a teacher's records, or go on filling it, and check all of them.
+    """Fill a folder with a teacher's answers, or go on filling it, and check all of them.
 
     Several processes share out the shards that are missing. What a shard holds does not depend on who makes it, nor on
     what was made before. A finished cache can be given more views.
@@ -124,7 +124,7 @@ def dataset_config(cfg: Config) -> dict:
 
 
 def build_model(cfg: Config) -> WSLDistill:
-    """The teacher as training would run it, but always in full precision: every later run reads its records."""
+    """The teacher as training would run it, but always in full precision: every later run reads its answers."""
     config = copy.deepcopy(cfg.model)
     config.pop('teacher_cache', None)
     if 'bf16' in config.get('teacher_speed', ''):
@@ -235,7 +235,7 @@ def _announce(folder: Path, manifest: Manifest, missing: list[Shard], seconds: f
     size, free = count * manifest.answer_format.layout.itemsize, shutil.disk_usage(folder).free
     duration = timedelta(seconds=round(count * seconds / get_world_size()))
     print_log(
-        f'{len(missing)} of {manifest.views * manifest.parts} shards are to be made: {count:,} records of '
+        f'{len(missing)} of {manifest.views * manifest.parts} shards are to be made: {count:,} answers of '
         f'{manifest.answer_format.layout.itemsize} bytes, {size / 1e9:.2f} GB ({free / 1e9:.2f} GB are free), in about '
         f'{duration} with {get_world_size()} process(es).',
         'current',
@@ -262,11 +262,11 @@ def _make_shards(
     with Progress(disable=get_rank() != 0) as progress:
         task = progress.add_task('teaching', total=sum(len(manifest.images(shard.part)) for shard in shards))
         for shard in shards:
-            records = np.zeros(len(manifest.images(shard.part)), manifest.answer_format.layout)
+            encoded = np.zeros(len(manifest.images(shard.part)), manifest.answer_format.layout)
             for rows in _batches(manifest, shard, loader['batch_size']):
-                records[rows] = manifest.answer_format.encode(*answers(model, next(batches)))
+                encoded[rows] = manifest.answer_format.encode(*answers(model, next(batches)))
                 progress.advance(task, len(rows))
-            write_shard(folder, manifest, shard, records)
+            write_shard(folder, manifest, shard, encoded)
 
 
 def _views(manifest: Manifest, shards: list[Shard], batch_size: int) -> Iterator[list[View]]:

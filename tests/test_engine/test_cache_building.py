@@ -324,7 +324,7 @@ def test_size_and_time_are_told_before_the_start(tmp_path, teacher, monkeypatch)
     text, shards = told[0]
     assert not shards
     assert re.match(
-        r'2 of 2 shards are to be made: 200 records of 53 bytes, 0\.00 GB \(.* GB are free\), in about '
+        r'2 of 2 shards are to be made: 200 answers of 53 bytes, 0\.00 GB \(.* GB are free\), in about '
         r'\d:\d\d:\d\d with 1 process',
         text,
     )

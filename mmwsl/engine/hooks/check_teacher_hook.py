@@ -40,7 +40,7 @@ class CheckTeacherHook(CheckLabelsHook):
     teacher that is merely worse than it was. ``expected_score`` sees both.
 
     The figure is logged. It is the teacher's in eval mode, whatever ``teacher_norm_eval`` says; a cached teacher's is
-    that of its recorded views. Classes of one label per image are scored by top-1. For other tasks it is what the
+    that of its cached views. Classes of one label per image are scored by top-1. For other tasks it is what the
     ``val_evaluator``'s metrics say of the teacher's predictions: the figure that ``save_best`` of the CheckpointHook
     names, or mIoU, mAP or the F1 score, in the unit in which the metric prints it.
 
@@ -94,11 +94,11 @@ class CheckTeacherHook(CheckLabelsHook):
         _tell_of_copies(runner, model.teacher)
         _check_teacher_losses(model, runner.train_dataloader.dataset)
         if isinstance(model.teacher, CachedTeacher):
-            recorded = model.teacher.cache.manifest
+            cached = model.teacher.cache.manifest
             self._judge(
                 runner,
-                _Score(model.teacher.top1, recorded.views * recorded.length, recorded.answer_format.classes),
-                'recorded views of training images',
+                _Score(model.teacher.top1, cached.views * cached.length, cached.answer_format.classes),
+                'cached views of training images',
             )
             return
         if runner.val_loop is None:
