@@ -60,7 +60,7 @@ def test_teacher_answers_in_full_precision(teacher, speed, runs_as):
 def test_images_on_the_device_are_not_cached(tmp_path, teacher):
     cfg = live(teacher)
     cfg.merge_from_dict(on_device())
-    with pytest.raises(ValueError, match=r'got mmwsl\.DeviceDataset: take it out, and let mmwsl\.SeededViews'):
+    with pytest.raises(ValueError, match=r'got mmwsl\.DeviceDataset: remove this wrapper, and let mmwsl\.SeededViews'):
         make_cache(tmp_path, cfg)
 
 
