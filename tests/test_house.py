@@ -41,6 +41,8 @@ MOVED = {
     'mmwsl.models.classifiers': 'mmwsl.models.teachers',
     'mmwsl.models.losses.functional': 'mmwsl.functional',
     'mmwsl.cache.build': 'mmwsl.engine.cache_building',
+    'mmwsl.cache.records': 'mmwsl.cache.answers',
+    'mmwsl.datasets.resample': 'mmwsl.datasets.bootstrap_dataset',
 }
 
 

@@ -67,7 +67,7 @@ def build_cache(
     taus: Sequence[float] | None = None,
     shard_size: int = SHARD_SIZE,
 ) -> None:
-    """Fill a folder with a teacher's records, or continue filling it, and verify all of them.
+    """Fill a folder with a teacher's answers, or continue filling it, and verify all of them.
 
     Several processes divide the missing shards among them. A shard's content depends neither on the process that makes
     it nor on what was made before. Views can be added to a finished cache.
@@ -124,7 +124,7 @@ def dataset_config(cfg: Config) -> dict:
 
 
 def build_model(cfg: Config) -> WSLDistill:
-    """Build a distillation with its live teacher, in full precision because every later run reads its records."""
+    """Build a distillation with its live teacher, in full precision because every later run reads its answers."""
     config = copy.deepcopy(cfg.model)
     config.pop('teacher_cache', None)
     if 'bf16' in config.get('teacher_speed', ''):
@@ -263,11 +263,11 @@ def _make_shards(
     with Progress(disable=get_rank() != 0) as progress:
         task = progress.add_task('teaching', total=sum(len(manifest.images(shard.part)) for shard in shards))
         for shard in shards:
-            records = np.zeros(len(manifest.images(shard.part)), manifest.answer_format.layout)
+            encoded = np.zeros(len(manifest.images(shard.part)), manifest.answer_format.layout)
             for rows in _batches(manifest, shard, loader['batch_size']):
-                records[rows] = manifest.answer_format.encode(*answers(model, next(batches)))
+                encoded[rows] = manifest.answer_format.encode(*answers(model, next(batches)))
                 progress.advance(task, len(rows))
-            write_shard(folder, manifest, shard, records)
+            write_shard(folder, manifest, shard, encoded)
 
 
 def _views(manifest: Manifest, shards: list[Shard], batch_size: int) -> Iterator[list[View]]:

@@ -60,7 +60,7 @@ def test_teacher_answers_in_full_precision(teacher, speed, runs_as):
 def test_images_on_the_device_are_not_cached(tmp_path, teacher):
     cfg = live(teacher)
     cfg.merge_from_dict(on_device())
-    with pytest.raises(ValueError, match=r'got mmwsl\.DeviceDataset: take it out, and let mmwsl\.SeededViews'):
+    with pytest.raises(ValueError, match=r'got mmwsl\.DeviceDataset: remove this wrapper, and let mmwsl\.SeededViews'):
         make_cache(tmp_path, cfg)
 
 
@@ -324,7 +324,7 @@ def test_size_and_time_are_told_before_the_start(tmp_path, teacher, monkeypatch)
     text, shards = told[0]
     assert not shards
     assert re.match(
-        r'2 of 2 shards are missing: 200 records of 53 bytes, 0\.00 GB \(.* GB are free\), in about '
+        r'2 of 2 shards are missing: 200 answers of 53 bytes, 0\.00 GB \(.* GB are free\), in about '
         r'\d:\d\d:\d\d with 1 process',
         text,
     )

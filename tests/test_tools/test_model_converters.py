@@ -171,7 +171,7 @@ def weights_of(forward, *args):
         ),
         (
             weights_of(repvgg, (1, 1, 1, 1), (8, 8, 8, 8), 7),
-            'a network with 7 classes is for small images or for large ones.*give --image-size 32 or 224',
+            'a network with 7 classes do not tell whether.*give --image-size 32 or 224',
         ),
         (
             weights_of(resnet, (1, 2, 3), 16, (16, 32, 64)),

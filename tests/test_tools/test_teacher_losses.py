@@ -228,7 +228,7 @@ def test_joined_datasets_are_refused(odd):
     cfg = config()
     views = cfg.train_dataloader.dataset
     views.dataset = dict(type='ConcatDataset', datasets=[views.dataset] * 2)
-    with pytest.raises(ValueError, match='a ConcatDataset gives the same one'):
+    with pytest.raises(ValueError, match='a ConcatDataset uses the same indices'):
         measure_losses(cfg, odd[:1])
 
 

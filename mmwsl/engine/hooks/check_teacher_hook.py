@@ -40,7 +40,7 @@ class CheckTeacherHook(CheckLabelsHook):
     merely worse than it was.
 
     The score is logged. It is measured on validation data in eval mode, whatever ``teacher_norm_eval`` is; a cached
-    teacher is scored on its recorded views. With one label per image, the score is top-1. For other tasks it is a
+    teacher is scored on its cached views. With one label per image, the score is top-1. For other tasks it is a
     figure of the ``val_evaluator``: the one that ``save_best`` of the CheckpointHook names, or mIoU, mAP or the F1
     score, in the unit in which the metric prints it.
 
@@ -94,11 +94,11 @@ class CheckTeacherHook(CheckLabelsHook):
         _tell_of_copies(runner, model.teacher)
         _check_teacher_losses(model, runner.train_dataloader.dataset)
         if isinstance(model.teacher, CachedTeacher):
-            recorded = model.teacher.cache.manifest
+            cached = model.teacher.cache.manifest
             self._judge(
                 runner,
-                _Score(model.teacher.top1, recorded.views * recorded.length, recorded.answer_format.classes),
-                'recorded views of training images',
+                _Score(model.teacher.top1, cached.views * cached.length, cached.answer_format.classes),
+                'cached views of training images',
             )
             return
         if runner.val_loop is None:

@@ -271,11 +271,11 @@ def test_the_check_of_the_teacher_judges_its_records(tmp_path, teacher, folders)
     cfg.custom_hooks = [dict(type='mmwsl.CheckTeacherHook')]
     from mmengine.runner import Runner
 
-    with pytest.raises(RuntimeError, match=r'of 200 recorded views of training images right; chance is 10\.00 %'):
+    with pytest.raises(RuntimeError, match=r'of 200 cached views of training images right; chance is 10\.00 %'):
         Runner.from_cfg(cfg).train()
     cfg.custom_hooks = [dict(type='mmwsl.CheckTeacherHook', min_accuracy=0)]
     cfg.experiment_name = 'again'
     Runner.from_cfg(cfg).train()
     top1 = CachedTeacher(str(folders['all'])).top1
     log = max(tmp_path.glob('*/*.log'), key=lambda path: path.stat().st_mtime_ns).read_text()
-    assert f'Teacher: {100 * top1:.2f} % top-1 on 200 recorded views of training images.' in log
+    assert f'Teacher: {100 * top1:.2f} % top-1 on 200 cached views of training images.' in log
