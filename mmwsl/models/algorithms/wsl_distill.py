@@ -30,7 +30,8 @@ class WSLDistill(SingleTeacherDistill):
 
     The teacher is a :class:`mmwsl.models.teachers.FrozenTeacher`, ``model.frozen_teacher``: eval mode (dropout and
     drop-path too), no gradient, no loss of its own. Its network, ``model.teacher``, follows the model's device but is
-    no part of it: no checkpoint, optimiser, DistributedDataParallel or FSDP sees it, and each process has it whole.
+    no part of it: no checkpoint, optimiser, DistributedDataParallel or FSDP sees it. Each process has it whole, unless
+    teacher_sharding is set.
     Resuming reads it from ``teacher_ckpt`` again. Assigning another network to ``model.teacher`` teaches with that one
     from then on.
 
@@ -53,6 +54,9 @@ class WSLDistill(SingleTeacherDistill):
         teacher_cache: Folder that tools/cache_teacher.py filled with this teacher's answers. The network is then not
             built, and ``teacher`` and ``teacher_ckpt`` say which teacher it should be. Needs the dataset
             ``mmwsl.CachedViews`` over the same folder.
+        teacher_sharding: True splits the teacher over the processes of a run, whatever strategy trains the student, so
+            each holds its part and gathers a layer when it is needed. For a teacher that is too large for one GPU;
+            it then runs as with ``teacher_speed='plain'``. In a single process it stays whole.
         student_loss_weight: Factor of the student's own losses, logged as they are summed: 0.1 in Hinton's recipe
             0.1 CE + 0.9 tau^2 KL. What the student only logs stays as it is.
         kwargs: As of SingleTeacherDistill: ``architecture`` (the student), ``data_preprocessor``,
@@ -77,6 +81,7 @@ class WSLDistill(SingleTeacherDistill):
         teacher_cache: str | None = None,
         student_loss_weight: float = 1.0,
         teacher_sha256: str | Sequence[str] | None = None,
+        teacher_sharding: bool = False,
         **kwargs: Any,
     ) -> None:
         if teacher_trainable:
@@ -91,7 +96,7 @@ class WSLDistill(SingleTeacherDistill):
         self.teacher_sha256 = check_files(teacher_files(teacher, teacher_ckpt), teacher_sha256, required=not cached)
         # before the base class, whose `self.teacher = ...` then changes nothing
         self.frozen_teacher = FrozenTeacher(
-            cached or _built(teacher), teacher_norm_eval, 'plain' if cached else teacher_speed
+            cached or _built(teacher), teacher_norm_eval, 'plain' if cached else teacher_speed, teacher_sharding
         )
         super().__init__(
             cached.recorded_by(distiller) if cached else distiller,
@@ -143,8 +148,9 @@ class WSLDistill(SingleTeacherDistill):
                 'model without teacher_cache, with the other network as teacher'
             )
         replaced = self.frozen_teacher
-        teacher = FrozenTeacher(network, self.teacher_norm_eval, self.teacher_speed)
-        teacher.network.to(next(self.parameters()).device)
+        teacher = FrozenTeacher(network, self.teacher_norm_eval, self.teacher_speed, replaced.sharding)
+        if not teacher.is_sharded:
+            teacher.network.to(next(self.parameters()).device)
         self.distiller.prepare_from_teacher(teacher.network)
         teacher.is_read_by(self.distiller.teacher_recorders, self.distiller.deliveries)
         teacher.share_inputs(self.data_preprocessor)
@@ -244,7 +250,8 @@ class WSLDistill(SingleTeacherDistill):
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> WSLDistill:
         super()._apply(fn, *args, **kwargs)
-        self.teacher._apply(fn, *args, **kwargs)
+        if not self.frozen_teacher.is_sharded:  # it moves in shards, with the first batch
+            self.teacher._apply(fn, *args, **kwargs)
         return self
 
 
