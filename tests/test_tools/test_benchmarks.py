@@ -315,3 +315,14 @@ def test_cached_reads_are_told_from_live_images(tmp_path, monkeypatch, capsys):
         5,
     ]
     assert 'read shuffled, by memory map' in capsys.readouterr().out
+
+
+def test_processes_are_compared_with_one_turn_by_turn(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'tools/benchmarks')
+    tool = load_tool('benchmarks/processes')
+    alone = [(0.1, 0.08), (0.4, 0.09), (0.2, 0.1)]
+    times = {tool.ALONE: alone, 'DistributedDataParallel': [(0.1, 0.09), (0.8, 0.11), (0.25, 0.1)]}
+    rows = tool.rows_of(times, 2)
+    assert list(rows) == [tool.ALONE, 'DistributedDataParallel']
+    assert list(rows[tool.ALONE].values()) == pytest.approx([200, 90, 1])
+    assert list(rows['DistributedDataParallel'].values()) == pytest.approx([250, 100, 2 * 0.8])
