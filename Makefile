@@ -2,6 +2,7 @@
 # make demo TASK=multi, or TASK=seg or det DENSE=1: on scenes of digits [SEEDS=1]
 # make test DENSE=1: with mmsegmentation and mmdetection, whose tests are skipped without them
 # make test TRITON=1: with Triton (200 MB, Linux alone), without which the tests of the loss's kernels are skipped
+# make test CLUSTER=1: with submitit and Optuna, without which the tests of sweeps on Slurm and of a search are skipped
 # make test WORKERS=0: in one process, as a debugger needs it
 # make test CUDA=0 PYTEST_ARGS="-k cuda": what needs a GPU; all else is tested on the CPU
 # make gpu SECONDS=540 [DATA=folder with cifar-100-python] [TEACHERS=folder with published teachers] [OUT=folder]: on a GPU,
@@ -19,6 +20,7 @@ WORKERS ?= auto
 CUDA ?=
 DENSE ?=
 TRITON ?=
+CLUSTER ?=
 SECONDS ?= 540
 DATA ?= data/cifar100
 TEACHERS ?= checkpoints
@@ -35,7 +37,7 @@ VENV := .venv$(if $(filter-out onedl,$(STACK)),-$(STACK))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SITE := $(VENV)/.installed-docs
-INSTALLED := $(VENV)/.installed$(if $(DENSE),-dense)$(if $(TRITON),-triton)
+INSTALLED := $(VENV)/.installed$(if $(DENSE),-dense)$(if $(TRITON),-triton)$(if $(CLUSTER),-cluster)
 
 # in this order: the tests of distillers take a loss from the registry that those of algorithms put there
 MMRAZOR := test_models/test_losses test_core/test_recorders test_core/test_delivers \
@@ -61,6 +63,7 @@ $(INSTALLED): setup.py requirements/$(STACK).txt requirements/$(STACK)-hashes.tx
 	$(PIP) --constraint requirements/$(STACK).txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch torchvision
 	$(if $(DENSE),$(PIP) --require-hashes --no-deps --requirement requirements/$(STACK)-dense-hashes.txt)
 	$(if $(TRITON),$(PIP) --require-hashes --no-deps --requirement requirements/triton.txt)
+	$(if $(CLUSTER),$(PIP) --require-hashes --no-deps --requirement requirements/cluster.txt)
 	$(PIP) --no-deps --editable .
 	@$(BIN)/python -c 'import torchvision' 2> /dev/null || echo "torchvision was built for another torch than pip \
 	found here. mmwsl works all the same; a script that imports mmpretrain without mmwsl needs both from one index: \

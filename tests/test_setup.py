@@ -127,6 +127,15 @@ def test_triton_is_pinned_with_its_hashes_and_asked_for_by_its_extra_alone(requi
     assert [path.name for path in others if 'triton' in pins(path.read_text())] == []
 
 
+def test_what_a_cluster_needs_is_pinned_with_its_hashes_next_to_either_set(required):
+    hashed = (ROOT / 'requirements/cluster.txt').read_text()
+    assert_hashes_alone(hashed)
+    added = pins(hashed)
+    assert names(required['slurm']) | {'optuna'} <= set(added)
+    for name in ('onedl', 'openmmlab'):
+        assert added.keys().isdisjoint(pins((ROOT / f'requirements/{name}.txt').read_text()))
+
+
 def assert_hashes_alone(text):
     """Below a comment, pins with hashes, and neither an option nor an address."""
     entry = r'[\w.-]+==\S+( \\\n    --hash=sha256:[0-9a-f]{64})+\n'

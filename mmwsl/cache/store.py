@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import struct
+import weakref
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -32,6 +33,7 @@ MANIFEST = 'cache.json'
 FORMAT = 2
 _READ = (1, FORMAT)
 _FORMAT_KEY = 'record'  # of ``answer_format`` in cache.json, as since 0.1.0
+_OPEN = 512  # files at once in a process, which may have 1,024 on most machines
 _AGAIN = 'run tools/cache_teacher.py again'
 
 
@@ -170,7 +172,7 @@ class TeacherCache:
         self.identity = self.manifest.identity
         self._check_complete()
         self._view = -1
-        self._shards: dict[int, memoryview] = {}  # of one view: those of all views would be too many open files
+        self._shards: dict[int, _OpenShard] = {}  # of this view: all of them would be too many open files
 
     def read(self, view: int, image: int) -> CachedAnswer:
         """Return the teacher's answer to a view of an image.
@@ -182,10 +184,10 @@ class TeacherCache:
             self._view, self._shards = view, {}
         row, part = divmod(image, self.manifest.parts)
         if part not in self._shards:
-            answers = open_shard(self.folder, self.manifest, Shard(view, part))
-            self._shards[part] = memoryview(answers.view(np.uint8))  # type: ignore[arg-type]
-        size = self.manifest.answer_format.layout.itemsize
-        data = bytes(self._shards[part][row * size : (row + 1) * size])
+            if len(self._shards) >= _OPEN:
+                self._shards.clear()
+            self._shards[part] = _OpenShard(self.folder, self.manifest, Shard(view, part))
+        data = self._shards[part].read(row)
         if _crc(data, self.manifest, view, image) != int.from_bytes(data[-4:], 'little'):
             raise _damaged(self.folder / Shard(view, part).name, f'answer {row}')
         return CachedAnswer(data, self.identity)
@@ -216,7 +218,25 @@ class TeacherCache:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), '_view': -1, '_shards': {}}  # a memory map stays in its process
+        return {**vars(self), '_view': -1, '_shards': {}}  # open files stay in their process
+
+
+class _OpenShard:
+    """A shard's file, open for reads of single records.
+
+    They are no reads by memory map: for each page that is not in memory, a kernel reads what is around it in the file,
+    128 KiB or more, which is wasted if images are shuffled. With plain reads it reads ahead only while they go through
+    the file in order.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, shard: Shard) -> None:
+        records = open_shard(folder, manifest, shard)
+        self._file = os.open(folder / shard.name, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        self._size, self._start = records.itemsize, os.fstat(self._file).st_size - records.nbytes
+
+    def read(self, row: int) -> bytes:
+        return os.pread(self._file, self._size, self._start + row * self._size)
 
 
 def missing_shards(folder: Path, manifest: Manifest) -> list[Shard]:

@@ -37,6 +37,16 @@ _READ_BY_LOOPS = {
 }
 
 
+def check_static_graph(cfg: Config) -> None:
+    """Raise ValueError where DistributedDataParallel is told that all steps are alike, and some send no gradients."""
+    counts = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+    if (cfg.get('model_wrapper_cfg') or {}).get('static_graph') and counts > 1:
+        raise ValueError(
+            'model_wrapper_cfg.static_graph=True needs gradients to be sent in each step, and '
+            f'optim_wrapper.accumulative_counts={counts} sends them every {counts} steps: leave one of them out'
+        )
+
+
 def check_option_keys(cfg: Config, options: Mapping[str, Any]) -> None:
     """Raise ValueError for a command-line option that nothing would read, or whose path the config does not have.
 

@@ -21,7 +21,7 @@ from mmengine.hub import get_config
 from mmengine.logging import print_log
 
 from mmwsl.compat import distribute_without_cuda, import_quietly
-from mmwsl.engine.config_checks import merge_options, warn_of_schedule, warn_of_unread_keys
+from mmwsl.engine.config_checks import check_static_graph, merge_options, warn_of_schedule, warn_of_unread_keys
 from mmwsl.engine.data_checks import check_data, is_first_process
 from mmwsl.utils.data import collate_for, set_dataloader_defaults
 from mmwsl.utils.files import lock
@@ -94,7 +94,8 @@ def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, .
 
     Raises:
         FileNotFoundError: If data are missing; the message names the expected folder and its layout.
-        ValueError: If mixed precision is requested without a GPU, or nothing would read an option.
+        ValueError: If mixed precision is requested without a GPU, nothing would read an option, or
+            DistributedDataParallel cannot do what the config requests.
     """
     # mmengine reads LOCAL_RANK, which Open MPI calls something else
     os.environ.setdefault('LOCAL_RANK', os.environ.get('OMPI_COMM_WORLD_LOCAL_RANK', str(args.local_rank)))
@@ -109,6 +110,7 @@ def prepare_run(cfg: Config, args: argparse.Namespace, dataloaders: tuple[str, .
             set_dataloader_defaults(cfg[field], not args.no_pin_memory, collate_for(cfg))
     if args.amp and not torch.cuda.is_available():
         raise ValueError('--amp needs a GPU, and torch finds none. Leave it out to train in float32')
+    check_static_graph(cfg)
     check_data(cfg, dataloaders)
     distribute_without_cuda(cfg)
 

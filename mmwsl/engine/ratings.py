@@ -33,19 +33,20 @@ class Figure(NamedTuple):
     """Score of predicting the best single class everywhere, if the figure is an mIoU."""
 
 
-def rated(runner: Runner, model: Any, batches: int) -> Figure | None:
+def rated(runner: Runner, model: Any, batches: int, evenly: bool = False) -> Figure | None:
     """Score a distillation's teacher with a copy of the run's metrics; return None, with a warning, if that fails.
 
     Args:
         runner: A runner with a validation loop; its evaluator and logger are not changed.
         model: The distillation, in eval mode.
         batches: Batches to predict in each process, at most.
+        evenly: See :func:`some_batches`.
     """
     evaluator, error = _copied(runner.val_loop.evaluator), None
     images, pixels = torch.zeros(1, dtype=torch.int64), torch.zeros(256, dtype=torch.int64)
     ids: list[Any] = []
     try:
-        for batch in some_batches(runner.val_loop.dataloader, batches):
+        for batch in some_batches(runner.val_loop.dataloader, batches, evenly):
             prepared = model.data_preprocessor(batch, False)
             predicted = model.teacher(prepared['inputs'], prepared['data_samples'], mode='predict')
             evaluator.process(data_samples=predicted, data_batch=batch)
@@ -69,12 +70,20 @@ def rated(runner: Runner, model: Any, batches: int) -> Figure | None:
     return Figure(name, float(results[name]), int(images), constant)
 
 
-def some_batches(dataloader: DataLoader, batches: int) -> DataLoader:
-    """Return this process's batches of random images, which are the same in every run."""
+def some_batches(dataloader: DataLoader, batches: int, evenly: bool = False) -> DataLoader:
+    """Return this process's batches of random images, which are the same in every run.
+
+    Args:
+        dataloader: A dataloader of all images.
+        batches: The largest number of batches.
+        evenly: Leave out the last few images, fewer than there are processes, so that all processes have as many
+            batches. A sharded network needs that, because all processes have to call it equally often.
+    """
     rank, processes = get_dist_info()
     dataset, size = dataloader.dataset, dataloader.batch_size or 1
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
-    chosen = order[: batches * size * processes][rank::processes].tolist()
+    even = len(order) // processes * processes if evenly else len(order)
+    chosen = order[:even][: batches * size * processes][rank::processes].tolist()
     return DataLoader(
         Subset(dataset, chosen), size, num_workers=dataloader.num_workers, collate_fn=dataloader.collate_fn
     )

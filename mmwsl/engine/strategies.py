@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from mmwsl.compat import shard_without_cuda
 from mmwsl.registry import STRATEGIES
+from mmwsl.utils.sharding import shard_units
 
 CHOICES: dict[str, dict[str, Any]] = {
     'fsdp': dict(
@@ -228,19 +229,3 @@ class FullyShardStrategy(DDPStrategy):
         sharded.set_optimizer_state_dict(
             self.model, self.optim_wrapper.optimizer, state, options=sharded.StateDictOptions(full_state_dict=True)
         )
-
-
-def shard_units(module: nn.Module, least: float, shard: Callable[[nn.Module], Any]) -> int:
-    """Shard a module's parts from the inside out, in units of at least so many parameters.
-
-    Returns:
-        The number of parameters that are left to the unit around the module.
-    """
-    # a MultiheadAttention reads its parts' weights without calling them
-    parts = () if isinstance(module, nn.MultiheadAttention) else tuple(module.children())
-    left = sum(parameter.numel() for parameter in module.parameters(recurse=not parts))
-    left += sum(shard_units(part, least, shard) for part in parts)
-    if left < least or isinstance(module, nn.ModuleList | nn.ModuleDict):  # nobody calls these
-        return left
-    shard(module)
-    return 0

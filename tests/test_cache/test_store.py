@@ -1,21 +1,26 @@
 import copy
 import hashlib
 import json
+import os
 import pickle
 import shutil
 import struct
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mmwsl.cache import AnswerFormat, CacheError, TeacherCache
+from mmwsl.cache import AnswerFormat, CacheError, TeacherCache, store
 from mmwsl.cache.store import Manifest, Shard, open_shard, strange_shards, write_shard
 
 LENGTH, VIEWS, PARTS = 11, 3, 2
 FORM = AnswerFormat(4)
+needs_proc = pytest.mark.skipif(
+    not Path('/proc/self/fd').exists(), reason='looks at the files that Linux says are open'
+)
 
 
 def make(folder, length=LENGTH, **fields):
@@ -72,12 +77,36 @@ def test_answers_are_mapped_and_not_loaded(tmp_path):
     assert str(answers.filename) == str(tmp_path / '0000-00000.npy')
 
 
+@needs_proc
 def test_only_the_shards_of_one_view_are_open(tmp_path):
     cache = TeacherCache(make(tmp_path))
     for view in range(VIEWS):
         for image in range(LENGTH):
             cache.read(view, image)
-        assert len(cache._shards) == PARTS
+        assert open_files(tmp_path) == [f'{view:04}-{part:05}.npy' for part in range(PARTS)]
+    del cache
+    assert open_files(tmp_path) == []
+
+
+def open_files(folder):
+    """Shards that this process has open."""
+    found = [Path(os.path.realpath(file)) for file in Path('/proc/self/fd').iterdir()]
+    return sorted(path.name for path in found if path.parent == folder)
+
+
+@needs_proc
+def test_more_shards_than_a_process_may_open_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, '_OPEN', 1)
+    cache = TeacherCache(make(tmp_path))
+    assert [number(cache, 1, image) for image in range(LENGTH)] == [100 + image for image in range(LENGTH)]
+    assert len(open_files(tmp_path)) == 1
+
+
+@needs_proc
+def test_a_read_maps_no_file_into_memory(tmp_path):
+    cache = TeacherCache(make(tmp_path))
+    assert number(cache, 0, 0) == 0 and '0000-00000.npy' in open_files(tmp_path)
+    assert str(tmp_path) not in Path('/proc/self/maps').read_text()
 
 
 @pytest.mark.parametrize('copied', [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])

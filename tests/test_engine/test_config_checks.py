@@ -3,7 +3,13 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mmwsl.engine import config_checks
-from mmwsl.engine.config_checks import check_option_keys, explained_config, warn_of_schedule, warn_of_unread_keys
+from mmwsl.engine.config_checks import (
+    check_option_keys,
+    check_static_graph,
+    explained_config,
+    warn_of_schedule,
+    warn_of_unread_keys,
+)
 from tests.tiny import ROOT, distillation, load_tool, network
 
 
@@ -161,3 +167,12 @@ def test_no_config_of_the_project_looks_misspelt(told):
 def test_schedule_that_ends_at_another_epoch_is_named(told, scheduler, said, several):
     warn_of_schedule(Config(dict(train_cfg=dict(max_epochs=2), param_scheduler=[scheduler] if several else scheduler)))
     assert [said in text for text in told] == ([True] if said else [])
+
+
+def test_a_static_graph_sends_gradients_in_each_step():
+    cfg = Config(dict(model_wrapper_cfg=dict(static_graph=True), optim_wrapper=dict(accumulative_counts=4)))
+    with pytest.raises(ValueError, match='optim_wrapper.accumulative_counts=4 sends them every 4 steps'):
+        check_static_graph(cfg)
+    for fine in (dict(model_wrapper_cfg=dict(static_graph=False)), dict(optim_wrapper=dict(accumulative_counts=1))):
+        check_static_graph(Config({**cfg, **fine}))
+    check_static_graph(Config(dict(optim_wrapper=dict(accumulative_counts=4))))

@@ -1,18 +1,24 @@
 import importlib.util
 import os
 import signal
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from torch import distributed, nn
 
 from mmwsl.engine import choose_strategy, prepare_strategy
-from mmwsl.engine.strategies import CHOICES, shard_units
-from tests.tiny import ROOT, load_tool, network, save_teacher
+from mmwsl.engine.strategies import CHOICES
+from mmwsl.utils import sharding
+from mmwsl.utils.checkpoint import unwrapped_model
+from mmwsl.utils.sharding import shard_units
+from tests.tiny import ROOT, batch, build, distillation, load_tool, network, save_teacher
 
 STUDENT = 29  # tensors of the student, none of which is a buffer
 CONFIG = """
@@ -32,6 +38,17 @@ SPIED: dict[str, Any] = {}
 SHARDED = {'fsdp': False, 'fsdp2': True}  # and whether it clips gradients
 if importlib.util.find_spec('deepspeed'):
     SHARDED['deepspeed'] = True
+
+
+_AMP = 'optim_wrapper.type=BFloat16OptimWrapper'
+_SPLIT_TEACHER = 'model.teacher_sharding=True'
+SPLIT = {  # runs with teachers in shards, and in bfloat16 one with a whole one, with their options
+    'ddp_split': ('--cfg-options', _SPLIT_TEACHER),
+    'fsdp_split': ('--cfg-options', _SPLIT_TEACHER, '--strategy', 'fsdp'),
+    'fsdp2_split': ('--cfg-options', _SPLIT_TEACHER, 'strategy.min_num_params=2000', '--strategy', 'fsdp2'),
+    'amp_ddp': ('--cfg-options', 'model.teacher_speed=plain', _AMP),
+    'amp_fsdp2_split': ('--cfg-options', _SPLIT_TEACHER, _AMP, 'strategy.min_num_params=2000', '--strategy', 'fsdp2'),
+}
 
 
 @HOOKS.register_module()
@@ -65,6 +82,32 @@ class SpyOnBucketsHook(Hook):
         runner.model.register_comm_hook(None, send)
 
 
+@HOOKS.register_module()
+class LookAtTeacherHook(Hook):
+    """Notes the loss of each step, and how many of the teacher's parameters this process holds after the last one."""
+
+    def before_train(self, runner):
+        SPIED['losses'] = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        SPIED['losses'].append(float(outputs['loss']))
+
+    def after_train(self, runner):
+        parameters = list(unwrapped_model(runner.model).teacher.parameters())
+        SPIED['whole'] = sum(parameter.numel() for parameter in parameters)
+        SPIED['held'] = sum(getattr(parameter, '_local_tensor', parameter).numel() for parameter in parameters)
+
+
+@OPTIM_WRAPPERS.register_module()
+class BFloat16OptimWrapper(OptimWrapper):
+    """What mmengine's AmpOptimWrapper, which needs a GPU, does to a pass, in bfloat16 on a CPU."""
+
+    @contextmanager
+    def optim_context(self, model):
+        with super().optim_context(model), torch.autocast('cpu', torch.bfloat16):
+            yield
+
+
 def config(folder, name, batch, clip=None, hooks=()):
     path = folder / f'{name}.py'
     path.write_text(
@@ -91,8 +134,9 @@ def _train_on_two(rank, folder):
         main([path, '--work-dir', str(folder / name), '--launcher', 'pytorch', *options])
 
     clip = dict(max_norm=0.05)
-    train('ddp', config(folder, 'ddp_of_two', 14, hooks=[dict(type='SpyOnBucketsHook')]))
-    torch.save(SPIED, folder / f'spied_{rank}.pt')
+    spies = [dict(type='SpyOnBucketsHook'), dict(type='LookAtTeacherHook')]
+    train('ddp', config(folder, 'ddp_of_two', 14, hooks=spies))
+    torch.save(SPIED, folder / f'ddp_{rank}.pt')
     stopping = [dict(type='mmwsl.StopOnSignalHook', interval=1)]
     stopped = config(folder, 'stopped_of_two', 14, hooks=[dict(type='StopFirstHook'), *stopping])
     try:
@@ -111,6 +155,11 @@ def _train_on_two(rank, folder):
         train(name, path, *options)
         if name != 'deepspeed':  # mmengine registers its optimisers each time, and a name can be registered once
             train(f'{name}_resumed', path, '--resume', str(folder / name / 'epoch_1.pth'), *options)
+    sharding.LEAST = 200  # of a teacher with 1,000 parameters or so
+    for name, options in SPLIT.items():
+        path = config(folder, f'{name}_of_two', 14, hooks=[dict(type='LookAtTeacherHook')])
+        train(name, path, *options)
+        torch.save(SPIED, folder / f'{name}_{rank}.pt')
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='two processes on a CPU')
@@ -136,12 +185,73 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path, plain_con
     torch.testing.assert_close(weights(tmp_path, 'stopped'), weights(tmp_path, 'ddp'), rtol=0, atol=0)
     for name in ('fsdp', 'fsdp2'):
         torch.testing.assert_close(weights(tmp_path, f'{name}_resumed'), weights(tmp_path, name), rtol=0, atol=0)
-    spied = torch.load(tmp_path / 'spied_0.pt')
+    _check_split(tmp_path)
+    spied = torch.load(tmp_path / 'ddp_0.pt')
     # 4 batches an epoch, of which every second one applies what is accumulated
     assert sorted({step for step, _ in spied['syncs']}) == [1, 3, 5, 7]
     sent = sum(size for step, size in spied['syncs'] if step == 1)
     student = sum(value.numel() for value in weights(tmp_path, 'ddp').values())
     assert sent == spied['parameters'] == student and not spied['unused']
+
+
+def _check_split(folder):
+    """A teacher in shards gives the losses and the student of a whole one, and each process holds half of it."""
+    looks = {name: [torch.load(folder / f'{name}_{rank}.pt') for rank in range(2)] for name in ('ddp', *SPLIT)}
+    for name in looks:
+        whole = 'amp_ddp' if 'amp' in name else 'ddp'
+        close = dict(rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(dict(weights(folder, name)), dict(weights(folder, whole)), **close)
+        for look, wanted in zip(looks[name], looks[whole], strict=True):
+            assert len(look['losses']) == 8 and look['losses'] == pytest.approx(wanted['losses'], rel=1e-5)
+        assert len(weights(folder, name)) == STUDENT
+        held, parameters = [look['held'] for look in looks[name]], looks[name][0]['whole']
+        if name == whole:
+            assert held == [parameters, parameters]
+        else:  # a tensor of an odd length is not halved
+            assert sum(held) == parameters and max(held) < 0.55 * parameters
+    rounded, exact = looks['amp_ddp'][0]['losses'], looks['ddp'][0]['losses']
+    assert rounded != exact and rounded == pytest.approx(exact, rel=0.05)
+
+
+def _steps(model, batches):
+    """The student after a step on each batch."""
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.5))
+    for data in batches:
+        model.train_step(data, wrapper)
+    return {key: value for key, value in model.state_dict().items() if 'architecture' in key}
+
+
+def _student_of_groups():
+    student = network(2)
+    student['backbone']['norm_cfg'] = dict(type='GN', num_groups=1)
+    torch.manual_seed(0)
+    return build(distillation(architecture=student)).train()
+
+
+def _train_with_static_graph(rank, folder):
+    torch.set_num_threads(1)
+    distributed.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=2)
+    model = MMDistributedDataParallel(_student_of_groups(), broadcast_buffers=False, static_graph=True)
+    torch.save(_steps(model, [batch(5, seed=2 * step + rank) for step in range(3)]), folder / f'static_{rank}.pth')
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='two processes on a CPU')
+def test_a_static_graph_gives_the_gradients_of_one_process(tmp_path):
+    torch.multiprocessing.start_processes(_train_with_static_graph, (tmp_path,), nprocs=2, start_method='fork')
+    whole = []
+    for step in range(3):
+        halves = [batch(5, seed=2 * step + rank) for rank in range(2)]
+        samples = [sample for half in halves for sample in half['data_samples']]
+        whole.append(dict(inputs=torch.cat([half['inputs'] for half in halves]), data_samples=samples))
+    model = _student_of_groups()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    expected = _steps(model, whole)
+    assert any((value - before[key]).abs().max() > 1e-2 for key, value in expected.items())
+    for rank in range(2):
+        found = {
+            key.removeprefix('module.'): value for key, value in torch.load(tmp_path / f'static_{rank}.pth').items()
+        }
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def sharded_config(**kwargs):

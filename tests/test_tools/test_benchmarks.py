@@ -295,3 +295,34 @@ def test_timms_loss_is_that_of_plain_soft_labels(train_step):
     soft = (logits_T / 4).softmax(1) * ((logits_T / 4).log_softmax(1) - (logits_S / 4).log_softmax(1))
     expected = torch.nn.functional.cross_entropy(logits_S, labels) + 2.25 * 16 * soft.sum() / 6
     torch.testing.assert_close(loss_of(images, labels), expected)
+
+
+def test_cached_reads_are_told_from_live_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / 'tools/benchmarks')
+    tool = load_tool('benchmarks/cached_reads')
+    monkeypatch.setattr(tool, 'SHARD', 3)
+    monkeypatch.setattr(tool, 'BATCH', 2)
+    turns = []
+    monkeypatch.setattr(tool, 'turn', lambda work, count, seconds: turns.append([work() for _ in range(7)]) or (9, 5))
+    monkeypatch.setattr(sys, 'argv', ['cached_reads', '--images', '7', '--rounds', '1', '--out', str(tmp_path)])
+    tool.main()
+    live, in_order, mapped, shuffled, mapped_shuffled = turns
+    assert len(live) == 7 and live[0].shape == (2, 1000)
+    assert [record.data for record in in_order] == mapped and [record.data for record in shuffled] == mapped_shuffled
+    assert mapped != mapped_shuffled and sorted(mapped) == sorted(mapped_shuffled) and len(set(mapped)) == 7
+    assert json.loads((tmp_path / 'cached_reads.json').read_text())['a second, bytes of disk']['read shuffled'] == [
+        9,
+        5,
+    ]
+    assert 'read shuffled, by memory map' in capsys.readouterr().out
+
+
+def test_processes_are_compared_with_one_turn_by_turn(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'tools/benchmarks')
+    tool = load_tool('benchmarks/processes')
+    alone = [(0.1, 0.08), (0.4, 0.09), (0.2, 0.1)]
+    times = {tool.ALONE: alone, 'DistributedDataParallel': [(0.1, 0.09), (0.8, 0.11), (0.25, 0.1)]}
+    rows = tool.rows_of(times, 2)
+    assert list(rows) == [tool.ALONE, 'DistributedDataParallel']
+    assert list(rows[tool.ALONE].values()) == pytest.approx([200, 90, 1])
+    assert list(rows['DistributedDataParallel'].values()) == pytest.approx([250, 100, 2 * 0.8])

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import pytest
 import torch
 from mmengine import load
 
-from tests.tiny import ROOT, build, launch, network, save_teacher, tool
+from tests.tiny import ROOT, build, free_port, launch, network, save_teacher, tool
 
 # short epochs of the real recipe; the check of the teacher would only take time here
 SHORT = (
@@ -118,6 +119,46 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path):
     assert one['meta']['iter'] == two['meta']['iter'] == 12
     torch.testing.assert_close(two['state_dict'], one['state_dict'], rtol=1e-4, atol=1e-5)
     assert 'find_unused_parameters=True' not in said
+
+
+FAILING = """import os
+import signal
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class FailingHook(Hook):
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.rank == 1 and runner.iter == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_ends_the_others(tmp_path):
+    """The other one waits for its gradients, which never come."""
+    (tmp_path / 'failing.py').write_text(FAILING)
+    config = tmp_path / 'config.py'
+    config.write_text(
+        f"_base_ = '{ROOT}/configs/wsl_digits.py'\nmodel = dict(teacher_ckpt=None)\n"
+        "custom_imports = dict(imports=['failing'])\n"
+        "custom_hooks = [dict(type='mmwsl.EpochSeedHook'), dict(type='FailingHook')]\n"
+    )
+    ended = subprocess.run(
+        ['bash', 'tools/dist_train.sh', config, '2', '--work-dir', tmp_path / 'run', '--no-validate'],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=300,  # of a machine that is slow; the other process would wait for half an hour
+        env=environment(PYTHON=sys.executable, PORT=free_port(), PYTHONPATH=str(tmp_path)),
+    )
+    assert ended.returncode == 1
+    assert re.search(r'rank +: 1 .*\n *exitcode +: -9 ', ended.stdout), ended.stdout[-4000:]
 
 
 def environment(**extra):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import EMAHook
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -107,11 +107,13 @@ class CheckTeacherHook(CheckLabelsHook):
         check_order_of_classes(runner)
         was_training = model.training
         model.eval()
-        model.teacher.to(model.data_preprocessor.device)  # a sharding strategy leaves it on the CPU
+        place = model.frozen_teacher.place if hasattr(model, 'frozen_teacher') else model.teacher.to
+        place(model.data_preprocessor.device)  # a sharding strategy leaves it on the CPU
         # a check must not change the random numbers of training
         with torch.no_grad(), torch.random.fork_rng(_devices()), seeded_generators(0):
             score = self._score(runner, model)
-            figure = rated(runner, model, self.max_batches) if score is None else None
+            evenly = _goes_together(runner, model)
+            figure = rated(runner, model, self.max_batches, evenly) if score is None else None
         model.train(was_training)
         if score is not None and score.images:
             self._judge(runner, score, 'validation images')
@@ -121,7 +123,8 @@ class CheckTeacherHook(CheckLabelsHook):
     def _score(self, runner: Runner, model: Any) -> _Score | None:
         """Score the teacher on all processes' images; None unless it predicts one label. Connectors leave no image."""
         counts, classes = torch.zeros(3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-        for batch_idx, batch in enumerate(some_batches(runner.val_loop.dataloader, self.max_batches)):
+        batches = some_batches(runner.val_loop.dataloader, self.max_batches, _goes_together(runner, model))
+        for batch_idx, batch in enumerate(batches):
             batch = model.data_preprocessor(batch, False)
             inputs, target = batch['inputs'], single_labels(batch['data_samples'])
             logits = model.teacher(inputs, batch['data_samples'], mode='tensor')
@@ -134,7 +137,8 @@ class CheckTeacherHook(CheckLabelsHook):
                 classes.fill_(logits.shape[1])
                 if not _compares_alike(runner, model, batch, logits.shape[1]):
                     break
-                _name_better_input(runner, model, inputs[:_TRIED], target[:_TRIED], right[:_TRIED])
+                if not _is_sharded(model):  # it looks at one process's images
+                    _name_better_input(runner, model, inputs[:_TRIED], target[:_TRIED], right[:_TRIED])
             counts[0] += right.sum()
             counts[1] += len(target)
         all_reduce(counts)
@@ -175,6 +179,15 @@ class CheckTeacherHook(CheckLabelsHook):
                 f"{found}, but expected_score of the hook 'mmwsl.CheckTeacherHook' is "
                 f'{self.expected_score:.4g} (give or take {tolerance:.2g}). {_ADVICE}'
             )
+
+
+def _is_sharded(model: Any) -> bool:
+    return hasattr(model, 'frozen_teacher') and model.frozen_teacher.is_sharded
+
+
+def _goes_together(runner: Runner, model: Any) -> bool:
+    """Whether a pass of the teacher or of the student may gather shards from all processes."""
+    return _is_sharded(model) or isinstance(runner, FlexibleRunner)
 
 
 def _least(chance: float) -> float:

@@ -32,8 +32,8 @@ class WSLDistill(SingleTeacherDistill):
     The teacher is a :class:`mmwsl.models.teachers.FrozenTeacher`, ``model.frozen_teacher``: always in eval mode
     (dropout and drop-path included), without gradient or loss. Its network, ``model.teacher``, follows the model's
     device but is not a part of it: it is in no checkpoint, optimiser, DistributedDataParallel or FSDP, and each process
-    holds it whole. A resumed run reads it from ``teacher_ckpt`` again. A network that is assigned to ``model.teacher``
-    replaces it.
+    holds it whole unless ``teacher_sharding`` is set. A resumed run reads it from ``teacher_ckpt`` again. A network
+    that is assigned to ``model.teacher`` replaces it.
 
     Args:
         distiller: Config of the distiller, e.g. ``dict(type='mmwsl.WSLDistiller')``.
@@ -54,6 +54,9 @@ class WSLDistill(SingleTeacherDistill):
         teacher_cache: Folder that tools/cache_teacher.py filled with this teacher's answers. The network is then not
             built, and ``teacher`` and ``teacher_ckpt`` tell which teacher is expected. Needs the dataset
             ``mmwsl.CachedViews`` with the same folder.
+        teacher_sharding: True splits the teacher over the processes of a run, whatever strategy trains the student.
+            Each holds its part and gathers a layer when it is needed. Use it for a teacher that is too large for one
+            GPU; it then runs as with ``teacher_speed='plain'``. In a single process it stays whole.
         student_loss_weight: Factor of the student's own losses, also in the log: 0.1 in Hinton's recipe
             0.1 CE + 0.9 tau^2 KL. Values that the student only logs are not scaled.
         kwargs: As for SingleTeacherDistill: ``architecture`` (the student), ``data_preprocessor``,
@@ -79,6 +82,7 @@ class WSLDistill(SingleTeacherDistill):
         teacher_cache: str | None = None,
         student_loss_weight: float = 1.0,
         teacher_sha256: str | Sequence[str] | None = None,
+        teacher_sharding: bool = False,
         **kwargs: Any,
     ) -> None:
         if teacher_trainable:
@@ -93,7 +97,7 @@ class WSLDistill(SingleTeacherDistill):
         self.teacher_sha256 = check_files(teacher_files(teacher, teacher_ckpt), teacher_sha256, required=not cached)
         # set before the base class runs `self.teacher = ...`, which then changes nothing
         self.frozen_teacher = FrozenTeacher(
-            cached or _built(teacher), teacher_norm_eval, 'plain' if cached else teacher_speed
+            cached or _built(teacher), teacher_norm_eval, 'plain' if cached else teacher_speed, teacher_sharding
         )
         super().__init__(
             cached.with_recorders(distiller) if cached else distiller,
@@ -145,8 +149,9 @@ class WSLDistill(SingleTeacherDistill):
                 'model without teacher_cache, with the other network as teacher'
             )
         replaced = self.frozen_teacher
-        teacher = FrozenTeacher(network, self.teacher_norm_eval, self.teacher_speed)
-        teacher.network.to(next(self.parameters()).device)
+        teacher = FrozenTeacher(network, self.teacher_norm_eval, self.teacher_speed, replaced.sharding)
+        if not teacher.is_sharded:
+            teacher.network.to(next(self.parameters()).device)
         self.distiller.prepare_from_teacher(teacher.network)
         teacher.is_read_by(self.distiller.teacher_recorders, self.distiller.deliveries)
         teacher.use_inputs_of(self.data_preprocessor)
@@ -230,7 +235,8 @@ class WSLDistill(SingleTeacherDistill):
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> WSLDistill:
         super()._apply(fn, *args, **kwargs)
-        self.teacher._apply(fn, *args, **kwargs)
+        if not self.frozen_teacher.is_sharded:  # it moves in shards, with the first batch
+            self.teacher._apply(fn, *args, **kwargs)
         return self
 
 

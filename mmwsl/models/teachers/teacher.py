@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from mmengine.dist import get_world_size
 from mmengine.logging import print_log
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmrazor.models.task_modules.delivery import DistillDeliveryManager
 from mmrazor.models.task_modules.recorder import ModuleOutputsRecorder, RecorderManager
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmwsl.cache import CacheError
@@ -19,6 +21,7 @@ from mmwsl.models.teachers.fast import check_speed, fast_forward
 from mmwsl.models.teachers.inputs import InputAdapter, input_adapter
 from mmwsl.models.teachers.recording import hook_again, recording
 from mmwsl.models.teachers.watch import Watch, forward_hooks
+from mmwsl.utils.sharding import shard_frozen
 
 
 class FrozenTeacher:
@@ -42,21 +45,29 @@ class FrozenTeacher:
         norm_eval: False lets its BatchNorm predict with batch statistics while the student trains; its running
             statistics never change.
         speed: One of :data:`mmwsl.models.teachers.fast.SPEEDS`.
+        sharding: Whether the processes share its parameters, from the first call on, instead of each holding all. It
+            then runs as it is, since a fast copy would be whole, and all processes have to call it equally often.
 
     Raises:
         TypeError: If the network is not a BaseModel of mmengine.
-        ValueError: If the speed is unknown.
+        ValueError: If the speed is unknown, or needs a copy of a sharded network.
     """
 
-    def __init__(self, network: BaseModel, norm_eval: bool = True, speed: str = 'fold') -> None:
+    def __init__(self, network: BaseModel, norm_eval: bool = True, speed: str = 'fold', sharding: bool = False) -> None:
         check_speed(speed)
+        if sharding and speed not in ('plain', 'fold'):
+            raise ValueError(
+                f'teacher_speed={speed!r} needs a copy of the whole teacher, and teacher_sharding=True keeps none '
+                'whole: leave one of them out'
+            )
         if not isinstance(network, BaseModel):
             raise TypeError(
                 f'teacher should be a config or a BaseModel of mmengine, got {type(network)}. Wrap another '
                 'kind of network in a BaseModel whose forward takes (inputs, data_samples, mode)'
             )
         self.network = revert_sync_batchnorm(network)
-        self.norm_eval, self.speed, self.training = norm_eval, speed, False
+        self.norm_eval, self.speed, self.training = norm_eval, 'plain' if sharding else speed, False
+        self.sharding = sharding
         self.recorders, self.deliveries = RecorderManager(), DistillDeliveryManager()
         self._own_preprocessor = self.network.data_preprocessor
         self._mode: str | None = None  # unknown before the first batch
@@ -82,7 +93,7 @@ class FrozenTeacher:
 
         Args, Raises: As :meth:`__call__`.
         """
-        self._follow(inputs.device)
+        self.place(inputs.device)
         if self._mode is None:
             self._find_mode(inputs, data_samples)
         if isinstance(self.network, CachedTeacher):
@@ -90,10 +101,21 @@ class FrozenTeacher:
         fast = self.speed != 'plain' and self.training and self._has_copy(inputs, data_samples)
         self._is_prepared, self._is_fast = True, fast
 
-    def _follow(self, device: torch.device) -> None:
-        """Move the network to the device of the images, once: FSDP and DeepSpeed only move a model's submodules."""
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the network is sharded once it is placed: ``sharding`` is set and there are several processes."""
+        return self.sharding and get_world_size() > 1
+
+    def place(self, device: torch.device) -> None:
+        """Move the network to the device of the images, once, whole or in shards.
+
+        FSDP and DeepSpeed only move a model's submodules.
+        """
         parameter = next(self.network.parameters(), None)
-        if parameter is not None and parameter.device != device:
+        if self.is_sharded:
+            if parameter is not None and not isinstance(parameter, DTensor):
+                shard_frozen(self.network, device)
+        elif parameter is not None and parameter.device != device:
             self.network.to(device)
 
     def train(self, mode: bool = True) -> None:

@@ -322,3 +322,15 @@ def test_released_it_is_the_network_that_it_was():
         net(INPUTS)
     assert not recorders.get_recorder('scores').data_buffer
     assert calls  # a hook of somebody else stays
+
+
+def test_a_sharded_teacher_keeps_no_copy_and_is_whole_in_one_process(copies):
+    teacher = FrozenTeacher(build(network(4)), sharding=True)
+    teacher.train()
+    logits = [teacher(torch.zeros(2, 1, 8, 8)) for _ in range(3)]
+    assert teacher.speed == 'plain' and not copies and not teacher.is_sharded
+    assert all(type(parameter) is nn.Parameter for parameter in teacher.network.parameters())
+    torch.testing.assert_close(logits[2], teacher.network(torch.zeros(2, 1, 8, 8)), rtol=0, atol=0)
+    for speed in ('bf16', 'compile'):
+        with pytest.raises(ValueError, match=f"teacher_speed='{speed}' needs a copy of the whole teacher"):
+            FrozenTeacher(build(network(4)), speed=speed, sharding=True)
