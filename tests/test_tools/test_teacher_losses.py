@@ -172,7 +172,7 @@ def test_folds_of_something_else_than_the_training_set(odd, wrapper, names):
         measure_losses(config(wrapper=wrapper), odd, out_of_fold=True)
     folded = config(wrapper=wrapper)
     folded.train_dataloader.dataset.dataset = dict(type='mmwsl.Fold', dataset=folded.train_dataloader.dataset.dataset)
-    with pytest.raises(ValueError, match=f'got Fold around {names}: take out'):
+    with pytest.raises(ValueError, match=f'got Fold around {names}. Remove'):
         measure_losses(folded, odd, out_of_fold=True)
 
 
