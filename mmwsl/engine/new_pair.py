@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import torch
 
 from mmwsl.datasets.image_folder import ImageFile, ImageFolder
 from mmwsl.engine.named_networks import Trial, named_network, pretrained_start, try_network
+from mmwsl.engine.runs import roughly
+from mmwsl.utils import load_weights, read_weights, student_weights
+from mmwsl.utils.checkpoint import read_classes
 from mmwsl.utils.files import whole_file
 
 _SMALL = 64  # images whose shorter edges are at most this are read at 32 pixels
@@ -20,7 +24,9 @@ _EPOCHS = 10, 200
 _ON_A_CPU, _ON_A_GPU = 64, 256  # largest batches, for 32 pixels; a quarter of them for 224
 _IMAGENET = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 _WIDTH = 110
-_REPEATED = 2  # distillations whose time a comparison counts: KD and WSL
+_SEEDS, _ARMS = 3, 3  # of the comparison that follows: student alone, KD and WSL
+_VIEWS = 16  # of each image, at most, that the teacher answers once for all students
+_TEACHERS_SHARE = 1 / 3  # of the time, at most, for its own training: what it does not know it cannot teach
 
 
 @dataclass(frozen=True)
@@ -31,10 +37,38 @@ class Recipe:
     batch: int
     workers: int
     epochs: int
+    """Of each student."""
+    teacher_epochs: int
+    """0 if it is trained already."""
+    usual: int
+    """Epochs of a student if time did not matter."""
+    views: int
+    """Of each image, that the teacher answers once for all students."""
     mean: list[float]
     std: list[float]
     seconds: dict[str, float]
-    """Of each run, about: teacher, student, kd."""
+    """About: of the teacher's training, of its answers ('views') and of each student."""
+
+    def minutes(self, epochs: int) -> int:
+        """Return how long the whole comparison takes here if each student has some epochs."""
+        students = _SEEDS * _ARMS * self.seconds['student'] * epochs / self.epochs
+        return math.ceil((self.seconds['teacher'] + self.seconds['views'] + students) / 60)
+
+    def describe(self) -> str:
+        """Return the lines that tell a user what is trained for how long."""
+        taught, learned = (roughly(self.seconds[part]) for part in ('teacher', 'student'))
+        teacher = f'teacher {self.teacher_epochs} epochs ({taught}), ' if self.teacher_epochs else ''
+        lines = [
+            f'  {self.batch} images a step; {teacher}each student {self.epochs} epochs ({learned})',
+            f'  {_SEEDS} seeds of student alone, KD and WSL: about {self.minutes(self.epochs)} min in all, '
+            'if nothing else runs on this machine',
+        ]
+        if 2 * self.epochs < self.usual:
+            lines.append(
+                f'  {self.epochs} epochs are few: {self.usual} are usual for these images, and need '
+                f'--minutes {self.minutes(self.usual)} or smaller networks'
+            )
+        return '\n'.join(lines)
 
 
 @dataclass(frozen=True)
@@ -65,33 +99,78 @@ def get_network(name: str, folder: ImageFolder, pixels: int, bases: Path, start:
     return Network(name, config, trial, pretrained_start(config, trial.network, start) if start else {})
 
 
-def recipe(folder: ImageFolder, pixels: int, teacher: Network, student: Network, minutes: float) -> Recipe:
+def check_trained(teacher: Network, path: str, classes: Sequence[str]) -> None:
+    """Check that a file has a teacher's weights, trained on these classes in this order.
+
+    Raises:
+        ValueError: If they are of another network or number of classes, or the file names other classes.
+    """
+    advice = (
+        f'--teacher-ckpt takes a {teacher.name} that predicts these {len(classes)} classes; one of other classes '
+        'is where its training begins, by --teacher-start'
+    )
+    weights = read_weights(path)
+    load_weights(teacher.trial.network, student_weights(weights) or weights, path, advice)
+    named = read_classes(path)
+    if named and list(named) != list(classes):
+        raise ValueError(
+            f'{path} predicts the classes {", ".join(named)}, in this order, and the folder has '
+            f'{", ".join(classes)}. {advice}'
+        )
+
+
+def recipe(
+    folder: ImageFolder, pixels: int, teacher: Network, student: Network, minutes: float, is_trained: bool = False
+) -> Recipe:
     """Choose batch size, workers, epochs and normalisation.
 
     Args:
         folder: The data.
         pixels: Edge of the images.
-        teacher: Its time of a step counts once for its own training, and forward for KD and for WSL.
-        student: Its time of a step counts for the student alone, KD and WSL.
-        minutes: What all four runs together may take here.
+        teacher: It learns first, and then answers views of the images once for all students.
+        student: It learns alone, by KD and by WSL, with three seeds each.
+        minutes: What all of this together may take here.
+        is_trained: Whether the teacher knows the data already.
     """
-    images, pretrained = len(folder.train), bool(teacher.start or student.start)
-    largest = (_ON_A_GPU if torch.cuda.is_available() else _ON_A_CPU) // (1 if pixels == 32 else 4)
-    batch = max(8, min(largest, 2 ** ((images // 25).bit_length() - 1) if images >= 25 else 8))
-    least, most = _EPOCHS
-    wanted = min(max(_STEPS * batch // images, least), most)
-    seen = len(folder.val)
-    an_epoch = dict(
-        teacher=images * teacher.trial.training + seen * teacher.trial.forward,
-        student=images * student.trial.training + seen * student.trial.forward,
-    )
-    an_epoch['kd'] = an_epoch['student'] + images * teacher.trial.forward
-    together = an_epoch['teacher'] + an_epoch['student'] + _REPEATED * an_epoch['kd']
-    epochs = max(5, min(wanted // 8 if pretrained else wanted, int(60 * minutes / together)))
-    mean, std = _IMAGENET if pretrained or pixels == 224 else folder.statistics()
+    images, budget = len(folder.train), 60 * minutes
+    batch = _batch(images, pixels)
+    taught, learned = (_seconds_of_an_epoch(folder, network.trial) for network in (teacher, student))
+    teachers, usual = (_usual_epochs(images, batch, network) for network in (teacher, student))
+    teacher_epochs = 0 if is_trained else max(3, min(teachers, int(_TEACHERS_SHARE * budget / taught)))
+    a_view, of_all = images * teacher.trial.forward, _SEEDS * _ARMS * learned
+    left = budget - teacher_epochs * taught
+    affordable = max(left / (of_all + a_view), (left - _VIEWS * a_view) / of_all)  # with a view each, or with _VIEWS
+    epochs = max(5, min(usual, int(affordable)))
+    views = min(epochs, _VIEWS)
+    mean, std = _IMAGENET if pixels == 224 else folder.statistics()
     cores = os.cpu_count() or 1
-    workers = min(8, cores) if torch.cuda.is_available() else cores // 4
-    return Recipe(pixels, batch, workers, epochs, mean, std, {run: epochs * time for run, time in an_epoch.items()})
+    return Recipe(
+        pixels=pixels,
+        batch=batch,
+        workers=min(8, cores) if torch.cuda.is_available() else cores // 4,
+        epochs=epochs,
+        teacher_epochs=teacher_epochs,
+        usual=usual,
+        views=views,
+        mean=mean,
+        std=std,
+        seconds=dict(teacher=teacher_epochs * taught, views=views * a_view, student=epochs * learned),
+    )
+
+
+def _batch(images: int, pixels: int) -> int:
+    largest = (_ON_A_GPU if torch.cuda.is_available() else _ON_A_CPU) // (1 if pixels == 32 else 4)
+    return max(8, min(largest, 2 ** ((images // 25).bit_length() - 1) if images >= 25 else 8))
+
+
+def _usual_epochs(images: int, batch: int, network: Network) -> int:
+    least, most = _EPOCHS
+    from_scratch = min(max(_STEPS * batch // images, least), most)
+    return max(5, from_scratch // 8) if network.start else from_scratch
+
+
+def _seconds_of_an_epoch(folder: ImageFolder, trial: Trial) -> float:
+    return len(folder.train) * trial.training + len(folder.val) * trial.forward
 
 
 def write_pair(
@@ -125,7 +204,7 @@ def write_pair(
         'student.py': _alone('architecture', work_dirs, student),
     }
     if not teacher_ckpt:
-        files['teacher.py'] = _alone('teacher', work_dirs, teacher) + _own_optimiser(made, teacher, student)
+        files['teacher.py'] = _alone('teacher', work_dirs, teacher) + _of_its_own(made, teacher, student)
     if folder.needs_lists:
         files.update({'train.txt': _list(folder.train), 'val.txt': _list(folder.val)})
     for name, text in files.items():
@@ -146,7 +225,7 @@ def _pair(
 ) -> str:
     classes = len(folder.classes)
     steps = len(folder.train) // made.batch
-    ckpt = teacher_ckpt or f'{work_dirs}/teacher/epoch_{made.epochs}.pth'
+    ckpt = teacher_ckpt or f'{work_dirs}/teacher/epoch_{made.teacher_epochs}.pth'
     normalised = ("ImageNet's" if made.mean == _IMAGENET[0] else 'of these training images') + ', RGB'
     return f"""# {teacher.name} teaches {student.name} on {folder.root.as_posix()}: {len(folder.train)} training and \
 {len(folder.val)} validation images.
@@ -231,9 +310,13 @@ work_dir = '{work_dirs}/{name}'
 """
 
 
-def _own_optimiser(made: Recipe, teacher: Network, student: Network) -> str:
+def _of_its_own(made: Recipe, teacher: Network, student: Network) -> str:
+    """Return what of the teacher's training differs from a student's."""
     own, others = (_optimiser(made, network) for network in (teacher, student))
-    return '' if own == others else own.replace('dict(', 'dict(_delete_=True, ', 1) + '\n'
+    optimiser = '' if own == others else own.replace('dict(', 'dict(_delete_=True, ', 1) + '\n'
+    return (
+        f'train_cfg = dict(max_epochs={made.teacher_epochs})  # and in the name of teacher_ckpt in wsl.py\n{optimiser}'
+    )
 
 
 def _optimiser(made: Recipe, network: Network) -> str:

@@ -6,6 +6,7 @@ With it come the names of its classes, a config that predicts image files with i
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,4 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        sys.exit(f'{type(error).__name__}: {error}')
