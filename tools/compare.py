@@ -23,6 +23,7 @@ from mmwsl.engine.comparison import (
     CACHE,
     Metric,
     Plan,
+    best_taught,
     draw,
     metric_of,
     on_validation_data,
@@ -31,6 +32,7 @@ from mmwsl.engine.comparison import (
     train_all,
     warning,
 )
+from mmwsl.engine.gain import commands
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = ROOT / 'tools/train.py'
@@ -60,7 +62,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def ask_teacher(tool: str, config: Path, options: Sequence[str], *arguments: str) -> None:
-    """Run a tool on a distillation with its teacher; end with the tool's last line if it fails."""
+    """Run a tool on a distillation with its teacher; end with the tool's error if it fails."""
     command = [
         sys.executable,
         '-W',
@@ -72,7 +74,7 @@ def ask_teacher(tool: str, config: Path, options: Sequence[str], *arguments: str
     ]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f'tools/{tool} failed: {done.stdout.strip().splitlines()[-1]}')
+        raise RuntimeError(f'tools/{tool} failed: {runs.ending(done.stdout)}')
 
 
 def score_of_teacher(planned: Plan, metric: Metric, out: Path) -> float:
@@ -130,6 +132,9 @@ def main() -> None:
     tell(f'\n{table(metric, teacher, logs)}\n{warning(metric, teacher, logs)}')
     draw(metric, teacher, logs, args.out / 'comparison.png')
     tell(f'Picture: {args.out / "comparison.png"}')
+    best = best_taught(metric, planned, logs)
+    for command in commands(best.config, best.last_checkpoint, taught=True)[1:]:
+        tell(f'\nTo use a student, here the best that was taught:\n  {command}')
 
 
 if __name__ == '__main__':

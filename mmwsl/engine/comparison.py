@@ -335,6 +335,17 @@ def warning(metric: Metric, teacher: float, logs: Mapping[str, Sequence[Sequence
     )
 
 
+def best_taught(metric: Metric, planned: Plan, logs: Mapping[str, Sequence[Sequence[Mapping]]]) -> Trained:
+    """Return the distillation whose last epoch has the best score."""
+    runs = [
+        (metric.scores(log)[-1], run)
+        for arm, of_arm in planned.arms.items()
+        for run, log in zip(of_arm, logs[arm], strict=True)
+        if 'teacher' in Config.fromfile(run.config).model
+    ]
+    return max(runs, key=lambda scored: scored[0])[1]
+
+
 def draw(metric: Metric, teacher: float, logs: Mapping[str, Sequence[Sequence[Mapping]]], path: Path) -> None:
     """Draw the arms' scores over the epochs and, if a run logged them, WSL's mean weights."""
     with from_extra('demo'):

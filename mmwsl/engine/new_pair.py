@@ -25,6 +25,7 @@ _ON_A_CPU, _ON_A_GPU = 64, 256  # largest batches, for 32 pixels; a quarter of t
 _IMAGENET = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 _WIDTH = 110
 _SEEDS, _ARMS = 3, 3  # of the comparison that follows: student alone, KD and WSL
+_BEGINNING = 11 * 5  # seconds until all runs have begun, on a CPU: teacher, its answers and nine students
 _VIEWS = 16  # of each image, at most, that the teacher answers once for all students
 _TEACHERS_SHARE = 1 / 3  # of the time, at most, for its own training: what it does not know it cannot teach
 
@@ -52,7 +53,7 @@ class Recipe:
     def minutes(self, epochs: int) -> int:
         """Return how long the whole comparison takes here if each student has some epochs."""
         students = _SEEDS * _ARMS * self.seconds['student'] * epochs / self.epochs
-        return math.ceil((self.seconds['teacher'] + self.seconds['views'] + students) / 60)
+        return math.ceil((self.seconds['teacher'] + self.seconds['views'] + students + _BEGINNING) / 60)
 
     def describe(self) -> str:
         """Return the lines that tell a user what is trained for how long."""
@@ -132,7 +133,7 @@ def recipe(
         minutes: What all of this together may take here.
         is_trained: Whether the teacher knows the data already.
     """
-    images, budget = len(folder.train), 60 * minutes
+    images, budget = len(folder.train), 60 * minutes - _BEGINNING
     batch = _batch(images, pixels)
     taught, learned = (_seconds_of_an_epoch(folder, network.trial) for network in (teacher, student))
     teachers, usual = (_usual_epochs(images, batch, network) for network in (teacher, student))

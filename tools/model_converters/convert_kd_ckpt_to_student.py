@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from torch import Tensor
 
+from mmwsl.engine.console import quiet
 from mmwsl.engine.export import (
     ExportError,
     build_strictly,
@@ -64,6 +66,7 @@ def config_of(args: argparse.Namespace, meta: Mapping[str, Any]) -> Config:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
+    quiet(MMLogger.get_current_instance())
     student, meta = read_student(args.checkpoint), read_meta(args.checkpoint)
     classes = classes_in(meta)
     source = Path(args.checkpoint)
