@@ -31,6 +31,7 @@ from mmwsl.engine.comparison import (
     table,
     train_all,
     warning,
+    without_spaces,
 )
 from mmwsl.engine.gain import commands
 
@@ -56,7 +57,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--out', type=Path, help='folder for the runs; default: work_dirs/<name of the first CONFIG>')
     args = parser.parse_args()
-    args.out = args.out or Path('work_dirs') / args.configs[0].resolve().stem
+    args.out = args.out or Path('work_dirs') / without_spaces(args.configs[0].resolve().stem)
+    if str(args.out) != without_spaces(str(args.out)):
+        parser.error(
+            f'--out should have neither spaces nor commas, which settings of a run cannot hold, got {args.out}'
+        )
     args.jobs = args.jobs or (1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1))
     return args
 

@@ -16,6 +16,7 @@ from mmengine.logging import MMLogger
 from mmwsl.datasets.image_folder import inspect_folder
 from mmwsl.engine.console import quiet
 from mmwsl.engine.named_networks import published_weights
+from mmwsl.engine.comparison import without_spaces
 from mmwsl.engine.new_pair import check_trained, get_network, pixels_for, recipe, write_pair
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +58,11 @@ def parse_args() -> argparse.Namespace:
     for file in (args.teacher_ckpt, args.teacher_start, args.student_start):
         if file and '://' not in file and not Path(file).is_file():
             parser.error(f'there is no file {file}')
-    args.out = args.out or Path('configs') / args.data.resolve().name
+    args.out = args.out or Path('configs') / without_spaces(args.data.resolve().name)
+    if str(args.out) != without_spaces(str(args.out)):
+        parser.error(
+            f'--out should have neither spaces nor commas, which settings of a run cannot hold, got {args.out}'
+        )
     if (args.out / 'wsl.py').exists():
         parser.error(f'{args.out}/wsl.py is there already: choose another folder with --out, or delete it')
     return args

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from mmengine.config import Config
 
 from mmwsl.compat import from_extra
 from mmwsl.engine import runs
+from mmwsl.engine.launch import read_config
 from mmwsl.engine.runs import roughly
 from mmwsl.utils.files import whole_file
 
@@ -116,7 +118,7 @@ def plan(
         FileNotFoundError: If a config is not there.
         ValueError: If no config distils, or they have several teachers.
     """
-    configs = {path: Config.fromfile(path) for path in _files(paths)}
+    configs = {path: read_config(str(path)) for path in _files(paths)}
     taught = [path for path, cfg in configs.items() if 'teacher' in cfg.model]
     if not taught:
         raise ValueError(
@@ -131,7 +133,7 @@ def plan(
                 f'differ from those of {taught[0]}. Give all of them the same, or compare them apart'
             )
     alone = [path for path in configs if path not in taught]
-    teachers = [path for path in alone if _is_teacher(configs[path].model, model)]
+    teachers = [path for path in alone if _is_teacher(configs[path], model)]
     students = [path for path in alone if path not in teachers]
     if len(configs) - len(teachers) == 1:
         derived = _derive(taught[0], model, out)
@@ -169,6 +171,11 @@ def on_validation_data(config: Path, options: Sequence[str], out: Path) -> tuple
     return _derived(out, config, 'on_validation_data', same), [*options, *own]
 
 
+def without_spaces(path: str) -> str:
+    """Return a path that a setting can hold: mmengine drops spaces and splits at commas."""
+    return re.sub(r'[\s,]+', '_', path)
+
+
 def _cache_options(cache: Path) -> tuple[str, ...]:
     folder, dataset = os.path.relpath(cache), 'train_dataloader.dataset'
     return f'model.teacher_cache={folder}', f'{dataset}.type=mmwsl.CachedViews', f'{dataset}.cache={folder}'
@@ -185,9 +192,12 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _is_teacher(network: Mapping, model: Mapping) -> bool:
-    """Whether a network alone is the teacher's and not the student's; how it begins does not matter."""
-    return _network(network) == _network(model['teacher']) != _network(model['architecture'])
+def _is_teacher(alone: Mapping, model: Mapping) -> bool:
+    """Whether a network alone is the teacher: its run writes the teacher's file, or it is the teacher's network and not
+    the student's; how it begins does not matter.
+    """
+    writes = alone.get('work_dir') and Path(alone['work_dir']) == Path(model.get('teacher_ckpt') or '').parent
+    return bool(writes) or _network(alone['model']) == _network(model['teacher']) != _network(model['architecture'])
 
 
 def _network(config: Any) -> Any:

@@ -57,6 +57,7 @@ def read_config(path: str) -> Config:
     Raises:
         FileNotFoundError: If it is not there.
         ModuleNotFoundError: If the package is not installed.
+        ValueError: If it, or a config that it reads, is not Python.
     """
     package, separator, _ = path.partition('::')
     if not separator and not Path(path).exists():
@@ -67,7 +68,14 @@ def read_config(path: str) -> Config:
         )
     if separator and importlib.util.find_spec(package) is None:  # mmengine would install it
         raise ModuleNotFoundError(f'{path} is a config of {package}, which is not installed')
-    cfg = get_config(path) if separator else Config.fromfile(path)
+    try:
+        cfg = get_config(path) if separator else Config.fromfile(path)
+    except SyntaxError as error:
+        line = (error.text or '').strip()
+        raise ValueError(
+            f'{path}, or a config that it reads, is not Python: {error.msg} (line {error.lineno}: {line}). '
+            'Mend this line, or the one above it'
+        ) from error
     for package in ('mmdet', 'mmseg'):  # that a registry would import, with lines that mean nothing
         if package in f'{cfg.get("default_scope")} {cfg.get("model")}' and importlib.util.find_spec(package):
             import_quietly(f'{package}.datasets')

@@ -210,16 +210,27 @@ def test_values_are_written_as_people_do(value, text):
 def test_the_tool_writes_configs_and_says_what_is_next(images, tmp_path, monkeypatch, capsys):
     tool = load_tool('new_pair')
     monkeypatch.chdir(tmp_path)
+    images.rename('my, mine')
     monkeypatch.setattr(
         'sys.argv',
-        ['tools/new_pair.py', '--data', 'mine', '--teacher', 'resnet20', '--student', 'resnet20', '--minutes', '0.001'],
+        [
+            'tools/new_pair.py',
+            '--data',
+            'my, mine',
+            '--teacher',
+            'resnet20',
+            '--student',
+            'resnet20',
+            '--minutes',
+            '0.001',
+        ],
     )
     tool.main()
     said = capsys.readouterr().out
-    assert 'mine: 3 classes (ant, bee, cat)\n  24 training and 6 validation images' in said
+    assert 'my, mine: 3 classes (ant, bee, cat)\n  24 training and 6 validation images' in said
     assert '8 images a step; teacher 3 epochs' in said and 'has learnt from others:\n  --teacher-start FILE' in said
-    assert said.endswith('python tools/compare.py configs/mine --seeds 0 1 2 --views 5\n')
-    assert [Config.fromfile(f'configs/mine/{name}.py').train_cfg.max_epochs for name in ('kd', 'teacher')] == [5, 3]
+    assert said.endswith('python tools/compare.py configs/my_mine --seeds 0 1 2 --views 5\n')
+    assert [Config.fromfile(f'configs/my_mine/{name}.py').train_cfg.max_epochs for name in ('kd', 'teacher')] == [5, 3]
     with pytest.raises(SystemExit):
         tool.main()
-    assert 'configs/mine/wsl.py is there already: choose another folder with --out' in capsys.readouterr().err
+    assert 'configs/my_mine/wsl.py is there already: choose another folder with --out' in capsys.readouterr().err
