@@ -257,7 +257,8 @@ def _hash(path: str) -> str:
 def _check(found: ImageFolder) -> None:
     if len(found.classes) < 2:
         there = f'{len(found.classes)} ({first_of(found.classes)})' if found.classes else 'none'
-        deeper = [found.root / name for name in found.classes if len(_folders(found.root / name)[0]) > 1]
+        inner = [] if found.prefixes else [found.root / name for name in found.classes]
+        deeper = [folder for folder in inner if len(_folders(folder)[0]) > 1]
         raise ValueError(
             f'{found.root} should hold two classes or more, a folder each (or train/ and val/ with them), '
             f'got {there}. Give --data {deeper[0] if deeper else "the folder above the classes"}'

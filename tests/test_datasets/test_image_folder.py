@@ -105,6 +105,7 @@ def test_statistics_are_of_all_pixels(tmp_path):
         ),
         (('a/0.png', 'b/0.png'), '', r'each class in .* has one image, and needs one more for'),
         (('a/0.png', 'a/1.png'), '', r'two classes or more.*got 1 \(a\)\. Give --data the folder above'),
+        (('train/a/0.png', 'val/a/0.png'), '', r'two classes or more.*got 1 \(a\)\. Give --data the folder above'),
         (('0.png',), '', r'two classes or more.*got none'),
         (
             ('train/a/0.png', 'train/b/0.png', 'val/a/0.png', 'val/B/0.png'),
