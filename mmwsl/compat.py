@@ -663,7 +663,7 @@ def _only_weights(load: Callable[..., Any], source: Any) -> Any:
                 'stores, and reading that could run code. If you trust it, save its weights alone, e.g. with '
                 f'torch.save(checkpoint["state_dict"], ...) (or "model"). torch says: {error}'
             ) from error
-        except (EOFError, RuntimeError, OSError) as error:
+        except (EOFError, RuntimeError, OSError, LookupError, ValueError) as error:
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek past the end is
                 raise
             if 'TorchScript' in str(error):

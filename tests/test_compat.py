@@ -604,8 +604,8 @@ def test_a_truncated_good_file_is_an_error(tmp_path, form):
     path = tmp_path / 'cut.pth'
     SAVE[form](dict(state_dict=Tiny().state_dict(), history=HistoryBuffer([1.0], [1])), path)
     content = path.read_bytes()
-    for length in (0, len(content) // 2):
-        path.write_bytes(content[:length])
+    for damaged in (b'', content[: len(content) // 2], b'hello', b'A picture'):
+        path.write_bytes(damaged)
         with pytest.raises(RuntimeError, match='cut.pth was not loaded: it is damaged'):
             load(path)
 

@@ -23,6 +23,7 @@ from mmwsl.engine.comparison import (
     CACHE,
     Metric,
     Plan,
+    best_taught,
     draw,
     epochs_of,
     metric_of,
@@ -31,7 +32,9 @@ from mmwsl.engine.comparison import (
     table,
     train_all,
     warning,
+    without_spaces,
 )
+from mmwsl.engine.gain import commands
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = ROOT / 'tools/train.py'
@@ -55,13 +58,17 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--out', type=Path, help='folder for the runs; default: work_dirs/<name of the first CONFIG>')
     args = parser.parse_args()
-    args.out = args.out or Path('work_dirs') / args.configs[0].resolve().stem
+    args.out = args.out or Path('work_dirs') / without_spaces(args.configs[0].resolve().stem)
+    if str(args.out) != without_spaces(str(args.out)):
+        parser.error(
+            f'--out should have neither spaces nor commas, which settings of a run cannot hold, got {args.out}'
+        )
     args.jobs = args.jobs or (1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1))
     return args
 
 
 def ask_teacher(tool: str, config: Path, options: Sequence[str], *arguments: str) -> None:
-    """Run a tool on a distillation with its teacher; raise RuntimeError with the tool's last line if it fails."""
+    """Run a tool on a distillation with its teacher; exit with the tool's error if it fails."""
     command = [
         sys.executable,
         '-W',
@@ -73,7 +80,7 @@ def ask_teacher(tool: str, config: Path, options: Sequence[str], *arguments: str
     ]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f'tools/{tool} failed: {done.stdout.strip().splitlines()[-1]}')
+        raise RuntimeError(f'tools/{tool} failed: {runs.ending(done.stdout)}')
 
 
 def score_of_teacher(planned: Plan, metric: Metric, out: Path) -> float:
@@ -131,6 +138,9 @@ def main() -> None:
     tell(f'\n{table(metric, teacher, logs)}\n{warning(metric, teacher, logs)}')
     draw(metric, teacher, logs, args.out / 'comparison.png')
     tell(f'Picture: {args.out / "comparison.png"}')
+    best = best_taught(metric, planned, logs)
+    for command in commands(best.config, best.last_checkpoint, taught=True)[1:]:
+        tell(f'\nTo use a student, here the best that was taught:\n  {command}')
 
 
 if __name__ == '__main__':

@@ -11,10 +11,14 @@ import shlex
 import sys
 from pathlib import Path
 
+from mmengine.logging import MMLogger
+
 from mmwsl.datasets.image_folder import inspect_folder
-from mmwsl.engine.new_pair import get_network, pixels_for, recipe
+from mmwsl.engine.comparison import without_spaces
+from mmwsl.engine.console import quiet
+from mmwsl.engine.named_networks import published_weights
+from mmwsl.engine.new_pair import check_trained, get_network, pixels_for, recipe
 from mmwsl.engine.pair_configs import write_pair
-from mmwsl.engine.runs import roughly
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,8 +49,8 @@ def parse_args() -> argparse.Namespace:
         '--minutes',
         type=float,
         default=60,
-        help='about how long teacher, student alone, KD and WSL together may take on this machine, which limits the '
-        'epochs (default: %(default)g)',
+        help='about how long the printed comparison may take on this machine: the teacher, and three seeds of '
+        'student alone, KD and WSL; fewer minutes mean fewer epochs (default: %(default)g)',
     )
     parser.add_argument('--out', type=Path, help='folder for the configs; default: configs/<name of the data>')
     args = parser.parse_args()
@@ -55,14 +59,25 @@ def parse_args() -> argparse.Namespace:
     for file in (args.teacher_ckpt, args.teacher_start, args.student_start):
         if file and '://' not in file and not Path(file).is_file():
             parser.error(f'there is no file {file}')
-    args.out = args.out or Path('configs') / args.data.resolve().name
+    args.out = args.out or Path('configs') / without_spaces(args.data.resolve().name)
+    if str(args.out) != without_spaces(str(args.out)):
+        parser.error(
+            f'--out should have neither spaces nor commas, which settings of a run cannot hold, got {args.out}'
+        )
     if (args.out / 'wsl.py').exists():
         parser.error(f'{args.out}/wsl.py exists already: choose another folder with --out, or delete it')
     return args
 
 
+def address(teacher: str, pixels: int) -> str:
+    """Where weights of a teacher are."""
+    known = published_weights(teacher) if pixels == 224 else None
+    return known or 'FILE takes weights of the same network; docs/teachers.md lists some that others have published'
+
+
 def main() -> None:
     args = parse_args()
+    quiet(MMLogger.get_current_instance())
     folder = inspect_folder(args.data, tell=print)
     print(folder.describe())
     pixels, bases = args.pixels or pixels_for(folder), ROOT / 'configs/_base_/models'
@@ -71,27 +86,24 @@ def main() -> None:
         get_network(name, folder, pixels, bases, start)
         for name, start in ((args.teacher, args.teacher_start), (args.student, args.student_start))
     )
-    made = recipe(folder, pixels, teacher, student, args.minutes)
+    if args.teacher_ckpt:
+        check_trained(teacher, args.teacher_ckpt, folder.classes)
+    made = recipe(folder, pixels, teacher, student, args.minutes, bool(args.teacher_ckpt))
     files = write_pair(args.out, ROOT / 'configs', folder, made, teacher, student, args.teacher_ckpt)
-    print(
-        f'  {made.epochs} epochs, {made.batch} images a step. About, on this machine: '
-        + ', '.join(
-            f'{run} {roughly(seconds)}'
-            for run, seconds in (
-                ('teacher', made.seconds['teacher']),
-                ('student alone', made.seconds['student']),
-                ('KD or WSL', made.seconds['kd']),
-            )
+    print(made.describe())
+    if not (args.teacher_ckpt or args.teacher_start):
+        print(
+            '  The teacher learns from these images alone, as its students do, and may end no better than they are. '
+            f'Begin with one that has learnt from others:\n  --teacher-start {address(args.teacher, pixels)}'
         )
-    )
     print('Written: ' + ' '.join(str(file) for file in files))
     tools = shlex.quote(str(Path(sys.argv[0]).parent))
     print(f'\nLook at {args.out}/wsl.py, and then:')
-    print(f'  python {tools}/compare.py {shlex.quote(str(args.out))} --seeds 0 1 2')
+    print(f'  python {tools}/compare.py {shlex.quote(str(args.out))} --seeds 0 1 2 --views {made.views}')
 
 
 if __name__ == '__main__':
     try:
         main()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
         sys.exit(f'{type(error).__name__}: {error}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import warnings
@@ -33,6 +34,8 @@ class ImageFile:
     size: tuple[int, int]
     """Width and height."""
     grey: bool
+    digest: bytes
+    """Of the file's content."""
 
 
 @dataclass
@@ -60,6 +63,11 @@ class ImageFolder:
         """Return the classes without any of these images."""
         present = {image.label for image in images}
         return [name for label, name in enumerate(self.classes) if label not in present]
+
+    def in_both(self) -> list[str]:
+        """Return the validation images whose files are also those of training images, byte for byte."""
+        trained = {image.digest for image in self.train}
+        return [image.path for image in self.val if image.digest in trained]
 
     @property
     def edge(self) -> int:
@@ -97,9 +105,14 @@ class ImageFolder:
         left_out = (
             ('hidden folders', self.hidden),
             ('empty or broken files', self.broken),
-            ('files without the suffix of an image', self.others),
+            (f'files that do not end in {", ".join(IMAGES)}', self.others),
         )
         lines += [f'  no validation images of {first_of(unseen)}' for unseen in [self.without(self.val)] if unseen]
+        lines += [
+            f'  {len(same)} validation images are training images, too, so figures will be too good: {first_of(same)}'
+            for same in [self.in_both()]
+            if same
+        ]
         lines += [f'  left out: {len(names)} {what}: {first_of(names)}' for what, names in left_out if names]
         return '\n'.join(lines)
 
@@ -136,12 +149,14 @@ def inspect_folder(root: Path, val_share: float = 0.2, tell: Callable[[str], Non
     """
     if not root.is_dir():
         parent = next(folder for folder in root.absolute().parents if folder.is_dir())
+        names = _folders(parent)[0]
+        close = difflib.get_close_matches(root.name, names, n=1)
         raise FileNotFoundError(
-            f'there is no folder {root}; {parent} has {first_of(_folders(parent)[0]) or "none"}. '
+            f'there is no folder {root}; in {parent} there is {close[0] if close else first_of(names) or "none"}. '
             'Give --data the folder with train/ and val/, or with one folder per class'
         )
     folders, hidden = _folders(root)
-    prefixes = _split_of(folders)
+    prefixes = _split_of(root, folders)
     found = ImageFolder(root, [], [], [], prefixes, hidden=hidden)
     if prefixes:
         found.classes = _common_classes(found, prefixes)
@@ -161,9 +176,16 @@ def _folders(folder: Path) -> tuple[list[str], list[str]]:
     return [name for name in names if name not in hidden], hidden
 
 
-def _split_of(folders: Sequence[str]) -> tuple[str, str] | None:
-    train = [name for name in _TRAIN if name in folders]
-    val = [name for name in _VAL if name in folders]
+def _split_of(root: Path, folders: Sequence[str]) -> tuple[str, str] | None:
+    train, val = (
+        sorted((name for name in folders if name.lower() in known), key=lambda name: known.index(name.lower()))
+        for known in (_TRAIN, _VAL)
+    )
+    if train and not val:
+        raise ValueError(
+            f'{root} has {train[0]}/ and no folder of validation images ({", ".join(_VAL)}), only {first_of(folders)}. '
+            f'Rename it to val, or give --data {root / train[0]}, which is then split'
+        )
     return (train[0], val[0]) if train and val else None
 
 
@@ -209,15 +231,15 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (Path(parent) / name for name in sorted(files) if not name.startswith('.'))
 
 
-def _look(path: Path) -> tuple[tuple[int, int], bool] | None:
-    """Size of an image and whether it is grey; None if it cannot be decoded completely."""
+def _look(path: Path) -> tuple[tuple[int, int], bool, bytes] | None:
+    """Return the size of an image, whether it is grey, and a hash of its file; None if it cannot be decoded."""
     if path.suffix.lower() not in IMAGES:
         return None
     try:
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter('ignore')
             image.load()
-            return image.size, image.mode in _GREY
+            return image.size, image.mode in _GREY, hashlib.sha256(path.read_bytes()).digest()
     except Exception:  # whatever a decoder raises for a broken file
         return None
 
@@ -238,9 +260,11 @@ def _hash(path: str) -> str:
 def _check(found: ImageFolder) -> None:
     if len(found.classes) < 2:
         there = f'{len(found.classes)} ({first_of(found.classes)})' if found.classes else 'none'
+        inner = [] if found.prefixes else [found.root / name for name in found.classes]
+        deeper = [folder for folder in inner if len(_folders(folder)[0]) > 1]
         raise ValueError(
-            f'{found.root} should hold two or more folders of classes (or train/ and val/ with them), '
-            f'got {there}. Give --data the folder above the classes'
+            f'{found.root} should hold two classes or more, a folder each (or train/ and val/ with them), '
+            f'got {there}. Give --data {deeper[0] if deeper else "the folder above the classes"}'
         )
     without = found.without(found.train)
     if without:
@@ -250,4 +274,11 @@ def _check(found: ImageFolder) -> None:
             f'no training image ({", ".join(IMAGES)}) in {where} can be opened for the class '
             f'{first_of(without)}{f"; left out were {first_of(left_out)}" if left_out else ""}. '
             'Add images, or delete the folders of these classes'
+        )
+    if not found.val:
+        raise ValueError(
+            f'no validation image that opens ({", ".join(IMAGES)}) in {found.root / found.prefixes[1]}. Add images, or '
+            f'give --data {found.root / found.prefixes[0]}, which is then split'
+            if found.prefixes
+            else f'each class in {found.root} has one image, and needs one more for validation. Add images'
         )

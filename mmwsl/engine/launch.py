@@ -57,6 +57,7 @@ def read_config(path: str) -> Config:
     Raises:
         FileNotFoundError: If there is no such file.
         ModuleNotFoundError: If the package is not installed.
+        ValueError: If it, or a config that it reads, is not Python.
     """
     package, separator, _ = path.partition('::')
     if not separator and not Path(path).exists():
@@ -69,7 +70,14 @@ def read_config(path: str) -> Config:
         raise ModuleNotFoundError(
             f'{path} is a config of {package}, which is not installed. Install it, or give a config file'
         )
-    cfg = get_config(path) if separator else Config.fromfile(path)
+    try:
+        cfg = get_config(path) if separator else Config.fromfile(path)
+    except SyntaxError as error:
+        line = (error.text or '').strip()
+        raise ValueError(
+            f'{path}, or a config that it reads, is not Python: {error.msg} (line {error.lineno}: {line}). '
+            'Correct this line, or the one above it'
+        ) from error
     for package in ('mmdet', 'mmseg'):  # a registry would import them later, and print warnings about themselves
         if package in f'{cfg.get("default_scope")} {cfg.get("model")}' and importlib.util.find_spec(package):
             import_quietly(f'{package}.datasets')

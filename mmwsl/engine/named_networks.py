@@ -44,8 +44,11 @@ def named_network(name: str, classes: int, pixels: int, bases: Path) -> dict[str
     if found is None:
         found = _of_timm(name.removeprefix(_TIMM))
     if found is None:
-        close = difflib.get_close_matches(name, [*_known(pixels, bases)], n=3, cutoff=0.6)
+        close = difflib.get_close_matches(name, dict.fromkeys(_known(pixels, bases)), n=3, cutoff=0.6)
         meant = f'. Did you mean {" or ".join(close)}?' if close else '.'
+        other = 224 if pixels == 32 else 32
+        if _of_a_file(name, other, bases):
+            meant = f'; it is one for {other} pixels, to which --pixels {other} brings the images.'
         raise ValueError(
             f'neither mmwsl, mmpretrain nor timm has a network {name!r} for {pixels} pixels{meant} '
             'configs/_base_/models, mmpretrain.list_models() and timm.list_models() have all names'
@@ -70,6 +73,13 @@ def _of_the_hub(name: str) -> dict | None:
     if name not in mmpretrain.list_models(task='Image Classification'):
         return None
     return ModelHub.get(name).config.model.to_dict()
+
+
+def published_weights(name: str) -> str | None:
+    """Return the address of weights for ``--teacher-start`` by mmpretrain's name or base config, learnt on ImageNet."""
+    names = mmpretrain.list_models(f'{name}*', task='Image Classification')
+    known = {each: ModelHub.get(each).weights for each in names if each == name or each.startswith(f'{name}_')}
+    return next((weights for each, weights in sorted(known.items()) if weights and each.endswith('in1k')), None)
 
 
 def _of_timm(name: str) -> dict | None:

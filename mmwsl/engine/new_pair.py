@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,19 @@ import torch
 
 from mmwsl.datasets.image_folder import ImageFolder
 from mmwsl.engine.named_networks import Trial, named_network, pretrained_start, try_network
+from mmwsl.engine.runs import roughly
+from mmwsl.utils import load_weights, read_weights, student_weights
+from mmwsl.utils.checkpoint import read_classes
 
 _SMALL = 64  # images whose shorter edges are at most this are read at 32 pixels
 _STEPS = 4000  # from scratch; an eighth of them from pretrained weights
 _EPOCHS = 10, 200
 _ON_A_CPU, _ON_A_GPU = 64, 256  # largest batches, for 32 pixels; a quarter of them for 224
 IMAGENET = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-_REPEATED = 2  # distillations whose time a comparison counts: KD and WSL
+_SEEDS, _ARMS = 3, 3  # of the comparison that follows: student alone, KD and WSL
+_BEGINNING = 11 * 5  # seconds until all runs have begun, on a CPU: teacher, its answers and nine students
+_VIEWS = 16  # of each image, at most, that the teacher answers once for all students
+_TEACHERS_SHARE = 1 / 3  # of the time, at most, for its own training: what it does not know it cannot teach
 
 
 @dataclass(frozen=True)
@@ -28,10 +36,38 @@ class Recipe:
     batch: int
     workers: int
     epochs: int
+    """Of each student."""
+    teacher_epochs: int
+    """0 if it is trained already."""
+    usual: int
+    """Epochs of a student if time did not matter."""
+    views: int
+    """Of each image, that the teacher answers once for all students."""
     mean: list[float]
     std: list[float]
     seconds: dict[str, float]
-    """Approximate time of each run: teacher, student, kd."""
+    """About: of the teacher's training, of its answers ('views') and of each student."""
+
+    def minutes(self, epochs: int) -> int:
+        """Return how long the whole comparison takes here if each student has some epochs."""
+        students = _SEEDS * _ARMS * self.seconds['student'] * epochs / self.epochs
+        return math.ceil((self.seconds['teacher'] + self.seconds['views'] + students + _BEGINNING) / 60)
+
+    def describe(self) -> str:
+        """Return the lines that tell a user what is trained for how long."""
+        taught, learned = (roughly(self.seconds[part]) for part in ('teacher', 'student'))
+        teacher = f'teacher {self.teacher_epochs} epochs ({taught}), ' if self.teacher_epochs else ''
+        lines = [
+            f'  {self.batch} images a step; {teacher}each student {self.epochs} epochs ({learned})',
+            f'  {_SEEDS} seeds of student alone, KD and WSL: about {self.minutes(self.epochs)} min in all, '
+            'if nothing else runs on this machine',
+        ]
+        if 2 * self.epochs < self.usual:
+            lines.append(
+                f'  {self.epochs} epochs are few: {self.usual} are usual for these images, and need '
+                f'--minutes {self.minutes(self.usual)} or smaller networks'
+            )
+        return '\n'.join(lines)
 
 
 @dataclass(frozen=True)
@@ -62,30 +98,75 @@ def get_network(name: str, folder: ImageFolder, pixels: int, bases: Path, start:
     return Network(name, config, trial, pretrained_start(config, trial.network, start) if start else {})
 
 
-def recipe(folder: ImageFolder, pixels: int, teacher: Network, student: Network, minutes: float) -> Recipe:
+def check_trained(teacher: Network, path: str, classes: Sequence[str]) -> None:
+    """Check that a file has a teacher's weights, trained on these classes in this order.
+
+    Raises:
+        ValueError: If they are of another network or number of classes, or the file names other classes.
+    """
+    advice = (
+        f'--teacher-ckpt takes a {teacher.name} that predicts these {len(classes)} classes; one of other classes '
+        'is where its training begins, by --teacher-start'
+    )
+    weights = read_weights(path)
+    load_weights(teacher.trial.network, student_weights(weights) or weights, path, advice)
+    named = read_classes(path)
+    if named and list(named) != list(classes):
+        raise ValueError(
+            f'{path} predicts the classes {", ".join(named)}, in this order, and the folder has '
+            f'{", ".join(classes)}. {advice}'
+        )
+
+
+def recipe(
+    folder: ImageFolder, pixels: int, teacher: Network, student: Network, minutes: float, is_trained: bool = False
+) -> Recipe:
     """Choose batch size, workers, epochs and normalisation.
 
     Args:
         folder: The data.
         pixels: Edge of the images.
-        teacher: Its step time counts for its own training, and its forward time for KD and WSL.
-        student: Its step time counts for the student alone, KD and WSL.
-        minutes: What all four runs together may take on this machine.
+        teacher: It learns first, and then answers views of the images once for all students.
+        student: It learns alone, by KD and by WSL, with three seeds each.
+        minutes: What all of this together may take here.
+        is_trained: Whether the teacher knows the data already.
     """
-    images, pretrained = len(folder.train), bool(teacher.start or student.start)
-    largest = (_ON_A_GPU if torch.cuda.is_available() else _ON_A_CPU) // (1 if pixels == 32 else 4)
-    batch = max(8, min(largest, 2 ** ((images // 25).bit_length() - 1) if images >= 25 else 8))
-    least, most = _EPOCHS
-    wanted = min(max(_STEPS * batch // images, least), most)
-    seen = len(folder.val)
-    an_epoch = dict(
-        teacher=images * teacher.trial.training + seen * teacher.trial.forward,
-        student=images * student.trial.training + seen * student.trial.forward,
-    )
-    an_epoch['kd'] = an_epoch['student'] + images * teacher.trial.forward
-    together = an_epoch['teacher'] + an_epoch['student'] + _REPEATED * an_epoch['kd']
-    epochs = max(5, min(wanted // 8 if pretrained else wanted, int(60 * minutes / together)))
-    mean, std = IMAGENET if pretrained or pixels == 224 else folder.statistics()
+    images, budget = len(folder.train), 60 * minutes - _BEGINNING
+    batch = _batch(images, pixels)
+    taught, learned = (_seconds_of_an_epoch(folder, network.trial) for network in (teacher, student))
+    teachers, usual = (_usual_epochs(images, batch, network) for network in (teacher, student))
+    teacher_epochs = 0 if is_trained else max(3, min(teachers, int(_TEACHERS_SHARE * budget / taught)))
+    a_view, of_all = images * teacher.trial.forward, _SEEDS * _ARMS * learned
+    left = budget - teacher_epochs * taught
+    affordable = max(left / (of_all + a_view), (left - _VIEWS * a_view) / of_all)  # with a view each, or with _VIEWS
+    epochs = max(5, min(usual, int(affordable)))
+    views = min(epochs, _VIEWS)
+    mean, std = IMAGENET if pixels == 224 else folder.statistics()
     cores = os.cpu_count() or 1
-    workers = min(8, cores) if torch.cuda.is_available() else cores // 4
-    return Recipe(pixels, batch, workers, epochs, mean, std, {run: epochs * time for run, time in an_epoch.items()})
+    return Recipe(
+        pixels=pixels,
+        batch=batch,
+        workers=min(8, cores) if torch.cuda.is_available() else cores // 4,
+        epochs=epochs,
+        teacher_epochs=teacher_epochs,
+        usual=usual,
+        views=views,
+        mean=mean,
+        std=std,
+        seconds=dict(teacher=teacher_epochs * taught, views=views * a_view, student=epochs * learned),
+    )
+
+
+def _batch(images: int, pixels: int) -> int:
+    largest = (_ON_A_GPU if torch.cuda.is_available() else _ON_A_CPU) // (1 if pixels == 32 else 4)
+    return max(8, min(largest, 2 ** ((images // 25).bit_length() - 1) if images >= 25 else 8))
+
+
+def _usual_epochs(images: int, batch: int, network: Network) -> int:
+    least, most = _EPOCHS
+    from_scratch = min(max(_STEPS * batch // images, least), most)
+    return max(5, from_scratch // 8) if network.start else from_scratch
+
+
+def _seconds_of_an_epoch(folder: ImageFolder, trial: Trial) -> float:
+    return len(folder.train) * trial.training + len(folder.val) * trial.forward

@@ -45,7 +45,7 @@ def write_pair(
         'student.py': _alone('architecture', work_dirs, student),
     }
     if not teacher_ckpt:
-        files['teacher.py'] = _alone('teacher', work_dirs, teacher) + _own_optimiser(made, teacher, student)
+        files['teacher.py'] = _alone('teacher', work_dirs, teacher) + _of_its_own(made, teacher, student)
     if folder.needs_lists:
         files.update({'train.txt': _list(folder.train), 'val.txt': _list(folder.val)})
     for name, text in files.items():
@@ -66,7 +66,7 @@ def _pair(
 ) -> str:
     classes = len(folder.classes)
     steps = len(folder.train) // made.batch
-    ckpt = teacher_ckpt or f'{work_dirs}/teacher/epoch_{made.epochs}.pth'
+    ckpt = teacher_ckpt or f'{work_dirs}/teacher/epoch_{made.teacher_epochs}.pth'
     normalised = ("ImageNet's" if made.mean == IMAGENET[0] else 'of these training images') + ', RGB'
     return f"""# {teacher.name} teaches {student.name} on {folder.root.as_posix()}: {len(folder.train)} training and \
 {len(folder.val)} validation images.
@@ -151,9 +151,13 @@ work_dir = '{work_dirs}/{name}'
 """
 
 
-def _own_optimiser(made: Recipe, teacher: Network, student: Network) -> str:
+def _of_its_own(made: Recipe, teacher: Network, student: Network) -> str:
+    """Return the settings in which the teacher's training differs from a student's."""
     own, others = (_optimiser(made, network) for network in (teacher, student))
-    return '' if own == others else own.replace('dict(', 'dict(_delete_=True, ', 1) + '\n'
+    optimiser = '' if own == others else own.replace('dict(', 'dict(_delete_=True, ', 1) + '\n'
+    return (
+        f'train_cfg = dict(max_epochs={made.teacher_epochs})  # and in the name of teacher_ckpt in wsl.py\n{optimiser}'
+    )
 
 
 def _optimiser(made: Recipe, network: Network) -> str:

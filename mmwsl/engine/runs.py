@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from mmengine.config import Config
 from mmwsl.utils.files import lock, whole_file
 
 _RECORD = 'run.json'
+_SHOWN = 15  # lines
+_ERROR = re.compile(r'([\w.]*Error|[\w.]*Exception): ')
 
 
 def train(
@@ -67,10 +70,17 @@ def train(
             command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False, pass_fds=inherited
         )
     if status.returncode:
-        end = '\n'.join(output.read_text(errors='replace').splitlines()[-15:])
+        end = ending(output.read_text(errors='replace'))
         raise RuntimeError(f'training {config} failed with status {status.returncode}; {output} ends with\n{end}')
     _write(work_dir, {**record, 'finished': True})
     return True
+
+
+def ending(output: str) -> str:
+    """Return what a tool that failed wrote at last: its error, or the last lines."""
+    lines = output.strip().splitlines()[-_SHOWN:]
+    errors = [number for number, line in enumerate(lines) if _ERROR.match(line)]
+    return '\n'.join(lines[errors[-1] :] if errors else lines)
 
 
 def version_of(config: Path) -> str:

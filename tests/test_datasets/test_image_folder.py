@@ -36,7 +36,7 @@ def test_what_is_in_a_folder_is_told(split):
         '  40 x 20 to 60 x 30 pixels, 3 grey, the others in colour',
         '  left out: 1 hidden folders: train/.cache',
         '  left out: 2 empty or broken files: train/cat/empty.png, val/dog/cut.jpg',
-        '  left out: 1 files without the suffix of an image: train/dog/notes.txt',
+        '  left out: 1 files that do not end in .jpg, .jpeg, .png, .ppm, .bmp, .pgm, .tif: train/dog/notes.txt',
     ]
 
 
@@ -67,6 +67,18 @@ def test_a_folder_without_a_split_is_split_the_same_way_each_time(tmp_path):
     assert found.needs_lists and 'split by the names of the files' in found.describe()
 
 
+def test_names_of_the_parts_may_be_capital(split):
+    (split / 'train').rename(split / 'Train')
+    assert inspect_folder(split).prefixes == ('Train', 'val')
+
+
+def test_images_in_both_parts_are_named(split):
+    assert inspect_folder(split).in_both() == []
+    (split / 'val/dog/again.png').write_bytes((split / 'train/cat/2.png').read_bytes())
+    expected = '  1 validation images are training images, too, so figures will be too good: val/dog/again.png'
+    assert expected in inspect_folder(split).describe().splitlines()
+
+
 def test_statistics_are_of_all_pixels(tmp_path):
     for name, colour in dict(a=(0, 10, 7), b=(200, 30, 7)).items():
         save(tmp_path / 'train' / name / '0.png', colour=colour)
@@ -78,10 +90,23 @@ def test_statistics_are_of_all_pixels(tmp_path):
 @pytest.mark.parametrize(
     'made, data, message',
     [
-        ((), 'nothing', r'there is no folder .*nothing; .* has none\. Give --data the folder with train'),
-        (('mine/a/0.png',), 'mne', r'there is no folder .*mne; .* has mine\.'),
-        (('a/0.png', 'a/1.png'), '', r'two or more folders of classes.*got 1 \(a\)\. Give --data the folder above'),
-        (('0.png',), '', r'two or more folders of classes.*got none'),
+        ((), 'nothing', r'there is no folder .*nothing; in .* there is none\. Give --data the folder with'),
+        (('mine/a/0.png', 'a/0.png'), 'mne', r'there is no folder .*mne; in .* there is mine\. Give'),
+        (('up/a/0.png', 'up/b/0.png'), '', r'two classes or more.*got 1 \(up\)\. Give --data .*up$'),
+        (
+            ('Train/a/0.png', 'Train/b/0.png', 'dev/a/0.png'),
+            '',
+            r'has Train/ and no folder of validation images \(val, .*only Train, dev\. Rename .*Train, which',
+        ),
+        (
+            ('train/a/0.png', 'train/b/0.png', 'val/a/0.txt', 'val/b/0.txt'),
+            '',
+            r'no validation image that opens .* in .*val\. Add images, or give --data .*train, which',
+        ),
+        (('a/0.png', 'b/0.png'), '', r'each class in .* has one image, and needs one more for'),
+        (('a/0.png', 'a/1.png'), '', r'two classes or more.*got 1 \(a\)\. Give --data the folder above'),
+        (('train/a/0.png', 'val/a/0.png'), '', r'two classes or more.*got 1 \(a\)\. Give --data the folder above'),
+        (('0.png',), '', r'two classes or more.*got none'),
         (
             ('train/a/0.png', 'train/b/0.png', 'val/a/0.png', 'val/B/0.png'),
             '',

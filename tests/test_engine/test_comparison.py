@@ -66,6 +66,20 @@ def test_the_config_of_the_teacher_trains_it_and_is_no_arm(tmp_path):
     assert planned.teacher_ckpt is None
 
 
+def test_a_teacher_of_the_students_network_is_known_by_its_file(tmp_path):
+    (tmp_path / 'wsl.py').write_text(
+        f"_base_ = ['{CONFIGS / 'wsl_digits.py'}']\n"
+        "model = dict(teacher=_base_.model.architecture, teacher_ckpt='runs/teacher/epoch_1.pth')"
+    )
+    for name in ('teacher', 'student'):
+        (tmp_path / f'{name}.py').write_text(
+            f"_base_ = ['wsl.py']\nmodel = dict(_delete_=True, **_base_.model.architecture)\nwork_dir = 'runs/{name}'"
+        )
+    planned = plan([tmp_path], tmp_path / 'out', [0])
+    assert planned.teacher.config == tmp_path / 'teacher.py'
+    assert planned.arms['Student alone'][0].config == tmp_path / 'student.py'
+
+
 def test_a_folder_stands_for_its_configs(tmp_path):
     for name, base in dict(wsl='wsl_digits', kd='kd_digits', student='vanilla/digits_student').items():
         (tmp_path / f'{name}.py').write_text(f"_base_ = ['{CONFIGS / base}.py']")

@@ -124,3 +124,11 @@ def test_a_config_that_is_not_there_is_explained(path, message):
 def test_a_package_that_is_not_installed_is_named_and_not_fetched():
     with pytest.raises(ModuleNotFoundError, match=r'mmtrack::sot/a\.py is a config of mmtrack, which is not installed'):
         read_config('mmtrack::sot/a.py')
+
+
+def test_a_config_that_is_not_python_is_explained(tmp_path):
+    (tmp_path / 'it.py').write_text('a = dict(\n    b=1\n    c=2)\n')
+    with pytest.raises(
+        ValueError, match=r'it\.py, or .* is not Python: invalid syntax.* \(line 2: b=1\)\. Mend this line'
+    ):
+        read_config(str(tmp_path / 'it.py'))

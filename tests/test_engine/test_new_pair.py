@@ -8,9 +8,10 @@ from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
 from mmwsl.datasets.image_folder import inspect_folder
-from mmwsl.engine.named_networks import Trial, named_network, pretrained_start, try_network
-from mmwsl.engine.new_pair import Network, pixels_for, recipe
+from mmwsl.engine.named_networks import Trial, named_network, pretrained_start, published_weights, try_network
+from mmwsl.engine.new_pair import Network, check_trained, pixels_for, recipe
 from mmwsl.engine.pair_configs import _code, write_pair
+from mmwsl.utils import save_weights
 from tests.tiny import ROOT, build, load_tool
 
 BASES = ROOT / 'configs/_base_/models'
@@ -56,6 +57,16 @@ def test_a_name_of_timm_gives_its_classifier(name, model):
 def test_a_name_that_nobody_has_is_explained():
     with pytest.raises(ValueError, match=r"has a network 'resnet57' for 32 pixels\. Did you mean resnet56 or "):
         named_network('resnet57', 7, 32, BASES)
+    with pytest.raises(
+        ValueError, match=r"a network 'resnet20' for 224 pixels; it is one for 32 .* --pixels 32 brings"
+    ):
+        named_network('resnet20', 7, 224, BASES)
+
+
+@pytest.mark.parametrize('name', ['resnet34', 'resnet34_8xb32_in1k'])
+def test_mmpretrains_weights_of_imagenet_are_known(name):
+    assert '/resnet34_8xb32_in1k_' in published_weights(name)
+    assert published_weights('resnet56') is None
 
 
 def test_a_trial_finds_what_does_not_fit():
@@ -71,14 +82,24 @@ def test_recipe_follows_the_data_and_the_time(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     folder = SimpleNamespace(train=range(6400), val=range(1000), statistics=lambda: ([1.0], [2.0]))
     pair = network('resnet56', 32), network('resnet20', 32, training=0.012, forward=0.004)
-    # an epoch: 6400 x 0.03 + 1000 x 0.01 = 202 s, 6400 x 0.012 + 4 = 80.8 s, and twice 80.8 + 64 s: 572.4 s
-    made = recipe(folder, 32, *pair, minutes=200)  # 12,000 s
-    assert (made.batch, made.epochs, made.mean) == (64, 20, [1.0])
-    assert made.seconds == pytest.approx(dict(teacher=4040, student=1616, kd=2896))
-    assert recipe(folder, 32, *pair, minutes=9999).epochs == 40  # 4,000 steps of 64 images
-    assert recipe(folder, 32, *pair, minutes=1).epochs == 5
+    # an epoch: 6400 x 0.03 + 1000 x 0.01 = 202 s, and 6400 x 0.012 + 4 = 80.8 s for each of nine students; a view: 64 s
+    made = recipe(
+        folder, 32, *pair, minutes=200
+    )  # 12,000 s, less 55: a third is 19 x 202 s, and the rest 10 x (64 + 727.2) s
+    assert (made.batch, made.teacher_epochs, made.epochs, made.views, made.mean) == (64, 19, 10, 10, [1.0])
+    assert made.seconds == pytest.approx(dict(teacher=3838, views=640, student=808))
+    assert made.minutes(10) == 197 and '19 epochs (1 h 4 min), each student 10 epochs (13 min)' in made.describe()
+    assert '10 epochs are few: 40 are usual for these images, and need --minutes 561' in made.describe()
+    slow = recipe(folder, 32, *pair, minutes=9999)
+    assert (slow.teacher_epochs, slow.epochs, slow.views) == (40, 40, 16)  # 4,000 steps of 64 images
+    assert 'are few' not in slow.describe()
+    fast = recipe(folder, 32, *pair, minutes=1)
+    assert (fast.teacher_epochs, fast.epochs) == (3, 5)
+    trained = recipe(folder, 32, *pair, minutes=200, is_trained=True)  # 15 x (64 + 727.2) s
+    assert (trained.teacher_epochs, trained.epochs) == (0, 15) and 'teacher' not in trained.describe()
     pretrained = recipe(folder, 224, network('resnet34', 224, start=dict(a=1)), pair[1], minutes=9999)
-    assert (pretrained.batch, pretrained.epochs) == (16, 5) and pretrained.mean[0] == 123.675
+    assert (pretrained.batch, pretrained.teacher_epochs, pretrained.epochs) == (16, 5, 10)
+    assert pretrained.mean[0] == 123.675
     few = SimpleNamespace(train=range(90), val=range(9), statistics=lambda: ([1.0], [2.0]))
     assert recipe(few, 32, *pair, minutes=9999).batch == 8
 
@@ -94,7 +115,9 @@ def test_configs_are_one_pair(images, tmp_path):
     configs = written(images, tmp_path)
     wsl = configs['wsl']
     assert configs['student'].model == wsl.model.architecture and configs['teacher'].model == wsl.model.teacher
-    assert wsl.model.teacher_ckpt == f'{configs["teacher"].work_dir}/epoch_{wsl.train_cfg.max_epochs}.pth'
+    assert (
+        wsl.model.teacher_ckpt == f'{configs["teacher"].work_dir}/epoch_{configs["teacher"].train_cfg.max_epochs}.pth'
+    )
     assert {**configs['kd'].model, 'distiller': None} == {**wsl.model, 'distiller': None}
     assert list(configs['kd'].model.distiller.distill_losses) == ['loss_kd']
     assert wsl.optim_wrapper == dict(
@@ -158,6 +181,21 @@ def test_a_pretrained_start_of_another_network_is_refused(tmp_path):
         start_of(tmp_path, 'resnet34', weights)
 
 
+def test_a_trained_teacher_is_checked_before_anything_is_written(tmp_path):
+    config = named_network('resnet20', 3, 32, BASES)
+    teacher, file = Network('resnet20', config, Trial(1.0, 1.0, True, build(config)), {}), str(tmp_path / 'it.pth')
+    torch.save(dict(state_dict=teacher.trial.network.state_dict()), file)
+    check_trained(teacher, file, 'abc')
+    save_weights(teacher.trial.network.state_dict(), file, 'acb')
+    with pytest.raises(
+        ValueError, match=r'classes a, c, b, in this order, and the folder has a, b, c\. --teacher-ckpt'
+    ):
+        check_trained(teacher, file, 'abc')
+    save_weights(build(named_network('resnet20', 9, 32, BASES)).state_dict(), file)
+    with pytest.raises(ValueError, match=r'9 classes.*--teacher-ckpt takes a resnet20 that predicts these 3 classes'):
+        check_trained(teacher, file, 'abc')
+
+
 @pytest.mark.parametrize(
     'value, text',
     [
@@ -173,16 +211,27 @@ def test_values_are_written_as_people_do(value, text):
 def test_the_tool_writes_configs_and_says_what_is_next(images, tmp_path, monkeypatch, capsys):
     tool = load_tool('new_pair')
     monkeypatch.chdir(tmp_path)
+    images.rename('my, mine')
     monkeypatch.setattr(
         'sys.argv',
-        ['tools/new_pair.py', '--data', 'mine', '--teacher', 'resnet20', '--student', 'resnet20', '--minutes', '0.001'],
+        [
+            'tools/new_pair.py',
+            '--data',
+            'my, mine',
+            '--teacher',
+            'resnet20',
+            '--student',
+            'resnet20',
+            '--minutes',
+            '0.001',
+        ],
     )
     tool.main()
     said = capsys.readouterr().out
-    assert 'mine: 3 classes (ant, bee, cat)\n  24 training and 6 validation images' in said
-    assert '5 epochs, 8 images a step' in said
-    assert said.endswith('python tools/compare.py configs/mine --seeds 0 1 2\n')
-    assert Config.fromfile('configs/mine/kd.py').train_cfg.max_epochs == 5
+    assert 'my, mine: 3 classes (ant, bee, cat)\n  24 training and 6 validation images' in said
+    assert '8 images a step; teacher 3 epochs' in said and 'has learnt from others:\n  --teacher-start FILE' in said
+    assert said.endswith('python tools/compare.py configs/my_mine --seeds 0 1 2 --views 5\n')
+    assert [Config.fromfile(f'configs/my_mine/{name}.py').train_cfg.max_epochs for name in ('kd', 'teacher')] == [5, 3]
     with pytest.raises(SystemExit):
         tool.main()
-    assert 'configs/mine/wsl.py exists already: choose another folder with --out' in capsys.readouterr().err
+    assert 'configs/my_mine/wsl.py exists already: choose another folder with --out' in capsys.readouterr().err

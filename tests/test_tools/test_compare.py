@@ -35,7 +35,7 @@ def compare(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
-        monkeypatch.setattr('sys.argv', ['compare.py', str(CONFIG), '--jobs', '1', *arguments])
+        monkeypatch.setattr('sys.argv', [str(ROOT / 'tools/compare.py'), str(CONFIG), '--jobs', '1', *arguments])
         tool.main()
         return trained
 
@@ -56,6 +56,7 @@ def test_teacher_and_students_are_trained_and_shown(compare, capsys):
     assert 'Teacher                         60.00\n' in printed
     assert 'Weighted soft labels (WSL)      50.50 +-  0.71   50.00, 51.00\n' in printed
     assert 'no better' not in printed
+    assert printed.endswith('convert_kd_ckpt_to_student.py work_dirs/wsl_digits/kd_seed1/epoch_10.pth\n')
     assert Path('work_dirs/wsl_digits/comparison.png').stat().st_size > 10_000
 
 
@@ -95,11 +96,28 @@ def test_a_teacher_that_is_there_is_tested_and_asked_for_its_views(compare, monk
     assert 'The teacher (49.00) is no better than the student alone (50.00)' in capsys.readouterr().out
 
 
-def test_a_tool_that_fails_ends_with_its_last_line(compare, monkeypatch):
+@pytest.mark.parametrize(
+    'said, shown',
+    [
+        ('Traceback\nValueError: it is not the file', 'ValueError: it is not the file'),
+        (
+            '1 of 9\nError: no such file.\nWhere it was raised is in a.log.',
+            'Error: no such file.\nWhere it was .* a.log.',
+        ),
+        ('1 of 9\n2 of 9', '1 of 9\n2 of 9'),
+    ],
+)
+def test_a_tool_that_fails_ends_with_its_error(compare, monkeypatch, said, shown):
     monkeypatch.setattr(
         subprocess,
         'run',
-        lambda command, **kwargs: subprocess.CompletedProcess(command, 1, 'Traceback\nValueError: it is not the file'),
+        lambda command, **kwargs: subprocess.CompletedProcess(command, 1, said),
     )
-    with pytest.raises(RuntimeError, match=r'^tools/cache_teacher.py failed: ValueError: it is not the file$'):
+    with pytest.raises(RuntimeError, match=rf'^tools/cache_teacher.py failed: {shown}$'):
         compare('--views', '3')
+
+
+def test_a_folder_that_no_setting_can_hold_is_refused(compare, capsys):
+    with pytest.raises(SystemExit):
+        compare('--out', 'my, runs')
+    assert '--out should have neither spaces nor commas' in capsys.readouterr().err

@@ -7,13 +7,16 @@ the same network as ONNX.
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from torch import Tensor
 
+from mmwsl.engine.console import quiet
 from mmwsl.engine.export import (
     ExportError,
     build_strictly,
@@ -64,6 +67,7 @@ def config_of(args: argparse.Namespace, meta: Mapping[str, Any]) -> Config:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
+    quiet(MMLogger.get_current_instance())
     student, meta = read_student(args.checkpoint), read_meta(args.checkpoint)
     classes = classes_in(meta)
     source = Path(args.checkpoint)
@@ -91,4 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        sys.exit(f'{type(error).__name__}: {error}')

@@ -10,6 +10,7 @@ network of the shapes that they have.
 import mmwsl.registry  # noqa: F401, I001  readies the stack, so it comes first
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from mmengine.config import Config
@@ -65,4 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f'{type(error).__name__}: {error}')

@@ -10,8 +10,9 @@ from mmwsl.engine.comparison.planning import (
     epochs_of,
     on_validation_data,
     plan,
+    without_spaces,
 )
-from mmwsl.engine.comparison.report import METRICS, Metric, draw, metric_of, table, warning
+from mmwsl.engine.comparison.report import METRICS, Metric, best_taught, draw, metric_of, table, warning
 from mmwsl.engine.comparison.training import train_all
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     'Metric',
     'Plan',
     'Trained',
+    'best_taught',
     'draw',
     'epochs_of',
     'metric_of',
@@ -31,4 +33,5 @@ __all__ = [
     'table',
     'train_all',
     'warning',
+    'without_spaces',
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmwsl.engine.launch import read_config
 from mmwsl.utils.files import whole_file
 
 ALONE, PLAIN, WEIGHTED = 'Student alone', 'Plain soft labels (KD)', 'Weighted soft labels (WSL)'
@@ -70,7 +72,7 @@ def plan(
         FileNotFoundError: If a config does not exist.
         ValueError: If no config distils, or they have several teachers.
     """
-    configs = {path: Config.fromfile(path) for path in _files(paths)}
+    configs = {path: read_config(str(path)) for path in _files(paths)}
     taught = [path for path, cfg in configs.items() if 'teacher' in cfg.model]
     if not taught:
         raise ValueError(
@@ -85,7 +87,7 @@ def plan(
                 f'of {taught[0]}. Give them the same, or compare them separately'
             )
     alone = [path for path in configs if path not in taught]
-    teachers = [path for path in alone if _is_teacher(configs[path].model, model)]
+    teachers = [path for path in alone if _is_teacher(configs[path], model)]
     students = [path for path in alone if path not in teachers]
     if len(configs) - len(teachers) == 1:
         derived = _derive(taught[0], model, out)
@@ -123,6 +125,11 @@ def on_validation_data(config: Path, options: Sequence[str], out: Path) -> tuple
     return _derived(out, config, 'on_validation_data', same), [*options, *own]
 
 
+def without_spaces(path: str) -> str:
+    """Return a path that a setting can hold: mmengine drops spaces and splits at commas."""
+    return re.sub(r'[\s,]+', '_', path)
+
+
 def _cache_options(cache: Path) -> tuple[str, ...]:
     folder, dataset = os.path.relpath(cache), 'train_dataloader.dataset'
     return f'model.teacher_cache={folder}', f'{dataset}.type=mmwsl.CachedViews', f'{dataset}.cache={folder}'
@@ -139,9 +146,13 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _is_teacher(network: Mapping, model: Mapping) -> bool:
-    """Whether a network alone equals the teacher and not the student, apart from its initial weights."""
-    return _network(network) == _network(model['teacher']) != _network(model['architecture'])
+def _is_teacher(alone: Mapping, model: Mapping) -> bool:
+    """Whether a network alone is the teacher: its run writes the teacher's file, or it has the teacher's network.
+
+    That must not be the student's network, too. Initial weights do not matter.
+    """
+    writes = alone.get('work_dir') and Path(alone['work_dir']) == Path(model.get('teacher_ckpt') or '').parent
+    return bool(writes) or _network(alone['model']) == _network(model['teacher']) != _network(model['architecture'])
 
 
 def _network(config: Any) -> Any:

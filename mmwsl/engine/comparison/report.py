@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmwsl.engine.comparison.planning import ALONE
+from mmengine.config import Config
+
+from mmwsl.engine.comparison.planning import ALONE, Plan, Trained
 from mmwsl.utils.pictures import pyplot
 
 _STYLES = 'k:o', 'C0--s', 'C1-^', 'C2-.v', 'C3-d', 'C4--x', 'C5-.p', 'C6:h'
@@ -81,6 +83,17 @@ def warning(metric: Metric, teacher: float, logs: Mapping[str, Sequence[Sequence
         'is little to learn from it. Train it for longer, or use a larger one, or one that starts from pretrained '
         'weights.'
     )
+
+
+def best_taught(metric: Metric, planned: Plan, logs: Mapping[str, Sequence[Sequence[Mapping]]]) -> Trained:
+    """Return the distillation whose last epoch has the best score."""
+    runs = [
+        (metric.scores(log)[-1], run)
+        for arm, of_arm in planned.arms.items()
+        for run, log in zip(of_arm, logs[arm], strict=True)
+        if 'teacher' in Config.fromfile(run.config).model
+    ]
+    return max(runs, key=lambda scored: scored[0])[1]
 
 
 def draw(metric: Metric, teacher: float, logs: Mapping[str, Sequence[Sequence[Mapping]]], path: Path) -> None:

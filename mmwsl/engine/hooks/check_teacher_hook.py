@@ -24,7 +24,8 @@ from mmwsl.utils.data import single_labels
 
 _TRIED = 128  # images on which other kinds of input are tried
 _ADVICE = (
-    'Is teacher_ckpt the right file, and do data_preprocessor (mean, std, to_rgb) and the order of the classes fit it?'
+    'Is teacher_ckpt the right file, was it trained for long enough, and do data_preprocessor (mean, std, to_rgb) and '
+    'the order of the classes fit it?'
 )
 _UNLESS = "If this is intended, set min_score of the hook 'mmwsl.CheckTeacherHook' in custom_hooks to 0."
 
