@@ -129,6 +129,6 @@ def test_a_package_that_is_not_installed_is_named_and_not_fetched():
 def test_a_config_that_is_not_python_is_explained(tmp_path):
     (tmp_path / 'it.py').write_text('a = dict(\n    b=1\n    c=2)\n')
     with pytest.raises(
-        ValueError, match=r'it\.py, or .* is not Python: invalid syntax.* \(line 2: b=1\)\. Mend this line'
+        ValueError, match=r'it\.py, or .* is not Python: invalid syntax.* \(line 2: b=1\)\. Correct this line'
     ):
         read_config(str(tmp_path / 'it.py'))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -50,7 +51,7 @@ class StopOnSignalHook(Hook):
             self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
         loaders = [loop.dataloader for loop in (runner.train_loop, runner.val_loop) if loop is not None]
         for loader in loaders:
-            loader.worker_init_fn = partial(_outlive_first_signal, getattr(loader, 'worker_init_fn', None))
+            loader.worker_init_fn = partial(_hear_the_run_alone, getattr(loader, 'worker_init_fn', None))
 
     def after_train(self, runner: Runner) -> None:
         for number, handler in self._before.items():
@@ -126,14 +127,21 @@ class StopOnSignalHook(Hook):
         raise SystemExit(128 + number)
 
 
-def _outlive_first_signal(init: Callable[[int], None] | None, worker: int) -> None:
-    """Let a worker of a dataloader ignore the first SIGTERM: Slurm sends it to all processes of a job."""
-    signal.signal(signal.SIGTERM, _end_at_the_next)
+def _hear_the_run_alone(init: Callable[[int], None] | None, worker: int) -> None:
+    """Let a worker of a dataloader ignore signals, which Slurm sends to all processes of a job, but not its own run's.
+
+    A run that ends sends SIGTERM to workers that are left, and waits for them.
+    """
     for number in _SIGNALS[1:]:
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):  # not on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in threads that begin later, too
+        threading.Thread(target=_end_with_the_run, args=(os.getppid(),), daemon=True).start()
     if init is not None:
         init(worker)
 
 
-def _end_at_the_next(number: int, _: Any) -> None:
-    signal.signal(number, signal.SIG_DFL)
+def _end_with_the_run(run: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
+        pass
+    os._exit(0)

@@ -1,8 +1,8 @@
 import copy
 import multiprocessing
-import os
 import random
 import signal
+import subprocess
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmwsl.engine import StopOnSignalHook, latest_checkpoint, runs
-from tests.tiny import digits_config, network
+from tests.tiny import ROOT, digits_config, network, tool
 
 pytestmark = pytest.mark.usefixtures('plain_configs')
 # mixup draws within an epoch, and gradients are pending at most steps
@@ -36,8 +36,9 @@ class Send(Hook):
             self.send()
 
     def send(self):
-        for process in (*multiprocessing.active_children(), multiprocessing.current_process()):
-            os.kill(process.pid, self.number)
+        processes = (*multiprocessing.active_children(), multiprocessing.current_process())
+        command = ['kill', f'-{self.number.value}', *(str(process.pid) for process in processes)]
+        subprocess.run(command, check=True)  # by another process, as Slurm is
 
 
 @pytest.fixture(autouse=True)
@@ -133,3 +134,10 @@ def test_a_process_that_is_stuck_in_a_step_is_ended(monkeypatch):
     hook.before_train_iter(None, 0)
     hook._receive(signal.SIGTERM, None)
     assert alarms == [7]
+
+
+def test_a_run_whose_workers_are_left_ends(tmp_path):
+    config = ROOT / 'configs/vanilla/digits_student.py'
+    options = 'train_cfg.max_epochs=1', 'train_dataloader.num_workers=1', 'train_dataloader.persistent_workers=True'
+    said = tool('train.py', config, '--work-dir', tmp_path, '--no-validate', '--cfg-options', *options, timeout=300)
+    assert (tmp_path / 'epoch_1.pth').exists(), said.stdout
