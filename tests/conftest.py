@@ -11,6 +11,7 @@ if not torch.cuda.is_available():
 
 import mmwsl.registry  # noqa: F401  readies the stack before a test imports mmrazor
 
+torch.set_num_threads(1)  # for fixtures of modules, too, which run before those of a test
 ROOT = Path(__file__).resolve().parent.parent
 
 
