@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
 import threading
 from collections.abc import Callable
@@ -50,6 +52,8 @@ class StopOnSignalHook(Hook):
         loaders = [loop.dataloader for loop in (runner.train_loop, runner.val_loop) if loop is not None]
         for loader in loaders:
             loader.worker_init_fn = partial(_outlive_first_signal, getattr(loader, 'worker_init_fn', None))
+        atexit.unregister(_end_workers)
+        atexit.register(_end_workers)
 
     def after_train(self, runner: Runner) -> None:
         for number, handler in self._before.items():
@@ -135,3 +139,10 @@ def _outlive_first_signal(init: Callable[[int], None] | None, worker: int) -> No
 
 def _end_at_the_next(number: int, _: Any) -> None:
     signal.signal(number, signal.SIG_DFL)
+
+
+def _end_workers() -> None:
+    """End the workers that are left when the program ends. Python sends each a single SIGTERM and waits for ever."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()

@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmwsl.engine import StopOnSignalHook, latest_checkpoint, runs
+from mmwsl.engine.hooks import stop_on_signal_hook
 from tests.tiny import digits_config, network
 
 pytestmark = pytest.mark.usefixtures('plain_configs')
@@ -133,3 +135,22 @@ def test_a_process_that_is_stuck_in_a_step_is_ended(monkeypatch):
     hook.before_train_iter(None, 0)
     hook._receive(signal.SIGTERM, None)
     assert alarms == [7]
+
+
+def test_workers_that_outlive_the_first_signal_do_not_outlive_the_program(tmp_path, monkeypatch):
+    at_exit, pipe = [], multiprocessing.Pipe()
+    monkeypatch.setattr('atexit.register', at_exit.append)
+    run(tmp_path)
+
+    def work():
+        stop_on_signal_hook._outlive_first_signal(None, 0)
+        pipe[1].send('ready')
+        threading.Event().wait()
+
+    worker = multiprocessing.get_context('fork').Process(target=work, daemon=True)
+    worker.start()
+    assert pipe[0].recv() == 'ready'
+    for each in at_exit:
+        each()
+    worker.join(30)
+    assert worker.exitcode == -signal.SIGKILL
