@@ -205,7 +205,7 @@ def test_sweep_keeps_every_run_and_repeats_none(tmp_path):
         '--cfg-options',
     ]
     output = tool(*command, 'train_cfg.max_epochs=1').stdout
-    assert '2/2 digits_student-lr=0.1-seed=1: top-1' in output
+    assert '2/2 digits_student-lr=0.1-seed=1: top1' in output
     kept = {path: path.read_text() for path in (tmp_path / 'results').rglob('*') if path.is_file()}
     result = KeptRuns(tmp_path / 'results').find('digits_student-lr=0.1-seed=1')
     assert (result['config'], result['seed'], result['settings']) == (
