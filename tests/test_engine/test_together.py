@@ -223,8 +223,8 @@ def test_what_runs_have_in_common(config):
     unseeded = config('unseeded')
     unseeded.randomness.seed = None
     for second, message in (
-        (longer, r'one train_cfg.max_epochs, got \[2, 3\]'),
-        (smaller, 'one train_dataloader'),
+        (longer, r'the same train_cfg.max_epochs, got \[2, 3\]'),
+        (smaller, 'the same train_dataloader'),
         (unseeded, 'need a seed'),
     ):
         with pytest.raises(ValueError, match=message):
