@@ -28,6 +28,7 @@ class Trained:
 
     @property
     def last_checkpoint(self) -> Path:
+        """The checkpoint of its last epoch."""
         return self.work_dir / f'epoch_{epochs_of(self.config)}.pth'
 
 
