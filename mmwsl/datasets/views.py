@@ -27,7 +27,7 @@ from mmwsl.datasets.wrapper import DatasetWrapper
 from mmwsl.registry import DATA_SAMPLERS, DATASETS
 from mmwsl.utils.data import unwrapped
 
-_VERIFIED = 8  # views that each process draws twice: a transform that acts by chance may draw the same once
+_VERIFIED = 8  # views that each process draws twice: one view may come out the same by chance
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 
 

@@ -37,7 +37,7 @@ class WeightedLoss(nn.Module):
         average: Divisor of 'mean': 'targets' is the number of targets that count; 'positives' is the number of those
             that have a right class and are not background, as in detectors (only for sigmoid heads).
         sync_divisor: Whether to average the divisor over all processes, so that they train like one process with the
-            whole batch. For numbers of targets that differ between processes: pixels that count, positives.
+            whole batch. Use it if the number of targets differs between processes, as with ignored pixels or positives.
         warmup_epochs: Number of epochs of a run of mmengine in which the loss grows evenly to its full weight, starting
             at 1 / warmup_epochs, as in DKD's code. A run by iterations has no epochs, and ``mmwsl.CheckTeacherHook``
             refuses it.
