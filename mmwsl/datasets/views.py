@@ -176,7 +176,7 @@ class SeededViews(DatasetWrapper):
 
 @DATASETS.register_module()
 class CachedViews(SeededViews):
-    """The views of a teacher cache with the teacher's answers: in epoch e, the cache's view e mod V of each image.
+    """A dataset that replays a teacher cache, views and answers: in epoch e, the cache's view e mod V of each image.
 
     The answer is stored in the field ``teacher_answer`` of the ``DataSample``, for a model with the same
     ``teacher_cache``.

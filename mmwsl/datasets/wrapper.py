@@ -21,7 +21,7 @@ class DatasetWrapper:
 
     @property
     def pipeline(self) -> Any:
-        """The inner dataset's pipeline; mmpretrain's browse_dataset replaces it by its own."""
+        """The inner dataset's pipeline; setting it, as mmpretrain's browse_dataset does, sets the inner dataset's."""
         return self.dataset.pipeline
 
     @pipeline.setter

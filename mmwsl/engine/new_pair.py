@@ -126,8 +126,8 @@ def recipe(
     Args:
         folder: The data.
         pixels: Edge of the images.
-        teacher: It learns first, and then answers views of the images once for all students.
-        student: It learns alone, by KD and by WSL, with three seeds each.
+        teacher: The network that is trained first, and then answers views of the images once for all students.
+        student: The network that is trained alone, by KD and by WSL, with three seeds each.
         minutes: What all of this together may take here.
         is_trained: Whether the teacher knows the data already.
     """

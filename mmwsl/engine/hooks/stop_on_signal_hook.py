@@ -34,7 +34,7 @@ class StopOnSignalHook(Hook):
     Args:
         interval: Steps after which several processes ask each other whether one of them should stop; a single
             process can stop after any step.
-        grace: Seconds after which a process that is stuck in a step, because another process is gone, is ended.
+        grace: Seconds from the signal until a process that is stuck in a step, because another one is gone, is killed.
     """
 
     priority = 95  # type: ignore[assignment]  # after what changes or saves the run's state, and before ExactResumeHook
