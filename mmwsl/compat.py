@@ -71,8 +71,8 @@ class UnsafeCheckpointError(RuntimeError):
 
 
 def ready_the_stack() -> None:
-    """Apply all workarounds: imports of mmpretrain (also as mmcls), mmrazor, mmdet and mmseg work, and mmengine reads
-    checkpoints and YAML files without running code from them.
+    """Apply all workarounds: mmpretrain (also as mmcls), mmrazor, mmdet and mmseg can then be imported, and mmengine
+    reads checkpoints and YAML files without running code from them.
     """
     make_torchvision_importable()
     leave_multimodal_networks_out()
@@ -321,8 +321,8 @@ def let_mmcls_mean_mmpretrain() -> None:
 
 
 def config_of_today(cfg_path: str) -> str:
-    """Return the current path of a config: of mmcls in mmpretrain, and of those that mmdet 3 renamed; other paths are
-    returned unchanged."""
+    """Return the current path of a config that is now in mmpretrain instead of mmcls, or that mmdet 3 renamed; other
+    paths are returned unchanged."""
     package, _, path = cfg_path.partition('::')
     if package == 'mmdet':
         return f'mmdet::{MMDET_CONFIGS.get(path, path)}'

@@ -32,11 +32,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-GRACE = 10.0  # seconds that a part has to end in
+GRACE = 10.0  # seconds in which a part has to end once it is told to
 TICK = 5.0  # seconds between two looks at a part
 EPOCHS = 40  # 12 runs of them took an H100 five minutes; all 240 of the paper's recipe take it half an hour
 PARTS = ('tests', 'loss', 'step', 'runs')
-WORKERS = 8  # of the tests
+WORKERS = 8  # processes that run the tests
 TEACHER = 'chenyaofo_cifar100_resnet56.pth'
 STACK = (
     'torch',

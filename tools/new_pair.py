@@ -70,7 +70,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def address(teacher: str, pixels: int) -> str:
-    """Where weights of a teacher are."""
+    """Return the address of a teacher's published weights, or a hint what to give instead."""
     known = published_weights(teacher) if pixels == 224 else None
     return known or 'FILE takes weights of the same network; docs/teachers.md lists some that others have published'
 

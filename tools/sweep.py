@@ -123,7 +123,7 @@ def carry_out_together(planned: list[Run], args: argparse.Namespace) -> list[dic
 
 
 class OnSlurm:
-    """Carries a run out as a submitit job, and again if Slurm preempts it or its time is up."""
+    """Carries out a run as a submitit job, and continues it if Slurm preempts the job or its time is up."""
 
     def __call__(self, run: Run, args: argparse.Namespace) -> dict:
         return carry_out(run, args)

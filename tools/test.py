@@ -63,7 +63,7 @@ def choose_model(cfg: Config, args: argparse.Namespace) -> None:
 
 @contextmanager
 def around_the_network(cfg: Config, tta: bool) -> Iterator[None]:
-    """Take a config's wrapper for test-time augmentation off in this context; restore it or, for tta, add one after."""
+    """Remove a config's wrapper for test-time augmentation in this context; then restore it or, for tta, add one."""
     model = None
     if 'module' in cfg.model:
         model, cfg.model = cfg.model, cfg.model.pop('module')

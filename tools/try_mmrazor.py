@@ -172,7 +172,7 @@ def write_small(path: Path, folder: Path) -> None:
         shrink_data(cfg[name], SIZES.get(path.stem, 16))
     for settings in dicts(cfg.optim_wrapper):
         if 'lr' in settings:
-            settings['lr'] = 1e-4  # of two images at a time
+            settings['lr'] = 1e-4  # small, for batches of two images
     cfg.param_scheduler = None
     by_epoch = cfg.train_cfg.get('by_epoch', True)
     cfg.train_cfg = dict(by_epoch=True, max_epochs=1) if by_epoch else dict(by_epoch=False, max_iters=2, val_interval=2)
@@ -187,7 +187,7 @@ def shrink_data(dataloader: ConfigDict, size: int) -> None:
     """Have a dataloader read noise, two images at a time."""
     dataloader.update(batch_size=2, num_workers=0, persistent_workers=False)
     dataset = dataloader.dataset
-    while 'dataset' in dataset:  # of CRD
+    while 'dataset' in dataset:  # in configs of CRD
         dataset.neg_num = 2
         dataset = dataset.dataset
     for transform in dicts(dataset.pipeline):

@@ -37,7 +37,7 @@ class Decomposition(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """An estimate with the ends of its interval, which are NaN if there are too few models."""
+    """An estimate with the lower and upper end of its interval; both ends are NaN if there are too few models."""
 
     value: float
     low: float
@@ -99,8 +99,8 @@ def bootstrap(values: np.ndarray, draws: int = 2000, level: float = 0.95, seed: 
     """Return the mean over models and images, with a percentile interval from resampling both at once.
 
     The interval covers the variation between runs (training resamples, initial weights) *and* between test images, but
-    not another training set, teacher or recipe. There is none for fewer than :data:`FEWEST_MODELS` models. To compare
-    two configs, pass the difference of their values, which is then paired over runs and images.
+    not another training set, teacher or recipe. With fewer than :data:`FEWEST_MODELS` models there is no interval. To
+    compare two configs, pass the difference of their values, which is then paired over runs and images.
 
     Args:
         values: A row for each model and a column for each image, e.g. from :func:`pseudo_values`. Shape: (K, N).
@@ -146,7 +146,7 @@ def _checked(log_probs: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.
     if target.min() < 0 or target.max() >= log_probs.shape[2]:
         raise ValueError(f'target should lie in [0, {log_probs.shape[2]}), got {target.min()} to {target.max()}')
     sums = logsumexp(log_probs, axis=-1, keepdims=True)
-    if not np.abs(sums).max() < 1e-3:  # not: it may be NaN
+    if not np.abs(sums).max() < 1e-3:  # with `not`, since NaN compares false
         raise ValueError(
             'log_probs should be the logarithms of probabilities that sum to 1, but one sum is '
             f'exp({np.abs(sums).max():.3g}). Apply log_softmax to logits'

@@ -69,7 +69,7 @@ def choose_network(cfg: Config, part: str, checkpoint: str | None = None) -> str
 
 
 def network_config(cfg: Config, part: str = 'architecture') -> ConfigDict:
-    """Return the complete config of one network, with which a run prepares images as the distillation does.
+    """Return the complete config of one network, so that a run of it prepares images as the distillation does.
 
     A student's ``data_preprocessor`` is the algorithm's or the config's if there is one, as in training; a teacher may
     have its own. A network of another package (``cfg_path``) is read from that package.

@@ -1,8 +1,8 @@
 """A teacher's answers on disk: computed once, and read by every run over the same views.
 
 ``answers`` encodes the logits of one view, ``store`` writes and reads the files, and ``fingerprint`` identifies the
-teacher and the data that they belong to. :mod:`mmwsl.engine.cache_building` fills a cache. ``teacher_losses`` is a file
-of its own, with one number for each image.
+teacher and the data that they belong to. :mod:`mmwsl.engine.cache_building` fills a cache. ``teacher_losses`` is
+independent of it: a single file with one number for each image.
 """
 
 import mmwsl.compat  # noqa: F401  readies the stack

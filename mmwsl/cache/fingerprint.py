@@ -1,4 +1,4 @@
-"""Fingerprints of a teacher, of images and of their pipeline, wherever they are stored."""
+"""Fingerprints of a teacher, of images and of their pipeline, which do not depend on where these are stored."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class Manifest:
 
     @functools.cached_property
     def owner(self) -> int:
-        """Number of this cache alone, with which the checksum of each answer begins."""
+        """Number that identifies this cache; the checksum of each answer starts from it."""
         return zlib.crc32(self.identity.encode()) if self.format > 1 else 0
 
     @property
@@ -111,7 +111,7 @@ class Manifest:
             file.write(text.encode())
 
     def warn_of_other_versions(self) -> None:
-        """Log whether the cache has an older format, or was made by other versions of the libraries."""
+        """Log a warning if the cache has an older format or was made by other versions of the libraries."""
         if self.format < FORMAT:
             print_log(
                 f'The teacher cache has format {self.format}, whose shards do not tell which cache they belong to: '
@@ -224,9 +224,9 @@ class TeacherCache:
 class _OpenShard:
     """A shard's file, open for reads of single records.
 
-    They are no reads by memory map: for each page that is not in memory, a kernel reads what is around it in the file,
-    128 KiB or more, which is wasted if images are shuffled. With plain reads it reads ahead only while they go through
-    the file in order.
+    It is not memory-mapped: for each page that is not in memory, the kernel would read the 128 KiB or more around it,
+    which is wasted if images are shuffled. With plain reads the kernel reads ahead only while they follow the file's
+    order.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, shard: Shard) -> None:
@@ -255,7 +255,7 @@ def open_shard(folder: Path, manifest: Manifest, shard: Shard) -> np.ndarray:
     path = folder / shard.name
     try:
         answers = np.load(path, mmap_mode='r')
-    except OSError:  # its message tells what is wrong, and it need not be the file
+    except OSError:  # its message says what is wrong, which may not be the file
         raise
     except Exception as error:  # whatever numpy raises for a damaged header
         raise _damaged(path, str(error)) from error

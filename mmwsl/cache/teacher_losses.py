@@ -79,7 +79,7 @@ class TeacherLosses:
                     return cls._checked(header, arrays['losses'], arrays['labels'])
         except FileNotFoundError as error:
             raise CacheError(f'there is no file of teacher losses {path}: {_MAKE}') from error
-        except OSError:  # its message tells what is wrong, and it need not be the file
+        except OSError:  # its message says what is wrong, which may not be the file
             raise
         except Exception as error:  # whatever zip, numpy and json raise for a damaged file
             raise CacheError(

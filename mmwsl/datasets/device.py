@@ -19,7 +19,7 @@ from mmwsl.registry import DATASETS, FUNCTIONS
 from mmwsl.utils.data import number_images, to_device
 from mmwsl.utils.old_names import keep_registered
 
-_VERIFIED = 8  # images that are read twice: a transform that acts by chance may draw the same once
+_VERIFIED = 8  # images that are read twice, to find random transforms: one image may come out the same by chance
 
 
 @DATASETS.register_module()
@@ -183,7 +183,7 @@ def _read(dataset: Any) -> tuple[Tensor, Tensor, list[int]]:
                 f'and flip: {getattr(dataset, "pipeline", "")}'
             )
         images[i], labels[i] = item['inputs'], item['data_samples'].gt_label.item()
-        sample_idx.append(item['data_samples'].get('sample_idx', i))  # in a resample they are not the positions
+        sample_idx.append(item['data_samples'].get('sample_idx', i))  # in a resample, sample_idx is not the position
     return images, labels, sample_idx
 
 

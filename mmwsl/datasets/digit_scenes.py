@@ -36,7 +36,7 @@ class DigitScenes(BaseDataset):
 
     Raises:
         ValueError: For another split or task, or digits that do not fit the canvas.
-        ImportError: If scikit-learn is missing; the message names the extra that brings it.
+        ImportError: If scikit-learn is missing; the message names the extra to install.
     """
 
     SIDES = (20, 32)
@@ -152,7 +152,7 @@ def _detection(placed: Placed, size: int) -> dict[str, Any]:
         rows, columns = np.nonzero((grown > INK).any(1))[0], np.nonzero((grown > INK).any(0))[0]
         box = [left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1]
         instances.append(dict(bbox=[float(edge) for edge in box], bbox_label=label, ignore_flag=0))
-    return dict(instances=instances, scale_factor=(1.0, 1.0))  # by which mmdet's heads divide boxes
+    return dict(instances=instances, scale_factor=(1.0, 1.0))  # mmdet's heads divide boxes by scale_factor
 
 
 def _labels(placed: Placed, size: int) -> dict[str, Any]:

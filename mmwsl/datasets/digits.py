@@ -39,7 +39,7 @@ class Digits(BaseDataset):
         """Return the images as uint8 arrays of shape (8, 8, 1), with labels.
 
         Raises:
-            ImportError: If scikit-learn is missing; the message names the extra that brings it.
+            ImportError: If scikit-learn is missing; the message names the extra to install.
         """
         with from_extra('demo'):  # slow to import, and used only here
             from sklearn.datasets import load_digits

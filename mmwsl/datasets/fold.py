@@ -14,8 +14,8 @@ class Fold(Selection):
 
     A seeded permutation of the items is cut into folds whose sizes differ by at most one, so each item is in exactly
     one. The items keep their order and their index in the dataset itself (``sample_idx``). Wrap it in ``SeededViews``
-    or ``DeviceDataset``. ``tools/teacher_losses.py --folds`` trains one network without each fold, and so has for every
-    training image the loss of a network that never saw it.
+    or ``DeviceDataset``. Train one network without each fold, and ``tools/teacher_losses.py --folds`` computes
+    for every training image the loss of the network that never saw it.
 
     Args:
         dataset: Config of the dataset, or the dataset.

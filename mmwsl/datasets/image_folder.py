@@ -22,7 +22,7 @@ IMAGES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 _TRAIN, _VAL = ('train', 'training'), ('val', 'valid', 'validation', 'test')
 _GREY = ('1', 'L', 'LA', 'I', 'I;16', 'F')
 _HIDDEN = ('.', '__MACOSX')
-_MEASURED = 2000  # images at most from which mean and standard deviation are computed
+_MEASURED = 2000  # largest number of images from which mean and standard deviation are computed
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ImageFile:
     """Width and height."""
     grey: bool
     digest: bytes
-    """Of the file's content."""
+    """Hash of the file's content."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class ImageFolder:
 
     @property
     def needs_lists(self) -> bool:
-        """Whether a dataset that simply reads the folders would read other files than these images."""
+        """Whether lists of the images are needed, because a dataset that reads whole folders would read other files."""
         return self.prefixes is None or bool(self.broken) or any('/' in name for name in self.hidden)
 
     def without(self, images: Sequence[ImageFile]) -> list[str]:

@@ -27,7 +27,7 @@ from mmwsl.datasets.wrapper import DatasetWrapper
 from mmwsl.registry import DATA_SAMPLERS, DATASETS
 from mmwsl.utils.data import unwrapped
 
-_VERIFIED = 8  # views that each process draws twice: a transform that acts by chance may draw the same once
+_VERIFIED = 8  # views that each process draws twice: one view may come out the same by chance
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 
 
@@ -176,7 +176,7 @@ class SeededViews(DatasetWrapper):
 
 @DATASETS.register_module()
 class CachedViews(SeededViews):
-    """The views of a teacher cache with the teacher's answers: in epoch e, the cache's view e mod V of each image.
+    """A dataset that replays a teacher cache, views and answers: in epoch e, the cache's view e mod V of each image.
 
     The answer is stored in the field ``teacher_answer`` of the ``DataSample``, for a model with the same
     ``teacher_cache``.

@@ -21,7 +21,7 @@ class DatasetWrapper:
 
     @property
     def pipeline(self) -> Any:
-        """The inner dataset's pipeline; mmpretrain's browse_dataset replaces it by its own."""
+        """The inner dataset's pipeline; setting it, as mmpretrain's browse_dataset does, sets the inner dataset's."""
         return self.dataset.pipeline
 
     @pipeline.setter
@@ -36,7 +36,7 @@ class DatasetWrapper:
 
 
 class Selection(DatasetWrapper):
-    """A selection of a dataset's items, which keep their index in that dataset (``sample_idx``).
+    """Base class of datasets that select items of another one; the items keep their index in it (``sample_idx``).
 
     A subclass sets ``indices``, the place of each item in the dataset. Shape: (N, ).
 

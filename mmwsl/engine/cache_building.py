@@ -52,7 +52,7 @@ from mmwsl.utils.data import single_labels
 from mmwsl.utils.files import REMAINS, lock
 from mmwsl.utils.text import first_of
 
-SHARD_SIZE = 8192  # images, at most
+SHARD_SIZE = 8192  # most images in a shard
 _WRAPPERS = ('SeededViews', 'CachedViews')
 _TIMED_BATCHES = 3
 
@@ -86,7 +86,8 @@ def build_cache(
         CacheError: If the folder holds another cache, shards that are damaged or another's, or an incomplete cache of
             format 1, or if the disk is too small.
         RuntimeError: If another process is filling the folder.
-        ValueError: If the config's model is no WSLDistill, images are mixed, or one has not exactly one class.
+        ValueError: If the config's model is no WSLDistill, images are mixed, or an image does not have exactly one
+            class.
     """
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
     model = build_model(cfg)
@@ -285,7 +286,7 @@ def _batches(manifest: Manifest, shard: Shard, batch_size: int) -> list[np.ndarr
 
 
 def collate(loader: Mapping) -> Any:
-    """Return the function that makes a batch for a dataloader's config."""
+    """Return the function by which a dataloader with this config makes a batch of samples."""
     config = dict(loader.get('collate_fn') or dict(type='pseudo_collate'))
     return partial(FUNCTIONS.get(config.pop('type')), **config)
 

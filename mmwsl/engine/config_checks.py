@@ -38,7 +38,7 @@ _READ_BY_LOOPS = {
 
 
 def check_static_graph(cfg: Config) -> None:
-    """Raise ValueError where DistributedDataParallel is told that all steps are alike, and some send no gradients."""
+    """Raise ValueError for ``static_graph=True`` with accumulated gradients, which are not sent in every step."""
     counts = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
     if (cfg.get('model_wrapper_cfg') or {}).get('static_graph') and counts > 1:
         raise ValueError(

@@ -71,7 +71,7 @@ def show(logger: Any, text: str) -> None:
     record = logging.makeLogRecord({'msg': text, 'levelno': logging.INFO, 'levelname': 'INFO', _MARK: True})
     for handler in _on_console(logger) if is_quiet(logger) else ():
         if record.levelno >= handler.level:
-            handler.handle(record)  # which survives a console that is closed
+            handler.handle(record)  # unlike print(), it survives a console that is closed
 
 
 def _on_console(logger: Any) -> list[Any]:
@@ -103,7 +103,7 @@ def build_runner(cfg: Config, verbose: bool = False) -> Runner:
 
     Quiet.__name__ = kind.__name__
     runner = Quiet.from_cfg(cfg)
-    quiet(runner.logger)  # of a FlexibleRunner, whose strategy builds it
+    quiet(runner.logger)  # also for a FlexibleRunner, whose strategy builds the logger
     return runner
 
 

@@ -80,7 +80,7 @@ def _data(loader: Mapping, dataset: Any) -> dict[str, Any]:
 
 
 def alone(result: Result, work_dir: Path) -> dict[Path, Result]:
-    """Return the runs of the same student without a teacher in folders next to a work dir, whatever their seeds."""
+    """Return the runs, in folders next to a work dir, that trained the same student alone, whatever their seeds."""
     found = {}
     for path in sorted(work_dir.resolve().parent.glob(f'*/{RECORD}')):
         try:

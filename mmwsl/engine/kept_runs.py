@@ -21,7 +21,7 @@ class KeptRuns:
     dir share one.
 
     Args:
-        folder: It is made when the first run is kept.
+        folder: Where the files are; it is made when the first run is kept.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -153,7 +153,7 @@ def add_hooks(cfg: Config) -> None:
 
 
 def add_progress(cfg: Config) -> None:
-    """Add the hook that shows a test's progress, unless the config has it, such as one that a run has written."""
+    """Add the hook that shows a test's progress, unless the config has it already, as one dumped by a run does."""
     hooks = cfg.get('custom_hooks') or []
     if not any('ProgressHook' in str(hook['type']) for hook in hooks):
         cfg.custom_hooks = [*hooks, dict(type='mmwsl.ProgressHook')]

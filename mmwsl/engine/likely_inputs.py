@@ -1,4 +1,4 @@
-"""Try the usual mistakes in a teacher's input on images of the run."""
+"""Find out whether a teacher does better on the run's images with another normalisation or order of channels."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def _of_the_hub(name: str) -> dict | None:
 
 
 def published_weights(name: str) -> str | None:
-    """Return the address of weights for ``--teacher-start`` by mmpretrain's name or base config, learnt on ImageNet."""
+    """Return the address of ImageNet weights for ``--teacher-start``, by mmpretrain's name or base config, or None."""
     names = mmpretrain.list_models(f'{name}*', task='Image Classification')
     known = {each: ModelHub.get(each).weights for each in names if each == name or each.startswith(f'{name}_')}
     return next((weights for each, weights in sorted(known.items()) if weights and each.endswith('in1k')), None)

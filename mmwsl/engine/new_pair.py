@@ -24,8 +24,8 @@ _ON_A_CPU, _ON_A_GPU = 64, 256  # largest batches, for 32 pixels; a quarter of t
 IMAGENET = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 _SEEDS, _ARMS = 3, 3  # of the comparison that follows: student alone, KD and WSL
 _BEGINNING = 11 * 5  # seconds until all runs have begun, on a CPU: teacher, its answers and nine students
-_VIEWS = 16  # of each image, at most, that the teacher answers once for all students
-_TEACHERS_SHARE = 1 / 3  # of the time, at most, for its own training: what it does not know it cannot teach
+_VIEWS = 16  # most views of each image that the teacher answers once for all students
+_TEACHERS_SHARE = 1 / 3  # largest share of the time for training the teacher, which cannot teach what it does not know
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,20 @@ class Recipe:
     batch: int
     workers: int
     epochs: int
-    """Of each student."""
+    """Epochs of each student."""
     teacher_epochs: int
-    """0 if it is trained already."""
+    """Epochs of the teacher; 0 if it is trained already."""
     usual: int
     """Epochs of a student if time did not matter."""
     views: int
-    """Of each image, that the teacher answers once for all students."""
+    """Views of each image that the teacher answers once for all students."""
     mean: list[float]
     std: list[float]
     seconds: dict[str, float]
-    """About: of the teacher's training, of its answers ('views') and of each student."""
+    """Estimated seconds of the teacher's training, of its answers ('views') and of each student's training."""
 
     def minutes(self, epochs: int) -> int:
-        """Return how long the whole comparison takes here if each student has some epochs."""
+        """Return how many minutes the whole comparison takes here if each student trains for so many epochs."""
         students = _SEEDS * _ARMS * self.seconds['student'] * epochs / self.epochs
         return math.ceil((self.seconds['teacher'] + self.seconds['views'] + students + _BEGINNING) / 60)
 
@@ -126,8 +126,8 @@ def recipe(
     Args:
         folder: The data.
         pixels: Edge of the images.
-        teacher: It learns first, and then answers views of the images once for all students.
-        student: It learns alone, by KD and by WSL, with three seeds each.
+        teacher: The network that is trained first, and then answers views of the images once for all students.
+        student: The network that is trained alone, by KD and by WSL, with three seeds each.
         minutes: What all of this together may take here.
         is_trained: Whether the teacher knows the data already.
     """

@@ -77,7 +77,7 @@ def train(
 
 
 def ending(output: str) -> str:
-    """Return what a tool that failed wrote at last: its error, or the last lines."""
+    """Return the end of a failed tool's output: its error, or the last lines."""
     lines = output.strip().splitlines()[-_SHOWN:]
     errors = [number for number, line in enumerate(lines) if _ERROR.match(line)]
     return '\n'.join(lines[errors[-1] :] if errors else lines)
@@ -92,8 +92,8 @@ def version_of(config: Path) -> str:
 def scalars(work_dir: Path) -> list[dict]:
     """Return what a run by epochs logged, in order: a dict for each logged step and each validation.
 
-    A run that was killed within an epoch repeats at least a part of it; what it logged for these steps before is left
-    out. The same holds for a validation.
+    A run that was killed within an epoch repeats at least a part of it; what it logged for these steps the first time
+    is left out. The same holds for a validation.
     """
     lines: list[dict] = []
     for log in _logs(work_dir):

@@ -163,7 +163,7 @@ class DeepSpeedStrategy(MMEngineDeepSpeedStrategy):
         super().save_checkpoint(filename, extra_ckpt=told, **kwargs)
 
     def resume(self, filename: str, *, callback: Callable[[dict], Any] | None = None, **kwargs: Any) -> dict:
-        """Resume from such a folder, and pass hooks the part that is not sharded."""
+        """Resume from a folder of :meth:`save_checkpoint`, and pass hooks the part that is not sharded."""
         checkpoint = super().resume(filename, **kwargs)
         if callback is not None:  # DeepSpeed has loaded the model strictly
             callback({**checkpoint, 'optimizer': {}, 'state_dict': self.model.state_dict()})
@@ -222,7 +222,7 @@ class FullyShardStrategy(DDPStrategy):
         )
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
-        """Load a whole state, of which each process keeps its shard."""
+        """Load the optimiser's whole state, of which each process keeps its shard."""
         state = dict(state_dict)
         if scaler := state.pop('loss_scaler', None):
             self.optim_wrapper.loss_scaler.load_state_dict(scaler)

@@ -40,7 +40,7 @@ class _Images(NamedTuple):
 def measure_losses(
     cfg: Config, checkpoints: Sequence[str] = (), out_of_fold: bool = False
 ) -> tuple[TeacherLosses, float]:
-    """Return each training image's hard loss, by a network in eval mode on the validation pipeline.
+    """Return each training image's hard loss, computed by a network in eval mode on the validation pipeline.
 
     Args:
         cfg: Config of a network alone, or of a distillation, whose teacher is used.

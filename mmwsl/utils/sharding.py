@@ -12,11 +12,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 LEAST = 10**6
-"""Parameters that are worth gathering as one unit."""
+"""Fewest parameters that are worth gathering as one unit."""
 
 
 def shard_frozen(network: nn.Module, device: torch.device) -> None:
-    """Shard a network that does not learn over all processes, in place; unit by unit it moves to the device.
+    """Shard a frozen network over all processes, in place, and move it to the device unit by unit.
 
     Each unit is gathered when it is called and freed right after, so a process holds its part and one unit. All
     processes have to call the network equally often.

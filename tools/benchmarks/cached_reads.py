@@ -1,4 +1,4 @@
-"""Reads per second from a teacher cache that does not fit in memory, and images per second of a live ResNet-56.
+"""Measure reads per second from a teacher cache larger than memory, and images per second of a live ResNet-56.
 
 A cache of random logits is written, then read in the order of the images and shuffled, as the store reads it and by
 memory map. Before each turn its pages are dropped from memory. docs/teacher_cache.md shows how to limit the memory of
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def write(folder: Path, images: int) -> None:
-    """A cache of one view, all logits in float32, whose shards hold the same random records."""
+    """Write a cache of one view, all logits in float32, whose shards hold the same random records."""
     form, parts = AnswerFormat(CLASSES), -(-images // SHARD)
     manifest = Manifest(0, 1, images, parts, form, None, {}, {}, 0.5)
     logits = torch.randn(SHARD, CLASSES, generator=torch.Generator().manual_seed(0))
@@ -65,7 +65,7 @@ def write(folder: Path, images: int) -> None:
 
 
 def measure(folder: Path, rounds: int, seconds: float) -> dict[str, tuple[float, float]]:
-    """Images a second of each contestant, and bytes that it reads from disk for each; medians of rounds."""
+    """Return the images per second of each contestant and the bytes it reads per image from disk, medians of rounds."""
     live = teaching()
     contestants: dict[str, tuple[int, Callable[[], Callable[[], object]]]] = {
         f'live, batches of {BATCH}': (BATCH, lambda: live)
@@ -92,7 +92,7 @@ def turn(work: Callable[[], object], count: int, seconds: float) -> tuple[float,
 
 
 def reading(folder: Path, order: str, opened: Callable[[Path], Callable[[int, int], object]]) -> Callable[[], object]:
-    """A read of the next image of an epoch, over and over."""
+    """Return a function that reads the next image of an epoch at each call, over and over."""
     images = list(range(Manifest.load(folder).length))
     if order == 'shuffled':
         random.Random(0).shuffle(images)
@@ -101,12 +101,12 @@ def reading(folder: Path, order: str, opened: Callable[[Path], Callable[[int, in
 
 
 def stored(folder: Path) -> Callable[[int, int], object]:
-    """Read a record as a run does."""
+    """Return a function that reads an answer as a run does."""
     return TeacherCache(folder).read
 
 
 def mapped(folder: Path) -> Callable[[int, int], object]:
-    """Read a record from a memory map of its shard, unchecked."""
+    """Return a function that reads an answer from a memory map of its shard, unchecked."""
     manifest = Manifest.load(folder)
     shards: dict[int, np.ndarray] = {}
 
@@ -120,7 +120,7 @@ def mapped(folder: Path) -> Callable[[int, int], object]:
 
 
 def teaching() -> Callable[[], object]:
-    """A batch of ResNet-56, as a live teacher runs it."""
+    """Return a function that runs ResNet-56 on a batch, as a live teacher does."""
     init_default_scope('mmpretrain')
     backbone = dict(type='mmwsl.CIFARResNet', depth=56)
     head = dict(type='LinearClsHead', num_classes=CLASSES, in_channels=64)
@@ -144,7 +144,7 @@ def forget(folder: Path) -> None:
 
 
 def bytes_read() -> int:
-    """By this process, from disk."""
+    """Return the bytes that this process has read from disk."""
     lines = Path('/proc/self/io').read_text().splitlines()
     return int(next(line for line in lines if line.startswith('read_bytes:')).split()[1])
 

@@ -4,11 +4,11 @@ They take turns, step by step and in a new order each round, so that whatever el
 them, in several processes, since their places in memory change times as well. With --baseline the WSLLoss of
 another version takes part. Each row of the table is written to a JSON file as soon as it is measured, with the
 machine's description, and all are drawn at the end. Steps are counted once kernels are compiled; the first one's time
-says how long that took. With --processes 0, all rows are measured in a few seconds without what torch.compile makes,
-and then once more with it.
+says how long that took. With --processes 0, all rows are measured in a few seconds without torch.compile, and then
+again with it.
 
-The share of the copy bandwidth is what has to move at least, both logits read once and one gradient written once, over
-what a copy of a large tensor moves on this machine in the same time, read and written.
+The share of the copy bandwidth is the least traffic that a step needs (both logits read once, one gradient written
+once), divided by the bytes that copying a large tensor reads and writes on this machine in the same time.
 
 A ratio compares the first contestant with another, round by round: its median in each process, then the median of the
 processes, with the lowest and the highest of them to show what the machine's noise is.

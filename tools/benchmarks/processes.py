@@ -1,4 +1,4 @@
-"""Training steps of one process and of several, ResNet-56 -> ResNet-20 on images of CIFAR-100's size, on a CPU.
+"""Time training steps of one process and of several on a CPU, ResNet-56 -> ResNet-20 on images of CIFAR-100's size.
 
 All processes are started at once and the ways to train take turns: while one trains alone the others wait. Each process
 has its own batch and one thread, so with as many cores as processes and nothing else to do a step takes as long as
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def take_part(rank: int, args: argparse.Namespace, folder: str) -> None:
-    """One of the processes; the first writes what was found."""
+    """Run as one of the processes; the first writes the results."""
     torch.set_num_threads(1)
     distributed.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=args.processes)
     steps = {name: training(wrap, shards) for name, (wrap, shards) in WAYS.items()}
@@ -75,7 +75,7 @@ def take_part(rank: int, args: argparse.Namespace, folder: str) -> None:
 
 
 def rows_of(times: dict[str, list[tuple[float, float]]], processes: int) -> dict[str, dict[str, float]]:
-    """Medians of rounds, and of their ratios to the turns of one process, from seconds of clock and of processor."""
+    """Return medians over rounds, also of ratios to one process, from seconds of the clock and of the processor."""
     rows = {}
     for name, turns in times.items():
         count = 1 if name == ALONE else processes
@@ -89,7 +89,7 @@ def rows_of(times: dict[str, list[tuple[float, float]]], processes: int) -> dict
 
 
 def timed(step: Callable[[], Any], steps: int) -> tuple[float, float]:
-    """Seconds a step, by the clock and of the processor."""
+    """Return the seconds per step, by the clock and of the processor."""
     started, used = time.perf_counter(), time.process_time()
     for _ in range(steps):
         step()
@@ -97,7 +97,7 @@ def timed(step: Callable[[], Any], steps: int) -> tuple[float, float]:
 
 
 def training(wrap: Callable[[Any], Any], shards: bool) -> Callable[[], Any]:
-    """A step of a model, wrapped, on one batch again and again."""
+    """Return a training step of a wrapped model, always on the same batch."""
     cfg = Config.fromfile(CONFIG)
     cfg.model.teacher_ckpt, cfg.model.teacher_sharding = None, shards
     torch.manual_seed(0)
@@ -112,7 +112,7 @@ def training(wrap: Callable[[Any], Any], shards: bool) -> Callable[[], Any]:
 
 
 def sharded(model: nn.Module) -> nn.Module:
-    """As mmwsl.FullyShardStrategy does."""
+    """Shard a model as mmwsl.FullyShardStrategy does."""
     mesh = distributed.device_mesh.init_device_mesh('cpu', (distributed.get_world_size(),))
     for child in model.children():
         shard_units(child, UNIT, partial(fully_shard, mesh=mesh))
@@ -121,7 +121,7 @@ def sharded(model: nn.Module) -> nn.Module:
 
 
 def replicated(model: nn.Module) -> nn.Module:
-    """As mmengine does."""
+    """Wrap a model as mmengine does."""
     return MMDistributedDataParallel(model, broadcast_buffers=False)
 
 

@@ -27,7 +27,7 @@ class Method:
 
     label: str
     config: str
-    """With {} for the pair."""
+    """Name of the config, with {} in place of the pair."""
     settings: Mapping[str, str] = field(default_factory=dict)
     alone: bool = False
     """Whether it is the student alone, whose config names no teacher."""

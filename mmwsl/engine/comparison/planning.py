@@ -46,7 +46,7 @@ class Plan:
     teacher_ckpt: str | None
     """File of a teacher that is trained already, or None."""
     taught: Path
-    """Config of a distillation, which holds the teacher's."""
+    """Config of a distillation, from which the teacher's config is read."""
     teaching: tuple[str, ...]
     """Its settings, with the teacher's file."""
     arms: dict[str, list[Trained]]
@@ -56,11 +56,11 @@ class Plan:
 def plan(
     paths: Sequence[Path], out: Path, seeds: Sequence[int], options: Sequence[str] = (), cached: bool = False
 ) -> Plan:
-    """Plan the comparison of some configs.
+    """Return the runs that compare some configs.
 
-    The config of a network alone that equals the teacher trains it, and is no arm. A single distillation is compared
-    with its student alone and, if its loss is WSLLoss, with the same loss without weights; the configs of these are
-    written to ``out``.
+    The config of a network alone that equals the teacher trains the teacher, and is no arm. A single distillation is
+    compared with its student alone and, if its loss is WSLLoss, with the same loss without weights; the configs of
+    these are written to ``out``.
 
     Args:
         paths: Configs, or folders of them.

@@ -24,7 +24,7 @@ class Metric:
     """Its name in the logs."""
     title: str
     factor: float = 1.0
-    """What converts it to per cent."""
+    """Factor that converts it to per cent."""
 
     def scores(self, log: Sequence[Mapping]) -> list[float]:
         """Return the figure after each validation, in per cent."""

@@ -1,4 +1,4 @@
-"""Train the runs of a comparison, several at a time, and tell the progress."""
+"""Train the runs of a comparison, several at a time, and report the progress."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def train_all(
     tell: Callable[[str], None],
     every: float = _TOLD_EVERY,
 ) -> list[list[dict]]:
-    """Train what is not trained yet, several runs at a time, and return the logs in the order of the runs.
+    """Train the runs that are not finished, several at a time, and return the logs of all in the order of the runs.
 
     Args:
         tool: tools/train.py.

@@ -1,4 +1,4 @@
-"""Hooks: what must happen at a certain moment of a run."""
+"""Hooks that mmengine calls at certain moments of a run: they check, seed, save, log and report."""
 
 from mmwsl.engine.hooks.best_checkpoint_hook import BestCheckpointHook
 from mmwsl.engine.hooks.channels_last_hook import ChannelsLastHook

@@ -23,10 +23,10 @@ class CheckResumeHook(Hook):
 
     On ``--resume``, all parameters and buffers must be in the file, in their shapes. With ``load_from``, tensors that
     do not fit, such as a head for another number of classes, keep their initial values, but at least half must fit.
-    The same half must come from the file of a network, or a part of one, with ``init_cfg=dict(type='Pretrained',
-    ...)``. The SHA-256 of the teacher's files is kept in the checkpoint's ``meta`` and must be the same on
-    ``--resume``, unless the config states ``model.teacher_sha256``, with which the files have been compared. Settings
-    that differ from those of the checkpoint are logged. ``tools/train.py`` adds this hook.
+    If a network or a part of one has ``init_cfg=dict(type='Pretrained', ...)``, at least half of its tensors must
+    likewise come from that file. The SHA-256 of the teacher's files is kept in the checkpoint's ``meta`` and must be
+    the same on ``--resume``, unless the config states ``model.teacher_sha256``, with which the files have been
+    compared. Settings that differ from those of the checkpoint are logged. ``tools/train.py`` adds this hook.
 
     Raises:
         ValueError: If the file does not fit, with its first wrong keys, or the run had another teacher.

@@ -65,7 +65,7 @@ class ExactResumeHook(Hook):
             _begin_at(runner, 0)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        self.is_validated = True  # what is saved from here on is saved at the validation's end
+        self.is_validated = True  # checkpoints saved from here on are saved after the validation
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if 'optimizer' in checkpoint:

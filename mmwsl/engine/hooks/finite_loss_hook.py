@@ -19,7 +19,7 @@ class FiniteLossHook(Hook):
     once, and its step is skipped: this is only logged as a warning. ``tools/train.py`` adds this hook.
 
     Raises:
-        RuntimeError: If it cannot; the losses and a parameter that are not finite are named.
+        RuntimeError: If neither is finite; the message names the losses and one parameter that are not.
     """
 
     def before_train(self, runner: Runner) -> None:

@@ -12,12 +12,12 @@ from mmwsl.registry import HOOKS
 from mmwsl.utils.checkpoint import unwrapped_model
 
 _LOSS = 'train/student.loss'
-_MARGIN = 1.1  # a student that has not begun to learn is near a guess, on either side
+_MARGIN = 1.1  # a student that has not begun to learn is as good as guessing, or slightly better or worse
 
 
 @HOOKS.register_module()
 class HardLossHook(Hook):
-    """Warn if a student is worse than a guess after its first epoch, as at a learning rate that is too large.
+    """Warn if a student is worse than guessing after its first epoch, as happens if the learning rate is too large.
 
     Soft labels multiply the gradient by up to 1 + tau * loss_weight, so a rate that suits the student alone may be far
     too large with a teacher, if nothing normalises the activations. The warning is given if the student's own loss

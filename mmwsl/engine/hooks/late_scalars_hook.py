@@ -17,7 +17,7 @@ class LateScalarsHook(RuntimeInfoHook):
 
     mmengine's own hook reads each logged scalar in each step, and the host waits for the device each time. Here all of
     them reach the message hub in order, in one copy for each type: before the logger reads them, at the end of an epoch
-    and before a checkpoint. A hook that reads training scalars in between finds those of the time before. On a CPU
+    and before a checkpoint. A hook that reads training scalars in between finds those of the last copy. On a CPU
     nothing changes. ``tools/train.py`` uses it as ``default_hooks.runtime_info``.
     """
 
@@ -29,7 +29,7 @@ class LateScalarsHook(RuntimeInfoHook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
-        # a loss would keep its graph
+        # detached, since a loss would keep its graph in memory
         self.unread.append(
             {name: value.detach() if isinstance(value, Tensor) else value for name, value in (outputs or {}).items()}
         )

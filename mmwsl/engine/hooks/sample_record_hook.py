@@ -22,7 +22,7 @@ from mmwsl.utils.data import number_images, sample_indices
 
 _QUANTILES = (0.1, 0.5, 0.9)
 _TERMS = ('w', 'L_s', 'L_t', 'a', 'b')
-_SAMPLED = 2**12  # targets of a batch, of which there may be millions
+_SAMPLED = 2**12  # targets that are read of a batch, which may have millions
 _PRIME = 2654435761
 
 
@@ -37,7 +37,7 @@ class SampleRecordHook(Hook):
     whole is not written. Samples whose target is ignored are left out.
 
     If samples have several targets (pixels, boxes, labels), or the run counts iterations, nothing is written, and the
-    log is of at most 4,096 targets of each batch, at positions that change from batch to batch.
+    log covers at most 4,096 targets of each batch, at positions that change from batch to batch.
 
     Args:
         interval: Epochs between records, of 28 bytes a sample.

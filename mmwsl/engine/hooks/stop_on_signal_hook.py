@@ -32,9 +32,9 @@ class StopOnSignalHook(Hook):
     adds this hook.
 
     Args:
-        interval: Steps after which several processes ask each other whether one of them should stop; a process alone
-            stops after each step.
-        grace: Seconds after which a process that is stuck in a step, because another process is gone, is ended.
+        interval: Steps after which several processes ask each other whether one of them should stop; a single
+            process can stop after any step.
+        grace: Seconds from the signal until a process that is stuck in a step, because another one is gone, is killed.
     """
 
     priority = 95  # type: ignore[assignment]  # after what changes or saves the run's state, and before ExactResumeHook
@@ -128,7 +128,7 @@ class StopOnSignalHook(Hook):
 
 
 def _hear_the_run_alone(init: Callable[[int], None] | None, worker: int) -> None:
-    """Let a worker of a dataloader ignore signals, which Slurm sends to all processes of a job, but not its own run's.
+    """Let a dataloader's worker ignore the signals that Slurm sends to all processes of a job, but not its own run's.
 
     A run that ends sends SIGTERM to workers that are left, and waits for them.
     """

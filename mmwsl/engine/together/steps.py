@@ -15,7 +15,7 @@ from mmwsl.engine.together.member import Member
 from mmwsl.models.teachers import FrozenTeacher
 from mmwsl.models.teachers.recording import recording
 
-_LOGGED = 50  # one step in so many logs
+_LOGGED = 50  # steps from one that logs to the next
 _WARM_UP = 3  # steps before a graph is captured, in which libraries choose their kernels and reserve memory
 
 

@@ -1,4 +1,4 @@
-"""The student's data_preprocessor, which gives way to the algorithm's: no setting of it may be lost."""
+"""Check that no setting is lost when the algorithm's data_preprocessor replaces the student's."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def check_settings(architecture: Any, student: Any, shared: Any) -> None:
 
 
 def keep_batch_augments(student: Any, shared: Any) -> None:
-    """Move the student's ``batch_augments`` to the algorithm's data_preprocessor, unless this has its own.
+    """Move the student's ``batch_augments`` to the algorithm's data_preprocessor, unless that has its own.
 
     Args:
         student: The student.
         shared: The algorithm's data_preprocessor, changed in place.
 
     Raises:
-        ValueError: If it cannot mix images.
+        ValueError: If the algorithm's data_preprocessor cannot mix images.
     """
     own: Any = getattr(student, 'data_preprocessor', None)
     augments = getattr(own, 'batch_augments', None)

@@ -49,8 +49,9 @@ class WSLDistill(SingleTeacherDistill):
         teacher_speed: How the teacher runs while only its output is read in training. 'fold': with BatchNorm folded
             into the convolutions (not with ``teacher_norm_eval=False``) and weights laid out channels last, each only
             if logits stay the same to 1e-4 of the largest. 'bf16': the same in bfloat16, which changes logits by
-            per cents. 'compile': folded and compiled by torch, which takes time on the first batch. 'compile_bf16': all
-            of these. 'plain': unchanged, as it also runs whenever a recorder, delivery or hook reads inside it.
+            one or two per cent of the largest. 'compile': folded and compiled by torch, which takes time on the first
+            batch. 'compile_bf16': all of these. 'plain': unchanged, as it also runs whenever a recorder, delivery or
+            hook reads inside it.
         teacher_cache: Folder that tools/cache_teacher.py filled with this teacher's answers. The network is then not
             built, and ``teacher`` and ``teacher_ckpt`` tell which teacher is expected. Needs the dataset
             ``mmwsl.CachedViews`` with the same folder.

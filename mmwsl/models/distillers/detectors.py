@@ -78,7 +78,7 @@ class NamedInputsRecorder(ModuleOutputsRecorder):
 
 
 class Detector(NamedTuple):
-    """Facts about a dense head."""
+    """What a logit loss has to know about a dense head."""
 
     head: str
     loss: str

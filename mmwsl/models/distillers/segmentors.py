@@ -25,7 +25,7 @@ _LOSSES = {'PIDHead': 1}
 
 
 class Segmentor(NamedTuple):
-    """Facts about a student's decode head."""
+    """What a logit loss has to know about a student's decode head."""
 
     loss: str
     """Name of the module that receives its logits, at the labels' resolution, and the labels."""

@@ -106,9 +106,9 @@ class WSLDistiller(ConfigurableDistiller):
         self.loss_forward_mappings = mappings
         self.resolution = resolution
         self.segmentor: Segmentor | None = None
-        """Facts about the student, if it is a segmentor."""
+        """What the losses have to know about the student, if it is a segmentor."""
         self.detector: Detector | None = None
-        """Facts about the student, if it is a detector."""
+        """What the losses have to know about the student, if it is a detector."""
         self.logs_statistics = True
         """Whether to compute the next batch's statistics; ``mmwsl.LossStatisticsHook`` requests only those it logs."""
         self.calls: dict[str, Call] = {}

@@ -53,7 +53,7 @@ class SampleLoss(nn.Module):
         return None
 
     def divergence(self, losses: Tensor, preds_T: Tensor) -> Tensor | None:
-        r"""Return the KL divergence that corresponds to losses which do not reach 0, for the log.
+        r"""Return the KL divergence to log in place of losses that do not reach 0.
 
         Args:
             losses: Result of :meth:`forward`, without gradient. Shape: (N, \*).

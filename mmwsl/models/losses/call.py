@@ -9,7 +9,7 @@ from mmwsl import functional
 from mmwsl.models.weightings import BernoulliBatch, SampleBatch
 
 _PERCENTILES = range(10, 91, 40)
-_SAMPLED = 2**14  # targets from which percentiles are computed if there are more: a dense batch has millions
+_SAMPLED = 2**14  # targets that suffice for percentiles: a dense batch has millions
 
 
 class Call:

@@ -37,7 +37,7 @@ class WeightedLoss(nn.Module):
         average: Divisor of 'mean': 'targets' is the number of targets that count; 'positives' is the number of those
             that have a right class and are not background, as in detectors (only for sigmoid heads).
         sync_divisor: Whether to average the divisor over all processes, so that they train like one process with the
-            whole batch. For numbers of targets that differ between processes: pixels that count, positives.
+            whole batch. Use it if the number of targets differs between processes, as with ignored pixels or positives.
         warmup_epochs: Number of epochs of a run of mmengine in which the loss grows evenly to its full weight, starting
             at 1 / warmup_epochs, as in DKD's code. A run by iterations has no epochs, and ``mmwsl.CheckTeacherHook``
             refuses it.
@@ -104,7 +104,7 @@ class WeightedLoss(nn.Module):
             preds_T: Teacher logits. Shape: as preds_S.
             gt_labels: Class indices, (N, \*), or class scores of the logits' shape; some losses document other forms.
             weight: A further weight for each target, (N, \*), or for a loss per class also for each class, (N, C, \*).
-            avg_factor: Divisor of the sum, in place of the number of targets; the loss is 0 if it is 0. Neither this
+            avg_factor: Divisor of the sum, in place of the number of targets; if it is 0, so is the loss. Neither this
                 nor ``weight`` affects a term of the batch as a whole.
             reduction_override: Replaces ``reduction`` for this call.
             teacher_hard_loss: The teacher's loss of each target at temperature 1, if it is known more exactly than from
@@ -196,7 +196,7 @@ class WeightedLoss(nn.Module):
     def prepare(self) -> None:
         """Look up the epoch for ``warmup_epochs``, before a call that torch.compile traces.
 
-        A call does it itself otherwise, and then breaks the graph.
+        Without it, the call looks up the epoch itself, which breaks the graph.
 
         Raises:
             RuntimeError: If there is no run of mmengine with epochs.

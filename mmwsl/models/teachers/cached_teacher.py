@@ -45,7 +45,7 @@ class CachedTeacher(BaseModel):
     def restore(self, inputs: Tensor, data_samples: list | None = None) -> None:
         """Restore the logits of the next call in advance, because torch.compile cannot trace it.
 
-        A call without it restores them itself.
+        Without it, the call restores them itself.
 
         Args, Raises: As :meth:`forward`.
         """

@@ -34,8 +34,8 @@ class FrozenTeacher:
     While the student trains and only the network's output is read, a faster copy replaces the network. The copy is
     dropped at the first call after the network has changed (:class:`mmwsl.models.teachers.watch.Watch` lists the
     changes that are detected), and is made again once the network is unchanged for two calls, so a teacher that changes
-    at each step is never copied. The network itself also runs in eval mode, and while other code has a forward hook in
-    it. Copies and pickles of this object make their own fast copy.
+    at each step is never copied. The network itself runs whenever the student is in eval mode or other code has a
+    forward hook in the network. Copies and pickles of this object make their own fast copy.
 
     torch.compile can trace a call as a part of one graph if :meth:`prepare` was called before, outside the graph;
     otherwise the traced call runs the network itself.
