@@ -124,7 +124,7 @@ def make_torchvision_importable() -> None:
         importlib.import_module('torchvision')
         warnings.warn(
             f'torchvision {version("torchvision")} was built for another torch than {torch.__version__}, the installed '
-            'one. mmwsl works all the same; `import mmpretrain` in a script without mmwsl fails with '
+            'one. mmwsl works regardless; `import mmpretrain` in a script without mmwsl fails with '
             f'"{error}". Install both from one index: pip install --force-reinstall --no-deps --index-url '
             'INDEX torch torchvision, or in a clone: make clean, then make install TORCH_INDEX=INDEX',
             stacklevel=2,
@@ -732,7 +732,7 @@ _STORED_METHODS = {  # methods to which mmengine's objects hold references
 def _stored_method(owner: type, name: str) -> Any:
     """Replacement of ``getattr`` for the methods that mmengine's checkpoints need, and no others."""
     if name not in _STORED_METHODS.get(owner, ()):
-        raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not among what mmengine stores')
+        raise pickle.UnpicklingError(f'it asks for getattr({owner!r}, {name!r}), which mmengine never stores')
     return getattr(owner, name)
 
 

@@ -60,9 +60,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     args.out = args.out or Path('work_dirs') / without_spaces(args.configs[0].resolve().stem)
     if str(args.out) != without_spaces(str(args.out)):
-        parser.error(
-            f'--out should have neither spaces nor commas, which settings of a run cannot hold, got {args.out}'
-        )
+        parser.error(f'--out must not contain spaces or commas, at which settings of a run are split, got {args.out}')
     args.jobs = args.jobs or (1 if torch.cuda.is_available() else min(4, os.cpu_count() or 1))
     return args
 

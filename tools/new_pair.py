@@ -55,15 +55,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', type=Path, help='folder for the configs; default: configs/<name of the data>')
     args = parser.parse_args()
     if args.teacher_ckpt and args.teacher_start:
-        parser.error('--teacher-ckpt names a trained teacher, and --teacher-start where its training begins: give one')
+        parser.error(
+            '--teacher-ckpt (trained already) and --teacher-start (where training starts) exclude each other: give one'
+        )
     for file in (args.teacher_ckpt, args.teacher_start, args.student_start):
         if file and '://' not in file and not Path(file).is_file():
             parser.error(f'there is no file {file}')
     args.out = args.out or Path('configs') / without_spaces(args.data.resolve().name)
     if str(args.out) != without_spaces(str(args.out)):
-        parser.error(
-            f'--out should have neither spaces nor commas, which settings of a run cannot hold, got {args.out}'
-        )
+        parser.error(f'--out must not contain spaces or commas, at which settings of a run are split, got {args.out}')
     if (args.out / 'wsl.py').exists():
         parser.error(f'{args.out}/wsl.py exists already: choose another folder with --out, or delete it')
     return args
@@ -93,7 +93,7 @@ def main() -> None:
     print(made.describe())
     if not (args.teacher_ckpt or args.teacher_start):
         print(
-            '  The teacher learns from these images alone, as its students do, and may end no better than they are. '
+            '  The teacher learns from these images alone, as its students do, and may end no better than they do. '
             f'Begin with one that has learnt from others:\n  --teacher-start {address(args.teacher, pixels)}'
         )
     print('Written: ' + ' '.join(str(file) for file in files))

@@ -48,7 +48,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if args.out_item and not args.out:
         parser.error('--out-item needs --out')
     if args.out and args.out_item != 'metrics' and not args.out.endswith('.pkl'):
-        parser.error(f'predictions are written to a .pkl file, got --out {args.out}: give --out-item metrics for .json')
+        parser.error(f'predictions need --out FILE.pkl, got {args.out}: for a .json file, add --out-item metrics')
     if not args.checkpoint and not args.teacher:
         parser.error('a checkpoint is needed, unless --teacher is given')
     return args

@@ -201,7 +201,7 @@ def _label(info: Mapping, changes: Iterable[Callable]) -> int:
     if label.size != 1:
         raise ValueError(
             f'each image should have one class, got gt_label={sample.get("gt_label")} for image '
-            f'{sample.get("sample_idx")}: several labels at once have no single loss'
+            f'{sample.get("sample_idx")}: several labels at once have no single loss. Use one class per image'
         )
     return int(label.item())
 

@@ -214,7 +214,7 @@ class TeacherCache:
         if missing or self.manifest.top1 is None:
             raise CacheError(
                 f'the teacher cache in {self.folder} is not finished, {len(missing)} of '
-                f'{self.manifest.views * self.manifest.parts} shards are missing: {_AGAIN}, and it resumes'
+                f'{self.manifest.views * self.manifest.parts} shards are missing: {_AGAIN} to resume'
             )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class TeacherLosses:
         size = len(self.losses) if self.losses.ndim else 0
         if found != [(np.float32, (size,)), (np.int64, (size,))]:
             raise ValueError(
-                'losses and labels should be one float32 and one int64 for each image, got '
+                'losses should be float32 and labels int64, one of each for every image, got '
                 + ' and '.join(f'{dtype} of shape {shape}' for dtype, shape in found)
             )
         wrong = np.flatnonzero(~(np.isfinite(self.losses) & (self.losses >= 0)))

@@ -200,7 +200,7 @@ def _common_classes(found: ImageFolder, prefixes: tuple[str, str]) -> list[str]:
         raise ValueError(
             f'{prefixes[0]}/ and {prefixes[1]}/ in {found.root} should have the same classes; only in '
             f'{prefixes[0]}/: {first_of(only[0]) or "none"}; only in {prefixes[1]}/: '
-            f'{first_of(only[1]) or "none"}. Rename or delete these folders'
+            f'{first_of(only[1]) or "none"}. Give both the same class folders: rename or delete these'
         )
     return named[0]
 

@@ -137,7 +137,7 @@ def _misfits(scheduler: Mapping, epochs: int) -> Iterator[str]:
     period = scheduler.get('T_max')
     last = epochs if end is None else min(end, epochs)
     if period is not None and begin + period != last:
-        yield (f'its cosine ends after epoch {begin + period}, and T_max={last - begin} would end it with training')
+        yield (f'its cosine ends after epoch {begin + period}: set T_max={last - begin} to end it with training')
     late = [milestone for milestone in scheduler.get('milestones') or () if milestone >= epochs]
     if late:
         yield f'the milestones {late} are never reached'

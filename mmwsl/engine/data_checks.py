@@ -33,7 +33,10 @@ _CIFAR = {  # folder, its files, archive
 _NOT_STACKED = ('stack expects each tensor to be equal size', 'resize storage that is not resizable')
 _NOT_READ = 'failed to load image: '  # mmcv's
 # what to change for images of several sizes
-_ALIKE = "Read all of them alike: dict(type='LoadImageFromFile', color_type='color') as the first step of its pipeline"
+_ALIKE = (
+    "Read all images with the same channels: dict(type='LoadImageFromFile', color_type='color') as the first step of "
+    'its pipeline'
+)
 _RESIZED = (
     "Add dict(type='Resize', scale=(WIDTH, HEIGHT)), or dict(type='ResizeEdge', scale=SIZE) and "
     "dict(type='CenterCrop', crop_size=SIZE), before PackInputs in its pipeline"
@@ -129,7 +132,7 @@ def _check_folder(name: str, dataset: dict[str, Any], field: str) -> None:
     raise FileNotFoundError(
         f'{field}: {folder} does not exist. Expected: one folder for each class with its images, as in '
         f'{folder}/<class>/<image>.jpg (or data_prefix with an annotation file in ann_file).{source} Set '
-        f'{field}.dataset...data_root and data_prefix to where it is'
+        f'{field}.dataset...data_root and data_prefix to its location'
     )
 
 

@@ -119,7 +119,7 @@ def _figure(name: str, value: float | None, places: int) -> str:
 
 def _against_alone(result: Result, runs: Mapping[Path, Result]) -> Iterator[tuple[str, float | None, str]]:
     if not runs:
-        yield 'student alone', None, 'no folder next to this one holds a run of it with these data and this schedule'
+        yield 'student alone', None, 'no run of it with these data and this schedule in a folder next to this one'
         return
     mean = statistics.mean(run.last for run in runs.values())
     several = f'mean of {len(runs)} runs, ' if len(runs) > 1 else ''

@@ -50,7 +50,7 @@ def named_network(name: str, classes: int, pixels: int, bases: Path) -> dict[str
         if _of_a_file(name, other, bases):
             meant = f'; it is one for {other} pixels, to which --pixels {other} brings the images.'
         raise ValueError(
-            f'neither mmwsl, mmpretrain nor timm has a network {name!r} for {pixels} pixels{meant} '
+            f'there is no network {name!r} for {pixels} pixels in mmwsl, mmpretrain or timm{meant} '
             'configs/_base_/models, mmpretrain.list_models() and timm.list_models() have all names'
         )
     return _for_classes(found, classes)

@@ -60,7 +60,7 @@ def convert(weights: Weights) -> tuple[dict[str, Tensor], Layout]:
     weights = {key.removeprefix('module.'): value for key, value in weights.items()}
     if any(key.startswith('backbone.') for key in weights):
         raise ValueError(
-            f"the keys are mmpretrain's already, of {looks_like(weights)}: there is nothing to convert. "
+            f"there is nothing to convert: the keys, of {looks_like(weights)}, are already mmpretrain's. "
             'Set model.teacher_ckpt to this file in a config with this network'
         )
     strangers = {layout.name: layout.strangers(weights) for layout in LAYOUTS}

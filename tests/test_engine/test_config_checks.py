@@ -153,8 +153,8 @@ def test_no_config_of_the_project_looks_misspelt(told):
 @pytest.mark.parametrize(
     'scheduler, said',
     [
-        (dict(type='CosineAnnealingLR', T_max=8), 'cosine ends after epoch 8, and T_max=2 would end it with training'),
-        (dict(type='CosineAnnealingLR', T_max=8, begin=1), 'cosine ends after epoch 9, and T_max=1 would'),
+        (dict(type='CosineAnnealingLR', T_max=8), 'cosine ends after epoch 8: set T_max=2 to end it with training'),
+        (dict(type='CosineAnnealingLR', T_max=8, begin=1), 'cosine ends after epoch 9: set T_max=1 to end'),
         (dict(type='MultiStepLR', milestones=[1, 2, 5]), 'the milestones [2, 5] are never reached'),
         (dict(type='LinearLR', end=5), 'end=5 is never reached'),
         (dict(type='CosineAnnealingLR', T_max=2), None),

@@ -98,7 +98,7 @@ def test_the_student_alone_is_found_in_folders_alongside(tmp_path, monkeypatch):
 def test_what_is_not_known_is_said_and_shares_have_three_digits(tmp_path):
     text = gain.gained(result(last=0.41, best=0.42), tmp_path / 'det', None, 5)
     assert '  teacher        unknown\n' in text and '  student          0.410  last' in text
-    assert '  student alone  unknown  no folder next to this one holds a run of it' in text and 'gain' not in text
+    assert '  student alone  unknown  no run of it with these data and this schedule' in text and 'gain' not in text
 
 
 def test_a_run_says_what_it_gained_and_what_comes_next(tmp_path, monkeypatch):

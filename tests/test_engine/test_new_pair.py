@@ -55,10 +55,13 @@ def test_a_name_of_timm_gives_its_classifier(name, model):
 
 
 def test_a_name_that_nobody_has_is_explained():
-    with pytest.raises(ValueError, match=r"has a network 'resnet57' for 32 pixels\. Did you mean resnet56 or "):
+    with pytest.raises(
+        ValueError,
+        match=r"no network 'resnet57' for 32 pixels in mmwsl, mmpretrain or timm\. Did you mean resnet56 or ",
+    ):
         named_network('resnet57', 7, 32, BASES)
     with pytest.raises(
-        ValueError, match=r"a network 'resnet20' for 224 pixels; it is one for 32 .* --pixels 32 brings"
+        ValueError, match=r"no network 'resnet20' for 224 pixels in .*; it is one for 32 .* --pixels 32 brings"
     ):
         named_network('resnet20', 7, 224, BASES)
 

@@ -120,4 +120,4 @@ def test_a_tool_that_fails_ends_with_its_error(compare, monkeypatch, said, shown
 def test_a_folder_that_no_setting_can_hold_is_refused(compare, capsys):
     with pytest.raises(SystemExit):
         compare('--out', 'my, runs')
-    assert '--out should have neither spaces nor commas' in capsys.readouterr().err
+    assert '--out must not contain spaces or commas' in capsys.readouterr().err

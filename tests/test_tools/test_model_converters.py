@@ -203,7 +203,10 @@ def test_unknown_layout_is_named():
 
 
 def test_what_is_converted_is_not_converted_again():
-    with pytest.raises(ValueError, match="are mmpretrain's already, of a CIFAR ResNet of depth 8 with 10 classes"):
+    with pytest.raises(
+        ValueError,
+        match="nothing to convert: the keys, of a CIFAR ResNet of depth 8 with 10 classes, are already mmpretrain's",
+    ):
         import_teacher.convert(build(network(4)).state_dict())
 
 

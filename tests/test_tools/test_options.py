@@ -74,7 +74,7 @@ def test_predictions_go_into_a_pickle_alone(monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['test.py', 'c.py', 'c.pth', '--out', 'a.json'])
     with pytest.raises(SystemExit):
         load_tool('test').parse_args()
-    assert 'written to a .pkl file, got --out a.json: give --out-item metrics for .json' in capsys.readouterr().err
+    assert 'need --out FILE.pkl, got a.json: for a .json file, add --out-item metrics' in capsys.readouterr().err
     monkeypatch.setattr(sys, 'argv', [*sys.argv, '--out-item', 'metrics'])
     assert load_tool('test').parse_args().out == 'a.json'
 
@@ -175,7 +175,7 @@ def own_images(tmp_path, files):
         (
             [],
             FileNotFoundError,
-            r'train does not exist. Expected: one folder for each class[^I]*data_prefix to where it is',
+            r'train does not exist. Expected: one folder for each class[^I]*data_prefix to its location',
         ),
         (['a/1.png', '.ipynb_checkpoints/1.png'], ValueError, r'would become a class: .ipynb_checkpoints. Delete'),
         (
@@ -224,7 +224,7 @@ def pictures(tmp_path, sizes, modes=('RGB', 'RGB')):
             ((32, 32), (32, 32)),
             ('RGB', 'L'),
             r'got 32 x 32 pixels in 3 channels of .*cat/a.png and 32 x 32 pixels in 1 '
-            r"channel of .*cat/b.png. Read all of them alike: dict\(type='LoadImageFromFile'",
+            r"channel of .*cat/b.png. Read all images with the same channels: dict\(type='LoadImageFromFile'",
         ),
     ],
 )

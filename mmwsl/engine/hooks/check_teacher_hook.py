@@ -73,7 +73,8 @@ class CheckTeacherHook(CheckLabelsHook):
     ) -> None:
         if min_accuracy is not None and min_score is not None:
             raise ValueError(
-                f'min_accuracy={min_accuracy} and min_score={min_score} say the same: leave min_accuracy out'
+                f'min_accuracy={min_accuracy} and min_score={min_score} both set the lowest score: leave '
+                'min_accuracy out'
             )
         self.max_batches = max_batches
         self.min_score = min_score if min_accuracy is None else 100 * min_accuracy
@@ -223,7 +224,7 @@ def _tell_of_copies(runner: Runner, teacher: nn.Module) -> None:
     """Log the memory that EMAHook needs to copy the teacher with the model, although it does not average it."""
     if any(isinstance(hook, EMAHook) for hook in runner.hooks):
         size = sum(value.numel() * value.element_size() for value in teacher.state_dict().values()) / 1e6
-        runner.logger.info(f'EMAHook copies the whole model, and with it the teacher: {size:.3g} MB more.')
+        runner.logger.info(f'EMAHook also copies the teacher: {size:.3g} MB more.')
 
 
 def _check_teacher_losses(model: Any, dataset: Any) -> None:
@@ -276,7 +277,7 @@ def _name_better_input(runner: Runner, model: Any, inputs: Tensor, target: Tenso
     if found:
         runner.logger.warning(
             f'The teacher gets {100 * float(right.double().mean()):.0f} % of {len(target)} images right as they are, '
-            f'and {100 * found[1]:.0f} % with {found[0]}. Give model.teacher a data_preprocessor of its own, with the '
+            f'and {100 * found[1]:.0f} % with {found[0]}. Give model.teacher its own data_preprocessor, with the '
             'mean, std and to_rgb that it was trained with.'
         )
 

@@ -61,7 +61,7 @@ def test_the_memory_of_a_teacher_that_is_copied_with_the_model_is_logged(tmp_pat
         )
         / 1e6
     )
-    said = f'EMAHook copies the whole model, and with it the teacher: {size:.3g} MB more.'
+    said = f'EMAHook also copies the teacher: {size:.3g} MB more.'
     assert (said in next(tmp_path.glob('*/*.log')).read_text()) == averages
 
 
@@ -92,7 +92,7 @@ def test_the_least_score_may_be_stated(hook):
     judge(0.6, **hook)
     with pytest.raises(RuntimeError, match=r'60\.00 % is required'):
         judge(0.59, **hook)
-    with pytest.raises(ValueError, match='say the same: leave min_accuracy out'):
+    with pytest.raises(ValueError, match='both set the lowest score: leave min_accuracy out'):
         CheckTeacherHook(min_accuracy=0.5, min_score=50)
 
 
@@ -328,7 +328,7 @@ def test_normalisation_that_fits_better_is_named(tmp_path, trained):
     run_digits(tmp_path / 'teacher', network(4), epochs=5, custom_hooks=[], data_preprocessor=raw)
     run(tmp_path, distillation(teacher_ckpt=str(tmp_path / 'teacher/epoch_5.pth')), dict(min_score=0))
     assert (
-        '% with pixels from 0 to 255. Give model.teacher a data_preprocessor'
+        '% with pixels from 0 to 255. Give model.teacher its own data_preprocessor'
         in next(tmp_path.glob('2*/*.log')).read_text()
     )
     run(tmp_path / 'right', distillation(teacher_ckpt=trained[0]))
