@@ -17,6 +17,12 @@ sweep = load_tool('sweep')
 TOP1 = METRICS[0]
 
 
+@pytest.fixture(autouse=True)
+def _logs_stay_open(monkeypatch):
+    """Submitit and Alembic configure logging, which closes the log files of all tests before."""
+    monkeypatch.setattr('logging.shutdown', lambda *handlers: None)
+
+
 def test_plan_is_every_combination_the_seed_changing_last():
     planned = sweep.plan([Path('a.py'), Path('b.py')], ['model.x.tau=1,4'], [0, 7])
     assert [run.name for run in planned] == [
