@@ -110,7 +110,7 @@ def test_statistics_are_of_all_pixels(tmp_path):
         (
             ('train/a/0.png', 'train/b/0.png', 'val/a/0.png', 'val/B/0.png'),
             '',
-            r'should have the same classes; only in train/: b; only in val/: B\. Rename or delete',
+            r'should have the same classes; only in train/: b; only in val/: B\. Give both the same class folders',
         ),
         (
             ('a/0.png', 'b/0.txt'),
