@@ -701,7 +701,7 @@ def check_choice(classes: int) -> None:
     """Raise ValueError unless there are several classes to choose from."""
     if classes < 2:
         raise ValueError(
-            f'relations among classes need at least 2 classes, got {classes}. For a single yes/no logit '
+            f'relations among classes need at least 2 classes, got {classes}. For a single logit (yes or no) '
             "use loss=dict(type='BernoulliKD')"
         )
 
