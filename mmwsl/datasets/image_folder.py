@@ -107,12 +107,13 @@ class ImageFolder:
             ('empty or broken files', self.broken),
             (f'files that do not end in {", ".join(IMAGES)}', self.others),
         )
-        lines += [f'  no validation images of {first_of(unseen)}' for unseen in [self.without(self.val)] if unseen]
-        lines += [
-            f'  {len(same)} validation images are training images, too, so figures will be too good: {first_of(same)}'
-            for same in [self.in_both()]
-            if same
-        ]
+        if unseen := self.without(self.val):
+            lines.append(f'  no validation images of {first_of(unseen)}')
+        if same := self.in_both():
+            lines.append(
+                f'  {len(same)} validation images are training images, too, so figures will be too good: '
+                f'{first_of(same)}'
+            )
         lines += [f'  left out: {len(names)} {what}: {first_of(names)}' for what, names in left_out if names]
         return '\n'.join(lines)
 

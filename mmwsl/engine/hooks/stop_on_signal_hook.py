@@ -64,9 +64,8 @@ class StopOnSignalHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         self._is_in_step = False
-        is_last = counts_epochs(runner) and batch_idx + 1 == len(
-            runner.train_dataloader
-        )  # its checkpoint is the epoch's
+        # the checkpoint of an epoch's last step is the epoch's own
+        is_last = counts_epochs(runner) and batch_idx + 1 == len(runner.train_dataloader)
         if not is_last and self._is_to_stop(runner, self.every_n_train_iters(runner, self.interval)):
             self._stop(runner, runner.epoch, runner.iter + 1)
 
