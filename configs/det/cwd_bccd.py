@@ -1,6 +1,9 @@
 # MMRazor's channel-wise distillation (arXiv 2011.13256) of what the neck outputs, with the settings of its own configs.
 _base_ = ['wsl_bccd.py']
 
+# ChannelWiseDivergence calls `view`, which fails in channels_last
+custom_hooks = [hook for hook in _base_.custom_hooks if hook['type'] != 'mmwsl.ChannelsLastHook']
+
 _recorders = dict(fpn=dict(type='ModuleOutputs', source='neck'))
 
 model = dict(

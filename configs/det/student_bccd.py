@@ -6,3 +6,5 @@ _base_ = [
 ]
 
 model = _base_.bccd_student
+
+custom_hooks = [*_base_.custom_hooks, dict(type='mmwsl.ChannelsLastHook')]
