@@ -9,13 +9,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 from mmengine.config import Config
 
+from mmwsl.engine import copies
 from mmwsl.utils.files import lock, whole_file
 
 _RECORD = 'run.json'
@@ -51,7 +52,6 @@ def train(
         return False
     work_dir.mkdir(parents=True, exist_ok=True)
     command = [
-        sys.executable,
         str(tool),
         str(config),
         '--work-dir',
@@ -64,16 +64,28 @@ def train(
     with (work_dir / 'lock').open('a') as held, output.open('a') as stream:
         lock(held, f'another process trains in {work_dir}, perhaps one left by a command that was killed')
         _write(work_dir, record)
-        # the training process inherits the lock and keeps it if this one is killed; on Windows locks are not inherited
-        inherited = (held.fileno(),) if os.name == 'posix' else ()
-        status = subprocess.run(
-            command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False, pass_fds=inherited
-        )
-    if status.returncode:
+        status = _run(command, environment, stream.fileno(), held.fileno())
+    if status:
         end = ending(output.read_text(errors='replace'))
-        raise RuntimeError(f'training {config} failed with status {status.returncode}; {output} ends with\n{end}')
+        raise RuntimeError(f'training {config} failed with status {status}; {output} ends with\n{end}')
     _write(work_dir, {**record, 'finished': True})
     return True
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str], output: int, held: int) -> int:
+    """Run a tool to its end, which keeps a lock if this process is killed, and return its exit status."""
+    tool, *arguments = command
+    status = copies.run(Path(tool), arguments, environment, output, held) if copies.possible() else None
+    if status is not None:
+        return status
+    return subprocess.run(
+        [sys.executable, *command],
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        check=False,
+        pass_fds=(held,) if os.name == 'posix' else (),  # on Windows locks are not inherited
+    ).returncode
 
 
 def ending(output: str) -> str:

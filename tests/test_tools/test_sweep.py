@@ -174,21 +174,29 @@ def test_a_run_goes_on_until_it_is_finished_and_is_then_not_repeated(tmp_path):
         runs.train(script, Path('other.py'), work_dir, ['a=1', 'b=2'])
 
 
-def test_a_process_that_outlives_its_driver_keeps_the_work_dir(tmp_path):
+@pytest.mark.parametrize('copied', [True, False])
+def test_a_process_that_outlives_its_driver_keeps_the_work_dir(tmp_path, copied):
     script, work_dir = tmp_path / 'train.py', tmp_path / 'work'
-    script.write_text('import os; os.kill(os.getppid(), 9); os.write(0, b"killed"); os.read(0, 1)')
+    script.write_text(
+        'import os, socket; os.kill(int(os.environ["DRIVER"]), 9); there = socket.socket(socket.AF_UNIX); '
+        f'there.connect("{tmp_path}/socket"); there.send(b"killed"); there.recv(1)'
+    )
     driver = (
-        'import sys; from pathlib import Path; from mmwsl.engine import runs; '
+        'import os, sys; from pathlib import Path; from mmwsl.engine import copies, runs; '
+        f'copies.possible = lambda: {copied}; os.environ["DRIVER"] = str(os.getpid()); '
         'runs.train(Path(sys.argv[1]), Path("config.py"), Path(sys.argv[2]))'
     )
-    here, there = socket.socketpair()
-    command = [sys.executable, '-W', 'ignore', '-c', driver, script, work_dir]
-    with here, subprocess.Popen(command, stdin=there) as process:
-        assert here.recv(6) == b'killed'
-        assert process.wait() == -9  # and what it held is free
-        script.write_text('')
-        with pytest.raises(RuntimeError, match='another process trains'):
-            runs.train(script, Path('config.py'), work_dir)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f'{tmp_path}/socket')
+        server.listen()
+        with subprocess.Popen([sys.executable, '-W', 'ignore', '-c', driver, script, work_dir]) as process:
+            here, _ = server.accept()
+            with here:
+                assert here.recv(6) == b'killed'
+                assert process.wait() == -9  # and what it held is free
+                script.write_text('')
+                with pytest.raises(RuntimeError, match='another process trains'):
+                    runs.train(script, Path('config.py'), work_dir)
 
 
 @pytest.mark.slow

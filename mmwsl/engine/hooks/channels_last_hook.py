@@ -44,7 +44,7 @@ class ChannelsLastHook(Hook):
             )
             return
         # mmdet's KnowledgeDistillationSingleStageDetector has a `to` of its own, for a device alone
-        torch.nn.Module.to(runner.model, memory_format=torch.channels_last)
+        torch.nn.Module.to(runner.model, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _device_type(model: torch.nn.Module) -> str:
