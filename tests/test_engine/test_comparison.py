@@ -178,6 +178,13 @@ def test_time_left_is_that_of_the_epochs_since_the_command(tmp_path, monkeypatch
     assert progress.line() == '7 of 10 epochs, about 60 s left'
 
 
+def test_epochs_without_validation_count(tmp_path, monkeypatch):
+    log = [dict(loss=1.0, epoch=5, step=60), {'accuracy/top1': 50.0, 'step': 5}, {'accuracy/top1': 60.0, 'step': 10}]
+    monkeypatch.setattr(runs, 'scalars', lambda work_dir: log)
+    progress = training._Progress([Trained(CONFIGS / 'wsl_digits.py', tmp_path / 'a', ())])
+    assert progress.line() == '10 of 10 epochs'
+
+
 def test_table_has_the_last_epochs():
     arms = {'Student alone': [log_of([10, 50]), log_of([90, 53])], 'kd': [log_of([60.126])]}
     assert table(METRICS[0], 61.5, arms).splitlines()[1:] == [

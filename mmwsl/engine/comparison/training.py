@@ -73,7 +73,11 @@ class _Progress:
         self.told = ''
 
     def _done(self) -> int:
-        return sum(1 for run in self.planned for line in runs.scalars(run.work_dir) if 'epoch' not in line)
+        """Return the epochs that all runs have validated; the step of a validation is its epoch."""
+        validated = (
+            [line['step'] for line in runs.scalars(run.work_dir) if 'epoch' not in line] for run in self.planned
+        )
+        return sum(max(steps, default=0) for steps in validated)
 
     def tell(self, tell: Callable[[str], None], ended: str = '') -> None:
         """Tell the progress if a run has ended or more epochs are done."""
