@@ -160,20 +160,23 @@ def test_weights_at_random_stand_against_plain_labels_of_the_same_seed(choosing)
 
 def test_scales_stand_against_the_lowest_of_the_same_seed(choosing):
     weight, subset = 'model.distiller.distill_losses.loss_kd.loss_weight', choosing.DATA[1].settings
-    kd = 'kd_r56_r20_cifar100_8e'
-    found = [('0.9', 0, 20.0), ('0.9', 1, 24.0), ('9', 0, 23.0), ('9', 1, 25.0)]
+    kd, fields = 'kd_r56_r20_cifar100_8e', 'kd-hinton_r56_r20_cifar100_8e'
+    found = [(kd, '0.9', 0, 20.0), (kd, '0.9', 1, 24.0), (kd, '9', 0, 23.0), (kd, '9', 1, 25.0), (fields, '9', 0, 22.5)]
     made = choosing.scale_table(
         choosing.Runs(
             [
-                *(run(kd, seed, top1, **dict(subset), **{weight: alpha}) for alpha, seed, top1 in found),
+                *(run(config, seed, top1, **dict(subset), **{weight: alpha}) for config, alpha, seed, top1 in found),
                 run(kd, 0, 60.0, **{weight: '2.25'}),
             ]
         )
     )  # of all images
-    assert [line.split('|')[1:-1] for line in made.splitlines() if line.startswith(('| 0.9', '| 2.25', '| 9'))] == [
-        [' 0.9 ', ' 22.00 ± 2.83 ', '  ', ' 20.00, 24.00 '],
-        [' 2.25 ', ' not run yet ', '  ', '  '],
-        [' 9 ', ' 24.00 ± 1.41 ', ' +2.00 ', ' 23.00, 25.00 '],
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in made.splitlines()[2:]]
+    assert [row for row in rows if row[1] != '4.5'] == [
+        ['1', '0.9', '22.00 ± 2.83', '', '20.00, 24.00'],
+        ['1', '2.25', 'not run yet', '', ''],
+        ['1', '9', '24.00 ± 1.41', '+2.00', '23.00, 25.00'],
+        ['0.1', '0.9', 'not run yet', '', ''],
+        ['0.1', '9', '22.50', '+2.50', '22.50'],
     ]
 
 

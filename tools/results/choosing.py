@@ -35,7 +35,8 @@ PAGE = ROOT / 'docs/choosing.md'
 README = ROOT / 'README.md'
 PICTURES = ROOT / 'docs/pictures'
 TAUS, WEIGHTS = ('1', '2', '4', '8'), ('0.5', '1', '2.25', '4')
-SCALES = ('0.9', '2.25', '4.5', '9')
+SCALES = {'1': ('kd', ('0.9', '2.25', '4.5', '9')), '0.1': ('kd-hinton', ('0.9', '9'))}
+"""Config and weights of the soft loss, by the weight of the hard loss."""
 LOSS = 'model.distiller.distill_losses.loss_wsl'
 LONGER = frozenset({'train_cfg.max_epochs': '40', 'param_scheduler.milestones': '[25,30,35]', **HALF}.items())
 NOISES = ('0', '0.2', '0.4')
@@ -179,14 +180,18 @@ def random_table(runs: Runs) -> str:
 
 
 def scale_table(runs: Runs) -> str:
-    """Return a table of what plain soft labels gain from the weight of their loss alone, against the lowest."""
-    cells = {alpha: runs.of('kd_r56_r20_cifar100_8e', DATA[1], **{KD: alpha}) for alpha in SCALES}
-    lowest = cells[SCALES[0]]
+    """Return a table of what plain soft labels gain from the weights of both losses alone, against the first row."""
+    cells = {
+        (hard, alpha): runs.of(f'{config}_r56_r20_cifar100_8e', DATA[1], **{KD: alpha})
+        for hard, (config, alphas) in SCALES.items()
+        for alpha in alphas
+    }
+    (hard, alpha), first = next(iter(cells.items()))
     return table(
-        ('`loss_weight`', 'Top-1', f'Minus {SCALES[0]}', 'Each run'),
+        ('Hard loss', '`loss_weight`', 'Top-1', f'Minus {hard} and {alpha}', 'Each run'),
         [
-            (alpha, cell(seeds), difference(seeds, lowest) if seeds is not lowest else '', each(seeds.values()))
-            for alpha, seeds in cells.items()
+            (*weights, cell(seeds), difference(seeds, first) if seeds is not first else '', each(seeds.values()))
+            for weights, seeds in cells.items()
         ],
     )
 

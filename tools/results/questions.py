@@ -31,6 +31,8 @@ class Method:
     settings: Mapping[str, str] = field(default_factory=dict)
     alone: bool = False
     """Whether it is the student alone, whose config names no teacher."""
+    by_pair: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Settings of the runs on one dataset."""
 
     def name(self, pair: str) -> str:
         student = {DIGITS: 'digits_student', CIFAR: 'r20_cifar100_8e'}[pair]
@@ -52,6 +54,7 @@ STEP = (
     Method('CE + 4.5 KL', 'kd_{}', {KD: '4.5'}),
     Method('CE + 9 KL', 'kd_{}', {KD: '9'}),
     WSL_PAPER,
+    Method("KD at 2.25 x WSL's mean w", 'kd_{}', by_pair={DIGITS: {KD: '1.789'}, CIFAR: {KD: '2.178'}}),
 )
 LOSSES = (
     KD_PLAIN,
@@ -73,6 +76,7 @@ TEACHER_LOSS = (
     Method('WSL, L_t out of fold, in random order', 'wsl-oof-random_{}'),
     Method('WSL, L_t out of fold, CE + 3.4 w H', 'wsl-oof_{}', LARGER),
     Method('WSL, L_t out of fold, in random order, CE + 3.4 w H', 'wsl-oof-random_{}', LARGER),
+    Method('softness x need: entropy x w, L_t out of fold', 'wsl-oof-entropy_{}'),
     Method('WSL, losses divided by their means', 'wsl-free_{}'),
     Method("the teacher's entropy as weight", 'kd-entropy_{}'),
 )
@@ -103,7 +107,7 @@ class Found:
         self.runs = runs
 
     def of(self, method: Method, pair: str, **settings: str) -> Seeds:
-        wanted = {**method.settings, **settings}
+        wanted = {**method.settings, **method.by_pair.get(pair, {}), **settings}
         halves = self.runs.get((method.name(pair), frozenset({**wanted, **HALF}.items())), {})
         return halves or self.runs.get((method.name(pair), frozenset(wanted.items())), {})
 
