@@ -160,7 +160,7 @@ PROSE = """# Configs
 Written by `tools/results/catalogue.py` from the configs, [published.yml](published.yml) and [results](../results).
 Change those and run it again.
 
-## Names
+## Kinds of configs
 
 | name | content |
 | --- | --- |
@@ -300,7 +300,7 @@ def _count(network: str, image: tuple[int, ...]) -> tuple[int, int]:
 
 
 def readme(entries: list[Entry], numbers: dict, results: dict) -> str:
-    lines = [PROSE, f'## Names: {NAME}\n', table(('Part', 'Values', 'Left out'), PARTS), '']
+    lines = [PROSE, f'## Parts of a name: {NAME}\n', table(('Part', 'Values', 'Left out'), PARTS), '']
     for dataset, (title, _) in DATASETS.items():
         for heading in dict.fromkeys(map(section, METHODS)):
             rows = [
