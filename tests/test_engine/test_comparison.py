@@ -7,7 +7,7 @@ import pytest
 from mmengine.config import Config
 
 from mmwsl.engine import runs
-from mmwsl.engine.comparison import METRICS, Trained, metric_of, plan, table, train_all, training, warning
+from mmwsl.engine.comparison import METRICS, Trained, draw, metric_of, plan, report, table, train_all, training, warning
 from tests.tiny import ROOT
 
 CONFIGS = ROOT / 'configs'
@@ -176,6 +176,19 @@ def test_time_left_is_that_of_the_epochs_since_the_command(tmp_path, monkeypatch
     progress = training._Progress([Trained(CONFIGS / 'wsl_digits.py', tmp_path / 'a', ())])
     logs['a'] = log_of(range(7))  # 3 epochs in 60 s, and 3 are left
     assert progress.line() == '7 of 10 epochs, about 60 s left'
+
+
+def test_picture_has_the_weights_of_arms_that_weight(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report, '_draw_weights', lambda axis, weighted: drawn.append([*weighted]))
+
+    def arm(*weights):
+        return [log_of([50, 60]) + [{'distill.wsl_weight': w, 'epoch': i} for i, w in enumerate(weights, 1)]]
+
+    logs = {'Student alone': arm(), 'kd': arm(1.0, 1.0), 'wsl': arm(1.0, 0.5)}
+    draw(METRICS[0], 90.0, logs, tmp_path / 'a.png')
+    draw(METRICS[0], 90.0, {'kd': logs['kd']}, tmp_path / 'b.png')
+    assert drawn == [['wsl']] and (tmp_path / 'b.png').exists()
 
 
 def test_epochs_without_validation_count(tmp_path, monkeypatch):

@@ -99,7 +99,7 @@ def best_taught(metric: Metric, planned: Plan, logs: Mapping[str, Sequence[Seque
 def draw(metric: Metric, teacher: float, logs: Mapping[str, Sequence[Sequence[Mapping]]], path: Path) -> None:
     """Draw the scores of each arm by epoch and, if a run logged them, WSL's mean weights."""
     plt = pyplot()
-    weighted = {arm: of_arm for arm, of_arm in logs.items() if any(_weights(log)[0] for log in of_arm)}
+    weighted = {arm: of_arm for arm, of_arm in logs.items() if any(set(_weights(log)[1]) - {1.0} for log in of_arm)}
     figure, axes = plt.subplots(
         1, 1 + bool(weighted), figsize=(5 + 5 * bool(weighted), 4), layout='constrained', squeeze=False
     )
