@@ -101,6 +101,16 @@ def test_each_run_comes_out_as_the_runner_makes_it(config, tmp_path, schedule):
         assert [line['accuracy/top1'] for line in log if 'accuracy/top1' in line][-1] == pytest.approx(accuracy)
 
 
+def test_the_layout_of_weights_is_the_one_that_the_config_asks_for(config):
+    cfg = config('alone', alone=True)
+    cfg.model = network(16)
+    cfg.custom_hooks.append(dict(type='mmwsl.ChannelsLastHook'))
+    [ours] = trained(cfg)
+    cfg.work_dir += '_runner'
+    Runner.from_cfg(cfg).train()
+    assert_same(ours, weights(Path(cfg.work_dir)))
+
+
 def test_wrong_labels_folds_and_losses_by_image(config, tmp_path):
     """An image's L_t is found by its place in the whole training set, which is not its place in the fold."""
     cfg = config('run', weighting=dict(type='mmwsl.WSLWeighting', teacher_losses=str(tmp_path / 'losses.npz')))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmwsl.engine.together.config import check_model, learning_rates
+from mmwsl.registry import HOOKS
 from mmwsl.utils.files import whole_file
 
 _EVALUATED = 1000  # images in a batch of validation, on which the result does not depend
@@ -48,6 +50,7 @@ class Member:
             self.model.init_weights()
         if device.type == 'cuda':
             self.model.to(memory_format=torch.channels_last)
+        _apply_layout(cfg, self.model)
         self.model.train()
         self.wrapper = build_optim_wrapper(self.model, cfg.optim_wrapper)
         self.optimizer = self.wrapper.optimizer
@@ -272,3 +275,11 @@ def saved(work_dir: Path) -> list[int]:
 
 def _checkpoint(work_dir: Path, epoch: int) -> Path:
     return work_dir / f'epoch_{epoch}.pth'
+
+
+def _apply_layout(cfg: Config, model: nn.Module) -> None:
+    """Let the config's ChannelsLastHook, if there is one, do what it does in a Runner."""
+    hooks = [*(cfg.get('custom_hooks') or ()), *(cfg.get('default_hooks') or {}).values()]
+    for hook in hooks:
+        if hook and hook['type'].rpartition('.')[2] == 'ChannelsLastHook':
+            HOOKS.build(hook).before_train(SimpleNamespace(model=model))
