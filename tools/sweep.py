@@ -95,10 +95,17 @@ def split(values: str) -> list[str]:
     return parts
 
 
-def carry_out(run: Run, args: argparse.Namespace) -> dict:
-    """Train a run to its end, keep its result, and return it."""
+def carry_out(run: Run, args: argparse.Namespace, fresh: bool = False) -> dict:
+    """Train a run to its end, keep its result, and return it.
+
+    Args:
+        run: The run.
+        args: The command's.
+        fresh: Whether the training is a child of this process, as it is on a GPU in any case.
+    """
     work_dir, kept = args.work_dir / run.name, KeptRuns(args.results)
-    runs.train(ROOT / 'tools/train.py', run.config, work_dir, [*run.options, *args.cfg_options], args.threads)
+    options = [*run.options, *args.cfg_options]
+    runs.train(ROOT / 'tools/train.py', run.config, work_dir, options, args.threads, fresh=fresh)
     # a result that an earlier sweep kept states the machine and the jobs of that sweep
     found = kept.find(run.name)
     if found and found.get('started') == runs.started(work_dir):
@@ -126,7 +133,7 @@ class OnSlurm:
     """Carries out a run as a submitit job, and continues it if Slurm preempts the job or its time is up."""
 
     def __call__(self, run: Run, args: argparse.Namespace) -> dict:
-        return carry_out(run, args)
+        return carry_out(run, args, fresh=True)  # checkpoint waits for its child
 
     def checkpoint(self, run: Run, args: argparse.Namespace) -> Any:
         """Wait for the training, which gets the same signal and saves its state, and queue the job again."""

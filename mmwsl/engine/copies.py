@@ -1,13 +1,15 @@
 """Run a tool in a copy of a process that has imported everything already.
 
 A tool takes some four seconds to import torch, mmengine and mmpretrain, longer than a short run trains. A command that
-starts many runs has a server import them once. Each run is a fork of that server: a process of its own, with its own
-output and environment. multiprocessing's ``forkserver`` would import the command's script in each of them, too, and
+starts many runs has a server import them once. For each run the server forks a watcher, which forks the tool, waits for
+it and answers its exit status, so that the server can take the next request. A tool is a process of its own, with its
+own output and environment. multiprocessing's ``forkserver`` would import the command's script in each of them, too, and
 close their standard input.
 """
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
@@ -27,7 +29,12 @@ import numpy as np
 import torch
 
 _ROOT = Path(__file__).resolve().parents[2]
-_SERVE = 'import sys; sys.path.append(sys.argv[2]); from mmwsl.engine.copies import serve; serve(int(sys.argv[1]))'
+_SERVE = (  # without '', the current folder
+    'import sys; sys.path = [*filter(None, sys.path), sys.argv[2]]; '
+    'from mmwsl.engine.copies import serve; serve(int(sys.argv[1]))'
+)
+_OF_RUNS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that a run answers; Slurm and Ctrl-C send them to the server and the watchers, too."""
 _IMPORTED = (
     'mmwsl.registry',  # readies the stack, so it comes first
     'mmengine.runner',
@@ -45,41 +52,48 @@ _server: _Server | None = None
 def possible() -> bool:
     """Whether a copy can do what a fresh process can.
 
-    It cannot where there is a GPU, since mmengine asks CUDA for its devices when it is imported, and CUDA does not work
-    in copies of a process that has done so. Nor do Apple's libraries work in copies.
+    It cannot if there is a GPU, since mmengine asks CUDA for its devices when it is imported, and CUDA does not work in
+    copies of a process that has done so. Apple's libraries do not work in copies either.
     """
     return sys.platform == 'linux' and not torch.cuda.is_available()
 
 
 def run(tool: Path, arguments: Sequence[str], environment: Mapping[str, str], output: int, held: int) -> int | None:
-    """Run a tool to its end.
+    """Run a tool to its end, or kill it if this function is interrupted.
 
     Args:
         tool: A script of Python.
-        arguments: What follows it on a command line.
-        environment: All of its environment. What imports read of it is that of the first run.
+        arguments: Its command-line arguments.
+        environment: Its whole environment, with ``OMP_NUM_THREADS``. Imports saw that of this process at its first run.
         output: Descriptor of the file that it prints to.
         held: Descriptor of a file that stays open, with its lock, until the tool ends, even if this process does not.
 
     Returns:
         The exit status, negative for a signal as in ``subprocess``; None if the tool did not start.
     """
-    request = dict(tool=str(tool), arguments=list(arguments), environment=dict(environment), folder=os.getcwd())
     here, there = socket.socketpair()
-    with here:
+    with here, here.makefile('r') as answers:
+        server = _running()
         try:
             with there:
-                socket.send_fds(_running().requests, [b'.'], [there.fileno(), output, held])
+                request = dict(tool=str(tool), arguments=[*arguments], environment={**environment}, folder=os.getcwd())
+                socket.send_fds(server.requests, [b'.'], [there.fileno(), output, held])
             here.sendall(json.dumps(request).encode())
             here.shutdown(socket.SHUT_WR)
-            answers = _all_of(here).splitlines()
-        except OSError:  # the server cannot import what it should, or was killed
-            return None
-    if not answers:
-        return None
-    _seconds['server'] = float(answers[0])
-    status, seconds = answers[1].split() if len(answers) > 1 else (-signal.SIGKILL, 0)
+            started = answers.readline().split()
+        except OSError:  # the current folder is gone, or the server is
+            started = []
+        if not started:
+            return -signal.SIGINT if server.is_interrupted() else None
+        try:
+            ended = answers.readline().split()
+        except BaseException:
+            os.kill(int(started[1]), signal.SIGKILL)
+            raise
+        answers.read()  # until no other process holds the lock
+    status, seconds = ended or (-signal.SIGKILL, 0)
     with _changing:
+        _seconds['server'] = max(_seconds['server'], float(started[0]))
         _seconds['tools'] += float(seconds)
     return int(status)
 
@@ -104,6 +118,26 @@ class _Server:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
+        atexit.register(self.end)
+
+    def is_interrupted(self) -> bool:
+        """Whether Ctrl-C ended it while it imported; the next run then starts another one."""
+        global _server
+        try:
+            interrupted = self.process.wait(1) == -signal.SIGINT
+        except subprocess.TimeoutExpired:
+            return False
+        with _changing:
+            if interrupted and _server is self:
+                _server = None
+        return interrupted
+
+    def end(self) -> None:
+        """End it; tools that run go on."""
+        self.requests.close()
+        if self.user == os.getpid():
+            self.process.kill()
+            self.process.wait()
 
 
 def _running() -> _Server:
@@ -115,18 +149,13 @@ def _running() -> _Server:
         return _server
 
 
-def _all_of(connection: socket.socket) -> bytes:
-    with connection.makefile('rb') as stream:
-        return stream.read()
-
-
 def serve(descriptor: int) -> None:
     """Import what runs need, and fork for each request from a socket until its other end is closed."""
     for module in _IMPORTED:
         import_module(module)
     gc.freeze()  # runs need not look for garbage in what is imported
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the runs decide
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the watchers
+    signal.pthread_sigmask(signal.SIG_BLOCK, _OF_RUNS)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # watchers need not be waited for
     requests = socket.socket(fileno=descriptor)
     while True:
         message, descriptors, *_ = socket.recv_fds(requests, 1, 3)
@@ -138,13 +167,15 @@ def serve(descriptor: int) -> None:
             requests.close()
             _watch(socket.socket(fileno=connection), output, held, spent)
             return
-        for number in (held, output, connection):  # the last one tells the other end that the lock is no longer held
+        # in this order: at the end of the connection the other side takes the lock to be free
+        for number in (held, output, connection):
             os.close(number)
 
 
 def _watch(connection: socket.socket, output: int, held: int, spent: float) -> None:
-    """Fork into a tool; answer the server's processor time, and after its end the tool's status and processor time."""
-    request = json.loads(_all_of(connection))
+    """Fork a tool. Answer the server's processor time and the tool's process, then its status and processor time."""
+    with connection.makefile('rb') as stream:
+        request = json.load(stream)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     tool = os.fork()
     if tool == 0:
@@ -156,7 +187,7 @@ def _watch(connection: socket.socket, output: int, held: int, spent: float) -> N
         return
     os.close(held)
     os.close(output)
-    connection.sendall(f'{spent}\n'.encode())
+    connection.sendall(f'{spent} {tool}\n'.encode())
     _, status, used = os.wait4(tool, 0)
     connection.sendall(f'{os.waitstatus_to_exitcode(status)} {used.ru_utime + used.ru_stime}\n'.encode())
     os._exit(0)
@@ -164,15 +195,17 @@ def _watch(connection: socket.socket, output: int, held: int, spent: float) -> N
 
 def _become(tool: str, arguments: list[str], environment: dict[str, str], folder: str) -> None:
     """Do what ``python tool arguments`` does."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_RUNS)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    torch.set_num_threads(int(environment.get('OMP_NUM_THREADS', os.cpu_count() or 1)))
+    torch.set_num_threads(int(environment['OMP_NUM_THREADS']))
     # copies would draw the same numbers, and the same seed if a run has none
     random.seed()
     np.random.seed()
     torch.seed()
+    script = Path(tool).resolve()
     sys.argv = [tool, *arguments]
-    sys.path[0] = str(Path(tool).resolve().parent)
-    runpy.run_path(tool, run_name='__main__')
+    if not sys.flags.safe_path:
+        sys.path.insert(0, str(script.parent))
+    runpy.run_path(str(script), run_name='__main__')

@@ -25,7 +25,13 @@ _ERROR = re.compile(r'([\w.]*Error|[\w.]*Exception): ')
 
 
 def train(
-    tool: Path, config: Path, work_dir: Path, options: Sequence[str] = (), threads: int = 1, version: str | None = None
+    tool: Path,
+    config: Path,
+    work_dir: Path,
+    options: Sequence[str] = (),
+    threads: int = 1,
+    version: str | None = None,
+    fresh: bool = False,
 ) -> bool:
     """Train a config to its end: resume a run that was killed, return at once if it is finished.
 
@@ -36,6 +42,7 @@ def train(
         options: Settings of the config to override, ``key=value``.
         threads: torch's threads, on a CPU.
         version: The config's, from :func:`version_of`. None resumes a run of any version.
+        fresh: Train in a child of this process that imports all it needs, not in a copy (:mod:`mmwsl.engine.copies`).
 
     Returns:
         Whether there was anything left to train.
@@ -64,7 +71,8 @@ def train(
     with (work_dir / 'lock').open('a') as held, output.open('a') as stream:
         lock(held, f'another process trains in {work_dir}, perhaps one left by a command that was killed')
         _write(work_dir, record)
-        status = _run(command, environment, stream.fileno(), held.fileno())
+        start = _run_afresh if fresh or not copies.possible() else _run_copied
+        status = start(command, environment, stream.fileno(), held.fileno())
     if status:
         end = ending(output.read_text(errors='replace'))
         raise RuntimeError(f'training {config} failed with status {status}; {output} ends with\n{end}')
@@ -72,12 +80,14 @@ def train(
     return True
 
 
-def _run(command: Sequence[str], environment: Mapping[str, str], output: int, held: int) -> int:
-    """Run a tool to its end, which keeps a lock if this process is killed, and return its exit status."""
-    tool, *arguments = command
-    status = copies.run(Path(tool), arguments, environment, output, held) if copies.possible() else None
-    if status is not None:
-        return status
+def _run_copied(command: Sequence[str], environment: Mapping[str, str], output: int, held: int) -> int:
+    """Do what ``_run_afresh`` does, in a copy if that is possible."""
+    status = copies.run(Path(command[0]), command[1:], environment, output, held)
+    return _run_afresh(command, environment, output, held) if status is None else status
+
+
+def _run_afresh(command: Sequence[str], environment: Mapping[str, str], output: int, held: int) -> int:
+    """Run a tool to its end and return its exit status; it keeps a lock even if this process is killed."""
     return subprocess.run(
         [sys.executable, *command],
         stdout=output,

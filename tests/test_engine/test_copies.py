@@ -1,9 +1,11 @@
 """A tool in a copy of a process does what it does in a fresh one."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,8 @@ def run(tmp_path):
         script, output = tmp_path / 'tool.py', tmp_path / 'output.log'
         script.write_text(text)
         with (tmp_path / 'lock').open('w') as held, output.open('a') as stream:
-            status = copies.run(script, arguments, {**os.environ, **environment}, stream.fileno(), held.fileno())
+            environment = {**os.environ, **environment}
+            status = copies.run(script, arguments, environment, stream.fileno(), held.fileno())
         return status, output.read_text()
 
     return start
@@ -99,7 +102,66 @@ def test_a_script_without_guard_can_start_runs(tmp_path):
     assert subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout == 'True\n'
 
 
-def test_a_tool_starts_afresh_if_the_server_is_gone(tmp_path):
+def test_signals_to_all_processes_are_answered_by_the_tool_alone(tmp_path):
+    """Slurm's are; the current folder is not searched for what the server imports."""
+    (tmp_path / 'mmpretrain.py').write_text('raise ImportError("of the current folder")')
+    (tmp_path / 'tool.py').write_text(
+        'import os, signal, sys; save = lambda *_: (print("saved", "mmpretrain" in sys.modules), sys.exit(7)); '
+        'signal.signal(signal.SIGUSR1, save); os.killpg(0, signal.SIGUSR1); signal.pause()'
+    )
+    driver = (
+        'import os, signal; from pathlib import Path; from mmwsl.engine import copies; '
+        'signal.signal(signal.SIGUSR1, signal.SIG_IGN); held = open("lock", "w"); '
+        'environment = {**os.environ, "OMP_NUM_THREADS": "1"}; '
+        'print(copies.run(Path("tool.py"), [], environment, 1, held.fileno()), copies._running().process.poll())'
+    )
+    ended = subprocess.run(
+        [sys.executable, '-P', '-W', 'ignore', '-c', driver],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        start_new_session=True,
+    )
+    assert ended.stdout == 'saved True\n7 None\n'
+
+
+def test_ctrl_c_while_the_server_imports_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(copies, '_SERVE', f'import signal; open("{tmp_path}/begun", "w"); signal.pause()')
+    monkeypatch.setattr(copies, '_server', None)
+    (tmp_path / 'tool.py').write_text('')
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(runs.train, tmp_path / 'tool.py', Path('config.py'), tmp_path / 'work')
+        while not (tmp_path / 'begun').exists():
+            os.sched_yield()
+        copies._server.process.send_signal(signal.SIGINT)
+        with pytest.raises(RuntimeError, match='failed with status -2'):
+            run.result()
+    assert copies._server is None
+
+
+def test_a_tool_is_killed_if_its_command_is_interrupted(tmp_path):
+    """As subprocess.run does."""
+    (tmp_path / 'tool.py').write_text(
+        f'import os, signal; os.kill({os.getpid()}, signal.SIGALRM); signal.pause(); open("{tmp_path}/went_on", "w")'
+    )
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runs.train(tmp_path / 'tool.py', Path('config.py'), tmp_path / 'work')
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    with (tmp_path / 'work/lock').open('a') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # free once it is gone
+    assert not (tmp_path / 'went_on').exists()
+
+
+def test_a_tool_starts_in_a_fresh_process_if_the_server_is_gone(tmp_path):
     script = tmp_path / 'tool.py'
     script.write_text('import sys; print("mmpretrain" in sys.modules)')
     assert runs.train(script, Path('config.py'), tmp_path / 'copied')
@@ -130,7 +192,7 @@ def test_a_run_ends_with_the_weights_of_a_fresh_process(tmp_path, monkeypatch):
     torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=0)
 
 
-def test_where_there_is_a_gpu_a_process_is_fresh(monkeypatch):
+def test_with_a_gpu_a_process_is_fresh(monkeypatch):
     monkeypatch.setattr('torch.cuda.is_available', lambda: True)
     assert not copies.possible()
     monkeypatch.undo()

@@ -119,7 +119,7 @@ def test_a_run_that_is_not_the_kept_one_is_kept(tmp_path, monkeypatch, begun, an
     """As where a driver was killed between the end of a training and its record."""
     kept = result_of(tmp_path)
     log(tmp_path / 'c-seed=0', begun, [dict(loss=3.0, epoch=1, step=12)])
-    monkeypatch.setattr(runs, 'train', lambda *args: False)
+    monkeypatch.setattr(runs, 'train', lambda *args, **kwargs: False)
     seen = []
     monkeypatch.setattr(sweep, 'keep', lambda *args: seen.append(args))
     args = SimpleNamespace(work_dir=tmp_path, results=kept, cfg_options=[], threads=1)
@@ -270,7 +270,7 @@ def test_failure_shows_what_the_run_said(tmp_path):
 def on_slurm(tmp_path, monkeypatch):
     """Two runs and what a sweep knows of them; a run is carried out by its name alone."""
     pytest.importorskip('submitit')
-    monkeypatch.setattr(sweep, 'carry_out', lambda run, args: dict(name=run.name, threads=args.threads))
+    monkeypatch.setattr(sweep, 'carry_out', lambda run, args, fresh: dict(name=run.name, threads=args.threads))
     return sweep.plan([Path('a.py')], [], [0, 1]), SimpleNamespace(
         work_dir=tmp_path, slurm='gpus', threads=3, slurm_options=['timeout_min=5', 'slurm_qos=low']
     )
