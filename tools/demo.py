@@ -168,6 +168,8 @@ def show(ax: Any, scene: tuple[Any, Any], side: str, title: str) -> None:
         for (left, top, right, bottom), label in zip(sure.bboxes.tolist(), sure.labels.tolist(), strict=True):
             ax.plot([left, right, right, left, left], [top, top, bottom, bottom, top], color=f'C{label}', linewidth=1)
             ax.text(left, top, str(label), color=f'C{label}', fontsize='x-small', verticalalignment='bottom')
+        height, width = image.shape
+        ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))  # boxes may reach beyond it
     else:
         ax.set_xlabel(
             ' '.join(str(label) for label in sorted(sample.get(f'{side}label').tolist())) or 'none', fontsize='small'

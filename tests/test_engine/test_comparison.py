@@ -8,6 +8,7 @@ from mmengine.config import Config
 
 from mmwsl.engine import runs
 from mmwsl.engine.comparison import METRICS, Trained, draw, metric_of, plan, report, table, train_all, training, warning
+from mmwsl.utils.pictures import pyplot
 from tests.tiny import ROOT
 
 CONFIGS = ROOT / 'configs'
@@ -189,6 +190,18 @@ def test_picture_has_the_weights_of_arms_that_weight(tmp_path, monkeypatch):
     draw(METRICS[0], 90.0, logs, tmp_path / 'a.png')
     draw(METRICS[0], 90.0, {'kd': logs['kd']}, tmp_path / 'b.png')
     assert drawn == [['wsl']] and (tmp_path / 'b.png').exists()
+
+
+def test_several_arms_have_a_colour_and_a_name_each():
+    axis = pyplot().figure().subplots()
+    arm = [[{'distill.wsl_weight': 0.5, 'epoch': 1}]] * 2
+    report._draw_weights(axis, {'wsl': arm, 'plain': arm})
+    assert [(line.get_color(), line.get_label()[:6]) for line in axis.lines] == [
+        ('C0', 'wsl'),
+        ('C0', '_child'),  # not in the legend
+        ('C1', 'plain'),
+        ('C1', '_child'),
+    ]
 
 
 def test_epochs_without_validation_count(tmp_path, monkeypatch):

@@ -126,10 +126,14 @@ def _draw_scores(axis: Any, style: str, arm: str, metric: Metric, of_arm: Sequen
 
 
 def _draw_weights(axis: Any, weighted: Mapping[str, Sequence[Sequence[Mapping]]]) -> None:
-    for arm, of_arm in weighted.items():
+    """Draw a line for each run: of one arm in colours by seed, of several in a colour for each arm."""
+    for number, (arm, of_arm) in enumerate(weighted.items()):
         for seed, log in enumerate(of_arm):
-            name = f'seed {seed}' if len(weighted) == 1 else f'{arm}, seed {seed}'
-            axis.plot(*_weights(log), marker='.', label=name)
+            if len(weighted) == 1:
+                color, label = f'C{seed}', f'seed {seed}'
+            else:
+                color, label = f'C{number}', '' if seed else arm
+            axis.plot(*_weights(log), marker='.', color=color, label=label)
     axis.set(xlabel='epoch', ylabel='mean weight w', title='WSL: how far the soft labels are trusted', ylim=(0, 1.02))
     axis.legend()
 
