@@ -205,7 +205,7 @@ def _become(tool: str, arguments: list[str], environment: dict[str, str], folder
     np.random.seed()
     torch.seed()
     script = Path(tool).resolve()
-    sys.argv = [tool, *arguments]
+    sys.argv[:] = [tool, *arguments]
     if not sys.flags.safe_path:
         sys.path.insert(0, str(script.parent))
     runpy.run_path(str(script), run_name='__main__')

@@ -55,7 +55,8 @@ def test_what_is_taught_reads_the_cache(tmp_path, monkeypatch):
     assert cfg.train_dataloader.dataset.dataset.type == 'mmwsl.Digits'
 
 
-def test_the_config_of_the_teacher_trains_it_and_is_no_arm(tmp_path):
+def test_the_config_of_the_teacher_trains_it_and_is_no_arm(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the configs' teacher_ckpt does not exist
     given = [
         CONFIGS / name
         for name in ('vanilla/digits_teacher.py', 'vanilla/digits_student.py', 'kd_digits.py', 'dkd_digits.py')

@@ -76,7 +76,7 @@ TEACHER_LOSS = (
     Method('WSL, L_t out of fold, in random order', 'wsl-oof-random_{}'),
     Method('WSL, L_t out of fold, CE + 3.4 w H', 'wsl-oof_{}', LARGER),
     Method('WSL, L_t out of fold, in random order, CE + 3.4 w H', 'wsl-oof-random_{}', LARGER),
-    Method('softness x need: entropy x w, L_t out of fold', 'wsl-oof-entropy_{}'),
+    Method('softness x need: entropy x w, out of fold', 'wsl-oof-entropy_{}'),
     Method('WSL, losses divided by their means', 'wsl-free_{}'),
     Method("the teacher's entropy as weight", 'kd-entropy_{}'),
 )
