@@ -121,6 +121,7 @@ DENSE = {
                 'cwd_bccd': "MMRazor's CWD",
             },
         ),
+        ('blood cells with RetinaNet', 'retinanet_bccd', {}),
     )
 }
 # what docs/results.md compares
