@@ -1,6 +1,6 @@
-# mmdet's localisation distillation (arXiv 2102.12252), of boxes alone, with the settings of its own configs. Its loss is
-# summed over the anchors with a box, not averaged: loss_weight is 0.25 for the 15 boxes that two images of COCO have on
-# average, and 0.03 for the 109 boxes in a batch here.
+# mmdet's localisation distillation (arXiv 2102.12252), of boxes alone, with the settings of its own configs. Its loss
+# is summed over the anchors with a box, not averaged: loss_weight is 0.25 for the 15 boxes that two images of COCO have
+# on average, and 0.03 for the 109 boxes in a batch here.
 _base_ = ['student_bccd.py']
 
 model = dict(
