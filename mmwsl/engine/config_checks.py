@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import inspect
 import logging
 import re
@@ -13,7 +14,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import Registry
+from mmengine.registry import DefaultScope, Registry
 from mmengine.runner import Runner
 
 # What mmengine's Runner, its launchers and our tools read at the top of a config.
@@ -35,6 +36,8 @@ _READ_BY_LOOPS = {
     'val_cfg': ('type', 'fp16'),
     'test_cfg': ('type', 'fp16'),
 }
+_DENSE = 'It comes with the extra dense: in a clone, make install DENSE=1; for pip, see docs/dense.md'
+_EXTRAS = {'mmdet': _DENSE, 'mmseg': _DENSE}
 
 
 def check_static_graph(cfg: Config) -> None:
@@ -174,11 +177,25 @@ def _explanation(error: TypeError | KeyError) -> str | None:
         )
     if isinstance(error, KeyError) and kind is None and isinstance(registry, Registry):
         name = str(found.get('obj_type'))
+        missing = _missing_package(name, found.get('scope'))
+        if missing:
+            return f'there is no {registry.name} {name!r}: {missing}'
         return (
             f'there is no {registry.name} {name!r}{_did_you_mean(name, _registered(registry.root))} For a class of '
             'your own, name its module in custom_imports.'
         )
     return None
+
+
+def _missing_package(name: str, scope: str | None) -> str | None:
+    """How to get the package that a type was looked for in, if that is not installed."""
+    prefix, dot, _ = name.partition('.')
+    current = DefaultScope.get_current_instance()
+    package = prefix if dot else scope or (current.scope_name if current else 'mmengine')
+    if importlib.util.find_spec(package):
+        return None
+    how = _EXTRAS.get(package, f'Install it, or write the scope of another package before {name!r}')
+    return f'{package} is not installed. {how}.'
 
 
 def _arguments(kind: type) -> list[str]:

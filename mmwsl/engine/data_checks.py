@@ -45,13 +45,14 @@ _CROPPED = (
     "Add dict(type='mmseg.RandomCrop', crop_size=(HEIGHT, WIDTH)) before PackSegInputs in its pipeline, and set "
     'data_preprocessor.size=(HEIGHT, WIDTH) (SegDataPreProcessor), which pads smaller images'
 )
+_FETCH = {'bccd': ', or fetch it: python tools/fetch_bccd.py'}  # by the name of a folder
 _FOLDERS = ('ImageNet', 'ImageNet21k', 'CustomDataset')
 
 
 def check_data(cfg: Config, dataloaders: tuple[str, ...]) -> None:
     """Check the files of each dataset, and download CIFAR if it is missing.
 
-    Datasets other than CIFAR and folders of images are left to their own checks.
+    Of datasets other than CIFAR and folders of images, only the folder of those that have a list of images is checked.
 
     Raises:
         FileNotFoundError: If files are missing and cannot be downloaded.
@@ -68,6 +69,8 @@ def check_data(cfg: Config, dataloaders: tuple[str, ...]) -> None:
             _check_cifar(name, dataset, field)
         elif name in _FOLDERS:
             _check_folder(name, dataset, field)
+        elif dataset.get('ann_file'):
+            _check_root(dataset.get('data_root'), field)
 
 
 def is_first_process() -> bool:
@@ -134,6 +137,13 @@ def _check_folder(name: str, dataset: dict[str, Any], field: str) -> None:
         f'{folder}/<class>/<image>.jpg (or data_prefix with an annotation file in ann_file).{source} Set '
         f'{field}.dataset...data_root and data_prefix to its location'
     )
+
+
+def _check_root(root: Any, field: str) -> None:
+    if not root or '://' in str(root) or Path(root).is_dir():
+        return
+    fetch = _FETCH.get(Path(root).name, '')
+    raise FileNotFoundError(f'{field}: {root} does not exist. Set {field}.dataset...data_root to its location{fetch}')
 
 
 def _check_images(folder: Path, with_label: bool) -> None:

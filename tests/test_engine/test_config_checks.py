@@ -1,6 +1,8 @@
+import sys
+
 import pytest
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
 
 from mmwsl.engine import config_checks
 from mmwsl.engine.config_checks import (
@@ -11,6 +13,8 @@ from mmwsl.engine.config_checks import (
     warn_of_unread_keys,
 )
 from tests.tiny import ROOT, distillation, load_tool, network
+
+INSTALL = "there is no model '(mmdet.)?GFL': mmdet is not installed. It comes with the extra dense: .*DENSE=1"
 
 
 @pytest.fixture
@@ -27,6 +31,21 @@ def digits():
 
 def distilling(**loss):
     return distillation(distiller=dict(type='mmwsl.WSLDistiller', distill_losses=dict(loss_wsl=loss)))
+
+
+@pytest.mark.parametrize(
+    'cfg, scope',
+    [
+        (dict(type='mmdet.GFL'), 'mmengine'),
+        (dict(type='GFL', _scope_='mmdet'), 'mmengine'),
+        (dict(type='GFL'), 'mmdet'),
+    ],
+)
+def test_package_that_is_not_installed_is_named(cfg, scope, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mmdet', None)
+    monkeypatch.setattr(config_checks.importlib.util, 'find_spec', lambda name: None if name == 'mmdet' else True)
+    with DefaultScope.overwrite_default_scope(scope), pytest.raises(ValueError, match=INSTALL), explained_config():
+        MODELS.build(cfg)
 
 
 @pytest.mark.parametrize(

@@ -286,6 +286,24 @@ def test_errors_of_other_things_stay_as_they_are(tmp_path, text):
     assert raised.value is error
 
 
+def test_missing_folder_of_boxes_says_how_to_get_it(tmp_path):
+    cfg = Config.fromfile(ROOT / 'configs/det/student_bccd.py')
+    dataset = cfg.train_dataloader.dataset.dataset
+    dataset.data_root = f'{tmp_path}/bccd/'
+    with pytest.raises(
+        FileNotFoundError,
+        match=rf'train_dataloader: {tmp_path}/bccd/ does not exist. Set train_dataloader.dataset...data_root to its '
+        'location, or fetch it: python tools/fetch_bccd.py$',
+    ):
+        check_data(cfg, ('train_dataloader',))
+    dataset.data_root = f'{tmp_path}/cells'
+    with pytest.raises(FileNotFoundError, match='data_root to its location$'):
+        check_data(cfg, ('train_dataloader',))
+    for there in (str(tmp_path), 's3://cells', None):
+        dataset.data_root = there
+        check_data(cfg, ('train_dataloader',))
+
+
 def test_missing_imagenet_names_the_layout(tmp_path):
     cfg = Config.fromfile(ROOT / 'configs/wsl_r34_r18_in1k.py')
     cfg.train_dataloader.dataset.dataset.data_root = str(tmp_path)
