@@ -19,6 +19,7 @@ from mmwsl.analysis.predict import choose_network
 from mmwsl.engine import (
     add_progress,
     console,
+    explained_config,
     explained_data,
     finish_run,
     launcher_parser,
@@ -121,10 +122,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_progress(cfg)
     if not args.work_dir:  # mmengine writes the config there, without teacher, and must not replace the run's
         cfg.work_dir = f'{cfg.work_dir}/test'
-    runner = console.build_runner(cfg, args.verbose)
+    with explained_config():
+        runner = console.build_runner(cfg, args.verbose)
+        dataset = runner.test_loop.dataloader.dataset
     if args.checkpoint:
         load_network(network_of(runner.model), args.checkpoint)
-    check_labels(runner.test_loop.dataloader.dataset, predicted_classes(network_of(runner.model)), 'test_dataloader')
+    check_labels(dataset, predicted_classes(network_of(runner.model)), 'test_dataloader')
     if args.out and args.out_item != 'metrics':
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     with explained_data(cfg, ('test_dataloader',)):

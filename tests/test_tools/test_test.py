@@ -158,3 +158,17 @@ def test_images_on_the_device_are_not_augmented(tested, biased):
 def test_labels_are_compared_with_the_classes(tested, biased):
     with pytest.raises(ValueError, match=r'test_dataloader: image 0 has the label -\d+, which is none of 10'):
         tested(distillation(), biased[0], test_dataloader=dict(dataset=dict(type='NegativeDigits')))
+
+
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        ({'model.backbone.type': 'mmwsl.CIFARResnet'}, "there is no model '.*'. Did you mean 'mmwsl.CIFARResNet'"),
+        ({'test_dataloader.dataset.type': 'mmwsl.Digit'}, "there is no dataset '.*'. Did you mean 'mmwsl.Digits'"),
+        ({'test_dataloader.dataset.splitt': 'a'}, "Digits has no argument 'splitt'. Did you mean 'split'"),
+    ],
+)
+def test_a_slip_in_the_config_is_explained(tested, settings, message):
+    options = [f'{key}={value}' for key, value in settings.items()]
+    with pytest.raises(ValueError, match=message):
+        tested(network(2, data_preprocessor=PREPROCESSOR), 'student.pth', '--cfg-options', *options)
