@@ -188,14 +188,13 @@ def _explanation(error: TypeError | KeyError) -> str | None:
 
 
 def _missing_package(name: str, scope: str | None) -> str | None:
-    """How to get the package that a type was looked for in, if that is not installed."""
+    """How to get the package that a type was looked for in, if it is one of the extras and not installed."""
     prefix, dot, _ = name.partition('.')
     current = DefaultScope.get_current_instance()
     package = prefix if dot else scope or (current.scope_name if current else 'mmengine')
-    if importlib.util.find_spec(package):
+    if package not in _EXTRAS or importlib.util.find_spec(package):
         return None
-    how = _EXTRAS.get(package, f'Install it, or write the scope of another package before {name!r}')
-    return f'{package} is not installed. {how}.'
+    return f'{package} is not installed. {_EXTRAS[package]}.'
 
 
 def _arguments(kind: type) -> list[str]:

@@ -54,6 +54,7 @@ def test_package_that_is_not_installed_is_named(cfg, scope, monkeypatch):
         (distilling(type='mmwsl.WSLLoss', tao=3), "WSLLoss has no argument 'tao'. Did you mean 'tau'\\? It takes tau"),
         (distillation(teachr_ckpt='x'), "WSLDistill has no argument 'teachr_ckpt'. Did you mean 'teacher_ckpt'\\?"),
         ({**network(2), 'backbone': dict(type='mmwsl.CIFARResnet')}, "'mmwsl.CIFARResnet'. Did you mean 'mmwsl.CI"),
+        (distilling(type='mmwls.WSLLoss'), "there is no model 'mmwls.WSLLoss'. Did you mean 'mmwsl.WSLLoss'"),
         (
             distillation(
                 distiller=dict(
@@ -74,6 +75,7 @@ def test_package_that_is_not_installed_is_named(cfg, scope, monkeypatch):
         'argument',
         'argument of a base',
         'type',
+        'scope',
         'type of another scope',
         'type without scope',
         'argument of a part',
